@@ -1,0 +1,1 @@
+"""Measurements: one command prints one table."""

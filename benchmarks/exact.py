@@ -1,0 +1,264 @@
+"""A cooperative problem whose every answer is known: agents on independent rings, solved by dynamic programming.
+
+**The problem.** N = 4 agents walk on rings of 8 places, each on its own: action left, stay or right; with probability
+0.1 one of the three moves is drawn at random instead. Agent i earns `REWARD_SCALES[i]` for every step it starts at
+place 0; the team's reward is the sum. Discount 0.95, no termination. Agent i observes its place, one-hot; the state is
+all places. The behaviour policy b_i is a fixed random table per agent.
+
+**Value.** V(pi) = sum_i mean over places of V_i(place), the expected discounted return from a uniform start, infinite
+horizon. The data come in episodes of `EPISODE_STEPS` from the same uniform start, cut by a time limit.
+
+**Weighting of the constraint.** mu_i(place) is the share of agent i's data at that place: the occupancy of b_i over the
+first `EPISODE_STEPS` steps. Deviation is a mean over data, so KL_i(pi) = sum_o mu_i(o) KL(pi_i(.|o) || b_i(.|o)).
+
+**Solution at a level.** For a level alpha the regularised optimum pi_i = b_i exp((q - v)/alpha), with q, v of the
+reward less alpha KL, is found by soft policy iteration. What it spends is measured by one of two accounts:
+
+    "mean"   KL_i(pi) as above: what the budget is defined to be;
+    "batch"  - log sum_o mu_i(o) exp(-KL(o)): what a learner spends by its own account when it normalises its weights
+             over the batch and not per observation. Their exponent at the optimum is log(pi_i/b_i) - KL_i(o), whose
+             softmax over the data has exactly this divergence. By Jensen it is the smaller one, so the true KL of
+             such a learner is somewhat above its budget.
+
+**Influence.** m_i is the regression slope of q^r on log(pi_i/b_i) under pi_i, pooled with mu_i. Without a future
+(discount 0) m_i = alpha_i = dV_i/dd_i exactly. With one, m_i = alpha_i (1 - slope of q^c on log(pi_i/b_i)), because
+today's action also changes tomorrow's deviation; and alpha_i is exactly the derivative of V_i by the discounted KL
+along pi_i's own path.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_PLACES = 8
+REWARD_SCALES = (3.0, 1.0, 0.3, 0.1)
+SLIP = 0.1
+DISCOUNT = 0.95
+EPISODE_STEPS = 50
+TOTAL_BUDGET = 1.2
+
+
+class Ring(NamedTuple):
+    """One agent's problem.
+
+    Attributes:
+        transition: [P, A, P] probability of the next place.
+        reward: [P] reward of a step that starts at a place.
+        behaviour: [P, A] the data's policy.
+        start: [P] distribution of the first place.
+        discount: per step.
+    """
+
+    transition: np.ndarray
+    reward: np.ndarray
+    behaviour: np.ndarray
+    start: np.ndarray
+    discount: float
+
+
+class Solution(NamedTuple):
+    """The regularised optimum of one ring at each of G levels, float64.
+
+    Attributes:
+        alpha: [G] levels, reward per nat.
+        policy: [G, P, A].
+        divergence: [G, P] KL to the behaviour at every place, nats.
+        value: [G] V_i of the policy, reward alone.
+        return_values: [G, P, A] q^r of the policy.
+        deviation_values: [G, P, A] q^c of the policy: minus the discounted KL from the next step on.
+        influence: [G] m_i, without the epsilon of the estimator.
+    """
+
+    alpha: np.ndarray
+    policy: np.ndarray
+    divergence: np.ndarray
+    value: np.ndarray
+    return_values: np.ndarray
+    deviation_values: np.ndarray
+    influence: np.ndarray
+
+
+class Allocation(NamedTuple):
+    """A split of the budget with everything it leads to, [N] each.
+
+    Attributes:
+        budget: spent, nats.
+        alpha: levels.
+        divergence: mean KL over the data, nats.
+        influence: m_i.
+        value: V_i.
+    """
+
+    budget: np.ndarray
+    alpha: np.ndarray
+    divergence: np.ndarray
+    influence: np.ndarray
+    value: np.ndarray
+
+
+def rings(seed: int = 0, discount: float = DISCOUNT, scales=REWARD_SCALES) -> list[Ring]:
+    """The N rings; `seed` draws the behaviour policies."""
+    random = np.random.default_rng(seed)
+    places = np.arange(NUM_PLACES)
+    moves = np.stack([np.eye(NUM_PLACES)[(places + shift) % NUM_PLACES] for shift in (-1, 0, 1)], axis=1)
+    transition = (1 - SLIP) * moves + SLIP * moves.mean(axis=1, keepdims=True)
+    out = []
+    for scale in scales:
+        preference = np.exp(random.normal(size=(NUM_PLACES, 3)))
+        behaviour = preference / preference.sum(axis=1, keepdims=True)
+        start = np.full(NUM_PLACES, 1 / NUM_PLACES)
+        out.append(Ring(transition, scale * (places == 0), behaviour, start, discount))
+    return out
+
+
+def evaluate(ring: Ring, policy: np.ndarray, reward: np.ndarray | None = None) -> np.ndarray:
+    """State values of policies [..., P, A] for `reward` [..., P], the ring's own by default: [..., P]."""
+    reward = ring.reward if reward is None else reward
+    step = np.einsum("...pa,paq->...pq", policy, ring.transition)
+    system = np.eye(NUM_PLACES) - ring.discount * step
+    return np.linalg.solve(system, np.broadcast_to(reward, system.shape[:-1])[..., None])[..., 0]
+
+
+def true_value(ring: Ring, policy: np.ndarray) -> float:
+    """V_i of one policy [P, A] from the uniform start."""
+    return float(ring.start @ evaluate(ring, policy))
+
+
+def divergence(ring: Ring, policy: np.ndarray) -> np.ndarray:
+    """KL(policy || behaviour) at every place: [..., P, A] to [..., P], nats."""
+    ratio = np.log(np.maximum(policy, 1e-300)) - np.log(ring.behaviour)
+    return (policy * ratio).sum(axis=-1)
+
+
+def data_occupancy(ring: Ring, steps: int = EPISODE_STEPS) -> np.ndarray:
+    """mu_i: [P] share of the data's rows at each place."""
+    step = np.einsum("pa,paq->pq", ring.behaviour, ring.transition)
+    place, counts = ring.start, np.zeros(NUM_PLACES)
+    for _ in range(steps):
+        counts = counts + place
+        place = place @ step
+    return counts / steps
+
+
+def action_values(ring: Ring, policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """q^r and q^c of policies [..., P, A], each [..., P, A]."""
+    next_return = evaluate(ring, policy)
+    next_deviation = evaluate(ring, policy, -divergence(ring, policy))
+    q_return = ring.reward[:, None] + ring.discount * np.einsum("paq,...q->...pa", ring.transition, next_return)
+    return q_return, ring.discount * np.einsum("paq,...q->...pa", ring.transition, next_deviation)
+
+
+def influence(ring: Ring, policy: np.ndarray, values: np.ndarray, occupancy: np.ndarray, epsilon=0.0) -> np.ndarray:
+    """Slope of `values` on log(policy / behaviour) under the policy, pooled over places: [..., P, A] twice to [...]."""
+    ratio = np.log(np.maximum(policy, 1e-300)) - np.log(ring.behaviour)
+    ratio = ratio - (policy * ratio).sum(axis=-1, keepdims=True)
+    values = values - (policy * values).sum(axis=-1, keepdims=True)
+    covariance = (policy * values * ratio).sum(axis=-1) @ occupancy
+    return covariance / ((policy * ratio**2).sum(axis=-1) @ occupancy + epsilon)
+
+
+def solve(ring: Ring, alpha, occupancy: np.ndarray | None = None, epsilon: float = 0.0) -> Solution:
+    """Regularised optimum at every level of `alpha` [G], by soft policy iteration to machine precision."""
+    alpha = np.atleast_1d(np.asarray(alpha, np.float64))
+    occupancy = data_occupancy(ring) if occupancy is None else occupancy
+    policy = np.broadcast_to(ring.behaviour, (len(alpha), *ring.behaviour.shape))
+    for _ in range(100):
+        penalised = ring.reward - alpha[:, None] * divergence(ring, policy)
+        value = evaluate(ring, policy, penalised)
+        q = ring.reward[:, None] + ring.discount * np.einsum("paq,gq->gpa", ring.transition, value)
+        exponent = q / alpha[:, None, None]
+        improved = ring.behaviour * np.exp(exponent - exponent.max(axis=-1, keepdims=True))
+        improved = improved / improved.sum(axis=-1, keepdims=True)
+        change, policy = np.abs(improved - policy).max(), improved
+        if change < 1e-14:
+            break
+    q_return, q_deviation = action_values(ring, policy)
+    slope = influence(ring, policy, q_return, occupancy, epsilon)
+    value = evaluate(ring, policy) @ ring.start
+    return Solution(alpha, policy, divergence(ring, policy), value, q_return, q_deviation, slope)
+
+
+def spent(solution: Solution, occupancy: np.ndarray, account: str) -> np.ndarray:
+    """Budget spent at each level, [G] nats, by the "mean" or the "batch" account of the module's docstring."""
+    if account == "mean":
+        return solution.divergence @ occupancy
+    return -np.log(np.exp(-solution.divergence) @ occupancy)
+
+
+class Frontier(NamedTuple):
+    """What every agent gets for every budget, tabulated over G falling levels; looked up by interpolation.
+
+    Attributes:
+        log_alpha: [G] falling.
+        spent: [N, G] budget spent, nats, rising.
+        divergence: [N, G] mean KL over the data, nats.
+        influence: [N, G].
+        value: [N, G].
+    """
+
+    log_alpha: np.ndarray
+    spent: np.ndarray
+    divergence: np.ndarray
+    influence: np.ndarray
+    value: np.ndarray
+
+
+def frontier(problem: list[Ring], account: str = "mean", epsilon: float = 0.0, points: int = 1500) -> Frontier:
+    """Tabulate `problem`; `account` as in `spent`, `epsilon` that of the influence estimator (nats^2)."""
+    log_alpha = np.linspace(np.log(1e3), np.log(1e-2), points)
+    rows = []
+    for ring in problem:
+        occupancy = data_occupancy(ring)
+        found = solve(ring, np.exp(log_alpha), occupancy, epsilon)
+        rows.append((spent(found, occupancy, account), found.divergence @ occupancy, found.influence, found.value))
+    return Frontier(log_alpha, *(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def at_level(table: Frontier, log_alpha) -> Allocation:
+    """The split in which agent i plays its optimum at log_alpha[i]; a number is a level common to all."""
+    log_alpha = np.broadcast_to(log_alpha, len(table.spent))
+
+    def look_up(columns):
+        return np.array([np.interp(-x, -table.log_alpha, c) for x, c in zip(log_alpha, columns, strict=True)])
+
+    spent_, divergence_, influence_, value = map(look_up, table[1:])
+    return Allocation(spent_, np.exp(log_alpha), divergence_, influence_, value)
+
+
+def at_budget(table: Frontier, budget) -> Allocation:
+    """The split in which agent i spends budget[i] nats."""
+    return at_level(table, [np.interp(d, s, table.log_alpha) for d, s in zip(budget, table.spent, strict=True)])
+
+
+def water_filling(table: Frontier, total: float = TOTAL_BUDGET) -> Allocation:
+    """One common level for all agents, at which they spend `total` nats together."""
+    return at_level(table, np.interp(total, table.spent.sum(axis=0), table.log_alpha))
+
+
+def best_split(table: Frontier, total: float = TOTAL_BUDGET) -> Allocation:
+    """The split of `total` nats with the largest sum of values: equal marginal values dV_i/dd_i.
+
+    Close to `water_filling` and not the same, because a level prices the KL along the policy's own path and the
+    budget counts it over the data.
+    """
+    rise = np.diff(table.spent)
+    marginal = np.divide(np.diff(table.value), rise, out=np.zeros_like(rise), where=rise > 1e-9)
+    low, high = 1e-6, 1e4
+    for _ in range(100):
+        price = np.sqrt(low * high)
+        budget = ((marginal > price) * rise).sum(axis=1) + table.spent[:, 0]
+        low, high = (price, high) if budget.sum() > total else (low, price)
+    return at_budget(table, budget)
+
+
+def fixed_point(table: Frontier, share, total: float = TOTAL_BUDGET, rounds: int = 1000) -> Allocation:
+    """The split that `share(influence [N]) -> budget [N]` leaves unchanged, by damped iteration from even shares."""
+    budget = np.full(len(table.spent), total / len(table.spent))
+    for _ in range(rounds):
+        budget = 0.9 * budget + 0.1 * share(at_budget(table, budget).influence)
+    return at_budget(table, budget)
+
+
+def behaviour_value(problem: list[Ring]) -> float:
+    """V of the data's policies."""
+    return sum(true_value(ring, ring.behaviour) for ring in problem)

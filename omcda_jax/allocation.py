@@ -1,0 +1,202 @@
+"""The heart of OMCDA: each agent's influence on the team's return, its share of the deviation budget, its level.
+
+Source: Chen, Hua, Sheng, Li, Jin, Wang, "Dynamic Conservative Degree Allocation for Offline Multi-Agent Reinforcement
+Learning" (AAMAS 2025) and its full version "Who Matters Matters: Agent-Specific Conservative Offline MARL" (ICLR
+2026). Where the papers leave a choice open, the docstring says what was chosen here.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from omcda_jax.reductions import largest, masked_mean, total
+
+ALLOCATION_RULES = ("softmax", "projected", "uniform", "random")
+INFLUENCE_SCALES = ("relative", "raw")
+
+
+def influence(
+    return_values: chex.Array,
+    log_ratio: chex.Array,
+    probabilities: chex.Array,
+    mask: chex.Array,
+    *,
+    epsilon: chex.Numeric = 1e-3,
+    axis_name: str | None = None,
+) -> chex.Array:
+    """Influence m_i = dV^r_tot/dKL_i of every agent's deviation on the team's return.
+
+    The paper writes m_i = (dV^r_tot/dpi_i)(dKL_i/dpi_i)^-1 with two gradients over actions. Read as least squares in
+    the Fisher metric of pi_i (a choice made here) it is a regression slope that no parameterisation of pi_i changes:
+
+        m_i = E_o[Cov_{a~pi_i}(f_i, l_i)] / (E_o[Var_{a~pi_i}(l_i)] + epsilon)
+
+    with f_i = w^r_i q^r_i and l_i = log pi_i - log b_i. At the constrained optimum m_i = alpha_i = dV^r_tot/dd_i.
+
+    Args:
+        return_values: [B, N, K] f_i, each agent's part of the team's return, at the support points.
+        log_ratio: [B, N, K] l_i in nats, finite everywhere.
+        probabilities: [B, N, K] weights of the support points under pi_i, summing to one over K; 0 if illegal.
+        mask: [B, N] rows in which the agent has a choice.
+        epsilon: variance (nats^2) below which the slope fades to 0, as it does while pi_i = b_i.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        [N] influence, in units of return per nat.
+    """
+    chex.assert_equal_shape([return_values, log_ratio, probabilities])
+    chex.assert_equal_shape_prefix([return_values, mask], 2)
+
+    def of_agent(f, ratio, p, valid):
+        f_centred = f - jnp.sum(p * f, axis=-1, keepdims=True)
+        ratio_centred = ratio - jnp.sum(p * ratio, axis=-1, keepdims=True)
+        covariance = masked_mean(jnp.sum(p * f_centred * ratio_centred, axis=-1), valid, axis_name)
+        variance = masked_mean(jnp.sum(p * jnp.square(ratio_centred), axis=-1), valid, axis_name)
+        return covariance / (variance + epsilon)
+
+    return jax.vmap(of_agent, in_axes=1)(return_values, log_ratio, probabilities, mask)
+
+
+def allocate(
+    influence: chex.Array,
+    previous: chex.Array,
+    *,
+    rule: str = "softmax",
+    total_budget: chex.Numeric,
+    min_budget: chex.Numeric,
+    temperature: chex.Numeric = 1.0,
+    step_size: chex.Numeric = 0.005,
+    influence_scale: str = "relative",
+) -> chex.Array:
+    """Share one budget of deviation among the agents: d_i >= min_budget, sum_i d_i = total_budget.
+
+    Rules:
+        softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's.
+        projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
+            point makes all m_i equal: water-filling, the best split of one KL budget.
+        uniform: d_tot / N each (the paper's ablation without allocation).
+        random: `previous` unchanged, a fixed random point of the simplex (the paper's ablation).
+
+    Args:
+        influence: [N] m_i; entries that are not finite count as 0.
+        previous: [N] the current budgets, nats; on the simplex.
+        rule: one of ALLOCATION_RULES (static).
+        total_budget: d_tot > 0, nats over all agents.
+        min_budget: d_min >= 0, nats; N d_min <= d_tot.
+        temperature: of the softmax rule, in the units of the scaled influence.
+        step_size: of the projected rule, relative to an even share.
+        influence_scale: "relative" divides m by the mean |m| over agents, which frees the rules of the reward's
+            units; "raw" is the paper's letter (static).
+
+    Returns:
+        [N] budgets d, nats.
+
+    Raises:
+        ValueError: unknown rule or influence_scale.
+    """
+    chex.assert_rank([influence, previous], 1)
+    chex.assert_equal_shape([influence, previous])
+    if rule not in ALLOCATION_RULES:
+        raise ValueError(f"allocation rule: expected one of {ALLOCATION_RULES}, found {rule!r}")
+    if influence_scale not in INFLUENCE_SCALES:
+        raise ValueError(f"influence_scale: expected one of {INFLUENCE_SCALES}, found {influence_scale!r}")
+    num_agents = influence.shape[0]
+    if rule == "uniform":
+        return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
+    if rule == "random":
+        return previous
+    scaled = jnp.where(jnp.isfinite(influence), influence, 0.0)
+    if influence_scale == "relative":
+        scaled = _relative(scaled)
+    spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
+    if rule == "softmax":
+        return min_budget + spread * jax.nn.softmax(jnp.clip(scaled, -1e30, 1e30) / temperature)
+    target = previous - min_budget + step_size * (total_budget / num_agents) * scaled
+    # The projection ignores shifts, and entries further than `spread` below the largest end at zero wherever they
+    # start: both keep huge influences from costing the sum its precision.
+    target = jnp.clip(target - jnp.max(target), -spread, 0.0)
+    return min_budget + optax.projections.projection_simplex(target, spread)
+
+
+def _relative(influence):
+    """Influence over its mean absolute value; dividing by the largest first keeps the mean from overflowing."""
+    tiny = jnp.finfo(influence.dtype).tiny
+    largest_first = influence / jnp.maximum(jnp.max(jnp.abs(influence)), tiny)
+    return largest_first / jnp.maximum(jnp.mean(jnp.abs(largest_first)), tiny)
+
+
+def conservatism_level(
+    return_advantage: chex.Array,
+    deviation_advantage: chex.Array,
+    budget: chex.Array,
+    mask: chex.Array,
+    *,
+    log_alpha_bounds: tuple[chex.Numeric, chex.Numeric] = (-7.0, 7.0),
+    max_weight: chex.Numeric = 100.0,
+    num_halvings: int = 20,
+    axis_name: str | None = None,
+) -> tuple[chex.Array, chex.Array]:
+    """Level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
+
+    omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
+    pi*_i / b_i on the data, so mean(omega_i) = 1. Its divergence mean(omega_i log omega_i) falls as alpha_i grows;
+    bisection on log alpha_i meets the budget. This solves the paper's dual min_alpha alpha (d_i - KL_i) instead of
+    stepping it (a choice made here; the per-agent form of REPS, Peters et al. 2010).
+
+    Args:
+        return_advantage: [B, N] A^r_i = w^r_i (q^r_i - E_pi q^r_i).
+        deviation_advantage: [B, N] A^c_i = kappa_i (q^c_i - E_pi q^c_i), in nats.
+        budget: [N] d_i, nats.
+        mask: [B, N] rows in which the agent has a choice.
+        log_alpha_bounds: interval searched; the bound itself is returned where no level inside meets the budget.
+        max_weight: cap on omega_i.
+        num_halvings: of the bisection.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        log_alpha [N] and weights [B, N] (0 on invalid rows).
+    """
+    chex.assert_equal_shape([return_advantage, deviation_advantage, mask])
+    chex.assert_equal_shape_suffix([return_advantage, budget], 1)
+    count = jnp.maximum(total(jnp.sum(mask, axis=0), axis_name), 1)
+
+    def log_weights(log_alpha):
+        logits = jnp.where(mask, return_advantage * jnp.exp(-log_alpha) + deviation_advantage, -1e30)
+        logits = logits - largest(jnp.max(logits, axis=0), axis_name)
+        return logits - jnp.log(total(jnp.sum(jnp.exp(logits), axis=0), axis_name)) + jnp.log(count)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        spends_too_much = weight_divergence(jnp.exp(log_weights(middle)), mask, axis_name) > budget
+        return jnp.where(spends_too_much, middle, low), jnp.where(spends_too_much, high, middle)
+
+    low, high = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in log_alpha_bounds)
+    low, high = jax.lax.fori_loop(0, num_halvings, halve, (low, high))
+    log_alpha = (low + high) / 2
+    weights = jnp.minimum(jnp.exp(log_weights(log_alpha)), max_weight)
+    return log_alpha, jnp.where(mask, weights, 0.0)
+
+
+def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """KL of the weighted data from the data, mean(omega log omega) over valid rows.
+
+    Args:
+        weights: [B, N] density ratios with mean one over valid rows.
+        mask: [B, N] valid rows.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        [N] nats.
+    """
+    return masked_mean(jax.scipy.special.xlogy(weights, weights), mask, axis_name)
+
+
+def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Numeric) -> chex.Array:
+    """Moving average log alpha <- (1 - rate) log alpha + rate solution; both [N].
+
+    The average, not one batch's solution, couples the agents through kappa and is what reports show.
+    """
+    chex.assert_equal_shape([log_alpha, solution])
+    return log_alpha + rate * (solution - log_alpha)

@@ -1,0 +1,356 @@
+"""One experiment's settings: frozen dataclasses, command-line overrides by dotted key, and a JSON round trip.
+
+Algorithm settings are whatever frozen dataclass the algorithm defines; this module only asks that it has a
+`name: str` field and type hints.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types as builtin_types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omcda_jax.types import ConfigError
+
+# What may change between two starts of one run directory: none of these alters an update already done.
+RESUMABLE = frozenset(
+    {
+        "directory",
+        "learner.updates",
+        "learner.log_every",
+        "learner.checkpoint_every",
+        "learner.evaluate_every",
+        "evaluation.episodes",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which offline dataset to learn from.
+
+    Attributes:
+        environment: `family/scenario`, for instance `smax/5m_vs_6m`.
+        quality: name of the behaviour that made the data, for instance `medium`.
+        episodes: how many episodes the dataset has; used when it must be collected.
+        seed: seed of the collection.
+        path: file to read instead of the default place, or None.
+        reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
+    """
+
+    environment: str
+    quality: str = "medium"
+    episodes: int = 1000
+    seed: int = 0
+    path: str | None = None
+    reward_scale: float = 1.0
+
+    def __post_init__(self):
+        family, _, scenario = self.environment.partition("/")
+        require(family and scenario, "data.environment", "family/scenario such as smax/3m", self.environment)
+        require(self.quality, "data.quality", "a name", self.quality)
+        require(self.episodes >= 1, "data.episodes", "at least 1", self.episodes)
+        require(self.seed >= 0, "data.seed", "at least 0", self.seed)
+        scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)
+        require(scale_is_valid, "data.reward_scale", "a positive number", self.reward_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """How long to learn and how often to look.
+
+    Attributes:
+        updates: gradient updates in all.
+        batch_size: B, transitions per update.
+        updates_per_call: updates in one compiled call; a stop signal waits for one call. All other numbers of
+            updates are multiples of it.
+        log_every: updates between two rows of metrics.
+        checkpoint_every: updates between two checkpoints (one more is written at the end).
+        evaluate_every: updates between two evaluations; 0 evaluates only the final policy.
+    """
+
+    updates: int
+    batch_size: int = 128
+    updates_per_call: int = 100
+    log_every: int = 200
+    checkpoint_every: int = 1000
+    evaluate_every: int = 1000
+
+    def __post_init__(self):
+        for name in ("updates", "batch_size", "updates_per_call", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, f"learner.{name}", "at least 1", getattr(self, name))
+        require(self.evaluate_every >= 0, "learner.evaluate_every", "0 or more", self.evaluate_every)
+        for name in ("updates", "log_every", "checkpoint_every", "evaluate_every"):
+            expected = f"a multiple of learner.updates_per_call={self.updates_per_call}"
+            value = getattr(self, name)
+            require(value % self.updates_per_call == 0, f"learner.{name}", expected, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How a policy is judged.
+
+    Attributes:
+        episodes: greedy episodes per evaluation, played side by side.
+        seed: seed of the episodes; the same for every evaluation of a run, so that they compare.
+    """
+
+    episodes: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.episodes >= 1, "evaluation.episodes", "at least 1", self.episodes)
+        require(self.seed >= 0, "evaluation.seed", "at least 0", self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything one run depends on.
+
+    Attributes:
+        name: name of the preset; part of the run directory.
+        algorithm: the algorithm's frozen dataclass, whose `name` says which algorithm it is.
+        data: which dataset.
+        learner: how long to learn.
+        evaluation: how to judge.
+        seed: seed of initialisation, batches and the algorithm's own draws.
+        directory: where run directories are made.
+    """
+
+    name: str
+    algorithm: Any
+    data: DataConfig
+    learner: LearnerConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+    directory: str = "runs"
+
+    def __post_init__(self):
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+def require(condition: Any, key: str, expected: str, found: Any) -> None:
+    """Raises ConfigError `KEY: expected EXPECTED, found FOUND` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{key}: expected {expected}, found {found!r}")
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Returns a "did you mean ...? Choices: ..." phrase for a word that is none of `choices`."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + "Valid: " + ", ".join(choices)
+
+
+def apply_overrides(
+    config: ExperimentConfig, assignments: Sequence[str], algorithms: Mapping[str, type]
+) -> ExperimentConfig:
+    """Returns `config` with dotted assignments such as `algorithm.d_tot=1.8` applied.
+
+    `algorithm.name=NAME` is applied first, wherever it stands: it swaps the algorithm's settings for the other
+    algorithm's defaults, keeping the values of the fields both have. Values are read by the field's type hint:
+    numbers as usual, `true`/`false`, `none` where None is allowed, `256,256` for tuples.
+
+    Args:
+        config: the preset.
+        assignments: `key=value` strings; a later one wins over an earlier one of the same key.
+        algorithms: algorithm name to its settings dataclass.
+
+    Raises:
+        ConfigError: for a key that does not exist (with the nearest one), a value of another type, or a value the
+            settings refuse.
+    """
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        require(equals, key, "key=value", assignment)
+        values[key] = text
+    if "algorithm.name" in values:
+        name = values.pop("algorithm.name")
+        config = dataclasses.replace(config, algorithm=_swap_algorithm(config.algorithm, name, algorithms))
+    tree: dict = {}
+    for key, text in values.items():
+        parts = key.split(".")
+        owner = config
+        for depth, part in enumerate(parts):
+            _check_key(owner, part, parts[:depth])
+            owner = getattr(owner, part)
+        if dataclasses.is_dataclass(owner):
+            names = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(owner))
+            raise ConfigError(f"{key}: expected one of its keys ({names}), found a value {text!r}")
+        branch = tree
+        for part in parts[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[parts[-1]] = text
+    return _rebuild(config, tree, "")
+
+
+def to_dict(config: Any) -> dict:
+    """Returns a settings dataclass as plain JSON values: nested dicts, tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: Mapping[str, Any], algorithms: Mapping[str, type]) -> ExperimentConfig:
+    """Rebuilds what `to_dict` wrote.
+
+    Args:
+        values: the JSON object.
+        algorithms: algorithm name to its settings dataclass.
+
+    Raises:
+        ConfigError: for an unknown algorithm, a missing or unknown key, or a value of another type.
+    """
+    sections = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
+    _check_keys(values, ExperimentConfig, "")
+    name = values["algorithm"].get("name")
+    require(name in algorithms, "algorithm.name", "one of " + ", ".join(sorted(algorithms)), name)
+    sections["algorithm"] = algorithms[name]
+    fields = {}
+    hints = typing.get_type_hints(ExperimentConfig)
+    for key, value in values.items():
+        fields[key] = _build(sections[key], value, key) if key in sections else _coerce(key, value, hints[key])
+    return ExperimentConfig(**fields)
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns every dotted key whose value differs, with both values.
+
+    Args:
+        saved: one configuration as `to_dict` gives it.
+        current: another.
+
+    Returns:
+        {dotted key: (saved value, current value)}; a key only one side has shows None for the other.
+    """
+    first, second = _flatten(saved, ""), _flatten(current, "")
+    keys = sorted(first.keys() | second.keys())
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type]) -> Any:
+    if name not in algorithms:
+        raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, algorithms)}")
+    target = algorithms[name]
+    if isinstance(settings, target):
+        return settings
+    shared = {field.name for field in dataclasses.fields(settings)} & {field.name for field in dataclasses.fields(target)}
+    return _make(target, {key: getattr(settings, key) for key in shared - {"name"}} | {"name": name})
+
+
+def _check_key(owner: Any, part: str, prefix: Sequence[str]) -> None:
+    key = ".".join([*prefix, part])
+    if not dataclasses.is_dataclass(owner):
+        raise ConfigError(f"{key}: {'.'.join(prefix)} has no keys below it")
+    names = [field.name for field in dataclasses.fields(owner)]
+    if part not in names:
+        choices = [".".join([*prefix, name]) for name in names]
+        raise ConfigError(f"{key}: no such key; {suggestion(key, choices)}")
+
+
+def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    """Replaces each dataclass once, so that its own checks see all its changes together."""
+    hints = typing.get_type_hints(type(settings))
+    changes = {}
+    for name, value in tree.items():
+        key = prefix + name
+        inner = isinstance(value, dict)
+        changes[name] = _rebuild(getattr(settings, name), value, key + ".") if inner else _coerce(key, value, hints[name])
+    return _make(dataclasses.replace, changes, settings)
+
+
+def _make(build: Any, fields: Mapping[str, Any], *positional: Any) -> Any:
+    try:
+        return build(*positional, **fields)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _build(settings: type, values: Mapping[str, Any], prefix: str) -> Any:
+    _check_keys(values, settings, prefix + ".")
+    hints = typing.get_type_hints(settings)
+    return _make(settings, {key: _coerce(f"{prefix}.{key}", value, hints[key]) for key, value in values.items()})
+
+
+def _check_keys(values: Mapping[str, Any], settings: type, prefix: str) -> None:
+    expected = {field.name for field in dataclasses.fields(settings)}
+    unknown, missing = sorted(values.keys() - expected), sorted(expected - values.keys())
+    if unknown:
+        raise ConfigError(f"{prefix}{unknown[0]}: no such key; {suggestion(unknown[0], expected)}")
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]}: expected a value, found none")
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """Reads a command-line text or a JSON value as the type `hint` names."""
+    try:
+        return _convert(value, hint)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{key}: expected {_describe(hint)}, found {value!r}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, builtin_types.UnionType):
+        return _convert_union(value, arguments)
+    if origin is typing.Literal:
+        return arguments[[str(choice) for choice in arguments].index(str(value))]
+    if origin is tuple:
+        return _convert_tuple(value, arguments)
+    if hint is bool:
+        return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _fail()
+    if hint is int:
+        return int(value) if isinstance(value, str) or type(value) is int else _fail()
+    if hint is float:
+        return float(value) if isinstance(value, str) or type(value) in (int, float) else _fail()
+    if hint is str:
+        return value if isinstance(value, str) else _fail()
+    return value if hint is Any else _fail()
+
+
+def _convert_union(value: Any, options: Sequence[Any]) -> Any:
+    if type(None) in options and (value is None or str(value).lower() == "none"):
+        return None
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(value, option)
+            except (ValueError, TypeError):
+                continue
+    return _fail()
+
+
+def _convert_tuple(value: Any, items: Sequence[Any]) -> tuple:
+    if isinstance(value, str):
+        value = [item.strip() for item in value.strip().strip("()[]").split(",") if item.strip()]
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    return tuple(_convert(item, hint) for item, hint in zip(value, items, strict=True))
+
+
+def _fail() -> Any:
+    raise ValueError
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, builtin_types.UnionType):
+        return " or ".join("none" if option is type(None) else _describe(option) for option in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"{_describe(arguments[0])}s separated by commas"
+        return f"{len(arguments)} values separated by commas ({', '.join(map(_describe, arguments))})"
+    return {int: "an int", float: "a float", bool: "true or false", str: "a string"}.get(hint, str(hint))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -1,0 +1,279 @@
+"""Offline data: whole episodes as they come from a file, and the same rows on the device, ready to be sampled.
+
+An episode of L steps takes L + 1 consecutive rows. Row t holds what the team saw, did and was paid at step t; the last
+row holds the true final observation, state and legal actions, and zeros for the action and the reward, which do not
+exist there. So every row is stored once and the successor of row t is always row t + 1.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax.types import Batch, DatasetError, EnvSpec
+
+
+class Episodes(NamedTuple):
+    """E whole episodes in host memory, one after the other, T = sum(length) + E rows.
+
+    Attributes:
+        obs: [T, N, O] float32 local observations.
+        state: [T, S] float32 global state.
+        avail: [T, N, A] bool, legal actions (continuous: all True).
+        action: [T, N] int32 indices, or [T, N, A] float32 in [-1, 1]; zero on final rows.
+        reward: [T] float32 team reward in the environment's own units; zero on final rows.
+        length: [E] int32, steps of each episode.
+        terminated: [E] bool, the task itself ended (False: the time limit cut the episode).
+        won: [E] bool, the team reached the task's goal (all False where there is none).
+    """
+
+    obs: np.ndarray
+    state: np.ndarray
+    avail: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    length: np.ndarray
+    terminated: np.ndarray
+    won: np.ndarray
+
+
+@flax.struct.dataclass
+class Dataset:
+    """T rows on the device, of which M have a successor and can be sampled.
+
+    Attributes:
+        obs: [T, N, O] float32.
+        state: [T, S] float32.
+        avail: [T, N, A] bool.
+        action: [T, N] int32 or [T, N, A] float32.
+        reward: [T] float32, scaled.
+        discount: [T] float32, 0 where the step ended the task, else 1 (a time limit is not an end); 0 on final rows.
+        first: [T] bool, the row starts an episode.
+        rows: [M] int32, the rows that can be sampled.
+        spec: the task's sizes (static).
+    """
+
+    obs: chex.Array
+    state: chex.Array
+    avail: chex.Array
+    action: chex.Array
+    reward: chex.Array
+    discount: chex.Array
+    first: chex.Array
+    rows: chex.Array
+    spec: EnvSpec = flax.struct.field(pytree_node=False)
+
+
+def gather(dataset: Dataset, rows: chex.Array) -> Batch:
+    """Reads the transitions that start at the given rows.
+
+    Args:
+        dataset: the data.
+        rows: [B] int32, entries of `dataset.rows`.
+    """
+    chex.assert_rank(rows, 1)
+    after = rows + 1
+    return Batch(
+        obs=dataset.obs[rows],
+        state=dataset.state[rows],
+        avail=dataset.avail[rows],
+        action=dataset.action[rows],
+        reward=dataset.reward[rows],
+        discount=dataset.discount[rows],
+        next_obs=dataset.obs[after],
+        next_state=dataset.state[after],
+        next_avail=dataset.avail[after],
+        next_action=dataset.action[after],
+        first=dataset.first[rows],
+    )
+
+
+def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int) -> Batch:
+    """Draws transitions uniformly, with replacement.
+
+    Args:
+        dataset: the data.
+        key: typed PRNG key; the same key draws the same rows.
+        batch_size: B (static).
+    """
+    index = jax.random.randint(key, (batch_size,), 0, dataset.rows.shape[0])
+    return gather(dataset, dataset.rows[index])
+
+
+def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0, source: str = "dataset") -> Dataset:
+    """Checks episodes and places them on the device.
+
+    Args:
+        spec: the task's sizes.
+        episodes: the data, see `Episodes`.
+        reward_scale: every reward is multiplied by it.
+        source: what error messages call the data, a file's path for instance.
+
+    Raises:
+        DatasetError: whatever `check` finds.
+    """
+    check(spec, episodes, source)
+    final = final_rows(episodes.length)
+    first = np.zeros(len(episodes.reward), bool)
+    first[0] = True
+    first[final[:-1] + 1] = True
+    discount = np.ones(len(episodes.reward), np.float32)
+    discount[final] = 0.0
+    discount[final[episodes.terminated] - 1] = 0.0
+    rows = np.delete(np.arange(len(episodes.reward), dtype=np.int32), final)
+    return Dataset(
+        obs=jnp.asarray(episodes.obs),
+        state=jnp.asarray(episodes.state),
+        avail=jnp.asarray(episodes.avail),
+        action=jnp.asarray(episodes.action),
+        reward=jnp.asarray(episodes.reward * np.float32(reward_scale)),
+        discount=jnp.asarray(discount),
+        first=jnp.asarray(first),
+        rows=jnp.asarray(rows),
+        spec=spec,
+    )
+
+
+def final_rows(length: np.ndarray) -> np.ndarray:
+    """Returns the [E] int64 indices of the rows that hold the final observations.
+
+    Args:
+        length: [E] steps of each episode.
+    """
+    return np.cumsum(length.astype(np.int64) + 1) - 1
+
+
+def returns(episodes: Episodes) -> np.ndarray:
+    """Returns the [E] float64 undiscounted returns, in the environment's own units.
+
+    Args:
+        episodes: the data.
+    """
+    start = final_rows(episodes.length) - episodes.length
+    return np.add.reduceat(episodes.reward.astype(np.float64), start)
+
+
+def statistics(episodes: Episodes) -> dict[str, Any]:
+    """Summarises episodes in plain numbers; returns are undiscounted and in the environment's own units.
+
+    Args:
+        episodes: the data.
+    """
+    total = returns(episodes)
+    return {
+        "episodes": len(episodes.length),
+        "transitions": int(episodes.length.sum()),
+        "return_mean": float(total.mean()),
+        "return_sd": float(total.std()),
+        "return_min": float(total.min()),
+        "return_max": float(total.max()),
+        "win_rate": float(episodes.won.mean()),
+        "terminated_rate": float(episodes.terminated.mean()),
+        "length_mean": float(episodes.length.mean()),
+        "length_min": int(episodes.length.min()),
+        "length_max": int(episodes.length.max()),
+    }
+
+
+def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
+    """Returns the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
+
+    No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data.
+
+    Args:
+        dataset: the data.
+        discount: factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
+    """
+    has_successor = jnp.zeros(dataset.reward.shape, bool).at[dataset.rows].set(True)
+
+    def back(later, row):
+        reward, live = row
+        value = jnp.where(live, reward + discount * later, 0.0)
+        return value, value
+
+    _, values = jax.lax.scan(back, jnp.zeros(()), (dataset.reward, has_successor), reverse=True)
+    return jnp.max(values, where=has_successor, initial=-jnp.inf)
+
+
+def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
+    """Checks shapes, types, finite values, episode bookkeeping and the legality of every action.
+
+    Args:
+        spec: the task's sizes.
+        episodes: the data.
+        source: what error messages call the data.
+
+    Raises:
+        DatasetError: one line naming the source, the key, what was expected and what was found.
+    """
+    _check_bookkeeping(episodes, source)
+    total = len(episodes.reward)
+    agents, actions = spec.num_agents, spec.action_dim
+    expected = {
+        "obs": ((total, agents, spec.obs_dim), np.float32),
+        "state": ((total, spec.state_dim), np.float32),
+        "avail": ((total, agents, actions), np.bool_),
+        "action": ((total, agents), np.int32) if spec.discrete else ((total, agents, actions), np.float32),
+        "reward": ((total,), np.float32),
+    }
+    for key, (shape, dtype) in expected.items():
+        value = getattr(episodes, key)
+        if value.dtype != dtype:
+            raise DatasetError(f"{source}: {key}: expected {np.dtype(dtype)}, found {value.dtype}")
+        if value.shape != shape:
+            raise DatasetError(f"{source}: {key}: expected shape {shape}, found {value.shape}")
+        if value.dtype == np.float32 and not np.isfinite(value).all():
+            row = int(np.argwhere(~np.isfinite(value))[0, 0])
+            raise DatasetError(f"{source}: {key}: expected finite numbers, found nan or inf in row {row}")
+    _check_actions(spec, episodes, source)
+
+
+def _check_bookkeeping(episodes: Episodes, source: str) -> None:
+    count = len(episodes.length)
+    for key, dtype in (("length", np.int32), ("terminated", np.bool_), ("won", np.bool_)):
+        value = getattr(episodes, key)
+        if value.dtype != dtype:
+            raise DatasetError(f"{source}: {key}: expected {np.dtype(dtype)}, found {value.dtype}")
+        if value.shape != (count,):
+            raise DatasetError(f"{source}: {key}: expected shape {(count,)}, found {value.shape}")
+    if count == 0:
+        raise DatasetError(f"{source}: length: expected at least one episode, found none")
+    if episodes.length.min() < 1:
+        episode = int(episodes.length.argmin())
+        raise DatasetError(
+            f"{source}: length: expected at least 1 step, found {episodes.length[episode]} in episode {episode}"
+        )
+    expected = int(episodes.length.sum(dtype=np.int64)) + count
+    for key in ("obs", "state", "avail", "action", "reward"):
+        if len(getattr(episodes, key)) != expected:
+            found = len(getattr(episodes, key))
+            raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {found}")
+
+
+def _check_actions(spec: EnvSpec, episodes: Episodes, source: str) -> None:
+    final = final_rows(episodes.length)
+    for key in ("action", "reward"):
+        if getattr(episodes, key)[final].any():
+            raise DatasetError(f"{source}: {key}: expected zeros on each episode's final row, found others")
+    stuck = ~episodes.avail.any(axis=-1)
+    if stuck.any():
+        row, agent = np.argwhere(stuck)[0]
+        raise DatasetError(f"{source}: avail: expected a legal action, found none for agent {agent} in row {row}")
+    action = episodes.action
+    low, high = (0, spec.action_dim - 1) if spec.discrete else (-1, 1)
+    if action.min() < low or action.max() > high:
+        row = int(np.argwhere((action < low) | (action > high))[0, 0])
+        raise DatasetError(
+            f"{source}: action: expected {low}..{high}, found {action.min()}..{action.max()} (row {row})"
+        )
+    if spec.discrete:
+        legal = np.take_along_axis(episodes.avail, action[..., None], axis=-1)[..., 0]
+        legal[final] = True
+        if not legal.all():
+            row, agent = np.argwhere(~legal)[0]
+            raise DatasetError(
+                f"{source}: action: expected a legal action, found {action[row, agent]} of agent {agent} in row {row}"
+            )

@@ -1,0 +1,127 @@
+"""SMAX, the StarCraft-like battles of JaxMARL, against its scripted enemy team.
+
+The team's reward is shared: the enemies' health lost in a step, as a fraction of their full health and averaged over
+the enemies, plus 1 for the step that kills the last enemy while an ally lives. A won episode returns 2.
+
+Three things differ from JaxMARL's own stepping. Nothing resets by itself, so the observation of the last step is the
+true final one. The end is told apart: `terminated` when a side is wiped out, `truncated` when the horizon is reached.
+The global state is brought to the scale of the observations (see `_scale_state`).
+"""
+
+import contextlib
+import difflib
+import importlib.metadata
+import io
+
+import jax
+import jax.numpy as jnp
+
+from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
+
+HORIZON = 100
+_FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
+
+
+def make(scenario: str, *, handicap: tuple[float, float, float] | None = None) -> Environment:
+    """Builds one SMAX scenario as two pure functions.
+
+    Args:
+        scenario: a JaxMARL scenario name such as `3m`, `2s3z`, `5m_vs_6m`, `8m`, `6h_vs_8z`, or `corridor`
+            (6 zealots against 24 zerglings).
+        handicap: `(probability, low, high)`: with that probability an episode starts with every enemy at the same
+            fraction of its full health, uniform in [low, high]. For training behaviour policies only.
+
+    Raises:
+        ConfigError: unknown scenario, a handicap outside 0..1, or JaxMARL is not installed.
+    """
+    # jaxmarl prints lines about its optional parts when it is imported
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
+            from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+    except ImportError as error:
+        raise ConfigError(f"environment smax needs a package ({error}): pip install 'omcda-jax[smax]'") from error
+
+    corridor = Scenario(jnp.array([3] * 6 + [4] * 24, jnp.uint8), 6, 24, False, False)
+    scenarios = {**MAP_NAME_TO_SCENARIO, "corridor": corridor}
+    if scenario not in scenarios:
+        close = difflib.get_close_matches(scenario, scenarios, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"smax scenario: expected one of {', '.join(sorted(scenarios))}, found {scenario!r}{hint}")
+    if handicap is not None:
+        probability, low, high = handicap
+        if not (0 <= probability <= 1 and 0 < low <= high <= 1):
+            raise ConfigError(f"smax handicap: expected 0 <= probability <= 1, 0 < low <= high <= 1, found {handicap}")
+
+    env = HeuristicEnemySMAX(scenario=scenarios[scenario], max_steps=HORIZON)
+    num_agents, num_units = env.num_allies, env.num_allies + env.num_enemies
+    spec = EnvSpec(
+        num_agents=num_agents,
+        obs_dim=env.obs_size,
+        state_dim=env.state_size,
+        action_dim=env.num_ally_actions,
+        discrete=True,
+    )
+
+    def show(env_state, obs, reward, terminated, truncated, won):
+        avail = env.get_avail_actions(env_state)
+        return TimeStep(
+            obs=jnp.stack([obs[agent] for agent in env.agents]),
+            state=_scale_state(obs["world_state"], num_units, env.map_width, env.map_height),
+            avail=jnp.stack([avail[agent] for agent in env.agents]).astype(bool),
+            reward=jnp.asarray(reward, jnp.float32),
+            terminated=terminated,
+            truncated=truncated,
+            won=won,
+        )
+
+    def reset(key):
+        reset_key, health_key, chance_key = jax.random.split(key, 3)
+        obs, env_state = env.reset(reset_key)
+        if handicap is not None:
+            fraction = jax.random.uniform(health_key, minval=low, maxval=high)
+            fraction = jnp.where(jax.random.bernoulli(chance_key, probability), fraction, 1.0)
+            health = env_state.state.unit_health
+            weakened = jnp.where(jnp.arange(num_units) < num_agents, health, fraction * health)
+            env_state = env_state.replace(state=env_state.state.replace(unit_health=weakened))
+            obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
+        no = jnp.zeros((), bool)
+        return _strong(env_state), show(env_state, obs, 0.0, no, no, no)
+
+    def step(key, env_state, action):
+        actions = {agent: action[i] for i, agent in enumerate(env.agents)}
+        obs, env_state, rewards, _, _ = env.step_env(key, env_state, actions)
+        ally_left = env_state.state.unit_alive[:num_agents].any()
+        enemy_left = env_state.state.unit_alive[num_agents:].any()
+        terminated = ~(ally_left & enemy_left)
+        truncated = (env_state.state.step >= HORIZON) & ~terminated
+        won = ally_left & ~enemy_left
+        return _strong(env_state), show(env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
+
+    return Environment(
+        name=f"smax/{scenario}" if handicap is None else f"smax/{scenario}+handicap",
+        spec=spec,
+        horizon=HORIZON,
+        max_return=2.0,
+        versions={package: importlib.metadata.version(package) for package in ("jaxmarl", "jax")},
+        reset=reset,
+        step=step,
+    )
+
+
+def _scale_state(world_state, num_units, width, height):
+    """Scales JaxMARL's world state [12 * units] to about the range of the observations.
+
+    Positions are divided by the map's size and unit types (0..5) by 5. Weapon cooldowns stay in seconds, but the time
+    a weapon has been ready, which JaxMARL keeps counting below zero, is cut to 0: it changes nothing in the battle.
+    """
+    units = world_state[: _FEATURES * num_units].reshape(num_units, _FEATURES)
+    units = units.at[:, 1:3].divide(jnp.array([width, height], jnp.float32))
+    units = units.at[:, 3].max(0.0)
+    teams, kinds = jnp.split(world_state[_FEATURES * num_units :], 2)
+    return jnp.concatenate([units.reshape(-1), teams, kinds / 5.0])
+
+
+def _strong(tree):
+    """Makes every leaf strongly typed, so that a scan carrying the state from `reset` compiles once."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)

@@ -1,0 +1,58 @@
+"""Unbatched-in-spirit mathematics of the losses: every function returns per-row or per-agent arrays, no averages."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+MAX_EXPONENT = 10.0
+
+
+def mix(values: chex.Array, weights: chex.Array, bias: chex.Array) -> chex.Array:
+    """Linear value mixing, Q_tot = sum_i w_i(s) q_i + b(s).
+
+    Args:
+        values: [..., N] local values.
+        weights: [..., N] one mixture, or [..., N, N] with row i the weights of mixture i.
+        bias: [...] or [..., N].
+
+    Returns:
+        [...] or [..., N], the shape of `bias`.
+    """
+    if weights.ndim == values.ndim + 1:
+        values = values[..., None, :]
+    return jnp.sum(weights * values, axis=-1) + bias
+
+
+def bellman_target(reward: chex.Array, discount: chex.Array, gamma: chex.Numeric, next_value: chex.Array) -> chex.Array:
+    """r + gamma nu V(s'), gradient stopped; [B] each, or with trailing axes that `reward` and `discount` match."""
+    chex.assert_equal_shape([reward, discount, next_value])
+    return jax.lax.stop_gradient(reward + gamma * discount * next_value)
+
+
+def conservatism_coupling(alpha: chex.Array, deviation_weights: chex.Array) -> chex.Array:
+    """kappa_j(s) = sum_i alpha_i w^c_ij(s) / alpha_j: how much q^c_j counts in agent j's own exponent.
+
+    Args:
+        alpha: [N] conservatism levels.
+        deviation_weights: [..., N, N] w^c, row i the weights of Q^{c,i}.
+
+    Returns:
+        [..., N]; all ones when w^c is the identity (paper Proposition 3.2).
+    """
+    return jnp.einsum("i,...ij->...j", alpha, deviation_weights) / alpha
+
+
+def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_exponent: chex.Array) -> chex.Array:
+    """exp(z - M) + exp(-M) kappa v, minimal where the mean of exp(z) is one (paper Proposition 3.4 and Eq. 25).
+
+    Args:
+        exponent: [...] z = log(pi*/b), which falls in v with slope kappa.
+        linear_term: [...] kappa v, the same slope.
+        largest_exponent: [] M, which only scales the loss; its gradient is stopped here.
+
+    Returns:
+        [...] loss; exponents are clipped to +-MAX_EXPONENT.
+    """
+    scale = jax.lax.stop_gradient(largest_exponent)
+    clipped = jnp.clip(exponent, -MAX_EXPONENT, MAX_EXPONENT)
+    return jnp.exp(clipped - scale) + jnp.exp(-scale) * linear_term

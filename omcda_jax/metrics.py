@@ -1,0 +1,115 @@
+"""Metrics on disk, one JSON object a line, and progress on the screen."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import numpy as np
+
+
+class MetricsFile:
+    """Appends rows to a JSONL file; a context manager.
+
+    A row is `{"step": ..., **values}`: scalars as numbers, vectors as lists. Rows past `resumed_step` are dropped
+    on opening, so a run that goes on from a checkpoint never holds a step twice.
+
+    Args:
+        path: the file; made when missing.
+        resumed_step: updates the resumed run has done; 0 starts an empty file.
+    """
+
+    def __init__(self, path: str | os.PathLike, resumed_step: int = 0):
+        kept = [row for row in read(path) if row["step"] <= resumed_step] if resumed_step else []
+        temporary = f"{os.fspath(path)}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        os.replace(temporary, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one row and flushes it; array values become lists."""
+        self._file.write(json.dumps({"step": step} | {key: to_json(value) for key, value in values.items()}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._file.close()
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+    """Returns the rows of a metrics file in order; none for a missing file, and a torn last line is left out."""
+    if not os.path.exists(path):
+        return []
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def to_json(value: Any) -> Any:
+    """Returns numbers and arrays as JSON values with float32's seven digits."""
+    array = np.asarray(value)
+    if array.dtype == np.float32:
+        array = np.vectorize(lambda x: float(np.format_float_positional(x, unique=True)), otypes=[np.float64])(array)
+    return array.tolist()
+
+
+class Progress:
+    """Tells how far a run is: one line rewritten in place on a terminal, else a plain line every few seconds.
+
+    Args:
+        total: updates in all.
+        start: updates done before this start.
+        shown: metrics to print when present, by key.
+        stream: where to print; standard output by default.
+        interval: seconds between plain lines.
+    """
+
+    def __init__(
+        self, total: int, start: int = 0, shown: tuple[str, ...] = (), stream: TextIO | None = None, interval: float = 10.0
+    ):
+        self._total, self._start, self._shown, self._interval = total, start, shown, interval
+        self._stream = stream or sys.stdout
+        self._live = self._stream.isatty()
+        self._began = time.monotonic()
+        self._last = -float("inf")
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Prints, if it is time: updates done, per cent, updates per second, time left and a few metrics."""
+        now = time.monotonic()
+        due = step >= self._total or now - self._last >= (0.2 if self._live else self._interval)
+        if not due:
+            return
+        self._last = now
+        rate = (step - self._start) / max(now - self._began, 1e-9)
+        left = (self._total - step) / rate if rate else float("inf")
+        parts = [f"{step}/{self._total} ({step / self._total:.0%})", f"{rate:.1f} updates/s", f"{duration(left)} left"]
+        parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
+        line = "  ".join(parts)
+        self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the rewritten line, so that what follows starts on its own."""
+        if self._live:
+            self._stream.write("\n")
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `1h02m`, `3m20s` or `12s`."""
+    if not np.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,167 @@
+"""The networks of the matched backbone (OMIGA, Wang et al., NeurIPS 2023): plain MLPs and linear mixers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from omcda_jax.distributions import Categorical, Support, categorical
+from omcda_jax.types import EnvSpec
+
+DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
+
+
+class Dense(nn.Module):
+    """Affine layer initialised uniformly in +-1/sqrt(fan_in), weights and biases alike.
+
+    Attributes:
+        features: outputs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., inputs] to [..., features]."""
+        bound = x.shape[-1] ** -0.5
+
+        def uniform(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return nn.Dense(self.features, kernel_init=uniform, bias_init=uniform)(x)
+
+
+class AgentNetwork(nn.Module):
+    """One ReLU MLP shared by all agents, with the agent's one-hot index appended to its input.
+
+    Attributes:
+        hidden_sizes: widths of the hidden layers.
+        outputs: width of the last layer.
+    """
+
+    hidden_sizes: Sequence[int]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., N, features] to [..., N, outputs]."""
+        num_agents = x.shape[-2]
+        identity = jnp.broadcast_to(jnp.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
+        x = jnp.concatenate([x, identity], axis=-1)
+        for size in self.hidden_sizes:
+            x = nn.relu(Dense(size)(x))
+        return Dense(self.outputs)(x)
+
+
+class ReturnMixer(nn.Module):
+    """State-dependent weights w^r(s) >= 0 and bias beta^r(s) of the return mixture.
+
+    Attributes:
+        num_agents: N.
+        hidden: width of the only hidden layer.
+    """
+
+    num_agents: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, state):
+        """[..., S] to weights [..., N] and bias [...]."""
+        x = nn.relu(Dense(self.hidden)(state))
+        return jnp.abs(Dense(self.num_agents)(x)), Dense(1)(x)[..., 0]
+
+
+class DeviationMixer(nn.Module):
+    """State-dependent weights w^c(s) of the N deviation mixtures, row i for Q^{c,i}.
+
+    `convex` (chosen here): each row a softmax that leans on the diagonal, no bias, so that Q^c keeps the scale of a
+    discounted KL. `identity`: w^c = I. `monotonic`: the paper's literal |w| with a free bias; with no reward to
+    anchor its scale it can diverge, and did in trials of the in-sample form.
+
+    Attributes:
+        num_agents: N.
+        hidden: width of the only hidden layer.
+        kind: one of DEVIATION_MIXINGS.
+    """
+
+    num_agents: int
+    hidden: int
+    kind: str
+
+    @nn.compact
+    def __call__(self, state):
+        """[..., S] to weights [..., N, N] and bias [..., N]."""
+        n = self.num_agents
+        no_bias = jnp.zeros((*state.shape[:-1], n), state.dtype)
+        if self.kind == "identity":
+            return jnp.broadcast_to(jnp.eye(n, dtype=state.dtype), (*state.shape[:-1], n, n)), no_bias
+        x = nn.relu(Dense(self.hidden)(state))
+        raw = Dense(n * n)(x).reshape(*state.shape[:-1], n, n)
+        if self.kind == "convex":
+            lean = jnp.broadcast_to(3.0 * jnp.eye(n, dtype=raw.dtype), raw.shape)
+            return jax.nn.softmax(raw + lean, axis=-1), no_bias
+        return jnp.abs(raw), Dense(n)(x)
+
+
+def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
+    """Network of a policy: [..., N, O] to the parameters of each agent's action distribution."""
+    return AgentNetwork(tuple(hidden_sizes), spec.action_dim)
+
+
+def critic_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
+    """Network of a local action value: [..., N, O] to the value of every action [..., N, A]."""
+    return AgentNetwork(tuple(hidden_sizes), spec.action_dim)
+
+
+def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
+    """Network of a local state value: [..., N, O] to [..., N, 1]."""
+    return AgentNetwork(tuple(hidden_sizes), 1)
+
+
+def action_distribution(network: nn.Module, params: Any, obs: chex.Array, avail: chex.Array) -> Categorical:
+    """Every agent's policy.
+
+    Args:
+        network: from `policy_network`.
+        params: its parameters.
+        obs: [..., N, O].
+        avail: [..., N, A] bool, legal actions.
+
+    Returns:
+        [..., N] distributions.
+    """
+    return categorical(network.apply(params, obs), avail)
+
+
+def support_values(network: nn.Module, params: Any, obs: chex.Array, support: Support) -> chex.Array:
+    """Local action values at the points of an expectation.
+
+    Args:
+        network: from `critic_network`.
+        params: its parameters.
+        obs: [..., N, O].
+        support: of distributions [..., N].
+
+    Returns:
+        [..., N, K].
+    """
+    del support
+    return network.apply(params, obs)
+
+
+def action_values(network: nn.Module, params: Any, obs: chex.Array, action: chex.Array) -> chex.Array:
+    """Local values of the actions taken.
+
+    Args:
+        network: from `critic_network`.
+        params: its parameters.
+        obs: [..., N, O].
+        action: [..., N] int32.
+
+    Returns:
+        [..., N].
+    """
+    return jnp.take_along_axis(network.apply(params, obs), action[..., None], axis=-1)[..., 0]

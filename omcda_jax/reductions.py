@@ -1,0 +1,52 @@
+"""Masked averages that stay right when the batch is spread over devices.
+
+Every loss and statistic of the library is averaged here and nowhere else. With `axis_name=None` the batch is whole;
+with the name of a mapped axis the counts, and for statistics the sums, run over all devices. Averaging each device's
+own masked mean would weight rows by how many others on their device happen to be valid.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def total(values: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Sum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+
+def largest(values: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Maximum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    return values if axis_name is None else jax.lax.pmax(values, axis_name)
+
+
+def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Mean over the batch axis of the valid entries.
+
+    Args:
+        values: [B, ...].
+        mask: [B, ...], same shape; True or 1 where the entry counts.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        [...], 0 where nothing is valid.
+    """
+    chex.assert_equal_shape([values, mask])
+    count = total(jnp.sum(mask, axis=0), axis_name)
+    return total(jnp.sum(jnp.where(mask, values, 0.0), axis=0), axis_name) / jnp.maximum(count, 1)
+
+
+def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """This device's share of the mean of all valid entries; shares and their gradients are to be summed over devices.
+
+    Args:
+        values: any shape.
+        mask: same shape; True or 1 where the entry counts.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        [] local sum divided by the global count.
+    """
+    chex.assert_equal_shape([values, mask])
+    count = total(jnp.sum(mask), axis_name)
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1)

@@ -1,0 +1,167 @@
+"""The data sheets every other module shares.
+
+Dimension legend, used in every docstring of the library:
+
+    B  batch rows            N  agents             T  time steps or dataset rows
+    O  observation features  S  state features     A  actions (discrete: how many; continuous: dimensions)
+    K  support points of an expectation over one agent's actions (discrete: K = A)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import flax.struct
+import jax
+
+
+class ConfigError(ValueError):
+    """A configuration the user can mend; the message is one line naming the key, what was expected and found."""
+
+
+class DatasetError(ValueError):
+    """A dataset the user can mend; the message is one line naming the file, the key, what was expected and found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """Sizes of one cooperative task; hashable, hence usable as a static argument.
+
+    Attributes:
+        num_agents: N.
+        obs_dim: O, features of one agent's local observation.
+        state_dim: S, features of the global state.
+        action_dim: A, number of discrete actions, or dimensions of a continuous one in [-1, 1].
+        discrete: whether actions are indices (True) or vectors (False).
+    """
+
+    num_agents: int
+    obs_dim: int
+    state_dim: int
+    action_dim: int
+    discrete: bool
+
+
+@flax.struct.dataclass
+class Batch:
+    """B independent transitions of the whole team.
+
+    Attributes:
+        obs: [B, N, O] local observations.
+        state: [B, S] global state.
+        avail: [B, N, A] bool, legal actions (continuous: all True).
+        action: [B, N] int32 indices, or [B, N, A] float32 in [-1, 1].
+        reward: [B] team reward.
+        discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
+        next_obs: [B, N, O].
+        next_state: [B, S].
+        next_avail: [B, N, A] bool.
+        next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step.
+        first: [B] bool, the row starts an episode.
+    """
+
+    obs: chex.Array
+    state: chex.Array
+    avail: chex.Array
+    action: chex.Array
+    reward: chex.Array
+    discount: chex.Array
+    next_obs: chex.Array
+    next_state: chex.Array
+    next_avail: chex.Array
+    next_action: chex.Array
+    first: chex.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything one algorithm needs to go on learning; a pytree, so it can be stacked, vmapped and saved.
+
+    Attributes:
+        params: network parameters by optimiser group.
+        target_params: the Polyak-averaged copies.
+        opt_state: optimiser state by group.
+        extra: the algorithm's own state, [N] arrays for OMCDA.
+        hyper: numeric hyper-parameters by name, float32 scalars: leaves, so that a vmapped population over
+            different values compiles once.
+        step: int32, updates done.
+        key: typed PRNG key; never changes, each update folds `step` into it.
+        spec: the task's sizes (static).
+        config: the algorithm's configuration with its numbers removed (static): structure only.
+    """
+
+    params: Any
+    target_params: Any
+    opt_state: Any
+    extra: Any
+    hyper: Mapping[str, chex.Array]
+    step: chex.Array
+    key: chex.PRNGKey
+    spec: EnvSpec = flax.struct.field(pytree_node=False)
+    config: Any = flax.struct.field(pytree_node=False)
+
+
+Metrics = dict[str, chex.Array]
+
+
+class Algorithm(NamedTuple):
+    """What a learner and an evaluator know of an algorithm.
+
+    Attributes:
+        config: the frozen dataclass of its settings.
+        init: `init(key, spec, config) -> TrainState`.
+        update: `update(state, batch, *, axis_name=None) -> (TrainState, Metrics)`.
+        act: `act(state, obs, avail=None, key=None) -> action`; greedy when `key` is None.
+    """
+
+    config: type
+    init: Callable[..., TrainState]
+    update: Callable[..., tuple[TrainState, Metrics]]
+    act: Callable[..., jax.Array]
+
+
+@flax.struct.dataclass
+class TimeStep:
+    """What one environment shows after a reset or a step.
+
+    Attributes:
+        obs: [N, O].
+        state: [S].
+        avail: [N, A] bool.
+        reward: [] team reward of the step that led here (0 after a reset).
+        terminated: [] bool, the task itself ended.
+        truncated: [] bool, the time limit cut the episode; never together with `terminated`.
+        won: [] bool, the team reached the task's goal with this step (always False where there is none).
+    """
+
+    obs: chex.Array
+    state: chex.Array
+    avail: chex.Array
+    reward: chex.Array
+    terminated: chex.Array
+    truncated: chex.Array
+    won: chex.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """A simulator written in JAX as two pure functions; no automatic reset, so final observations are true ones.
+
+    Attributes:
+        name: `family/scenario`, for instance `smax/3m`.
+        spec: sizes.
+        horizon: steps after which an episode is truncated.
+        max_return: the largest possible undiscounted return, or None where there is no such bound.
+        versions: package name to version, recorded with every dataset and result.
+        reset: `reset(key) -> (env_state, TimeStep)`.
+        step: `step(key, env_state, action [N] or [N, A]) -> (env_state, TimeStep)`.
+    """
+
+    name: str
+    spec: EnvSpec
+    horizon: int
+    max_return: float | None
+    versions: Mapping[str, str]
+    reset: Callable[..., tuple[Any, TimeStep]]
+    step: Callable[..., tuple[Any, TimeStep]]
