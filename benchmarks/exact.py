@@ -203,7 +203,7 @@ class Frontier(NamedTuple):
     value: np.ndarray
 
 
-def frontier(problem: list[Ring], account: str = "mean", epsilon: float = 0.0, points: int = 1500) -> Frontier:
+def frontier(problem: list[Ring], account: str = "mean", epsilon: float = 0.0, points: int = 500) -> Frontier:
     """Tabulate `problem`; `account` as in `spent`, `epsilon` that of the influence estimator (nats^2)."""
     log_alpha = np.linspace(np.log(1e3), np.log(1e-2), points)
     rows = []
@@ -243,12 +243,30 @@ def best_split(table: Frontier, total: float = TOTAL_BUDGET) -> Allocation:
     """
     rise = np.diff(table.spent)
     marginal = np.divide(np.diff(table.value), rise, out=np.zeros_like(rise), where=rise > 1e-9)
+    return _equalise((table.spent[:, 1:] + table.spent[:, :-1]) / 2, marginal, table, total, 0.0)
+
+
+def equal_influence(table: Frontier, total: float = TOTAL_BUDGET, floor: float = 0.0) -> Allocation:
+    """The split of `total` nats that makes every m_i equal; an agent at the floor may have less influence."""
+    return _equalise(table.spent, table.influence, table, total, floor)
+
+
+def _equalise(spent_, slope, table, total, floor):
+    """Budgets at which every agent's slope [N, G] falls through one common price, the price that spends `total`."""
     low, high = 1e-6, 1e4
     for _ in range(100):
         price = np.sqrt(low * high)
-        budget = ((marginal > price) * rise).sum(axis=1) + table.spent[:, 0]
+        budget = np.maximum([_last_crossing(s, m, price) for s, m in zip(spent_, slope, strict=True)], floor)
         low, high = (price, high) if budget.sum() > total else (low, price)
     return at_budget(table, budget)
+
+
+def _last_crossing(spent_, slope, price):
+    above = np.flatnonzero(slope > price)
+    if not above.size:
+        return 0.0
+    k = above[-1]
+    return spent_[k] if k + 1 == len(slope) else np.interp(-price, -slope[k : k + 2], spent_[k : k + 2])
 
 
 def fixed_point(table: Frontier, share, total: float = TOTAL_BUDGET, rounds: int = 1000) -> Allocation:

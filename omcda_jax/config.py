@@ -24,6 +24,7 @@ RESUMABLE = frozenset(
         "learner.checkpoint_every",
         "learner.evaluate_every",
         "evaluation.episodes",
+        "evaluation.seed",
     }
 )
 
@@ -124,7 +125,7 @@ class ExperimentConfig:
     algorithm: Any
     data: DataConfig
     learner: LearnerConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     seed: int = 0
     directory: str = "runs"
 
@@ -139,10 +140,10 @@ def require(condition: Any, key: str, expected: str, found: Any) -> None:
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Returns a "did you mean ...? Choices: ..." phrase for a word that is none of `choices`."""
+    """Returns a "did you mean ...? valid: ..." phrase for a word that is none of `choices`."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + "Valid: " + ", ".join(choices)
+    return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
 def apply_overrides(
@@ -236,7 +237,9 @@ def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type]) ->
     target = algorithms[name]
     if isinstance(settings, target):
         return settings
-    shared = {field.name for field in dataclasses.fields(settings)} & {field.name for field in dataclasses.fields(target)}
+    shared = {field.name for field in dataclasses.fields(settings)} & {
+        field.name for field in dataclasses.fields(target)
+    }
     return _make(target, {key: getattr(settings, key) for key in shared - {"name"}} | {"name": name})
 
 
@@ -257,7 +260,9 @@ def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
     for name, value in tree.items():
         key = prefix + name
         inner = isinstance(value, dict)
-        changes[name] = _rebuild(getattr(settings, name), value, key + ".") if inner else _coerce(key, value, hints[name])
+        changes[name] = (
+            _rebuild(getattr(settings, name), value, key + ".") if inner else _coerce(key, value, hints[name])
+        )
     return _make(dataclasses.replace, changes, settings)
 
 
@@ -302,14 +307,14 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is tuple:
         return _convert_tuple(value, arguments)
     if hint is bool:
-        return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _fail()
-    if hint is int:
-        return int(value) if isinstance(value, str) or type(value) is int else _fail()
-    if hint is float:
-        return float(value) if isinstance(value, str) or type(value) in (int, float) else _fail()
-    if hint is str:
-        return value if isinstance(value, str) else _fail()
-    return value if hint is Any else _fail()
+        return ("false", "true").index(str(value).lower()) == 1
+    if hint in (int, float) and isinstance(value, str):
+        return hint(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Any or type(value) is hint:
+        return value
+    raise ValueError
 
 
 def _convert_union(value: Any, options: Sequence[Any]) -> Any:
@@ -321,7 +326,7 @@ def _convert_union(value: Any, options: Sequence[Any]) -> Any:
                 return _convert(value, option)
             except (ValueError, TypeError):
                 continue
-    return _fail()
+    raise ValueError
 
 
 def _convert_tuple(value: Any, items: Sequence[Any]) -> tuple:
@@ -332,10 +337,6 @@ def _convert_tuple(value: Any, items: Sequence[Any]) -> tuple:
     return tuple(_convert(item, hint) for item, hint in zip(value, items, strict=True))
 
 
-def _fail() -> Any:
-    raise ValueError
-
-
 def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, builtin_types.UnionType):
@@ -344,7 +345,7 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in arguments)
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return f"{_describe(arguments[0])}s separated by commas"
+            return f"values separated by commas, each {_describe(arguments[0])}"
         return f"{len(arguments)} values separated by commas ({', '.join(map(_describe, arguments))})"
     return {int: "an int", float: "a float", bool: "true or false", str: "a string"}.get(hint, str(hint))
 

@@ -56,11 +56,8 @@ def read(path: str | os.PathLike) -> list[dict]:
 
 
 def to_json(value: Any) -> Any:
-    """Returns numbers and arrays as JSON values with float32's seven digits."""
-    array = np.asarray(value)
-    if array.dtype == np.float32:
-        array = np.vectorize(lambda x: float(np.format_float_positional(x, unique=True)), otypes=[np.float64])(array)
-    return array.tolist()
+    """Returns a number, string or array of any shape as a JSON value."""
+    return np.asarray(value).tolist()
 
 
 class Progress:
@@ -75,7 +72,12 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, start: int = 0, shown: tuple[str, ...] = (), stream: TextIO | None = None, interval: float = 10.0
+        self,
+        total: int,
+        start: int = 0,
+        shown: tuple[str, ...] = (),
+        stream: TextIO | None = None,
+        interval: float = 10.0,
     ):
         self._total, self._start, self._shown, self._interval = total, start, shown, interval
         self._stream = stream or sys.stdout

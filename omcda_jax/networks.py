@@ -1,5 +1,7 @@
 """The networks of the matched backbone (OMIGA, Wang et al., NeurIPS 2023): plain MLPs and linear mixers."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,24 +16,30 @@ from omcda_jax.types import EnvSpec
 DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
 
-class Dense(nn.Module):
-    """Affine layer initialised uniformly in +-1/sqrt(fan_in), weights and biases alike.
+@functools.partial(jax.jit, static_argnums=0)
+def initialise(network: nn.Module, key: chex.PRNGKey, *inputs: chex.Array) -> Any:
+    """Parameters of a network, weights and biases of a layer alike uniform in +-1/sqrt(fan_in).
 
-    Attributes:
-        features: outputs.
+    One draw serves the whole network: a draw per array would compile once per shape, seconds in all.
+
+    Args:
+        network: made of `nn.Dense` layers only.
+        key: typed PRNG key.
+        *inputs: arrays of the shapes the network takes.
+
+    Returns:
+        What `network.init` would return.
     """
+    shapes = jax.eval_shape(network.init, key, *inputs).get("params", {})
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
+    draws = jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1.0), list(itertools.accumulate(sizes)))
+    leaves = [draw.reshape(leaf.shape) for draw, leaf in zip(draws, jax.tree.leaves(shapes), strict=False)]
+    layers = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return {"params": {name: _scale(layer) for name, layer in layers.items()}}
 
-    features: int
 
-    @nn.compact
-    def __call__(self, x):
-        """[..., inputs] to [..., features]."""
-        bound = x.shape[-1] ** -0.5
-
-        def uniform(key, shape, dtype=jnp.float32):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        return nn.Dense(self.features, kernel_init=uniform, bias_init=uniform)(x)
+def _scale(layer):
+    return jax.tree.map(lambda x: x * layer["kernel"].shape[0] ** -0.5, layer)
 
 
 class AgentNetwork(nn.Module):
@@ -52,8 +60,8 @@ class AgentNetwork(nn.Module):
         identity = jnp.broadcast_to(jnp.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
         x = jnp.concatenate([x, identity], axis=-1)
         for size in self.hidden_sizes:
-            x = nn.relu(Dense(size)(x))
-        return Dense(self.outputs)(x)
+            x = nn.relu(nn.Dense(size)(x))
+        return nn.Dense(self.outputs)(x)
 
 
 class ReturnMixer(nn.Module):
@@ -70,8 +78,8 @@ class ReturnMixer(nn.Module):
     @nn.compact
     def __call__(self, state):
         """[..., S] to weights [..., N] and bias [...]."""
-        x = nn.relu(Dense(self.hidden)(state))
-        return jnp.abs(Dense(self.num_agents)(x)), Dense(1)(x)[..., 0]
+        x = nn.relu(nn.Dense(self.hidden)(state))
+        return jnp.abs(nn.Dense(self.num_agents)(x)), nn.Dense(1)(x)[..., 0]
 
 
 class DeviationMixer(nn.Module):
@@ -98,12 +106,12 @@ class DeviationMixer(nn.Module):
         no_bias = jnp.zeros((*state.shape[:-1], n), state.dtype)
         if self.kind == "identity":
             return jnp.broadcast_to(jnp.eye(n, dtype=state.dtype), (*state.shape[:-1], n, n)), no_bias
-        x = nn.relu(Dense(self.hidden)(state))
-        raw = Dense(n * n)(x).reshape(*state.shape[:-1], n, n)
+        x = nn.relu(nn.Dense(self.hidden)(state))
+        raw = nn.Dense(n * n)(x).reshape(*state.shape[:-1], n, n)
         if self.kind == "convex":
             lean = jnp.broadcast_to(3.0 * jnp.eye(n, dtype=raw.dtype), raw.shape)
             return jax.nn.softmax(raw + lean, axis=-1), no_bias
-        return jnp.abs(raw), Dense(n)(x)
+        return jnp.abs(raw), nn.Dense(n)(x)
 
 
 def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
@@ -152,6 +160,14 @@ def support_values(network: nn.Module, params: Any, obs: chex.Array, support: Su
     return network.apply(params, obs)
 
 
+def support_and_action_values(
+    network: nn.Module, params: Any, obs: chex.Array, support: Support, action: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """`support_values` [..., N, K] and `action_values` [..., N] by one pass of the network."""
+    values = support_values(network, params, obs, support)
+    return values, _pick(values, action)
+
+
 def action_values(network: nn.Module, params: Any, obs: chex.Array, action: chex.Array) -> chex.Array:
     """Local values of the actions taken.
 
@@ -164,4 +180,8 @@ def action_values(network: nn.Module, params: Any, obs: chex.Array, action: chex
     Returns:
         [..., N].
     """
-    return jnp.take_along_axis(network.apply(params, obs), action[..., None], axis=-1)[..., 0]
+    return _pick(network.apply(params, obs), action)
+
+
+def _pick(values, action):
+    return jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]

@@ -202,16 +202,13 @@ def solve_level(advantage_return, advantage_deviation, budget, mask, bounds, hal
 
 
 def policy_loss(weights, policy, action, mask):
-    """- mean over valid entries of omega_i log pi_i(a_i | o_i). weights: [B, N]. -> [N] one number per agent."""
-    log_probability = take(policy, action)
-    agents = weights.shape[1]
-    return np.array([-masked_mean(weights[:, i] * log_probability[:, i], mask[:, i]) for i in range(agents)])
+    """- mean over all valid entries (row and agent) of omega_i log pi_i(a_i | o_i). weights, mask: [B, N]."""
+    return -masked_mean(weights * take(policy, action), mask)
 
 
 def behaviour_loss(behaviour, action, mask):
-    """Negative log-likelihood of the data, one mean per agent. -> [N]."""
-    log_probability = take(behaviour, action)
-    return np.array([-masked_mean(log_probability[:, i], mask[:, i]) for i in range(behaviour.shape[1])])
+    """Negative log-likelihood of the data: mean over all valid entries. mask: [B, N]."""
+    return -masked_mean(take(behaviour, action), mask)
 
 
 def influence(return_values, weights, policy, behaviour, mask, epsilon=1e-3):

@@ -32,7 +32,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: BcConfig) -> TrainState:
     """A fresh policy for the task's sizes; `key` is also the run's key."""
     structure, hyper = split_config(config)
     network = networks.policy_network(spec, config.hidden_sizes)
-    params = {"policy": network.init(key, jnp.zeros((1, spec.num_agents, spec.obs_dim)))}
+    params = {"policy": networks.initialise(network, key, jnp.zeros((1, spec.num_agents, spec.obs_dim)))}
     return TrainState(
         params=params,
         target_params={},

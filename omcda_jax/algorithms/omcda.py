@@ -182,18 +182,21 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
     keys = iter(jax.random.split(key, 9))
     params = {
-        "behaviour": nets.policy.init(next(keys), obs),
-        "policy": nets.policy.init(next(keys), obs),
-        "return": {"critic": nets.critic.init(next(keys), obs), "mixer": nets.return_mixer.init(next(keys), state)},
+        "behaviour": networks.initialise(nets.policy, next(keys), obs),
+        "policy": networks.initialise(nets.policy, next(keys), obs),
+        "return": {
+            "critic": networks.initialise(nets.critic, next(keys), obs),
+            "mixer": networks.initialise(nets.return_mixer, next(keys), state),
+        },
     }
     if config.decoupled:
         params["deviation"] = {
-            "critic": nets.critic.init(next(keys), obs),
-            "mixer": nets.deviation_mixer.init(next(keys), state),
+            "critic": networks.initialise(nets.critic, next(keys), obs),
+            "mixer": networks.initialise(nets.deviation_mixer, next(keys), state),
         }
     if config.value_target == "in_sample":
         parts = ["return", "deviation"] if config.decoupled else ["return"]
-        params["value"] = {part: nets.value.init(next(keys), obs) for part in parts}
+        params["value"] = {part: networks.initialise(nets.value, next(keys), obs) for part in parts}
     target_params = {group: params[group] for group in ("return", "deviation", "value") if group in params}
     share = jnp.full((spec.num_agents,), 1 / spec.num_agents)
     if config.allocation == "random":
@@ -215,27 +218,10 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     )
 
 
-class _Estimates(NamedTuple):
-    """What the losses need of the current and target networks; constants of the step."""
-
-    return_target: chex.Array  # [B]
-    deviation_target: chex.Array  # [B, N], 0 when not decoupled
-    return_advantage: chex.Array  # [B, N] A^r
-    deviation_advantage: chex.Array  # [B, N] A^c
-    coupling: chex.Array  # [B, N] kappa
-    return_action_value: chex.Array  # [B, N] target q^r of the data's actions
-    deviation_action_value: chex.Array  # [B, N] target q^c of the data's actions
-    return_weights: chex.Array  # [B, N] target w^r
-    return_parts: chex.Array  # [B, N, K] w^r q^r at the policy's support
-    log_ratio: chex.Array  # [B, N, K] log pi - log b at the policy's support
-    policy_divergence: chex.Array  # [B, N] KL(pi || b)
-    support: Support  # of pi at the batch's states
-
-
 class _Policies(NamedTuple):
     policy: Categorical
     behaviour: Categorical
-    support: Support
+    support: Support  # of an expectation under the policy
 
 
 def _policies(nets, params, obs, avail, key) -> _Policies:
@@ -244,84 +230,96 @@ def _policies(nets, params, obs, avail, key) -> _Policies:
     return _Policies(policy, behaviour, policy.support(key))
 
 
-def _state_value(nets, params, part, obs, support):
-    """[B, N] local values v of one part: E_pi q, or the value network's in the in-sample form."""
-    if "value" in params:
-        return nets.value.apply(params["value"][part], obs)[..., 0]
-    return expectation(networks.support_values(nets.critic, params[part]["critic"], obs, support), support)
+class _Values(NamedTuple):
+    """Local values of one part (return or deviation) at the batch's states."""
+
+    support: chex.Array  # [B, N, K] q at the policy's support
+    action: chex.Array  # [B, N] q of the data's actions
+    state: chex.Array  # [B, N] v: E_pi q, or the value network's in the in-sample form
 
 
-def _estimate(state: TrainState, batch: Batch, key: chex.PRNGKey) -> _Estimates:
-    """Targets, advantages and the policy's deviation, from the parameters before the step.
+class _Estimates(NamedTuple):
+    """What the losses need of the current and target networks; constants of the step."""
+
+    return_target: chex.Array  # [B]
+    deviation_target: chex.Array  # [B, N]
+    return_values: _Values
+    deviation_values: _Values
+    return_weights: chex.Array  # [B, N] target w^r
+    coupling: chex.Array  # [B, N] kappa
+
+    @property
+    def return_advantage(self):
+        return self.return_weights * (self.return_values.action - self.return_values.state)
+
+    @property
+    def deviation_advantage(self):
+        return self.coupling * (self.deviation_values.action - self.deviation_values.state)
+
+
+def _values_now(state, nets, part, batch, support) -> _Values:
+    """Target critics; in the in-sample form they are judged against the newest value networks, as OMIGA does."""
+    params = state.target_params[part]["critic"]
+    q, q_action = networks.support_and_action_values(nets.critic, params, batch.obs, support, batch.action)
+    if state.config.value_target == "in_sample":
+        return _Values(q, q_action, nets.value.apply(state.params["value"][part], batch.obs)[..., 0])
+    return _Values(q, q_action, expectation(q, support))
+
+
+def _value_next(state, nets, part, batch, support):
+    """[B, N] target v at the next state."""
+    if state.config.value_target == "in_sample":
+        return nets.value.apply(state.target_params["value"][part], batch.next_obs)[..., 0]
+    params = state.target_params[part]["critic"]
+    return expectation(networks.support_values(nets.critic, params, batch.next_obs, support), support)
+
+
+def _estimate(state: TrainState, batch: Batch, now: _Policies, then: _Policies) -> _Estimates:
+    """Targets and values from the parameters before the step and the policies at the two states.
 
         V^r_tot(s') = sum_i w^r_i E_pi q^r_i + beta^r       V^{c,i}(s') = sum_j w^c_ij E_pi q^c_j - KL_i
 
     with target networks and the current policy; in the in-sample form v^r and v^c, whose normalisation already holds
     the KL, take the place of the expectations.
     """
-    nets, hyper, decoupled = _networks(state.spec, state.config), state.hyper, state.config.decoupled
+    nets, discount, target = _networks(state.spec, state.config), state.hyper["discount"], state.target_params
     in_sample = state.config.value_target == "in_sample"
-    target = state.target_params
     alpha = jnp.exp(state.extra.log_alpha)
-    key, next_key = jax.random.split(key)
-    now = _policies(nets, state.params, batch.obs, batch.avail, key)
-    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key)
+    divergence = 0.0 if in_sample else then.policy.kl(then.behaviour)
 
-    next_weights, next_bias = nets.return_mixer.apply(target["return"]["mixer"], batch.next_state)
-    next_value = losses.mix(_state_value(nets, target, "return", batch.next_obs, then.support), next_weights, next_bias)
-    next_divergence = jnp.zeros_like(batch.action, jnp.float32) if in_sample else then.policy.kl(then.behaviour)
-    if not decoupled:
-        next_value = next_value - jnp.sum(alpha * next_divergence, axis=-1)
-
-    # The in-sample form judges the data's actions against its newest value networks, as OMIGA does.
-    judge = {**target, **({"value": state.params["value"]} if in_sample else {})}
-    weights, _ = nets.return_mixer.apply(target["return"]["mixer"], batch.state)
-    q_support = networks.support_values(nets.critic, target["return"]["critic"], batch.obs, now.support)
-    q_data = networks.action_values(nets.critic, target["return"]["critic"], batch.obs, batch.action)
-    zeros = jnp.zeros_like(q_data)
-    deviation_target, deviation_advantage, coupling, qc_data = zeros, zeros, jnp.ones_like(q_data), zeros
-    if decoupled:
-        next_mixture = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.next_state)
-        next_deviation = _state_value(nets, target, "deviation", batch.next_obs, then.support)
-        next_deviation = losses.mix(next_deviation, *next_mixture) - next_divergence
-        continues = jnp.broadcast_to(batch.discount[:, None], next_deviation.shape)
-        deviation_target = losses.bellman_target(zeros, continues, hyper["discount"], next_deviation)
+    mixture = nets.return_mixer.apply(target["return"]["mixer"], batch.next_state)
+    next_return = losses.mix(_value_next(state, nets, "return", batch, then.support), *mixture)
+    return_weights, _ = nets.return_mixer.apply(target["return"]["mixer"], batch.state)
+    return_values = _values_now(state, nets, "return", batch, now.support)
+    if state.config.decoupled:
+        mixture = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.next_state)
+        next_deviation = losses.mix(_value_next(state, nets, "deviation", batch, then.support), *mixture) - divergence
         deviation_weights, _ = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.state)
-        coupling = losses.conservatism_coupling(alpha, deviation_weights)
-        qc_data = networks.action_values(nets.critic, target["deviation"]["critic"], batch.obs, batch.action)
-        vc = _state_value(nets, judge, "deviation", batch.obs, now.support)
-        deviation_advantage = coupling * (qc_data - vc)
-
-    estimates = _Estimates(
-        return_target=losses.bellman_target(batch.reward, batch.discount, hyper["discount"], next_value),
-        deviation_target=deviation_target,
-        return_advantage=weights * (q_data - _state_value(nets, judge, "return", batch.obs, now.support)),
-        deviation_advantage=deviation_advantage,
-        coupling=coupling,
-        return_action_value=q_data,
-        deviation_action_value=qc_data,
-        return_weights=weights,
-        return_parts=weights[..., None] * q_support,
-        log_ratio=now.policy.support_log_probs(now.support) - now.behaviour.support_log_probs(now.support),
-        policy_divergence=now.policy.kl(now.behaviour),
-        support=now.support,
+        deviation_values = _values_now(state, nets, "deviation", batch, now.support)
+    else:
+        next_return = next_return - jnp.sum(alpha * divergence, axis=-1)
+        next_deviation = jnp.zeros_like(return_weights)
+        deviation_weights = jnp.zeros((*return_weights.shape, state.spec.num_agents))
+        deviation_values = jax.tree.map(jnp.zeros_like, return_values)
+    continues = jnp.broadcast_to(batch.discount[:, None], next_deviation.shape)
+    return _Estimates(
+        return_target=losses.bellman_target(batch.reward, batch.discount, discount, next_return),
+        deviation_target=losses.bellman_target(jnp.zeros_like(continues), continues, discount, next_deviation),
+        return_values=return_values,
+        deviation_values=deviation_values,
+        return_weights=return_weights,
+        coupling=losses.conservatism_coupling(alpha, deviation_weights),
     )
-    return jax.lax.stop_gradient(estimates)
 
 
-def behaviour_loss(state: TrainState, params, batch: Batch) -> chex.Array:
+def behaviour_loss(behaviour: Categorical, action: chex.Array) -> chex.Array:
     """Maximum likelihood of the behaviour policy, -log b_i(a_i|o_i): [B, N]."""
-    nets = _networks(state.spec, state.config)
-    return -networks.action_distribution(nets.policy, params["behaviour"], batch.obs, batch.avail).log_prob(
-        batch.action
-    )
+    return -behaviour.log_prob(action)
 
 
-def policy_loss(state: TrainState, params, batch: Batch, weights: chex.Array) -> chex.Array:
+def policy_loss(policy: Categorical, action: chex.Array, weights: chex.Array) -> chex.Array:
     """Weighted maximum likelihood, -omega_i log pi_i(a_i|o_i), weights [B, N] stopped: [B, N]."""
-    nets = _networks(state.spec, state.config)
-    policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-    return -jax.lax.stop_gradient(weights) * policy.log_prob(batch.action)
+    return -jax.lax.stop_gradient(weights) * policy.log_prob(action)
 
 
 def return_loss(state: TrainState, params, batch: Batch, target: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -360,13 +358,13 @@ def in_sample_loss(
     v = nets.value.apply(params["value"]["return"], batch.obs)[..., 0]
     slope = estimates.return_weights / alpha
     if not state.config.decoupled:
-        exponent, linear, regression = slope * (estimates.return_action_value - v), slope * v, 0.0
+        exponent, linear, regression = slope * (estimates.return_values.action - v), slope * v, 0.0
     else:
         vc = nets.value.apply(params["value"]["deviation"], batch.obs)[..., 0]
-        exponent = slope * (estimates.return_action_value - jax.lax.stop_gradient(v))
-        exponent = exponent + estimates.coupling * (estimates.deviation_action_value - vc)
+        exponent = slope * (estimates.return_values.action - jax.lax.stop_gradient(v))
+        exponent = exponent + estimates.coupling * (estimates.deviation_values.action - vc)
         linear = estimates.coupling * vc
-        regression = jax.lax.stop_gradient(weights) * jnp.square(v - estimates.return_action_value)
+        regression = jax.lax.stop_gradient(weights) * jnp.square(v - estimates.return_values.action)
     clipped = jnp.clip(exponent, -losses.MAX_EXPONENT, losses.MAX_EXPONENT)
     highest = largest(jnp.max(jnp.where(mask, jax.lax.stop_gradient(clipped), -1.0), initial=-1.0), axis_name)
     return losses.normalisation_loss(exponent, linear, highest) + regression
@@ -384,52 +382,55 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         The next state, and metrics: [] or per agent [N].
     """
     config, hyper, extra = state.config, state.hyper, state.extra
+    nets = _networks(state.spec, config)
+    key, next_key = jax.random.split(step_key(state.key, state.step, axis_name))
     mask = has_choice(batch.avail)
     everything = jnp.ones_like(mask)
-    estimates = _estimate(state, batch, step_key(state.key, state.step, axis_name))
-
-    solution, weights = conservatism_level(
-        estimates.return_advantage,
-        estimates.deviation_advantage,
-        extra.budget,
-        mask,
-        log_alpha_bounds=(jnp.log(hyper["alpha_min"]), jnp.log(hyper["alpha_max"])),
-        max_weight=hyper["max_weight"],
-        axis_name=axis_name,
-    )
     warm = state.step >= config.critic_warmup
-    weights = jnp.where(warm, weights, mask.astype(weights.dtype))
 
     def objective(params):
+        now = _policies(nets, params, batch.obs, batch.avail, key)
+        then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key)
+        estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
+        solution, weights = conservatism_level(
+            estimates.return_advantage,
+            estimates.deviation_advantage,
+            extra.budget,
+            mask,
+            log_alpha_bounds=(jnp.log(hyper["alpha_min"]), jnp.log(hyper["alpha_max"])),
+            max_weight=hyper["max_weight"],
+            axis_name=axis_name,
+        )
+        weights = jnp.where(warm, weights, mask.astype(weights.dtype))
         squared_return, q_return = return_loss(state, params, batch, estimates.return_target)
-        behaviour = behaviour_loss(state, params, batch)
-        policy = policy_loss(state, params, batch, weights)
         metrics = {
             "critic/q_return": loss_share(q_return, everything[:, 0], axis_name),
             "critic/td_return": loss_share(squared_return, everything[:, 0], axis_name),
-            "behaviour/loss": loss_share(behaviour, mask, axis_name),
-            "policy/loss": loss_share(policy, mask, axis_name),
+            "behaviour/loss": loss_share(behaviour_loss(now.behaviour, batch.action), mask, axis_name),
+            "policy/loss": loss_share(policy_loss(now.policy, batch.action, weights), mask, axis_name),
         }
         loss = metrics["critic/td_return"] + metrics["behaviour/loss"] + metrics["policy/loss"]
         if config.decoupled:
             squared_deviation, q_deviation = deviation_loss(state, params, batch, estimates.deviation_target)
-            metrics["critic/td_deviation"] = loss_share(squared_deviation, everything, axis_name) * mask.shape[1]
+            metrics["critic/td_deviation"] = loss_share(
+                jnp.sum(squared_deviation, axis=-1), everything[:, 0], axis_name
+            )
             metrics["critic/q_deviation"] = jax.vmap(loss_share, (1, 1, None))(q_deviation, everything, axis_name)
             loss = loss + metrics["critic/td_deviation"]
         if config.value_target == "in_sample":
             value = in_sample_loss(state, params, batch, estimates, weights, mask, axis_name)
             metrics["value/loss"] = loss_share(value, mask, axis_name)
             loss = loss + metrics["value/loss"]
-        return loss, metrics
+        return loss, (metrics, now, estimates, solution, weights)
 
-    gradients, metrics = jax.grad(objective, has_aux=True)(state.params)
+    gradients, (metrics, now, estimates, solution, weights) = jax.grad(objective, has_aux=True)(state.params)
     gradients, metrics = total((gradients, metrics), axis_name)
     params, opt_state = apply_gradients(state.params, gradients, state.opt_state, hyper["learning_rate"])
 
     measured = influence(
-        estimates.return_parts,
-        estimates.log_ratio,
-        estimates.support.probabilities,
+        estimates.return_weights[..., None] * estimates.return_values.support,
+        now.policy.support_log_probs(now.support) - now.behaviour.support_log_probs(now.support),
+        now.support.probabilities,
         mask,
         epsilon=hyper["influence_epsilon"],
         axis_name=axis_name,
@@ -447,7 +448,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     )
     log_alpha = conservatism_step(extra.log_alpha, solution, hyper["level_rate"])
     metrics |= {
-        "policy/divergence": masked_mean(estimates.policy_divergence, mask, axis_name),
+        "policy/divergence": masked_mean(now.policy.kl(now.behaviour), mask, axis_name),
         "allocation/budget": extra.budget,
         "allocation/alpha": jnp.exp(log_alpha),
         "allocation/influence": smoothed,

@@ -1,13 +1,12 @@
 """Offline datasets: collecting, storing, checking and sampling them."""
 
-from omcda_jax.data.collect import collect, default_path, ensure
+from omcda_jax.data.collect import default_path, ensure
 from omcda_jax.data.dataset import Dataset, Episodes, from_arrays, gather, max_return_to_go, returns, sample, statistics
 from omcda_jax.data.hdf5 import load, memory_bytes, read, read_metadata, write
 
 __all__ = [
     "Dataset",
     "Episodes",
-    "collect",
     "default_path",
     "ensure",
     "from_arrays",

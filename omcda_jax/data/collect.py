@@ -22,7 +22,8 @@ from omcda_jax.types import ConfigError, Environment
 
 CHUNK = 256  # episodes played at once; with segments, this bounds the memory
 SEGMENT = 8  # steps between looks at whether all of them have ended
-TRIES_PER_EPISODE = 100
+TRIES_PER_EPISODE = 100  # played for each one wanted before a filter counts as hopeless
+TRIES_AT_LEAST = 4096
 
 
 def collect(
@@ -69,7 +70,7 @@ def collect(
     played = 0
     for stage, weights in enumerate(params):
         wanted = len(kept) + len(range(stage, episodes, len(params)))
-        limit = played + max(4096, TRIES_PER_EPISODE * (wanted - len(kept)))
+        limit = played + max(TRIES_AT_LEAST, TRIES_PER_EPISODE * (wanted - len(kept)))
         while len(kept) < wanted:
             if played >= limit:
                 raise ConfigError(
@@ -215,7 +216,7 @@ def _play(begin, advance, params, keys, recipe, wanted) -> tuple[list[Episodes],
             Episodes(
                 obs=obs[e, : end + 2].astype(np.float32),
                 state=state[e, : end + 2].astype(np.float32),
-                avail=avail[e, : end + 2],
+                avail=avail[e, : end + 2].copy(),
                 action=np.append(action[e, : end + 1], np.zeros_like(action[e, :1]), axis=0),
                 reward=np.append(reward[e, : end + 1], np.float32(0)).astype(np.float32),
                 length=np.array([end + 1], np.int32),

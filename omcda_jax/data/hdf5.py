@@ -82,22 +82,29 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         | {"format": FORMAT, "format_version": VERSION}
     )
     attributes["digest"] = _digest(episodes, attributes)
+    # built in memory: HDF5 can crash the interpreter when it meets a full disk itself
+    # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
+    options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
+    with h5py.File("dataset", "w", **options) as file:
+        file.attrs.update(attributes)
+        for key, value in episodes._asdict().items():
+            rows = max(1, _CHUNK_BYTES // max(1, value[0].nbytes))
+            chunks = (min(rows, len(value)), *value.shape[1:])
+            compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+            file.create_dataset(key, data=value, chunks=chunks, **compression)
+        file.flush()
+        image = file.id.get_file_image()
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
-        with h5py.File(partial, "w", libver=("v110", "v110")) as file:
-            file.attrs.update(attributes)
-            for key, value in episodes._asdict().items():
-                rows = max(1, _CHUNK_BYTES // max(1, value[0].nbytes))
-                chunks = (min(rows, len(value)), *value.shape[1:])
-                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
-                file.create_dataset(key, data=value, chunks=chunks, **compression)
+        with open(partial, "wb") as file:
+            file.write(image)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        size = sum(value.nbytes for value in episodes)
-        raise DatasetError(f"{path}: could not write up to {size} bytes: {_one_line(error)}") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: could not write {len(image)} bytes: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -243,9 +250,7 @@ def _attributes(file: Any, path: str | os.PathLike, environment: str | None) -> 
             " collect the dataset again"
         )
     if environment is not None and attributes.get("environment") != environment:
-        raise DatasetError(
-            f"{path}: environment: expected {environment!r}, found {attributes.get('environment')!r}"
-        )
+        raise DatasetError(f"{path}: environment: expected {environment!r}, found {attributes.get('environment')!r}")
     return attributes
 
 

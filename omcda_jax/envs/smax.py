@@ -10,8 +10,10 @@ The global state is brought to the scale of the observations (see `_scale_state`
 
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import io
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,8 @@ def make(scenario: str, *, handicap: tuple[float, float, float] | None = None) -
     Raises:
         ConfigError: unknown scenario, a handicap outside 0..1, or JaxMARL is not installed.
     """
-    # jaxmarl prints lines about its optional parts when it is imported
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _silence():
             from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
             from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
     except ImportError as error:
@@ -99,14 +100,39 @@ def make(scenario: str, *, handicap: tuple[float, float, float] | None = None) -
         return _strong(env_state), show(env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
 
     return Environment(
-        name=f"smax/{scenario}" if handicap is None else f"smax/{scenario}+handicap",
+        name=f"smax/{scenario}" + ("" if handicap is None else "+handicap"),
         spec=spec,
         horizon=HORIZON,
         max_return=2.0,
         versions={package: importlib.metadata.version(package) for package in ("jaxmarl", "jax")},
-        reset=reset,
-        step=step,
+        reset=_allow_rank_promotion(reset),
+        step=_allow_rank_promotion(step),
     )
+
+
+@contextlib.contextmanager
+def _silence():
+    """Drops what JaxMARL prints while it is imported, and gives both streams back afterwards.
+
+    One of its modules replaces `sys.stdout` and `sys.stderr` by the interpreter's original ones half-way through.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as sink, contextlib.redirect_stderr(sys.stderr):
+        original, sys.__stdout__ = sys.__stdout__, sink
+        try:
+            yield
+        finally:
+            sys.__stdout__ = original
+
+
+def _allow_rank_promotion(function):
+    """Lets JaxMARL broadcast as it is used to where the caller has made JAX refuse it (`jax_numpy_rank_promotion`)."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments):
+        with jax.numpy_rank_promotion("allow"):
+            return function(*arguments)
+
+    return wrapped
 
 
 def _scale_state(world_state, num_units, width, height):

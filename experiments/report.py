@@ -1,0 +1,191 @@
+"""The result of one run: a table on the screen, result.json, and a plot where matplotlib is installed.
+
+    python experiments/report.py RUN_DIRECTORY
+
+prints the table of a finished run again and remakes its plot.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omcda_jax import metrics
+from omcda_jax.types import ConfigError
+
+AGENT_COLUMNS = {
+    "budget": "allocation/budget",
+    "alpha": "allocation/alpha",
+    "influence": "allocation/influence",
+    "policy KL": "policy/divergence",
+    "weight divergence": "allocation/weight_divergence",
+}
+PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Returns package versions, platform, device and, inside a git checkout, the commit and whether it is dirty."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": str(jax.devices()[0].device_kind),
+        "git": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Returns the output of one git command here, or None without git, a repository or a commit."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def learning_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the last logged metrics and the best evaluation seen on the way.
+
+    Args:
+        rows: of a metrics file; rows of an evaluation have `evaluation/...` keys, the others learning metrics.
+    """
+    learning = [row for row in rows if "evaluation/return_mean" not in row]
+    evaluations = [row for row in rows if "evaluation/return_mean" in row]
+    best = max(evaluations, key=lambda row: row["evaluation/return_mean"], default=None)
+    return {
+        "metrics": dict(learning[-1]) if learning else {},
+        "best_during_training": best and {"step": best["step"], "return_mean": best["evaluation/return_mean"]},
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Returns a result as lines of text.
+
+    Args:
+        result: what run.py writes to result.json.
+    """
+    config, final, data = result["config"], result["evaluation"], result["data"]["statistics"]
+    algorithm = config["algorithm"]["name"]
+    title = f"{config['name']}: {algorithm} on {config['data']['environment']} {config['data']['quality']}"
+    data_error = data["return_sd"] / data["episodes"] ** 0.5
+    rows = [
+        ["", "return (mean ± se)", "win rate", "episode length", "episodes", ""],
+        _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
+        _row("data", data["return_mean"], data_error, data, "as recorded"),
+    ]
+    parts = [f"{title}, seed {config['seed']}", _align(rows)]
+    agents = _agent_rows(result["metrics"])
+    if agents:
+        scale = config["data"]["reward_scale"]
+        parts += ["", _align(agents), f"budget and divergences in nats per step, levels in reward x {scale:g} per nat"]
+    if "critic/q_return" in result["metrics"] and result["data"].get("max_return_to_go") is not None:
+        value = result["metrics"]["critic/q_return"] / config["data"]["reward_scale"]
+        bound = result["data"]["max_return_to_go"]
+        verdict = "" if value <= bound else "  <- above what any data episode earned: the critic overestimates"
+        parts.append(f"return critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
+    return "\n".join(parts)
+
+
+def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
+    spread = f"{mean:.3f} ± {error:.3f}"
+    return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
+
+
+def _agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Returns one row per agent with a heading, or nothing where the algorithm has no per-agent metrics."""
+    columns = {title: values[key] for title, key in AGENT_COLUMNS.items() if isinstance(values.get(key), list)}
+    if not columns:
+        return []
+    count = len(next(iter(columns.values())))
+    body = [[str(agent), *(f"{column[agent]:.4f}" for column in columns.values())] for agent in range(count)]
+    return [["agent", *columns], *body]
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def plot(directory: str, result: Mapping[str, Any]) -> str:
+    """Draws the return over training and, per agent, budget shares, levels and influence.
+
+    Args:
+        directory: the run's; its metrics.jsonl is read.
+        result: as in `table`.
+
+    Returns:
+        The path of the PNG file written into `directory`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("no plot: matplotlib is not installed; pip install 'omcda-jax[plot]'") from None
+    rows = metrics.read(os.path.join(directory, "metrics.jsonl"))
+    evaluations = [row for row in rows if "evaluation/return_mean" in row]
+    learning = [row for row in rows if "allocation/budget" in row]
+    figure = Figure(figsize=(16 if learning else 5, 4), layout="constrained")
+    axes = figure.subplots(1, 4 if learning else 1, squeeze=False)[0]
+    _draw_returns(axes[0], evaluations, result)
+    if learning:
+        steps = [row["step"] for row in learning]
+        shares = [[value / sum(row["allocation/budget"]) for value in row["allocation/budget"]] for row in learning]
+        agents = [f"agent {agent}" for agent in range(len(shares[0]))]
+        axes[1].stackplot(steps, list(zip(*shares, strict=True)), labels=agents)
+        axes[1].set(title="budget share", xlabel="updates", ylim=(0, 1))
+        axes[1].legend(loc="lower left")
+        for axis, key in ((axes[2], "allocation/alpha"), (axes[3], "allocation/influence")):
+            axis.plot(steps, [row[key] for row in learning])
+            axis.set(title=f"{key.split('/')[1]} (scaled reward per nat)", xlabel="updates")
+    path = os.path.join(directory, "result.png")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_returns(axis: Any, evaluations: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+    points = {row["step"]: (row["evaluation/return_mean"], row["evaluation/return_se"]) for row in evaluations}
+    points[result["step"]] = (result["evaluation"]["return_mean"], result["evaluation"]["return_se"])
+    steps = sorted(points)
+    mean = [points[step][0] for step in steps]
+    low, high = ([points[step][0] + sign * points[step][1] for step in steps] for sign in (-1, 1))
+    axis.plot(steps, mean, marker=".", label="greedy policy (± se)")
+    axis.fill_between(steps, low, high, alpha=0.3)
+    axis.axhline(result["data"]["statistics"]["return_mean"], color="grey", linestyle="--", label="data")
+    axis.set(title="return", xlabel="updates")
+    axis.legend()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table of the run in `arguments[0]` and remakes its plot; returns the exit status."""
+    if len(arguments) != 1 or not os.path.isfile(os.path.join(arguments[0], "result.json")):
+        print("error: expected one directory of a finished run (one that holds result.json)", file=sys.stderr)
+        return 78
+    with open(os.path.join(arguments[0], "result.json"), encoding="utf-8") as file:
+        result = json.load(file)
+    print(table(result))
+    try:
+        print(f"plot: {plot(arguments[0], result)}")
+    except ConfigError as error:
+        print(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

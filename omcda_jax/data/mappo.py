@@ -1,0 +1,342 @@
+"""A compact MAPPO, used only to make the behaviour policies that datasets are rolled out with.
+
+One actor shared by all agents (local observation and one-hot agent id -> two hidden layers -> logits over legal
+actions), one central value of the global state, the team's advantage shared by every agent that has a choice. The
+whole update, rollout included, is one jitted function.
+
+Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Yu et al. 2022 (MAPPO).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from omcda_jax.data import behaviour
+from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How one training phase runs.
+
+    Attributes:
+        steps: environment steps in all (a step moves the whole team once).
+        num_envs: environments stepped side by side.
+        rollout: steps per environment and update.
+        epochs: passes over each rollout.
+        minibatches: parts a pass is cut into.
+        learning_rate: Adam's, at the start.
+        final_learning_rate: at the end; linear in between.
+        discount: of the return the values estimate.
+        trace: lambda of the advantage estimate.
+        clip: bound on the change of the probability ratio.
+        entropy: weight of the entropy bonus, per agent.
+        value_weight: weight of the value loss.
+        max_norm: global gradient norm bound.
+        hidden: units in each of the two hidden layers.
+    """
+
+    steps: int = 1_500_000
+    num_envs: int = 64
+    rollout: int = 128
+    epochs: int = 2
+    minibatches: int = 4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    discount: float = 0.99
+    trace: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value_weight: float = 0.5
+    max_norm: float = 0.5
+    hidden: int = 128
+
+    def __post_init__(self):
+        if self.num_envs * self.rollout % self.minibatches:
+            raise ConfigError(
+                f"mappo settings: num_envs * rollout must be a multiple of minibatches, "
+                f"found {self.num_envs} * {self.rollout} and {self.minibatches}"
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Updates needed for at least `steps` environment steps."""
+        return -(-self.steps // (self.num_envs * self.rollout))
+
+
+class Rollout(NamedTuple):
+    """R transitions of the team; leading axes [rollout, num_envs] or flattened [R]."""
+
+    obs: chex.Array
+    state: chex.Array
+    avail: chex.Array
+    action: chex.Array
+    log_prob: chex.Array
+    advantage: chex.Array
+    target: chex.Array
+
+
+class Loop(NamedTuple):
+    """What one update hands to the next; `time_step` and `env_state` have a leading axis num_envs."""
+
+    params: dict
+    opt_state: optax.OptState
+    env_state: chex.ArrayTree
+    time_step: TimeStep
+    episode_return: chex.Array
+    key: chex.PRNGKey
+
+
+def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
+    """Orthogonal initial weights, `{"actor": ..., "critic": ...}`, each a tuple of three (w [in, out], b [out])."""
+
+    def network(key, sizes, last_scale):
+        layers = []
+        for index, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            scale = last_scale if index == len(sizes) - 2 else 2.0**0.5
+            w = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, index), (fan_in, fan_out), jnp.float32)
+            layers.append((w, jnp.zeros(fan_out)))
+        return tuple(layers)
+
+    actor_key, critic_key = jax.random.split(key)
+    return {
+        "actor": network(actor_key, (spec.obs_dim + spec.num_agents, hidden, hidden, spec.action_dim), 0.01),
+        "critic": network(critic_key, (spec.state_dim, hidden, hidden, 1), 1.0),
+    }
+
+
+def values(critic: tuple, state: chex.Array) -> jax.Array:
+    """Returns the estimated value [...] of global states [..., S]; `critic` as from `init_params`."""
+    hidden = state.reshape(-1, state.shape[-1])
+    for w, b in critic[:-1]:
+        hidden = jax.nn.relu(hidden @ w + b[None])
+    w, b = critic[-1]
+    return (hidden @ w + b[None]).reshape(state.shape[:-1])
+
+
+def advantages(
+    reward: chex.Array,
+    value: chex.Array,
+    next_value: chex.Array,
+    terminated: chex.Array,
+    ended: chex.Array,
+    *,
+    discount: float,
+    trace: float,
+) -> chex.Array:
+    """Generalised advantage estimates; an episode cut by the time limit is bootstrapped, one that ended is not.
+
+    Args:
+        reward: [T, E] rewards of the steps.
+        value: [T, E] values of the states acted in.
+        next_value: [T, E] values of the states stepped into (before any reset).
+        terminated: [T, E] bool, the task ended with the step.
+        ended: [T, E] bool, the episode ended with the step, for whichever reason.
+        discount: factor per step.
+        trace: lambda, between one-step errors (0) and whole returns (1).
+
+    Returns:
+        [T, E] advantages. Schulman et al. 2016, equation 16.
+    """
+    chex.assert_equal_shape([reward, value, next_value, terminated, ended])
+    error = reward + discount * jnp.where(terminated, 0.0, next_value) - value
+
+    def backwards(following, now):
+        error, ended = now
+        advantage = error + discount * trace * jnp.where(ended, 0.0, following)
+        return advantage, advantage
+
+    return jax.lax.scan(backwards, jnp.zeros_like(reward[0]), (error, ended), reverse=True)[1]
+
+
+def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
+    """Clipped policy loss minus entropy bonus, over the agents that have a choice, plus the squared value error.
+
+    Args:
+        params: as from `init_params`.
+        rows: flattened transitions, obs [R, N, O], state [R, S], avail [R, N, A], action and log_prob [R, N],
+            advantage and target [R].
+        settings: clip, entropy and value_weight are used.
+    """
+    log_probs = jax.nn.log_softmax(behaviour.logits(params["actor"], rows.obs, rows.avail))
+    log_prob = jnp.take_along_axis(log_probs, rows.action[..., None], -1)[..., 0]
+    chooses = (rows.avail.sum(-1) > 1).astype(jnp.float32)
+    total = jnp.maximum(chooses.sum(), 1.0)
+    ratio = jnp.exp(log_prob - rows.log_prob)
+    advantage = (rows.advantage - rows.advantage.mean()) / (rows.advantage.std() + 1e-8)
+    gain = jnp.minimum(
+        ratio * advantage[:, None], jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip) * advantage[:, None]
+    )
+    entropy = -jnp.where(rows.avail, jnp.exp(log_probs) * log_probs, 0.0).sum(-1)
+    value = values(params["critic"], rows.state)
+    policy_loss = -(chooses * (gain + settings.entropy * entropy)).sum() / total
+    return policy_loss + settings.value_weight * jnp.square(value - rows.target).mean()
+
+
+def make_update(environment: Environment, settings: Settings) -> tuple[Callable, Callable]:
+    """Builds `start(key, params) -> Loop` and the jitted `update(loop) -> (Loop, metrics)`.
+
+    One update plays `rollout` steps in each of `num_envs` environments, resetting those whose episode ended, and then
+    makes `epochs * minibatches` Adam steps. Metrics: `episodes`, `return` and `won`, sums over the episodes that ended.
+    """
+    steps_per_update = settings.epochs * settings.minibatches
+    rate = optax.linear_schedule(
+        settings.learning_rate, settings.final_learning_rate, settings.num_updates * steps_per_update
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.max_norm), optax.adam(rate, eps=1e-5))
+
+    def play(params, carry, key):
+        env_state, now, episode_return = carry
+        act_key, step_key, reset_key = jax.random.split(key, 3)
+        scores = behaviour.logits(params["actor"], now.obs, now.avail)
+        action = jax.random.categorical(act_key, scores)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), action[..., None], -1)[..., 0]
+        env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, settings.num_envs), env_state, action)
+        ended = then.terminated | then.truncated
+        episode_return = episode_return + then.reward
+        record = {
+            "now": (now.obs, now.state, now.avail, action, log_prob),
+            "then": (then.reward, then.state, then.terminated, ended),
+            "metrics": (ended.sum(), (ended * episode_return).sum(), (ended & then.won).sum()),
+        }
+        fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, settings.num_envs))
+        pick = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        env_state, then = jax.tree.map(pick, fresh, (env_state, then))
+        return (env_state, then, jnp.where(ended, 0.0, episode_return)), record
+
+    def learn(carry, rows):
+        params, opt_state = carry
+        grads = jax.grad(ppo_loss)(params, rows, settings)
+        updates, opt_state = optimiser.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def update(loop):
+        key, play_key, shuffle_key = jax.random.split(loop.key, 3)
+        params = loop.params
+        (env_state, time_step, episode_return), record = jax.lax.scan(
+            lambda carry, key: play(params, carry, key),
+            (loop.env_state, loop.time_step, loop.episode_return),
+            jax.random.split(play_key, settings.rollout),
+        )
+        obs, state, avail, action, log_prob = record["now"]
+        reward, next_state, terminated, ended = record["then"]
+        value = values(params["critic"], state)
+        next_value = values(params["critic"], next_state)
+        advantage = advantages(
+            reward, value, next_value, terminated, ended, discount=settings.discount, trace=settings.trace
+        )
+        rows = Rollout(obs, state, avail, action, log_prob, advantage, advantage + value)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+        def epoch(carry, key):
+            order = jax.random.permutation(key, settings.num_envs * settings.rollout)
+            return jax.lax.scan(
+                lambda carry, chosen: learn(carry, jax.tree.map(lambda x: x[chosen], rows)),
+                carry,
+                order.reshape(settings.minibatches, -1),
+            )
+
+        (params, opt_state), _ = jax.lax.scan(
+            epoch, (params, loop.opt_state), jax.random.split(shuffle_key, settings.epochs)
+        )
+        episodes, returns, wins = (x.sum() for x in record["metrics"])
+        metrics = {"episodes": episodes, "return": returns, "won": wins}
+        return Loop(params, opt_state, env_state, time_step, episode_return, key), metrics
+
+    def start(key, params):
+        key, reset_key = jax.random.split(key)
+        env_state, time_step = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, settings.num_envs))
+        return Loop(params, optimiser.init(params), env_state, time_step, jnp.zeros(settings.num_envs), key)
+
+    return start, update
+
+
+def make_evaluate(environment: Environment, episodes: int, segment: int = 20) -> Callable:
+    """Builds `evaluate(actor, key) -> {"return", "won", "length"}`, means over episodes with sampled actions.
+
+    Args:
+        environment: where to play.
+        episodes: how many, side by side.
+        segment: steps between two checks that every episode is over.
+    """
+
+    @jax.jit
+    def play(actor, carry, key):
+        def step(carry, key):
+            env_state, now, running, total, won, length = carry
+            act_key, step_key = jax.random.split(key)
+            action = jax.random.categorical(act_key, behaviour.logits(actor, now.obs, now.avail))
+            env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, episodes), env_state, action)
+            total, length = total + running * then.reward, length + running
+            won = won | (running & then.won)
+            return (env_state, then, running & ~(then.terminated | then.truncated), total, won, length), None
+
+        return jax.lax.scan(step, carry, jax.random.split(key, segment))[0]
+
+    def evaluate(actor, key):
+        env_state, now = jax.jit(jax.vmap(environment.reset))(jax.random.split(key, episodes))
+        none = jnp.zeros(episodes, bool)
+        carry = (env_state, now, ~none, jnp.zeros(episodes), none, jnp.zeros(episodes, jnp.int32))
+        for index in range(-(-environment.horizon // segment)):
+            carry = play(actor, carry, jax.random.fold_in(key, index))
+            if not carry[2].any():
+                break
+        return {"return": float(carry[3].mean()), "won": float(carry[4].mean()), "length": float(carry[5].mean())}
+
+    return evaluate
+
+
+def train(
+    environment: Environment,
+    settings: Settings,
+    key: chex.PRNGKey,
+    params: dict | None = None,
+    *,
+    report: Callable[[int, dict], None] = lambda steps, params: None,
+    log: Callable[[str], None] = print,
+    log_every: int = 100_000,
+) -> dict:
+    """Trains for `settings.steps` environment steps.
+
+    Args:
+        environment: where to learn.
+        settings: the recipe.
+        key: typed PRNG key.
+        params: weights to go on from; fresh ones when None.
+        report: called after each update with (environment steps so far, params).
+        log: takes the progress lines.
+        log_every: environment steps between two progress lines.
+
+    Returns:
+        The trained params, as from `init_params`.
+    """
+    start_key, init_key = jax.random.split(key)
+    if params is None:
+        params = init_params(init_key, environment.spec, settings.hidden)
+    start, update = make_update(environment, settings)
+    loop = start(start_key, params)
+    per_update = settings.num_envs * settings.rollout
+    began = time.monotonic()
+    sums = {"episodes": 0, "return": 0.0, "won": 0}
+    for index in range(settings.num_updates):
+        loop, metrics = update(loop)
+        sums = {name: sums[name] + float(metrics[name]) for name in sums}
+        steps = (index + 1) * per_update
+        if steps // log_every > (steps - per_update) // log_every or index + 1 == settings.num_updates:
+            seconds = time.monotonic() - began
+            left = (settings.num_updates - index - 1) * seconds / (index + 1)
+            episodes = max(sums["episodes"], 1)
+            log(
+                f"{environment.name} steps {steps:,} return {sums['return'] / episodes:.3f} "
+                f"won {sums['won'] / episodes:.3f} {steps / seconds:,.0f} steps/s left {left:.0f} s"
+            )
+            sums = dict.fromkeys(sums, 0)
+        report(steps, loop.params)
+    return loop.params

@@ -1,0 +1,307 @@
+"""What every algorithm's init, update and act promise, whatever the algorithm."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import omcda_jax
+from omcda_jax import BcConfig, EnvSpec, OmcdaConfig
+from omcda_jax.algorithms import ALGORITHMS
+
+SPEC = EnvSpec(num_agents=3, obs_dim=6, state_dim=5, action_dim=4, discrete=True)
+SMALL = {"hidden_sizes": (16, 16)}
+CONFIGS = {
+    "omcda": OmcdaConfig(critic_warmup=0, **SMALL),
+    "omcda-projected-identity": OmcdaConfig(
+        critic_warmup=0, allocation="projected", conservative_mixing="identity", **SMALL
+    ),
+    "omcda-monotonic": OmcdaConfig(critic_warmup=0, conservative_mixing="monotonic", **SMALL),
+    "omcda-in_sample": OmcdaConfig(critic_warmup=0, value_target="in_sample", **SMALL),
+    "omcda-without-allocation": OmcdaConfig(critic_warmup=0, allocation="uniform", **SMALL),
+    "omcda-random": OmcdaConfig(critic_warmup=0, allocation="random", **SMALL),
+    "omcda-not-decoupled": OmcdaConfig(critic_warmup=0, decoupled=False, **SMALL),
+    "omcda-not-decoupled-in_sample": OmcdaConfig(critic_warmup=0, decoupled=False, value_target="in_sample", **SMALL),
+    "bc": BcConfig(**SMALL),
+}
+
+
+def make_batch(seed, size=24, spec=SPEC):
+    """Random transitions with random legal actions; about every fifth agent-row has a single one."""
+    rng = np.random.default_rng(seed)
+    shape = (size, spec.num_agents)
+
+    def legal():
+        avail = rng.random((*shape, spec.action_dim)) < 0.6
+        avail[..., 0] |= ~avail.any(-1)
+        dead = rng.random(shape) < 0.2
+        avail[dead] = np.arange(spec.action_dim) == 0
+        return avail
+
+    avail, next_avail = legal(), legal()
+    normal = lambda *dims: rng.normal(size=dims).astype(np.float32)
+    choose = lambda a: np.argmax(rng.random(a.shape) * a, axis=-1).astype(np.int32)
+    return omcda_jax.Batch(
+        obs=normal(*shape, spec.obs_dim),
+        state=normal(size, spec.state_dim),
+        avail=avail,
+        action=choose(avail),
+        reward=normal(size),
+        discount=(rng.random(size) < 0.8).astype(np.float32),
+        next_obs=normal(*shape, spec.obs_dim),
+        next_state=normal(size, spec.state_dim),
+        next_avail=next_avail,
+        next_action=choose(next_avail),
+        first=rng.random(size) < 0.1,
+    )
+
+
+TRACES = []
+
+
+def counted_update(state, batch):
+    TRACES.append(state.config)
+    return omcda_jax.update(state, batch)
+
+
+UPDATE = jax.jit(counted_update)
+
+
+def after(config, updates=3, seed=0, spec=SPEC):
+    """A state a few updates on, so that nothing is at its initial symmetry."""
+    state = omcda_jax.init(jax.random.key(seed), spec, config)
+    for i in range(updates):
+        state, _ = UPDATE(state, make_batch(100 + i, spec=spec))
+    return state
+
+
+def numbers(state):
+    return jax.tree.map(np.asarray, (state.params, state.target_params, state.opt_state, state.extra))
+
+
+def largest_difference(a, b):
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), a, b)))
+
+
+def test_the_configs_cover_every_algorithm():
+    assert {config.name for config in CONFIGS.values()} == set(ALGORITHMS)
+    for name, algorithm in ALGORITHMS.items():
+        assert algorithm.config().name == name
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def case(request):
+    config = CONFIGS[request.param]
+    return config, after(config)
+
+
+def test_update_keeps_shapes_and_dtypes_and_moves_parameters(case):
+    _, state = case
+    new, metrics = UPDATE(state, make_batch(1))
+    chex.assert_trees_all_equal_shapes_and_dtypes(numbers(state), numbers(new))
+    assert jax.tree.structure(state) == jax.tree.structure(new)
+    assert int(new.step) == int(state.step) + 1
+    chex.assert_tree_all_finite((numbers(new), metrics))
+    for group in state.params:
+        assert largest_difference(state.params[group], new.params[group]) > 0, group
+
+
+def test_rows_may_come_in_any_order(case):
+    _, state = case
+    batch = make_batch(2)
+    order = np.random.default_rng(0).permutation(batch.reward.shape[0])
+    new, metrics = UPDATE(state, batch)
+    shuffled, shuffled_metrics = UPDATE(state, jax.tree.map(lambda x: x[order], batch))
+    chex.assert_trees_all_close(numbers(new), numbers(shuffled), atol=2e-5)
+    chex.assert_trees_all_close(metrics, shuffled_metrics, atol=1e-4, rtol=1e-4)
+
+
+def test_the_second_call_does_not_trace_again(case):
+    _, state = case
+    before = len(TRACES)
+    state, _ = UPDATE(state, make_batch(4))
+    UPDATE(state, make_batch(5))
+    assert len(TRACES) == before
+
+
+@pytest.mark.parametrize("name", ["omcda", "omcda-in_sample", "bc"])
+def test_devices_reduce_to_one_batch_even_with_uneven_masks(name):
+    state, batch = after(CONFIGS[name]), make_batch(3)
+    first_device = (np.arange(24) < 6)[:, None]
+    avail = np.where(first_device[..., None], np.arange(SPEC.action_dim) == 0, batch.avail)
+    batch = batch.replace(avail=avail, action=np.where(first_device, 0, batch.action))
+    whole, metrics = UPDATE(state, batch)
+    shards = jax.tree.map(lambda x: x.reshape(4, 6, *x.shape[1:]), batch)
+    spread = jax.jit(jax.vmap(lambda b: omcda_jax.update(state, b, axis_name="devices"), axis_name="devices"))
+    parts, part_metrics = spread(shards)
+    for device in range(4):
+        part, part_metric = jax.tree.map(lambda x, i=device: x[i], (parts, part_metrics))
+        chex.assert_trees_all_close(numbers(whole), numbers(part), atol=2e-5)
+        chex.assert_trees_all_close(metrics, part_metric, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["omcda", "bc"])
+def test_scan_equals_a_loop(name):
+    state = after(CONFIGS[name])
+    batches = [make_batch(10 + i) for i in range(3)]
+    looped = state
+    for batch in batches:
+        looped, _ = UPDATE(looped, batch)
+    scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(omcda_jax.update, s, b))(
+        state, jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    )
+    chex.assert_trees_all_close(numbers(looped), numbers(scanned), atol=2e-5)
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(metrics))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_only_legal_actions_are_chosen(case, sampled):
+    _, state = case
+    batch = make_batch(6, size=200)
+    key = jax.random.key(7) if sampled else None
+    action = omcda_jax.act(state, batch.obs, batch.avail, key)
+    assert action.shape == batch.action.shape and action.dtype == jnp.int32
+    assert np.all(np.take_along_axis(batch.avail, np.asarray(action)[..., None], -1))
+
+
+def test_acting_is_decentralised_and_greedy_without_a_key(case):
+    _, state = case
+    obs = make_batch(8).obs
+    action = omcda_jax.act(state, obs)
+    np.testing.assert_array_equal(action, omcda_jax.act(state, obs))
+    others_changed = obs.copy()
+    others_changed[:, 1:] += 1.0
+    np.testing.assert_array_equal(omcda_jax.act(state, others_changed)[:, 0], action[:, 0])
+
+
+def test_a_population_of_numbers_and_seeds_compiles_once():
+    configs = [dataclasses.replace(CONFIGS["omcda"], d_tot=d, learning_rate=lr) for d, lr in [(0.3, 1e-3), (1.8, 1e-4)]]
+    states = [after(config, seed=seed) for config in configs for seed in (0, 1)]
+    batch = make_batch(9)
+    update = jax.jit(jax.vmap(chex.assert_max_traces(omcda_jax.update, n=1), in_axes=(0, None)))
+    population, _ = update(jax.tree.map(lambda *x: jnp.stack(x), *states), batch)
+    population, metrics = update(population, batch)
+    for i, state in enumerate(states):
+        for _ in range(2):
+            state, _ = UPDATE(state, batch)
+        chex.assert_trees_all_close(numbers(jax.tree.map(lambda x, i=i: x[i], population)), numbers(state), atol=5e-5)
+    np.testing.assert_allclose(metrics["allocation/budget"].sum(-1), [0.3, 0.3, 1.8, 1.8], rtol=1e-5)
+
+
+def test_gradients_flow_through_an_update():
+    state, batch = after(CONFIGS["omcda"]), make_batch(11)
+
+    def next_budgets(d_tot):
+        new, _ = omcda_jax.update(state.replace(hyper={**state.hyper, "d_tot": d_tot}), batch)
+        return jnp.sum(jnp.square(new.extra.budget))
+
+    gradient = jax.jit(jax.grad(next_budgets))(0.6)
+    step = 1e-3
+    evaluate = jax.jit(next_budgets)
+    numeric = (evaluate(0.6 + step) - evaluate(0.6 - step)) / (2 * step)
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-2)
+
+
+def test_each_group_learns_from_its_own_loss_only():
+    state, batch = after(CONFIGS["omcda"]), make_batch(12)
+    new, _ = UPDATE(state, batch)
+    richer, _ = UPDATE(state, batch.replace(reward=batch.reward + 5.0))
+    chex.assert_trees_all_equal(new.params["behaviour"], richer.params["behaviour"])
+    chex.assert_trees_all_equal(new.params["deviation"], richer.params["deviation"])
+    chex.assert_trees_all_equal(new.params["policy"], richer.params["policy"])
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new.params["return"], richer.params["return"]))))
+
+
+def test_warm_up_clones_and_leaves_budgets_uniform():
+    config = OmcdaConfig(critic_warmup=5, **SMALL)
+    state = omcda_jax.init(jax.random.key(0), SPEC, config)
+    clone = omcda_jax.init(jax.random.key(1), SPEC, BcConfig(**SMALL))
+    clone = clone.replace(params={"policy": state.params["policy"]})
+    for i in range(5):
+        state, metrics = UPDATE(state, make_batch(i))
+        clone, _ = UPDATE(clone, make_batch(i))
+        np.testing.assert_allclose(metrics["allocation/budget"], 0.2, rtol=1e-5)
+        np.testing.assert_array_equal(metrics["allocation/influence"], 0.0)
+    chex.assert_trees_all_close(state.params["policy"], clone.params["policy"], atol=1e-6)
+    weighted, metrics = UPDATE(state, make_batch(5))
+    cloned, _ = UPDATE(clone, make_batch(5))
+    assert np.any(metrics["allocation/influence"] != 0)
+    assert largest_difference(weighted.params["policy"], cloned.params["policy"]) > 1e-5
+
+
+def test_an_agent_without_choices_stays_finite_and_teaches_nothing():
+    config = CONFIGS["omcda"]
+    state, batch = after(config), make_batch(13)
+    avail = batch.avail.copy()
+    avail[:, 0] = np.arange(SPEC.action_dim) == 0
+    action = batch.action.copy()
+    action[:, 0] = 0
+    dead = batch.replace(avail=avail, action=action)
+    new, metrics = UPDATE(state, dead)
+    chex.assert_tree_all_finite((numbers(new), metrics))
+    assert metrics["policy/divergence"][0] == 0 and metrics["allocation/weight_divergence"][0] == 0
+    other_obs = dead.obs.copy()
+    other_obs[:, 0] += 1.0
+    moved, _ = UPDATE(state, dead.replace(obs=other_obs))
+    chex.assert_trees_all_equal(new.params["behaviour"], moved.params["behaviour"])
+
+
+def test_ablations_are_what_they_say():
+    uniform = after(CONFIGS["omcda-without-allocation"])
+    np.testing.assert_allclose(uniform.extra.budget, 0.2, rtol=1e-6)
+    random = [after(CONFIGS["omcda-random"], seed=seed).extra.budget for seed in (0, 1)]
+    start = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["omcda-random"]).extra.budget
+    np.testing.assert_array_equal(random[0], start)
+    assert np.all(random[0] != random[1])
+    for budget in random:
+        np.testing.assert_allclose(budget.sum(), 0.6, rtol=1e-6)
+        assert np.all(budget >= 0.002)
+    together = after(CONFIGS["omcda-not-decoupled"])
+    assert "deviation" not in together.params and "return" in together.params
+
+
+def test_the_penalty_enters_the_one_value_when_not_decoupled():
+    """With one value, a larger level lowers the return target by gamma times the sum of alpha_i KL_i."""
+    state = after(CONFIGS["omcda-not-decoupled"], updates=30)
+    batch = make_batch(14).replace(discount=jnp.ones(24))
+    errors = []
+    for log_alpha in (-10.0, 0.0):
+        extra = state.extra.replace(log_alpha=jnp.full((3,), log_alpha))
+        _, metrics = UPDATE(state.replace(extra=extra), batch.replace(reward=jnp.full((24,), 100.0)))
+        errors.append(float(metrics["critic/td_return"]))
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"d_tot": 0.0}, ["d_tot", "positive", "0.0"]),
+        ({"d_tot": -1.0}, ["d_tot", "positive", "-1.0"]),
+        ({"d_tot": float("nan")}, ["d_tot", "positive", "nan"]),
+        ({"d_min": -0.1}, ["d_min", "-0.1"]),
+        ({"allocation": "fair"}, ["allocation", "softmax", "'fair'"]),
+        ({"value_target": "q"}, ["value_target", "expectation", "'q'"]),
+        ({"conservative_mixing": "deep"}, ["conservative_mixing", "convex", "'deep'"]),
+        ({"influence_scale": "big"}, ["influence_scale", "relative", "'big'"]),
+        ({"temperature": 0.0}, ["temperature", "positive"]),
+        ({"discount": 1.5}, ["discount", "1.5"]),
+        ({"critic_warmup": -1}, ["critic_warmup", "-1"]),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(settings, words):
+    with pytest.raises(omcda_jax.ConfigError) as error:
+        OmcdaConfig(**settings)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_budget_below_the_floor_of_all_agents_is_refused():
+    with pytest.raises(omcda_jax.ConfigError, match=r"d_tot.*3 \* 0.3.*found 0.6"):
+        omcda_jax.init(jax.random.key(0), SPEC, OmcdaConfig(d_tot=0.6, d_min=0.3))
+
+
+def test_an_unknown_configuration_is_refused():
+    with pytest.raises(TypeError, match="OmcdaConfig.*found dict"):
+        omcda_jax.init(jax.random.key(0), SPEC, {})

@@ -1,0 +1,387 @@
+"""Properties of the heart of the paper: influence, the budget simplex, the solved level."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from omcda_jax import allocate, influence
+from omcda_jax.allocation import ALLOCATION_RULES, conservatism_level, conservatism_step, weight_divergence
+
+TOTAL, FLOOR, AGENTS = 1.2, 0.006, 4
+EVEN = np.full(AGENTS, TOTAL / AGENTS, np.float32)
+LEARNED_RULES = ("softmax", "projected")
+
+moderate = arrays.arrays(
+    np.float32, AGENTS, elements=st.floats(-8, 8, width=32, allow_subnormal=False).map(lambda x: round(x, 3))
+)
+
+
+def _budget(m, rule, previous=EVEN, scale="relative", total=TOTAL, floor=FLOOR, **options):
+    return np.asarray(
+        allocate(
+            jnp.asarray(m, jnp.float32),
+            jnp.asarray(previous, jnp.float32),
+            rule=rule,
+            influence_scale=scale,
+            total_budget=total,
+            min_budget=floor,
+            **options,
+        )
+    )
+
+
+def _assert_on_simplex(budget, total=TOTAL, floor=FLOOR):
+    assert np.isfinite(budget).all()
+    assert budget.sum() == pytest.approx(total, rel=1e-5)
+    assert (budget >= floor - 1e-6 * total).all()
+
+
+# Influence
+
+
+def _influence_case(random, rows=7):
+    avail = random.random((rows, AGENTS, 5)) < 0.7
+    avail[..., 0] = True
+    avail[0, 1, 1:] = False
+    policy = reference.masked_log_probabilities(random.normal(size=avail.shape), avail)
+    behaviour = reference.masked_log_probabilities(random.normal(size=avail.shape), avail)
+    values = random.normal(size=avail.shape)
+    weights = random.uniform(0.2, 2, size=avail.shape[:2])
+    return avail, policy, behaviour, values, weights
+
+
+def _library_arguments(policy, behaviour, values, weights):
+    log_ratio = np.where(np.isfinite(policy), np.nan_to_num(policy) - np.nan_to_num(behaviour), 0.0)
+    return [jnp.asarray(a, jnp.float32) for a in (weights[..., None] * values, log_ratio, np.exp(policy))]
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_influence_agrees_with_the_reference(random):
+    avail, policy, behaviour, values, weights = _influence_case(random)
+    mask = reference.informative(avail)
+    assert not mask.all()
+    ours = influence(*_library_arguments(policy, behaviour, values, weights), jnp.asarray(mask), epsilon=1e-3)
+    expected = reference.influence(values, weights, policy, behaviour, mask, epsilon=1e-3)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_influence_of_one_state_by_hand():
+    # pi = (1/2, 1/2), b = (3/4, 1/4): l = (log 2/3, log 2), centred -+ log(3)/2. f = (0, 4), centred -+ 2.
+    # Covariance 2 * log(3)/2 = log 3, variance (log(3)/2)^2, slope 4 / log 3.
+    arguments = [[[[0.0, 4.0]]], [[[np.log(2 / 3), np.log(2.0)]]], [[[0.5, 0.5]]]]
+    m = influence(*map(jnp.asarray, arguments), jnp.ones((1, 1), bool), epsilon=0.0)
+    assert float(m[0]) == pytest.approx(4 / np.log(3), rel=1e-6)
+
+
+def test_influence_is_zero_while_the_policy_is_the_behaviour(random):
+    _, policy, _, values, weights = _influence_case(random)
+    m = influence(*_library_arguments(policy, policy, values, weights), jnp.ones((7, AGENTS), bool))
+    np.testing.assert_array_equal(m, np.zeros(AGENTS))
+
+
+def test_influence_ignores_shifts_of_values_and_scales_with_them(random):
+    avail, policy, behaviour, values, weights = _influence_case(random)
+    mask = jnp.asarray(reference.informative(avail))
+    f, ratio, p = _library_arguments(policy, behaviour, values, weights)
+    m = influence(f, ratio, p, mask)
+    shift = jnp.asarray(random.normal(size=(7, AGENTS, 1)), jnp.float32)
+    np.testing.assert_allclose(influence(f + shift, ratio, p, mask), m, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(influence(10 * f, ratio, p, mask), 10 * m, rtol=1e-5)
+
+
+def test_influence_of_one_agent_ignores_the_others_and_masked_rows(random):
+    avail, policy, behaviour, values, weights = _influence_case(random)
+    mask = np.ones((7, AGENTS), bool)
+    mask[3:, 2] = False
+    arguments = _library_arguments(policy, behaviour, values, weights)
+    m = influence(*arguments, jnp.asarray(mask))
+    f, ratio, p = (np.array(a) for a in arguments)
+    f[3:, 2], f[:, 0] = 1e6, -3.0 * f[:, 0]
+    changed = influence(jnp.asarray(f), jnp.asarray(ratio), jnp.asarray(p), jnp.asarray(mask))
+    np.testing.assert_array_equal(changed[1:], m[1:])
+    assert float(changed[0]) == pytest.approx(-3 * float(m[0]), rel=1e-5)
+    assert not np.allclose(m, influence(*arguments, jnp.ones((7, AGENTS), bool)))
+
+
+# Allocation
+
+
+@given(moderate, st.sampled_from(ALLOCATION_RULES), st.sampled_from(["relative", "raw"]))
+def test_budgets_stay_on_the_simplex(m, rule, scale):
+    _assert_on_simplex(_budget(m, rule, scale=scale))
+
+
+EXTREMES = {
+    "zero": [0, 0, 0, 0],
+    "equal": [2.5, 2.5, 2.5, 2.5],
+    "huge": [1e30, -1e30, 3e29, 0],
+    "near the largest float": [3e38, 3e38, -3e38, 3e38],
+    "tiny": [1e-30, 2e-30, 0, -1e-30],
+    "subnormal": [1e-40, 2e-40, 0, 0],
+    "one not a number": [np.nan, 1, 2, 3],
+    "one infinite": [np.inf, 1, 2, 3],
+    "nothing finite": [np.nan, np.inf, -np.inf, np.nan],
+    "all negative": [-1, -2, -3, -4],
+}
+
+
+@pytest.mark.parametrize("scale", ["relative", "raw"])
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+@pytest.mark.parametrize("m", EXTREMES.values(), ids=EXTREMES.keys())
+def test_extreme_influences_leave_finite_budgets_on_the_simplex(m, rule, scale):
+    _assert_on_simplex(_budget(m, rule, scale=scale))
+    uneven = np.array([0.9, 0.2, 0.094, 0.006], np.float32)
+    _assert_on_simplex(_budget(m, rule, previous=uneven, scale=scale, step_size=0.5))
+
+
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+def test_not_a_number_counts_as_zero(rule):
+    np.testing.assert_array_equal(_budget([np.nan, 1, 2, 3], rule), _budget([0, 1, 2, 3], rule))
+
+
+@pytest.mark.parametrize("rule", ALLOCATION_RULES)
+def test_floors_that_take_everything_leave_the_floors(rule):
+    previous = np.full(AGENTS, 0.25, np.float32)
+    np.testing.assert_allclose(_budget([3, 1, 0, -1], rule, previous, total=1.0, floor=0.25), 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+def test_no_influence_leaves_even_shares(rule):
+    np.testing.assert_allclose(_budget(np.zeros(AGENTS), rule), EVEN, rtol=1e-6)
+
+
+@given(moderate, st.permutations(range(AGENTS)), st.sampled_from(LEARNED_RULES))
+def test_permuting_the_agents_permutes_the_budgets(m, order, rule):
+    order = np.array(order)
+    previous = np.array([0.5, 0.4, 0.2, 0.1], np.float32)
+    permuted = _budget(m[order], rule, previous[order], step_size=0.2)
+    np.testing.assert_allclose(permuted, _budget(m, rule, previous, step_size=0.2)[order], atol=1e-6)
+
+
+@given(moderate, st.sampled_from(LEARNED_RULES), st.sampled_from(["relative", "raw"]))
+def test_more_influence_never_gets_less_from_an_even_start(m, rule, scale):
+    budget = _budget(m, rule, scale=scale, step_size=0.3)
+    for i in range(AGENTS):
+        for j in range(AGENTS):
+            if m[i] >= m[j]:
+                assert budget[i] >= budget[j] - 1e-6
+
+
+@given(moderate, st.integers(0, AGENTS - 1), st.floats(0.01, 5), st.sampled_from(LEARNED_RULES))
+def test_raising_one_influence_never_lowers_its_budget(m, agent, rise, rule):
+    more = m.copy()
+    more[agent] += np.float32(rise)
+    before = _budget(m, rule, scale="raw", step_size=0.3)[agent]
+    assert _budget(more, rule, scale="raw", step_size=0.3)[agent] >= before - 1e-6
+
+
+@given(moderate.filter(lambda m: np.abs(m).max() > 0.1), st.floats(1e-3, 1e3), st.sampled_from(LEARNED_RULES))
+def test_relative_scale_is_free_of_the_rewards_units(m, factor, rule):
+    ours = _budget(m * np.float32(factor), rule, step_size=0.3)
+    np.testing.assert_allclose(ours, _budget(m, rule, step_size=0.3), atol=1e-5)
+
+
+@given(moderate, st.floats(0.1, 3.0))
+def test_softmax_agrees_with_the_reference(m, temperature):
+    expected = reference.allocate_softmax(reference.relative(m.astype(np.float64)), TOTAL, FLOOR, temperature)
+    np.testing.assert_allclose(_budget(m, "softmax", temperature=temperature), expected, atol=1e-5)
+    raw = reference.allocate_softmax(m, TOTAL, FLOOR, temperature)
+    np.testing.assert_allclose(_budget(m, "softmax", scale="raw", temperature=temperature), raw, atol=1e-5)
+
+
+@given(moderate, moderate, st.floats(0.001, 2.0))
+def test_projection_agrees_with_the_reference(m, start, step):
+    previous = reference.project_simplex(start, TOTAL, FLOOR)
+    step_in_nats = step * TOTAL / AGENTS
+    expected = reference.allocate_projected(
+        reference.relative(m.astype(np.float64)), previous, TOTAL, FLOOR, step_in_nats
+    )
+    np.testing.assert_allclose(_budget(m, "projected", previous, step_size=step), expected, atol=1e-5)
+
+
+@given(moderate)
+def test_the_references_projection_is_the_nearest_point(point):
+    nearest = reference.project_simplex(point, TOTAL, FLOOR)
+    _assert_on_simplex(nearest)
+    # Optimality: no vertex of the simplex lies on the point's side of the tangent plane.
+    for vertex in FLOOR + (TOTAL - AGENTS * FLOOR) * np.eye(AGENTS):
+        assert (point - nearest) @ (vertex - nearest) <= 1e-5
+
+
+def test_random_keeps_its_point_and_uniform_forgets():
+    previous = np.array([0.5, 0.4, 0.2, 0.1], np.float32)
+    np.testing.assert_array_equal(_budget([1, 2, 3, 4], "random", previous), previous)
+    np.testing.assert_allclose(_budget([1, 2, 3, 4], "uniform", previous), EVEN, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+def test_jacobian_agrees_with_finite_differences(rule, double):
+    m, previous = jnp.array([1.0, 0.4, -0.3, 0.2]), jnp.array([0.5, 0.4, 0.2, 0.1])
+
+    def budget(m, previous):
+        options = dict(total_budget=TOTAL, min_budget=FLOOR, step_size=0.2)
+        return allocate(m, previous, rule=rule, **options)
+
+    ours = np.concatenate(jax.jacobian(budget, argnums=(0, 1))(m, previous), axis=1)
+    columns, h = [], 1e-6
+    for step in np.eye(2 * AGENTS) * h:
+        up = budget(m + step[:AGENTS], previous + step[AGENTS:])
+        columns.append((up - budget(m - step[:AGENTS], previous - step[AGENTS:])) / (2 * h))
+    np.testing.assert_allclose(ours, np.stack(columns, axis=1), atol=1e-7)
+    np.testing.assert_allclose(ours.sum(axis=0), 0.0, atol=1e-12)  # the sum of budgets never moves
+    assert np.abs(ours[:, :AGENTS]).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+def test_numbers_of_the_rules_can_be_vmapped(rule):
+    m, previous = jnp.array([1.0, 0.4, -0.3, 0.2]), jnp.asarray(EVEN)
+    population = dict(
+        total_budget=jnp.array([0.6, 1.8, 3.0]),
+        min_budget=jnp.array([0.0, 0.01, 0.1]),
+        temperature=jnp.array([0.3, 1.0, 3.0]),
+        step_size=jnp.array([0.01, 0.1, 1.0]),
+    )
+    together = jax.jit(jax.vmap(lambda o: allocate(m, previous, rule=rule, **o)))(population)
+    for k in range(3):
+        alone = allocate(m, previous, rule=rule, **jax.tree.map(lambda x, k=k: x[k], population))
+        np.testing.assert_allclose(together[k], alone, atol=1e-6)
+        _assert_on_simplex(np.asarray(together[k]), population["total_budget"][k], population["min_budget"][k])
+
+
+def test_repeated_projection_equalises_the_influences():
+    # m_i(d_i) = scale_i / (1 + 10 d_i): water-filling puts all at one price p with sum (scale_i/p - 1)/10 = total.
+    scale = jnp.array([4.0, 3.0, 2.0, 1.5])
+    price = float(scale.sum() / (AGENTS + 10 * TOTAL))
+
+    def step(_, budget):
+        m = scale / (1 + 10 * budget)
+        return allocate(m, budget, rule="projected", total_budget=TOTAL, min_budget=FLOOR, step_size=0.01)
+
+    budget = jax.lax.fori_loop(0, 3000, step, jnp.asarray(EVEN))
+    np.testing.assert_allclose(budget, (scale / price - 1) / 10, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [dict(rule="sofmax"), dict(influence_scale="absolute")])
+def test_unknown_structure_is_refused_by_name(options):
+    with pytest.raises(ValueError, match=next(iter(options.values()))):
+        allocate(jnp.ones(3), jnp.ones(3), total_budget=3.0, min_budget=0.0, **options)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(AssertionError):
+        allocate(jnp.ones(3), jnp.ones(4), total_budget=3.0, min_budget=0.0)
+
+
+# Level
+
+BOUNDS = (-5.0, 5.0)
+ROWS = 64
+
+
+def _level_case(random, rows=ROWS):
+    advantage = random.normal(size=(rows, 3)) * np.array([2.0, 0.5, 0.1])
+    deviation = 0.05 * random.normal(size=(rows, 3))
+    mask = random.random((rows, 3)) < 0.8
+    return advantage.astype(np.float32), deviation.astype(np.float32), mask
+
+
+@functools.partial(jax.jit, static_argnames="cap")
+def _level(advantage, deviation, budget, mask, cap=1e6):
+    return conservatism_level(advantage, deviation, budget, mask, log_alpha_bounds=BOUNDS, max_weight=cap)
+
+
+def test_level_spends_exactly_the_budget_with_weights_of_mean_one(random):
+    advantage, deviation, mask = _level_case(random)
+    budget = np.array([0.4, 0.2, 0.05], np.float32)
+    log_alpha, weights = _level(advantage, deviation, budget, mask)
+    assert ((log_alpha > BOUNDS[0] + 0.1) & (log_alpha < BOUNDS[1] - 0.1)).all()
+    for i in range(3):
+        valid = np.asarray(weights, np.float64)[mask[:, i], i]
+        assert valid.mean() == pytest.approx(1.0, abs=1e-5)
+        assert (valid * np.log(valid)).mean() == pytest.approx(budget[i], rel=1e-3)
+        assert (np.asarray(weights)[~mask[:, i], i] == 0).all()
+    np.testing.assert_allclose(weight_divergence(weights, jnp.asarray(mask)), budget, rtol=1e-3)
+
+
+def test_level_agrees_with_the_reference(random):
+    advantage, deviation, mask = _level_case(random)
+    budget = np.array([0.4, 0.2, 0.05], np.float32)
+    log_alpha, weights = _level(advantage, deviation, budget, mask)
+    for i in range(3):
+        expected = reference.solve_level(advantage[:, i], deviation[:, i], budget[i], mask[:, i], BOUNDS)
+        assert float(log_alpha[i]) == pytest.approx(expected, abs=5e-5)
+        ratio = reference.density_ratio(advantage[:, i] * np.exp(-expected) + deviation[:, i], mask[:, i])
+        np.testing.assert_allclose(weights[:, i], ratio, rtol=1e-3)
+
+
+def test_level_by_hand():
+    # Half the rows have advantage 1, half -1: omega = (1 +- tanh(1/alpha)); divergence at alpha = 1/atanh(1/2) is
+    # (3/4) log(3/2) + (1/4) log(1/2).
+    advantage = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
+    budget = jnp.array([0.75 * np.log(1.5) + 0.25 * np.log(0.5)], jnp.float32)
+    log_alpha, weights = _level(advantage, jnp.zeros((4, 1)), budget, jnp.ones((4, 1), bool))
+    assert float(log_alpha[0]) == pytest.approx(-np.log(np.arctanh(0.5)), abs=1e-4)
+    np.testing.assert_allclose(weights[:, 0], [1.5, 0.5, 1.5, 0.5], rtol=1e-3)
+
+
+def test_a_larger_budget_means_a_smaller_level(random):
+    advantage, _, mask = _level_case(random)
+    levels = [
+        np.asarray(_level(advantage, jnp.zeros((ROWS, 3)), jnp.full(3, budget), mask)[0])
+        for budget in (0.01, 0.1, 0.4, 0.9)
+    ]
+    assert (np.diff(levels, axis=0) < -0.1).all()
+
+
+def test_scaling_the_advantage_scales_the_level_alone(random):
+    advantage, deviation, mask = _level_case(random)
+    budget = jnp.array([0.4, 0.2, 0.05])
+    log_alpha, weights = _level(advantage, deviation, budget, mask)
+    scaled, same = _level(10 * advantage, deviation, budget, mask)
+    np.testing.assert_allclose(scaled, log_alpha + np.log(10.0), atol=5e-5)
+    np.testing.assert_allclose(same, weights, rtol=1e-3, atol=1e-6)
+
+
+def test_masked_rows_and_other_agents_weigh_nothing_on_the_level(random):
+    advantage, deviation, mask = _level_case(random)
+    budget = jnp.array([0.4, 0.2, 0.05])
+    log_alpha, weights = _level(advantage, deviation, budget, mask)
+    poisoned = np.where(mask, advantage, 1e4).astype(np.float32)
+    poisoned[:, 2] = 0.3
+    again, weights_again = _level(poisoned, deviation, budget, mask)
+    np.testing.assert_array_equal(again[:2], log_alpha[:2])
+    np.testing.assert_array_equal(weights_again[:, :2], weights[:, :2])
+
+
+def test_level_stops_at_its_bounds_and_stays_finite():
+    ones = jnp.ones((4, 3), bool)
+    # Agent 0 could never spend its budget (log 4 at most), agent 1 always spends more, agent 2 has nothing to gain.
+    advantage = jnp.array([[1.0, 1e4, 0.0]] + [[0.0, 0.0, 0.0]] * 3)
+    log_alpha, weights = _level(advantage, jnp.zeros((4, 3)), jnp.array([5.0, 0.1, 0.1]), ones)
+    np.testing.assert_allclose(log_alpha, [BOUNDS[0], BOUNDS[1], BOUNDS[0]], atol=1e-3)
+    assert np.isfinite(weights).all()
+    np.testing.assert_allclose(weights[:, 2], 1.0, rtol=1e-6)
+    none = _level(advantage, jnp.zeros((4, 3)), jnp.full(3, 0.1), ~ones)
+    chex.assert_tree_all_finite(none)
+    np.testing.assert_array_equal(none[1], np.zeros((4, 3)))
+
+
+def test_weights_are_capped(random):
+    advantage, deviation, mask = _level_case(random)
+    capped = _level(advantage, deviation, jnp.full(3, 1.0), mask, cap=2.0)[1]
+    free = _level(advantage, deviation, jnp.full(3, 1.0), mask)[1]
+    assert free.max() > 4
+    np.testing.assert_allclose(capped, np.minimum(free, 2.0), rtol=1e-6)
+
+
+def test_the_moving_average_of_the_level():
+    stepped = conservatism_step(jnp.array([0.0, 1.0]), jnp.array([1.0, -1.0]), 0.25)
+    np.testing.assert_allclose(stepped, [0.25, 0.5], rtol=1e-6)

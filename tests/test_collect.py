@@ -1,0 +1,309 @@
+import functools
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omcda_jax import data, envs
+from omcda_jax.data import behaviour
+from omcda_jax.data.dataset import check
+from omcda_jax.types import ConfigError, DatasetError, Environment, EnvSpec, TimeStep
+
+collect = importlib.import_module("omcda_jax.data.collect")
+
+ROOT = Path(__file__).parent.parent
+HORIZON = 10
+SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=3, action_dim=3, discrete=True)
+
+
+def make_toy(name="toy/sum"):
+    """Adds the actions up; ends by itself after 3..12 steps, drawn at reset, but no later than the horizon.
+
+    Agent 1 may choose action 2 at even times only. The reward is the sum of the actions; the team wins if the total
+    is odd when the task ends. It goes on stepping after the end, as simulators do.
+    """
+
+    def show(env_state, reward, terminated, truncated):
+        time, total, limit = env_state
+        state = jnp.stack([time, total, limit]).astype(jnp.float32)
+        obs = jnp.stack([jnp.stack([time, total, jnp.full((), agent)]) for agent in range(2)]).astype(jnp.float32)
+        avail = jnp.ones((2, 3), bool).at[1, 2].set(time % 2 == 0)
+        won = terminated & (total % 2 == 1)
+        return TimeStep(obs, state, avail, reward, terminated, truncated, won)
+
+    def reset(key):
+        env_state = (jnp.int32(0), jnp.int32(0), jax.random.randint(key, (), 3, 13))
+        return env_state, show(env_state, jnp.float32(0), jnp.zeros((), bool), jnp.zeros((), bool))
+
+    def step(_, env_state, action):
+        time, total, limit = env_state
+        env_state = (time + 1, total + action.sum(), limit)
+        terminated = time + 1 >= limit
+        truncated = (time + 1 >= HORIZON) & ~terminated
+        return env_state, show(env_state, action.sum().astype(jnp.float32), terminated, truncated)
+
+    return Environment(name, SPEC, HORIZON, None, {"toy": "1.0"}, reset, step)
+
+
+def make_params(seed=0, inputs=5, outputs=3):
+    rng = np.random.default_rng(seed)
+    sizes = ((inputs, 4), (4, 4), (4, outputs))
+    return tuple((jnp.float32(rng.normal(size=size)), jnp.float32(rng.normal(size=size[1]))) for size in sizes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compilations():
+    """Plays twenty episodes at once and compiles the toy's rollouts once for each temperature."""
+    real = collect._rollout_functions
+    cached = functools.cache(lambda temperature: real(make_toy(), temperature))
+
+    def cheap(environment, temperature):
+        return cached(temperature) if environment.name == "toy/sum" else real(environment, temperature)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect, "CHUNK", 20)
+        patch.setattr(collect, "_rollout_functions", cheap)
+        yield real
+
+
+def split(episodes):
+    """Cuts episodes apart, one dict of arrays with L + 1 rows each."""
+    ends = np.cumsum(episodes.length + 1)
+    return [
+        {key: getattr(episodes, key)[end - length - 1 : end] for key in ("obs", "state", "avail", "action", "reward")}
+        for end, length in zip(ends, episodes.length, strict=True)
+    ]
+
+
+PLAIN = behaviour.Quality(("only",))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return collect.collect(make_toy(), [make_params()], PLAIN, 60, seed=5)
+
+
+def test_every_row_follows_from_the_one_before(plain):
+    episodes, _ = plain
+    check(SPEC, episodes, "toy")
+    for e, rows in enumerate(split(episodes)):
+        length, limit = episodes.length[e], rows["state"][0, 2]
+        # limit 11 and 12 lie beyond the horizon
+        assert length == min(limit, HORIZON)
+        assert episodes.terminated[e] == (limit <= HORIZON)
+        np.testing.assert_array_equal(rows["state"][:, 0], np.arange(length + 1))
+        np.testing.assert_array_equal(rows["reward"][:-1], rows["action"][:-1].sum(axis=1))
+        np.testing.assert_array_equal(rows["state"][:, 1], np.append(0, np.cumsum(rows["reward"][:-1])))
+        np.testing.assert_array_equal(rows["obs"][:, 1], np.c_[rows["state"][:, :2], np.ones(length + 1)])
+        np.testing.assert_array_equal(rows["avail"][:, 1, 2], np.arange(length + 1) % 2 == 0)
+        assert episodes.won[e] == (episodes.terminated[e] and rows["state"][-1, 1] % 2 == 1)
+    # every length occurs, those that end with a segment (8) or one step after it among them
+    assert set(episodes.length) == set(range(3, HORIZON + 1))
+    assert 0 < episodes.won.sum() < episodes.terminated.sum() < 60
+
+
+def test_illegal_actions_are_never_taken(plain):
+    episodes, _ = plain
+    odd = episodes.state[:, 0] % 2 == 1
+    assert (episodes.action[~odd, 1] == 2).any()
+    assert not (episodes.action[odd, 1] == 2).any()
+
+
+def test_metadata_of_the_rollouts(plain):
+    _, metadata = plain
+    assert metadata["environment"] == "toy/sum" and metadata["seed"] == 5 and metadata["rollouts"] == 60
+    assert metadata["versions"]["toy"] == "1.0" and metadata["temperature"] == 1.0 and not metadata["won_only"]
+    assert metadata["description"] == "actions sampled from the only policy at temperature 1; every episode kept"
+
+
+def test_neither_chunk_nor_number_changes_an_episode(plain, monkeypatch, few_compilations):
+    monkeypatch.setattr(collect, "_rollout_functions", few_compilations)
+    monkeypatch.setattr(collect, "CHUNK", 7)
+    monkeypatch.setattr(collect, "SEGMENT", 3)
+    fewer, _ = collect.collect(make_toy(), [make_params()], PLAIN, 20, seed=5)
+    for one, other in zip(split(fewer), split(plain[0]), strict=False):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    np.testing.assert_array_equal(fewer.length, plain[0].length[:20])
+
+
+def test_seeds_differ_and_repeat(plain):
+    again, _ = collect.collect(make_toy(), [make_params()], PLAIN, 60, seed=5)
+    jax.tree.map(np.testing.assert_array_equal, again, plain[0])
+    other, _ = collect.collect(make_toy(), [make_params()], PLAIN, 20, seed=6)
+    assert not np.array_equal(other.length, plain[0].length[:20])
+
+
+def test_won_only_keeps_exactly_the_won_episodes(plain):
+    wanted = int(plain[0].won.sum())
+    calls = []
+    kept, metadata = collect.collect(
+        make_toy(), [make_params()], behaviour.Quality(("only",), won_only=True), wanted, 5, lambda *a: calls.append(a)
+    )
+    assert kept.won.all() and len(kept.length) == wanted
+    won = [rows for rows, flag in zip(split(plain[0]), plain[0].won, strict=True) if flag]
+    for one, other in zip(split(kept), won, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert metadata["rollouts"] == np.flatnonzero(plain[0].won)[-1] + 1
+    assert metadata["won_only"] and calls[-1] == (wanted, wanted, metadata["rollouts"])
+
+
+def test_hopeless_filter_is_reported(monkeypatch):
+    monkeypatch.setattr(collect, "TRIES_AT_LEAST", 8)
+    monkeypatch.setattr(collect, "TRIES_PER_EPISODE", 2)
+    # a huge bias makes both agents choose action 0: the total stays 0, which is even, and nobody wins
+    (w, b), hidden, (last, bias) = make_params()
+    params = ((w, b), hidden, (last * 0, jnp.array([99.0, 0.0, 0.0])))
+    with pytest.raises(ConfigError, match="kept 0 of 8 episodes played, expected 4; the policy wins too rarely"):
+        collect.collect(make_toy(), [params], behaviour.Quality(("only",), won_only=True), 4, 0)
+
+
+def test_stages_share_the_episodes(plain):
+    zero = jax.tree.map(jnp.zeros_like, make_params())
+    first, second = ((*zero[:2], (zero[2][0], jnp.eye(3)[k] * 99)) for k in (0, 1))
+    episodes, metadata = collect.collect(make_toy(), [first, second], behaviour.Quality(("zero", "one")), 5, 0)
+    chosen = [int(rows["action"][:-1].max()) for rows in split(episodes)]
+    assert chosen == [0, 0, 0, 1, 1] and metadata["rollouts"] == 5
+    assert "zero and one" in metadata["description"]
+
+
+def test_low_temperature_is_greedy():
+    params = make_params()
+    episodes, _ = collect.collect(make_toy(), [params], behaviour.Quality(("only",), temperature=1e-4), 10, 0)
+    greedy = behaviour.logits(params, jnp.asarray(episodes.obs), jnp.asarray(episodes.avail)).argmax(-1)
+    steps = data.from_arrays(SPEC, episodes).rows
+    np.testing.assert_array_equal(episodes.action[steps], greedy[steps])
+
+
+def test_logits_by_hand():
+    params = make_params()
+    obs = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
+    avail = np.ones((4, 2, 3), bool)
+    avail[:, 1, 2] = False
+    found = behaviour.logits(params, jnp.asarray(obs), jnp.asarray(avail))
+    for row in range(4):
+        for agent in range(2):
+            x = np.append(obs[row, agent], np.eye(2)[agent])
+            for w, b in params[:-1]:
+                x = np.maximum(x @ np.asarray(w) + np.asarray(b), 0)
+            expected = np.where(avail[row, agent], x @ np.asarray(params[-1][0]) + np.asarray(params[-1][1]), -1e9)
+            np.testing.assert_allclose(found[row, agent], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"episodes": 0}, "episodes: expected at least 1, found 0"),
+        ({"seed": -1}, "seed: expected 0..4294967295, found -1"),
+        ({"params": [make_params(inputs=6)]}, r"policy only: expected \(5, 3\) inputs and outputs for toy/sum"),
+    ],
+)
+def test_bad_requests_are_refused(change, message):
+    request = {"params": [make_params()], "episodes": 2, "seed": 0} | change
+    with pytest.raises(ConfigError, match=message):
+        collect.collect(make_toy(), recipe=PLAIN, **request)
+
+
+@pytest.fixture
+def toy_shop(tmp_path, monkeypatch):
+    """A working directory, a toy environment and a behaviour policy for `ensure`."""
+    weights = {f"actor_{k}_{name}": pair[i] for k, pair in enumerate(make_params()) for i, name in enumerate("wb")}
+    np.savez(tmp_path / "smax_sum_medium.npz", **weights)
+    monkeypatch.setattr(behaviour, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(behaviour, "QUALITIES", {("sum", "medium"): behaviour.Quality(("medium",))})
+    monkeypatch.setattr(collect, "make", make_toy)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_ensure_collects_once(toy_shop):
+    lines = []
+    path = data.ensure("toy/sum", "medium", 12, 5, log=lines.append)
+    assert path == data.default_path("toy/sum", "medium", 12, 5) == Path("datasets/toy/sum/medium_12_seed5.h5")
+    assert "collecting 12 episodes of toy/sum" in lines[0] and str(path) in lines[-1]
+    _, episodes, metadata = data.read(path, spec=SPEC, environment="toy/sum")
+    direct, _ = collect.collect(make_toy(), [make_params()], PLAIN, 12, 5)
+    jax.tree.map(np.testing.assert_array_equal, episodes, direct)
+    assert metadata["quality"] == "medium" and metadata["rollouts"] == 12
+    assert "--environment=toy/sum --quality=medium --episodes=12 --seed=5" in metadata["generator"]
+    assert metadata["weights"] == {"medium": behaviour.digest(toy_shop / "smax_sum_medium.npz")}
+    stamp = path.stat().st_mtime_ns
+    assert data.ensure("toy/sum", "medium", 12, 5, log=lines.append) == path
+    assert path.stat().st_mtime_ns == stamp and len(lines) == 3
+
+
+def test_ensure_refuses_what_it_cannot_make(toy_shop):
+    with pytest.raises(ConfigError, match="quality: expected one of medium, found 'godo' of 'sum'"):
+        data.ensure("toy/sum", "godo", 3, 0)
+    (toy_shop / "blocked").write_text("a file")
+    with pytest.raises(ConfigError, match="blocked: expected a folder to write datasets to"):
+        data.ensure("toy/sum", "medium", 3, 0, path=toy_shop / "blocked" / "data.h5")
+    (toy_shop / "smax_sum_medium.npz").write_text("not weights")
+    with pytest.raises(ConfigError, match="smax_sum_medium.npz: expected actor_0_w"):
+        data.ensure("toy/sum", "medium", 3, 0)
+    (toy_shop / "smax_sum_medium.npz").unlink()
+    with pytest.raises(ConfigError, match="expected a stage of sum among none, found 'medium'"):
+        data.ensure("toy/sum", "medium", 3, 0)
+
+
+@pytest.mark.parametrize(("scenario", "quality"), behaviour.QUALITIES)
+def test_every_quality_has_its_weights(scenario, quality):
+    for stage in behaviour.QUALITIES[scenario, quality].stages:
+        params = behaviour.load(scenario, stage)
+        assert len(params) == 3
+        assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_real_battles(tmp_path):
+    environment = envs.make("smax/3m")
+    recipe = behaviour.quality("3m", "good")
+    params = [behaviour.load("3m", stage) for stage in recipe.stages]
+    episodes, metadata = collect.collect(environment, params, recipe, 24, 0)
+    data.write(tmp_path / "3m.h5", environment.spec, episodes, metadata)
+    dataset, metadata = data.load(tmp_path / "3m.h5", spec=environment.spec, environment="smax/3m")
+    found = metadata["statistics"]
+    # a won battle returns 2, a lost one at most 2/3 of the enemies' health plus most of the last third
+    np.testing.assert_array_equal(data.returns(episodes) > 1.99, episodes.won)
+    assert found["return_max"] <= 2.0001 and found["win_rate"] > 0.3
+    assert 8 <= found["length_min"] <= found["length_max"] <= 100
+    # all units of one side are dead in every final state: its health features are zero
+    health = episodes.state[np.cumsum(episodes.length + 1) - 1, :60:10]
+    np.testing.assert_array_equal((health[:, 3:] <= 0).all(axis=1), episodes.won)
+    assert data.max_return_to_go(dataset, 1.0) == pytest.approx(10 * found["return_max"], rel=1e-5)
+
+
+@pytest.fixture
+def script():
+    location = importlib.util.spec_from_file_location("collect_script", ROOT / "experiments" / "collect.py")
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
+def test_script_makes_describes_and_refuses(toy_shop, script, capsys):
+    asked = {"environment": "toy/sum", "quality": "medium", "episodes": 12, "seed": 5}
+    script.run(asked)
+    made = capsys.readouterr().out
+    assert "collecting 12 episodes" in made and "12 kept of 12 played" in made
+    script.run(asked)
+    found = capsys.readouterr().out
+    assert "exists: checking it" in found and "collecting" not in found and "12 kept of 12 played" in found
+    path = data.default_path(**asked)
+    with pytest.raises(DatasetError, match="seed: expected 6, found 5; name another --out"):
+        script.run(asked | {"seed": 6}, out=path)
+
+
+def test_script_exits_with_78_and_one_line(tmp_path):
+    path = tmp_path / "page.h5"
+    path.write_text("<html>404</html>")
+    command = [sys.executable, str(ROOT / "experiments" / "collect.py"), f"--out={path}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"error: {path}: expected an HDF5 file") and done.stderr.count("\n") == 1

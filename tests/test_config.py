@@ -1,0 +1,174 @@
+import dataclasses
+import json
+from typing import Literal
+
+import pytest
+
+from omcda_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LearnerConfig,
+    apply_overrides,
+    differences,
+    from_dict,
+    to_dict,
+)
+from omcda_jax.types import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    rate: float = 0.5
+    low: float = 0.0
+    depth: int = 2
+    sizes: tuple[int, ...] = (256, 256)
+    bounds: tuple[float, float] = (0.0, 1.0)
+    rule: Literal["even", "skewed"] = "even"
+    decoupled: bool = True
+    limit: int | None = None
+    name: str = "full"
+
+    def __post_init__(self):
+        if self.low > self.rate:
+            raise ValueError(f"low: expected at most rate={self.rate}, found {self.low}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    rate: float = 0.1
+    width: int = 7
+    name: str = "plain"
+
+
+ALGORITHMS = {"full": Settings, "plain": Plain}
+
+
+def preset():
+    return ExperimentConfig("p", Settings(), DataConfig("smax/3m"), LearnerConfig(updates=1000))
+
+
+def override(*assignments):
+    return apply_overrides(preset(), assignments, ALGORITHMS)
+
+
+def test_no_assignment_changes_nothing():
+    assert override() == preset()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("algorithm.rate=1.8", ("algorithm", "rate", 1.8)),
+        ("algorithm.rate=2", ("algorithm", "rate", 2.0)),
+        ("algorithm.rate=1e-3", ("algorithm", "rate", 0.001)),
+        ("algorithm.depth=-3", ("algorithm", "depth", -3)),
+        ("algorithm.sizes=64,32,16", ("algorithm", "sizes", (64, 32, 16))),
+        ("algorithm.sizes=(8,)", ("algorithm", "sizes", (8,))),
+        ("algorithm.sizes=()", ("algorithm", "sizes", ())),
+        ("algorithm.bounds=-1,2.5", ("algorithm", "bounds", (-1.0, 2.5))),
+        ("algorithm.rule=skewed", ("algorithm", "rule", "skewed")),
+        ("algorithm.decoupled=False", ("algorithm", "decoupled", False)),
+        ("algorithm.decoupled=true", ("algorithm", "decoupled", True)),
+        ("algorithm.limit=5", ("algorithm", "limit", 5)),
+        ("algorithm.limit=none", ("algorithm", "limit", None)),
+        ("data.path=a=b.h5", ("data", "path", "a=b.h5")),
+        ("data.path=None", ("data", "path", None)),
+        ("learner.updates=20_000", ("learner", "updates", 20000)),
+        ("evaluation.episodes=3", ("evaluation", "episodes", 3)),
+    ],
+)
+def test_values_are_read_by_type_hint(assignment, expected):
+    section, field, value = expected
+    found = getattr(getattr(override(assignment), section), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_top_level_keys_and_the_later_of_two_win():
+    config = override("seed=3", "seed=4", "directory=elsewhere")
+    assert (config.seed, config.directory) == (4, "elsewhere")
+
+
+def test_fields_checked_together_may_change_together():
+    assert override("algorithm.low=0.9", "algorithm.rate=1.0").algorithm.low == 0.9
+
+
+def test_another_algorithm_keeps_the_shared_values_whatever_the_order():
+    config = override("algorithm.width=9", "algorithm.name=plain", "algorithm.rate=0.25")
+    assert config.algorithm == Plain(rate=0.25, width=9)
+    assert override("algorithm.name=plain").algorithm == Plain(rate=0.5, width=7)
+
+
+def test_naming_the_present_algorithm_keeps_its_values():
+    config = dataclasses.replace(preset(), algorithm=Settings(depth=5))
+    assert apply_overrides(config, ["algorithm.name=full"], ALGORITHMS).algorithm == Settings(depth=5)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("algorithm.rat=1", r"algorithm\.rat: no such key; did you mean 'algorithm\.rate'\? valid: .*algorithm\.depth"),
+        ("lerner.updates=1", r"lerner: no such key; did you mean 'learner'\?"),
+        ("seed.x=1", r"seed\.x: seed has no keys below it"),
+        ("algorithm.depth=2.5", r"algorithm\.depth: expected an int, found '2\.5'"),
+        ("algorithm.rate=fast", r"algorithm\.rate: expected a float, found 'fast'"),
+        ("algorithm.decoupled=maybe", r"algorithm\.decoupled: expected true or false, found 'maybe'"),
+        ("algorithm.sizes=64,big", r"algorithm\.sizes: expected values separated by commas, each an int, found"),
+        ("algorithm.bounds=1,2,3", r"algorithm\.bounds: expected 2 values separated by commas"),
+        ("algorithm.rule=odd", r"algorithm\.rule: expected one of even, skewed, found 'odd'"),
+        ("algorithm.limit=few", r"algorithm\.limit: expected an int or none, found 'few'"),
+        ("algorithm.name=ful", r"algorithm\.name: no algorithm 'ful'; did you mean 'full'\?"),
+        ("algorithm=1", r"algorithm: expected one of its keys \(algorithm\.rate, "),
+        ("algorithm.low=0.9", r"^low: expected at most rate=0\.5, found 0\.9$"),
+        ("seed", r"seed: expected key=value"),
+        ("seed=-1", r"seed: expected at least 0, found -1"),
+        ("data.environment=3m", r"data\.environment: expected family/scenario such as smax/3m, found '3m'"),
+        ("data.reward_scale=nan", r"data\.reward_scale: expected a positive number, found nan"),
+        ("data.episodes=0", r"data\.episodes: expected at least 1, found 0"),
+        ("learner.updates=150", r"learner\.updates: expected a multiple of learner\.updates_per_call=100, found 150"),
+        ("learner.batch_size=0", r"learner\.batch_size: expected at least 1, found 0"),
+        ("evaluation.episodes=0", r"evaluation\.episodes: expected at least 1, found 0"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(assignment, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        override(assignment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", [Settings(rate=0.75, sizes=(3,), limit=4, rule="skewed"), Plain(width=1)])
+def test_json_round_trip_is_exact(algorithm):
+    config = ExperimentConfig(
+        "p", algorithm, DataConfig("smax/3m", path="x.h5"), LearnerConfig(300), EvaluationConfig(4), seed=2
+    )
+    assert from_dict(json.loads(json.dumps(to_dict(config))), ALGORITHMS) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["learner"].pop("updates"), r"learner\.updates: expected a value, found none"),
+        (lambda d: d["learner"].update(extra=1), r"learner\.extra: no such key"),
+        (lambda d: d["algorithm"].update(depth="deep"), r"algorithm\.depth: expected an int, found 'deep'"),
+        (lambda d: d["algorithm"].update(depth=True), r"algorithm\.depth: expected an int, found True"),
+        (lambda d: d["algorithm"].update(name="gone"), r"algorithm\.name: expected one of full, plain, found 'gone'"),
+    ],
+)
+def test_from_dict_refuses_what_does_not_fit(change, message):
+    values = to_dict(preset())
+    change(values)
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values, ALGORITHMS)
+
+
+def test_differences_name_every_key_that_differs():
+    changed = override("learner.updates=2000", "algorithm.sizes=1,2")
+    assert differences(to_dict(preset()), to_dict(changed)) == {
+        "learner.updates": (1000, 2000),
+        "algorithm.sizes": ([256, 256], [1, 2]),
+    }
+    assert differences(to_dict(preset()), to_dict(preset())) == {}
+    other = differences(to_dict(preset()), to_dict(override("algorithm.name=plain")))
+    assert other["algorithm.depth"] == (2, None)
+    assert other["algorithm.width"] == (None, 7)

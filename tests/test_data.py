@@ -1,0 +1,374 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omcda_jax import data
+from omcda_jax.data import hdf5
+from omcda_jax.data.dataset import Episodes
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
+
+SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=True)
+METADATA = {
+    "environment": "toy/ring",
+    "quality": "medium",
+    "max_return": None,
+    "seed": 3,
+    "temperature": 0.5,
+    "won_only": False,
+    "weights": {"medium": "abc"},
+    "versions": {"jax": "1.2.3"},
+}
+
+
+def make_episodes(lengths=(2, 3), terminated=(True, False), seed=0):
+    rng = np.random.default_rng(seed)
+    total = sum(lengths) + len(lengths)
+    final = np.cumsum(np.array(lengths) + 1) - 1
+    avail = rng.random((total, 2, 4)) < 0.5
+    action = rng.integers(0, 4, (total, 2)).astype(np.int32)
+    np.put_along_axis(avail, action[..., None], True, axis=-1)
+    action[final] = 0
+    reward = np.arange(1, total + 1, dtype=np.float32)
+    reward[final] = 0
+    return Episodes(
+        obs=rng.normal(size=(total, 2, 3)).astype(np.float32),
+        state=rng.normal(size=(total, 2)).astype(np.float32),
+        avail=avail,
+        action=action,
+        reward=reward,
+        length=np.array(lengths, np.int32),
+        terminated=np.array(terminated),
+        won=np.array(terminated),
+    )
+
+
+def changed(episodes, key, index, value):
+    array = getattr(episodes, key).copy()
+    array[index] = value
+    return episodes._replace(**{key: array})
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "data.h5"
+    data.write(path, SPEC, make_episodes(), METADATA)
+    return path
+
+
+def test_bookkeeping_of_two_episodes():
+    dataset = data.from_arrays(SPEC, make_episodes(), reward_scale=10.0)
+    # rows 0-1 and 3-5 are steps, rows 2 and 6 are final; only the first episode ended by itself, with row 1
+    np.testing.assert_array_equal(dataset.rows, [0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(dataset.first, [True, False, False, True, False, False, False])
+    np.testing.assert_array_equal(dataset.discount, [1, 0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(dataset.reward, [10, 20, 0, 40, 50, 60, 0])
+    assert dataset.rows.dtype == jnp.int32 and dataset.action.dtype == jnp.int32
+
+
+def test_gather_reads_each_row_and_its_successor():
+    episodes = make_episodes()
+    batch = data.gather(data.from_arrays(SPEC, episodes), jnp.array([1, 5, 3]))
+    for b, row in enumerate([1, 5, 3]):
+        for key in ("obs", "state", "avail", "action"):
+            np.testing.assert_array_equal(getattr(batch, key)[b], getattr(episodes, key)[row])
+            np.testing.assert_array_equal(getattr(batch, f"next_{key}")[b], getattr(episodes, key)[row + 1])
+    np.testing.assert_array_equal(batch.reward, [2, 6, 4])
+    np.testing.assert_array_equal(batch.discount, [0, 1, 1])
+    np.testing.assert_array_equal(batch.first, [False, False, True])
+    assert not batch.next_action[:2].any()
+
+
+def test_sampling_is_uniform_over_the_rows_with_a_successor():
+    lengths = (3, 1, 4, 2)
+    dataset = data.from_arrays(SPEC, make_episodes(lengths, (True,) * 4))
+    # each reward is its row number plus one, so a batch tells which rows were drawn
+    batch = jax.jit(data.sample, static_argnums=2)(dataset, jax.random.key(0), 20_000)
+    drawn, counts = np.unique(np.asarray(batch.reward).astype(int) - 1, return_counts=True)
+    np.testing.assert_array_equal(drawn, dataset.rows)
+    # 2000 expected of each, standard deviation 42
+    assert abs(counts - 2000).max() < 5 * 42
+
+
+def test_sampling_vmaps_and_depends_on_the_key_only():
+    dataset = data.from_arrays(SPEC, make_episodes((50,), (True,)))
+    keys = jax.random.split(jax.random.key(1), 3)
+    many = jax.vmap(lambda key: data.sample(dataset, key, 8))(keys)
+    for k in range(3):
+        alone = data.sample(dataset, keys[k], 8)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, k=k: leaf[k], many), alone)
+    assert not np.array_equal(many.reward[0], many.reward[1])
+
+
+def test_one_step_episode():
+    dataset = data.from_arrays(SPEC, make_episodes((1,), (True,)))
+    np.testing.assert_array_equal(dataset.rows, [0])
+    assert data.sample(dataset, jax.random.key(0), 4).discount.sum() == 0
+
+
+def test_max_return_to_go_stops_at_episode_ends():
+    dataset = data.from_arrays(SPEC, make_episodes(), reward_scale=2.0)
+    # rewards 1 2 | 4 5 6, doubled: the best row is the fourth, 8 + 10 + 12 or 8 + 5 + 3 at discount 1/2
+    assert data.max_return_to_go(dataset, 1.0) == 30
+    assert data.max_return_to_go(dataset, 0.5) == 16
+    worse = data.from_arrays(SPEC, make_episodes(), reward_scale=-1.0)
+    # the least bad is row 0 at discount 0
+    assert data.max_return_to_go(worse, 0.0) == -1
+
+
+def test_statistics_by_hand():
+    found = data.statistics(make_episodes())
+    assert found == {
+        "episodes": 2,
+        "transitions": 5,
+        "return_mean": 9.0,
+        "return_sd": 6.0,
+        "return_min": 3.0,
+        "return_max": 15.0,
+        "win_rate": 0.5,
+        "terminated_rate": 0.5,
+        "length_mean": 2.5,
+        "length_min": 2,
+        "length_max": 3,
+    }
+
+
+def test_continuous_actions():
+    spec = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=False)
+    episodes = make_episodes()
+    action = np.linspace(-1, 1, 7 * 2 * 4, dtype=np.float32).reshape(7, 2, 4)
+    action[[2, 6]] = 0
+    episodes = episodes._replace(action=action, avail=np.ones((7, 2, 4), bool))
+    assert data.from_arrays(spec, episodes).action.shape == (7, 2, 4)
+    with pytest.raises(DatasetError, match=r"action: expected -1..1, found .*row 3"):
+        data.from_arrays(spec, changed(episodes, "action", (3, 0, 0), 1.5))
+
+
+BAD = {
+    "nan": ("obs", (4, 1, 2), np.nan, r"obs: expected finite numbers, found nan or inf in row 4"),
+    "inf": ("reward", 3, -np.inf, r"reward: expected finite numbers, found nan or inf in row 3"),
+    "action too large": ("action", (3, 1), 4, r"action: expected 0\.\.3, found 0\.\.4 \(row 3\)"),
+    "action negative": ("action", (5, 0), -1, r"action: expected 0\.\.3, found -1\.\.\d \(row 5\)"),
+    "nothing legal": ("avail", (1, 0), False, r"avail: expected a legal action, found none for agent 0 in row 1"),
+    "final reward": ("reward", 2, 1.0, r"reward: expected zeros on each episode's final row"),
+    "final action": ("action", (6, 0), 1, r"action: expected zeros on each episode's final row"),
+    "episode without steps": ("length", 1, 0, r"length: expected at least 1 step, found 0 in episode 1"),
+    "lengths do not add up": ("length", 0, 3, r"obs: expected 8 rows \(length \+ 1 per episode\), found 7"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_values_are_named(case):
+    key, index, value, message = BAD[case]
+    with pytest.raises(DatasetError, match=f"^here: {message}"):
+        data.from_arrays(SPEC, changed(make_episodes(), key, index, value), source="here")
+
+
+def test_illegal_action_is_named():
+    episodes = make_episodes()
+    action = int(episodes.action[4, 1])
+    avail = episodes.avail.copy()
+    avail[4, 1] = True
+    avail[4, 1, action] = False
+    with pytest.raises(DatasetError, match=f"expected a legal action, found {action} of agent 1 in row 4"):
+        data.from_arrays(SPEC, episodes._replace(avail=avail))
+
+
+@pytest.mark.parametrize("key", Episodes._fields)
+def test_wrong_types_are_named(key):
+    episodes = make_episodes()
+    wrong = episodes._replace(**{key: getattr(episodes, key).astype(np.float64)})
+    with pytest.raises(DatasetError, match=f"{key}: expected .*, found float64"):
+        data.from_arrays(SPEC, wrong)
+
+
+def test_wrong_shape_is_named():
+    episodes = make_episodes()
+    with pytest.raises(DatasetError, match=r"obs: expected shape \(7, 2, 3\), found \(7, 2, 2\)"):
+        data.from_arrays(SPEC, episodes._replace(obs=episodes.obs[..., :2]))
+
+
+def test_empty_is_refused():
+    none = Episodes(*(field[:0] for field in make_episodes()))
+    with pytest.raises(DatasetError, match="length: expected at least one episode, found none"):
+        data.from_arrays(SPEC, none)
+
+
+def test_round_trip_is_exact(file):
+    spec, episodes, metadata = data.read(file, spec=SPEC, environment="toy/ring")
+    assert spec == SPEC
+    for key, value in make_episodes()._asdict().items():
+        found = getattr(episodes, key)
+        assert found.dtype == value.dtype
+        np.testing.assert_array_equal(found, value)
+    assert metadata["statistics"] == data.statistics(make_episodes())
+    for key in ("environment", "quality", "seed", "temperature", "won_only", "weights", "versions"):
+        assert metadata[key] == METADATA[key]
+    assert "max_return" not in metadata
+    assert data.read_metadata(file) == metadata
+
+
+def test_load_scales_rewards_and_nothing_else(file):
+    dataset, metadata = data.load(file, reward_scale=10.0)
+    np.testing.assert_array_equal(dataset.reward, 10 * make_episodes().reward)
+    np.testing.assert_array_equal(dataset.obs, make_episodes().obs)
+    assert metadata["statistics"]["return_mean"] == 9.0
+    assert data.memory_bytes(dataset) == sum(leaf.nbytes for leaf in jax.tree.leaves(dataset)) > 0
+
+
+def test_files_are_compressed_and_checksummed(file):
+    with h5py.File(file) as opened:
+        for key in Episodes._fields:
+            assert opened[key].fletcher32 and opened[key].compression == "gzip" and opened[key].shuffle
+
+
+def test_invalid_episodes_are_not_written(tmp_path):
+    path = tmp_path / "new.h5"
+    with pytest.raises(DatasetError, match=r"new\.h5: obs: expected finite"):
+        data.write(path, SPEC, changed(make_episodes(), "obs", 0, np.nan), METADATA)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_keeps_what_was_there(file, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(DatasetError, match=r"data\.h5: could not write \d+ bytes: .*No space left"):
+        data.write(file, SPEC, make_episodes(seed=1), METADATA)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def one_line(error, path):
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < 400
+    return text
+
+
+def test_missing_file_and_folder(tmp_path):
+    path = tmp_path / "none.h5"
+    with pytest.raises(DatasetError) as error:
+        data.read(path)
+    assert "expected a dataset file, found nothing there" in one_line(error, path)
+    with pytest.raises(DatasetError) as error:
+        data.read(tmp_path)
+    assert "found a folder" in one_line(error, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><title>404</title>", "a web page?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer?"),
+        (b"", "an empty file"),
+        (b"\x89HDF\r\n\x1a\n", "expected an intact HDF5 file"),
+    ],
+)
+def test_not_hdf5(tmp_path, content, message):
+    path = tmp_path / "page.h5"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError) as error:
+        data.read(path)
+    assert message in one_line(error, path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_truncated(file, part):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(DatasetError) as error:
+        data.read(file)
+    one_line(error, file)
+
+
+def edit(path, change):
+    with h5py.File(path, "r+") as opened:
+        change(opened)
+
+
+def replaced(opened, key, value):
+    del opened[key]
+    opened[key] = value
+
+
+def shrink_agents(opened):
+    opened.attrs["spec.num_agents"] = 3
+
+
+EDITS = {
+    "missing key": (lambda f: f.pop("avail"), "avail: missing; expected obs, state, avail"),
+    "other layout": (lambda f: f.attrs.pop("format"), "format: expected 'omcda-jax-dataset', found None (keys: action"),
+    "other version": (lambda f: f.attrs.update(format_version=2), "format_version: expected 1, found 2"),
+    "wrong type": (
+        lambda f: replaced(f, "obs", f["obs"][()].astype(np.float64)),
+        "obs: expected float32, found float64",
+    ),
+    "group": (lambda f: (f.pop("obs"), f.create_group("obs")), "expected an intact HDF5 file"),
+    "scalar": (lambda f: replaced(f, "won", True), "won: expected an array with rows"),
+    "spec missing": (lambda f: f.attrs.pop("spec.obs_dim"), "spec.obs_dim: expected int, found None"),
+    "wrong agents": (shrink_agents, "obs: expected shape (7, 3, 3), found (7, 2, 3)"),
+    "nan": (lambda f: f["obs"].write_direct(np.full((7, 2, 3), np.nan, np.float32)), "obs: expected finite numbers"),
+    "changed value": (lambda f: f["state"].__setitem__((3, 1), 0.5), "digest: damaged or edited"),
+    "changed attribute": (lambda f: f.attrs.update(seed=4), "digest: damaged or edited"),
+    "empty": (lambda f: [replaced(f, key, f[key][:0]) for key in Episodes._fields], "expected at least one episode"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_edited_files_are_refused(file, case):
+    change, message = EDITS[case]
+    edit(file, change)
+    with pytest.raises(DatasetError) as error:
+        data.load(file)
+    assert message in one_line(error, file)
+
+
+def test_mismatch_with_what_is_expected(file):
+    with pytest.raises(DatasetError) as error:
+        data.read(file, environment="toy/line")
+    assert "environment: expected 'toy/line', found 'toy/ring'" in one_line(error, file)
+    with pytest.raises(DatasetError) as error:
+        data.read(file, spec=EnvSpec(2, 3, 2, 5, True))
+    assert "state features, 5 discrete actions, found 2 agents, 3 observation" in one_line(error, file)
+
+
+def test_flipped_bits_never_pass_for_the_original(file):
+    content = file.read_bytes()
+    _, good, metadata = data.read(file)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.integers(0, 8 * len(content), 200):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << (position % 8)
+        file.write_bytes(damaged)
+        try:
+            _, episodes, found = data.read(file)
+        except DatasetError:
+            refused += 1
+            continue
+        # what is accepted must be bytes that mean nothing
+        assert found == metadata
+        for key, value in good._asdict().items():
+            np.testing.assert_array_equal(getattr(episodes, key), value)
+    assert refused > 20
+
+
+def test_missing_h5py_names_the_install_line(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ConfigError, match=r"pip install 'omcda-jax\[data\]'"):
+        hdf5.read(file)
+
+
+def test_importing_the_package_leaves_optional_packages_out():
+    code = "import sys, omcda_jax.data; sys.exit(str({'h5py', 'jaxmarl', 'matplotlib'} & set(sys.modules)))"
+    root = Path(__file__).parent.parent
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    assert found.stderr.strip() == "set()"

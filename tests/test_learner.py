@@ -1,0 +1,243 @@
+import dataclasses
+import io
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import LearnerConfig
+from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, initial_state, make_train_step, train
+from omcda_jax.metrics import MetricsFile, Progress, duration, read
+from omcda_jax.types import Algorithm, EnvSpec, TrainState
+
+SPEC = EnvSpec(num_agents=1, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
+CONFIG = LearnerConfig(
+    updates=60, batch_size=4, updates_per_call=5, log_every=10, checkpoint_every=20, evaluate_every=30
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    name: str = "mean"
+
+
+def init(key, spec, config):
+    weight = jnp.zeros(3)
+    return TrainState(
+        params=weight,
+        target_params=weight,  # one buffer twice, which donation refuses unless it is copied
+        opt_state=(),
+        extra=0.0 * weight,
+        hyper={"rate": jnp.float32(0.1)},
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        spec=spec,
+        config=config,
+    )
+
+
+def update(state, batch, *, axis_name=None):
+    """Moves the mean towards the batch's, with noise of its own key, and notes the last rows drawn."""
+    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (3,))
+    params = state.params + state.hyper["rate"] * (batch[:3] + noise - state.params)
+    new = state.replace(params=params, extra=batch[:3], step=state.step + 1)
+    return new, {"mean": params.mean(), "step": state.step.astype(jnp.float32), "vector": params}
+
+
+def sample(dataset, key, batch_size):
+    return dataset[jax.random.randint(key, (batch_size,), 0, dataset.shape[0])]
+
+
+ALGORITHM = Algorithm(Settings, init, update, act=None)
+DATASET = jnp.arange(1000.0)
+
+
+def fresh(seed=0):
+    return initial_state(ALGORITHM, seed, SPEC, Settings())
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    return make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call)
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))]
+
+
+def assert_same(state, other):
+    for leaf, expected in zip(leaves(state), leaves(other), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def test_one_call_does_k_updates_and_averages_their_metrics(train_step):
+    state, metrics = train_step(fresh(), DATASET)
+    assert int(state.step) == 5
+    assert metrics["step"] == np.mean([0, 1, 2, 3, 4])
+    assert metrics["vector"].shape == (3,)
+
+
+def test_calls_of_one_update_equal_one_call_of_five(train_step):
+    single = make_train_step(ALGORITHM, sample, CONFIG.batch_size, 1)
+    state = fresh()
+    for _ in range(5):
+        state, _ = single(state, DATASET)
+    assert_same(state, train_step(fresh(), DATASET)[0])
+
+
+def test_batches_differ_by_step_and_by_seed_only(train_step):
+    drawn = []
+    for seed in (0, 0, 1):
+        state, _ = train_step(fresh(seed), DATASET)
+        first = np.asarray(state.extra)
+        state, _ = train_step(state, DATASET)
+        drawn.append((first, np.asarray(state.extra)))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0][0] != drawn[0][1]).any()
+    assert (drawn[0][0] != drawn[2][0]).any()
+
+
+def test_one_compilation_serves_every_call_and_another_dataset(train_step):
+    state, _ = train_step(fresh(), DATASET)
+    before = train_step._cache_size()
+    state, _ = train_step(state, DATASET)
+    train_step(state, DATASET + 1)
+    assert train_step._cache_size() == before
+
+
+def test_callbacks_come_at_their_intervals(train_step):
+    calls = {"call": [], "log": [], "save": [], "evaluate": []}
+    state = train(
+        train_step,
+        fresh(),
+        DATASET,
+        CONFIG,
+        on_call=lambda step, metrics: calls["call"].append(step),
+        log=lambda step, metrics, rate: calls["log"].append((step, rate > 0)),
+        save=lambda state: calls["save"].append(int(state.step)),
+        evaluate=lambda state: calls["evaluate"].append(int(state.step)),
+    )
+    assert int(state.step) == 60
+    assert calls == {
+        "call": list(range(5, 65, 5)),
+        "log": [(step, True) for step in range(10, 70, 10)],
+        "save": [20, 40, 60],
+        "evaluate": [30],
+    }
+
+
+def test_a_stop_ends_after_the_call_and_saves(train_step):
+    calls, saved = [], []
+    state = train(
+        train_step,
+        fresh(),
+        DATASET,
+        CONFIG,
+        on_call=lambda step, metrics: calls.append(step),
+        save=lambda state: saved.append(int(state.step)),
+        stop=lambda: len(calls) == 5,
+    )
+    assert int(state.step) == 25
+    assert saved == [20, 25]
+
+
+def test_a_finished_state_is_left_alone(train_step):
+    done = fresh().replace(step=jnp.int32(60))
+    assert train(train_step, done, DATASET, CONFIG, save=lambda state: pytest.fail("saved")) is done
+
+
+@pytest.mark.parametrize("stop_at", [20, 25])
+def test_going_on_from_a_checkpoint_is_bit_exact(tmp_path, train_step, stop_at):
+    whole = train(train_step, fresh(3), DATASET, CONFIG)
+    seen = []
+    with Checkpoints(tmp_path) as checkpoints:
+        train(
+            train_step,
+            fresh(3),
+            DATASET,
+            CONFIG,
+            on_call=lambda step, metrics: seen.append(step),
+            save=lambda state: checkpoints.save(state, {}),
+            stop=lambda: seen[-1:] == [stop_at],
+        )
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(jax.eval_shape(lambda: fresh(3)))
+    assert int(state.step) == stop_at
+    assert_same(train(train_step, state, DATASET, CONFIG), whole)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_metrics_stop_before_anything_is_kept(train_step, value):
+    kept = []
+    with pytest.raises(NonFiniteMetrics, match=r"^mean is (nan|inf) after 5 updates$"):
+        train(
+            train_step,
+            fresh(),
+            jnp.full(1000, value),
+            CONFIG,
+            log=lambda step, metrics, rate: kept.append(step),
+            save=lambda state: kept.append(state),
+        )
+    assert kept == []
+
+
+def test_signals_are_deferred_or_raised_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        interruption.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        assert signal.getsignal(signal.SIGTERM) == before, "a second one acts as usual"
+    with pytest.raises(Interrupted, match="SIGINT"), Interruption():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_metrics_file_drops_rows_past_the_resumed_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        for step in (10, 20, 30):
+            file.write(step, {"loss": jnp.float32(step / 4), "budget": jnp.array([0.25, 0.5]), "host": 1.5})
+    with open(path, "a") as file:
+        file.write('{"step": 40, "lo')
+    with MetricsFile(path, resumed_step=20) as file:
+        file.write(25, {"loss": np.int32(3)})
+    expected = [{"step": step, "loss": step / 4, "budget": [0.25, 0.5], "host": 1.5} for step in (10, 20)]
+    assert read(path) == [*expected, {"step": 25, "loss": 3}]
+    with MetricsFile(path):
+        pass
+    assert read(path) == []
+    assert read(tmp_path / "none") == []
+
+
+def test_progress_prints_plain_lines_first_and_last():
+    stream = io.StringIO()
+    progress = Progress(total=400, start=100, shown=("loss", "absent"), stream=stream, interval=3600.0)
+    for step in (200, 300, 400):
+        progress.update(step, {"loss": np.array([1.0, 2.0])})
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["200/400 (50%)", "400/400 (100%)"]
+    assert lines[0].endswith("left  loss 1.5")
+
+
+def test_progress_rewrites_one_line_on_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = Progress(total=2, stream=stream)
+    progress.update(1, {})
+    progress.update(2, {})
+    progress.close()
+    assert stream.getvalue().count("\r") == 2
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.4, "12s"), (200, "3m20s"), (3725, "1h02m"), (float("inf"), "?"), (0, "0s")]
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text

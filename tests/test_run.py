@@ -1,0 +1,396 @@
+"""The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
+
+from omcda_jax import data
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.metrics import read
+from omcda_jax.types import Environment, EnvSpec, TimeStep
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)
+LENGTH = 4
+
+
+def toy():
+    """Four steps, each paying a quarter per agent that plays action 1; won if every one did."""
+
+    def show(time, reward, total):
+        return TimeStep(
+            obs=jnp.broadcast_to(time / LENGTH, (2, 3)),
+            state=jnp.broadcast_to(time / LENGTH, (2,)),
+            avail=jnp.ones((2, 3), bool),
+            reward=reward,
+            terminated=time == LENGTH,
+            truncated=jnp.array(False),
+            won=total == 2.0,
+        )
+
+    def reset(key):
+        nothing = (jnp.float32(0), jnp.float32(0))
+        return nothing, show(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+    def step(key, env_state, action):
+        reward = 0.25 * (action == 1).sum().astype(jnp.float32)
+        time, total = env_state[0] + 1, env_state[1] + reward
+        return (time, total), show(time, reward, total)
+
+    return Environment("smax/toy", SPEC, LENGTH, 2.0, {"toysim": "1.0"}, reset, step)
+
+
+def toy_episodes(count=6):
+    """Agent 0 always plays 1, agent 1 every other step: every return is 4 x 0.25 + 2 x 0.25 = 1.5."""
+    rows = count * (LENGTH + 1)
+    time = np.tile(np.arange(LENGTH + 1, dtype=np.float32), count)
+    playing = time < LENGTH
+    second = np.where((np.arange(rows) % 2) == 0, 1, 2)
+    action = np.stack([np.where(playing, 1, 0), np.where(playing, second, 0)], axis=1).astype(np.int32)
+    return data.Episodes(
+        obs=np.broadcast_to((time / LENGTH)[:, None, None], (rows, 2, 3)).astype(np.float32),
+        state=np.broadcast_to((time / LENGTH)[:, None], (rows, 2)).astype(np.float32),
+        avail=np.ones((rows, 2, 3), bool),
+        action=action,
+        reward=(0.25 * (action == 1).sum(axis=1) * playing).astype(np.float32),
+        length=np.full(count, LENGTH, np.int32),
+        terminated=np.ones(count, bool),
+        won=np.zeros(count, bool),
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Lets the many small runs of this file compile each program once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """The runner's module, with the toy for a simulator and its dataset at data.h5 of the working directory."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    module = importlib.import_module("run")
+    monkeypatch.setattr(module.envs, "make", lambda name: toy())
+    monkeypatch.chdir(tmp_path)
+    metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "1.0"}}
+    data.write("data.h5", SPEC, toy_episodes(), metadata)
+    return module
+
+
+def command(*more, updates=60):
+    return [
+        "run.py",
+        "--config=smac_3m",
+        "--config.algorithm.name=bc",
+        "--config.algorithm.hidden_sizes=8",
+        "--config.algorithm.learning_rate=0.01",
+        "--config.data.environment=smax/toy",
+        "--config.data.path=data.h5",
+        f"--config.learner.updates={updates}",
+        "--config.learner.updates_per_call=10",
+        "--config.learner.log_every=10",
+        "--config.learner.checkpoint_every=20",
+        "--config.learner.evaluate_every=30",
+        "--config.learner.batch_size=8",
+        "--config.evaluation.episodes=4",
+        *more,
+    ]
+
+
+DIRECTORY = Path("runs/smac_3m/medium/bc/seed_0")
+
+
+def result_of(directory=DIRECTORY):
+    return json.loads((directory / "result.json").read_text())
+
+
+def learning_curve(directory=DIRECTORY):
+    times = ("seconds", "updates_per_second")
+    return [{key: row[key] for key in row if key not in times} for row in read(directory / "metrics.jsonl")]
+
+
+def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
+    assert run.main(command()) == 0
+    out = capsys.readouterr().out
+    assert "data data.h5: 24 transitions in 6 episodes, return 1.500 ± " in out
+    assert "starting at step 0 of 60" in out
+    assert "bc on smax/toy medium, seed 0" in out
+    assert "return (mean ± se)" in out
+    assert {path.name for path in DIRECTORY.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "result.png",
+    }
+    result = result_of()
+    assert (result["step"], result["finished"]) == (60, True)
+    assert result["evaluation"]["episodes"] == 4
+    assert 1.0 <= result["evaluation"]["return_mean"] <= 2.0, "agent 0 was cloned at least"
+    assert result["data"]["statistics"]["return_mean"] == 1.5
+    assert result["data"]["max_return_to_go"] == 1.5
+    assert result["config"] == json.loads((DIRECTORY / "config.json").read_text())
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["best_during_training"]["step"] == 30
+    rows = learning_curve()
+    assert [row["step"] for row in rows if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
+    assert [row["step"] for row in rows if "evaluation/return_mean" in row] == [30]
+    assert (DIRECTORY / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def stop_when(monkeypatch, owner, name, condition=lambda *arguments: True, number=signal.SIGTERM):
+    """Makes this process receive a signal in the middle of the next call of `owner.name` that fits."""
+    original, sent = getattr(owner, name), []
+
+    def wrapped(*arguments, **options):
+        if not sent and condition(*arguments):
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stopped(run, monkeypatch, capsys):
+    assert run.main(command(f"--workdir={Path('whole').resolve()}")) == 0
+    stop_when(monkeypatch, run.Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
+    capsys.readouterr()
+    assert run.main(command()) == 75
+    assert "stopped and saved at step 30 of 60; the same command goes on" in capsys.readouterr().out
+    assert not (DIRECTORY / "result.json").exists()
+    assert run.main(command()) == 0
+    assert "resumed at step 30 of 60" in capsys.readouterr().out
+    with Checkpoints(DIRECTORY / "checkpoints") as resumed, Checkpoints("whole/checkpoints") as whole:
+        template = jax.eval_shape(
+            lambda: run.initial_state(run.ALGORITHMS["bc"], 0, SPEC, run.parse(command()).config.algorithm)
+        )
+        states = [jax.tree.leaves(checkpoints.restore(template)[0].params) for checkpoints in (resumed, whole)]
+    for leaf, expected in zip(*states, strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    losses = [
+        [row["policy/loss"] for row in learning_curve(at) if "policy/loss" in row] for at in (DIRECTORY, Path("whole"))
+    ]
+    assert losses[0] == losses[1]
+    assert result_of()["evaluation"] == result_of(Path("whole"))["evaluation"]
+
+
+def test_a_signal_in_any_other_phase_loses_nothing(run, monkeypatch, capsys):
+    stop_when(monkeypatch, run.data, "load")
+    assert run.main(command()) == 75
+    assert "stopped by SIGTERM with nothing to save" in capsys.readouterr().err
+    stop_when(monkeypatch, run, "summarise")
+    assert run.main(command()) == 75
+    assert "stopped and saved at step 30 of 60" in capsys.readouterr().out
+    stop_when(monkeypatch, run.Checkpoints, "save")
+    assert run.main(command()) == 75
+    assert "stopped and saved at step 40 of 60" in capsys.readouterr().out
+    stop_when(monkeypatch, run, "finish")
+    assert run.main(command()) == 75
+    assert "stopped and saved at step 60 of 60" in capsys.readouterr().out
+    assert run.main(command()) == 0
+    assert [row["step"] for row in learning_curve() if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
+    assert run.main(command()) == 0
+    first = result_of()
+    for mode in ("--mode=train", "--mode=eval"):
+        (DIRECTORY / "result.json").unlink()
+        capsys.readouterr()
+        assert run.main(command(mode)) == 0
+        assert "evaluating step 60, no training" in capsys.readouterr().out
+        again = result_of()
+        for key in ("step", "evaluation", "metrics", "data", "training_seconds"):
+            assert again[key] == first[key]
+    assert run.main(command("--config.evaluation.episodes=3", updates=80)) == 0
+    assert "resumed at step 60 of 80" in capsys.readouterr().out
+    assert (result_of()["step"], result_of()["evaluation"]["episodes"]) == (80, 3)
+    assert result_of()["training_seconds"] > first["training_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config.data.path=none.h5"], "none.h5: expected a dataset file, found nothing there"),
+        (["--config.data.quality=good"], "data.h5: quality: expected 'good', found 'medium'"),
+        (["--config.data.environment=smax/3m"], "data.h5: environment: expected 'smax/3m', found 'smax/toy'"),
+        (
+            ["--config.learner.updates=55"],
+            "learner.updates: expected a multiple of learner.updates_per_call=10",
+        ),
+        (["--config.algorithm.d_tot=1"], "algorithm.d_tot: no such key; did you mean"),
+        (["--config.algorithm.name=omcda", "--config.algorithm.d_min=0.4"], "omcda: d_tot: expected at least"),
+        (["--config.seed"], "--config.seed: expected --config.seed=VALUE"),
+        (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
+        (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
+        (["--mode=eval"], "expected a run to evaluate, found none"),
+        (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
+        (["stray"], "stray: no such flag"),
+        (["--workdir=data.h5/below"], "cannot write the run directory"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_78(run, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(run, "make_train_step", lambda *arguments: pytest.fail("compiled before the mistake was seen"))
+    assert run.main(command(*more)) == 78
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_directory_of_another_run_is_refused(run, capsys):
+    assert run.main(command(updates=10)) == 0
+    assert run.main(command("--config.algorithm.hidden_sizes=9", updates=10)) == 78
+    error = capsys.readouterr().err
+    assert "holds a run with other settings (algorithm.hidden_sizes was [8], is [9])" in error
+    assert "--workdir" in error
+
+
+def test_other_data_than_the_run_began_with_are_refused(run, capsys):
+    assert run.main(command(updates=10)) == 0
+    metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "0.9"}}
+    data.write("data.h5", SPEC, toy_episodes(7), metadata)
+    assert run.main(command(updates=20)) == 78
+    captured = capsys.readouterr()
+    assert "began on other data" in captured.err
+    assert "warning: the data were made with toysim 0.9, evaluation uses 1.0" in captured.out
+
+
+def test_divergence_stops_with_status_1_and_says_where(run, capsys):
+    assert run.main(command("--config.algorithm.learning_rate=1e30")) == 1
+    assert "training diverged: policy/loss is nan after 10 updates" in capsys.readouterr().err
+    assert learning_curve() == []
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(run, capsys):
+    assert run.main(command()) == 0
+    whole = result_of()
+    newest = DIRECTORY / "checkpoints" / "60"
+    (newest / "record" / "metadata").write_text("{}")
+    assert run.main(command()) == 0
+    captured = capsys.readouterr()
+    assert f"warning: checkpoint {newest.resolve()} is damaged and skipped" in captured.err
+    assert "resumed at step 40 of 60" in captured.out
+    assert result_of()["evaluation"] == whole["evaluation"]
+
+
+def test_without_matplotlib_the_result_stands_and_the_remedy_is_named(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run.main(command(updates=10)) == 0
+    assert "no plot: matplotlib is not installed; pip install 'omcda-jax[plot]'" in capsys.readouterr().out
+    assert not (DIRECTORY / "result.png").exists()
+
+
+def test_list_and_help_name_the_presets(run, capsys):
+    for flag in ("--config=list", "--help"):
+        assert run.main(["run.py", flag]) == 0
+        out = capsys.readouterr().out
+        for name in ("smac_3m", "smac_2s3z", "smac_5m6m"):
+            assert f"  {name} " in out
+    assert "_smac" not in out
+
+
+def test_every_preset_resolves(run):
+    for name in run.presets():
+        config = run.parse(["run.py", f"--config={name}"]).config
+        assert config.name == name
+        assert config.algorithm.critic_warmup < config.learner.updates
+
+
+def test_report_remakes_table_and_plot(run, capsys):
+    assert run.main(command(updates=10)) == 0
+    (DIRECTORY / "result.png").unlink()
+    capsys.readouterr()
+    assert run.report.main([str(DIRECTORY)]) == 0
+    assert "bc on smax/toy medium, seed 0" in capsys.readouterr().out
+    assert (DIRECTORY / "result.png").exists()
+    assert run.report.main(["nowhere"]) == 78
+
+
+def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
+    run.main(command(updates=10))
+    result = result_of()
+    result["metrics"] |= {"critic/q_return": 30.0, "allocation/alpha": [0.25, 4.0], "policy/divergence": [0.5, 0.125]}
+    lines = run.report.table(result).splitlines()
+    heading = next(index for index, line in enumerate(lines) if line.startswith("agent"))
+    assert [line.split() for line in lines[heading : heading + 3]] == [
+        ["agent", "alpha", "policy", "KL"],
+        ["0", "0.2500", "0.5000"],
+        ["1", "4.0000", "0.1250"],
+    ]
+    assert "return critic on the data 3.000; largest return-to-go in the data 1.500" in lines[-1]
+    assert "overestimates" in lines[-1]
+
+
+def smax_command(directory):
+    return [
+        sys.executable,
+        str(EXPERIMENTS / "run.py"),
+        "--config=smac_3m",
+        "--config.data.episodes=8",
+        "--config.algorithm.hidden_sizes=16",
+        "--config.algorithm.critic_warmup=100",
+        "--config.learner.updates=1500",
+        "--config.learner.updates_per_call=50",
+        "--config.learner.log_every=50",
+        "--config.learner.evaluate_every=0",
+        "--config.evaluation.episodes=8",
+        f"--workdir={directory}",
+    ]
+
+
+def test_smax_end_to_end_through_a_signal(tmp_path):
+    """Collects, trains OMCDA, is told to stop, and goes on to a result."""
+    paths = [str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    start = lambda: subprocess.Popen(
+        smax_command(tmp_path / "run"),
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with start() as process:
+        for line in process.stdout:
+            if "updates/s" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    saved = int(rest.split("saved at step ")[1].split()[0])
+    assert 50 <= saved < 1500
+    with start() as process:
+        out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert f"resumed at step {saved} of 1500" in out
+    result = result_of(tmp_path / "run")
+    assert (result["step"], result["finished"]) == (1500, True)
+    assert sum(result["metrics"]["allocation/budget"]) == pytest.approx(0.6, rel=1e-5)
+    assert 0.0 <= result["evaluation"]["return_mean"] <= 2.0001
+    steps = [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(50, 1501, 50))
