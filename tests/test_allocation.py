@@ -24,11 +24,14 @@ moderate = arrays.arrays(
 )
 
 
+jitted = jax.jit(allocate, static_argnames=("rule", "influence_scale"))
+
+
 def _budget(m, rule, previous=EVEN, scale="relative", total=TOTAL, floor=FLOOR, **options):
     return np.asarray(
-        allocate(
-            jnp.asarray(m, jnp.float32),
-            jnp.asarray(previous, jnp.float32),
+        jitted(
+            np.asarray(m, np.float32),
+            np.asarray(previous, np.float32),
             rule=rule,
             influence_scale=scale,
             total_budget=total,
@@ -226,6 +229,7 @@ def test_random_keeps_its_point_and_uniform_forgets():
 def test_jacobian_agrees_with_finite_differences(rule, double):
     m, previous = jnp.array([1.0, 0.4, -0.3, 0.2]), jnp.array([0.5, 0.4, 0.2, 0.1])
 
+    @jax.jit
     def budget(m, previous):
         options = dict(total_budget=TOTAL, min_budget=FLOOR, step_size=0.2)
         return allocate(m, previous, rule=rule, **options)
@@ -253,7 +257,8 @@ def test_numbers_of_the_rules_can_be_vmapped(rule):
     for k in range(3):
         alone = allocate(m, previous, rule=rule, **jax.tree.map(lambda x, k=k: x[k], population))
         np.testing.assert_allclose(together[k], alone, atol=1e-6)
-        _assert_on_simplex(np.asarray(together[k]), population["total_budget"][k], population["min_budget"][k])
+        total, floor = (float(population[name][k]) for name in ("total_budget", "min_budget"))
+        _assert_on_simplex(np.asarray(together[k]), total, floor)
 
 
 def test_repeated_projection_equalises_the_influences():

@@ -188,10 +188,7 @@ def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stoppe
         states = [jax.tree.leaves(checkpoints.restore(template)[0].params) for checkpoints in (resumed, whole)]
     for leaf, expected in zip(*states, strict=True):
         np.testing.assert_array_equal(leaf, expected)
-    losses = [
-        [row["policy/loss"] for row in learning_curve(at) if "policy/loss" in row] for at in (DIRECTORY, Path("whole"))
-    ]
-    assert losses[0] == losses[1]
+    assert learning_curve() == learning_curve(Path("whole"))
     assert result_of()["evaluation"] == result_of(Path("whole"))["evaluation"]
 
 
@@ -367,14 +364,8 @@ def test_smax_end_to_end_through_a_signal(tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
-    start = lambda: subprocess.Popen(
-        smax_command(tmp_path / "run"),
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    start = lambda: subprocess.Popen(smax_command(tmp_path / "run"), cwd=tmp_path, env=environment, **pipes)
     with start() as process:
         for line in process.stdout:
             if "updates/s" in line:
