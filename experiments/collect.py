@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from omcda_jax import data
 from omcda_jax.types import ConfigError, DatasetError
@@ -65,6 +65,8 @@ def run(asked: dict, out: str | None = None) -> None:
 
 def main(_) -> None:
     """Runs the script with absl's flags; exit status 78 is an error of the user's to mend."""
+    # absl's default makes jax tell of every accelerator it does not find
+    logging.set_verbosity(logging.WARNING)
     keys = ("environment", "quality", "episodes", "seed")
     try:
         run({key: flags.FLAGS[key].value for key in keys}, flags.FLAGS.out)

@@ -154,7 +154,7 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
         for axis, key in ((axes[2], "allocation/alpha"), (axes[3], "allocation/influence")):
             axis.plot(steps, [row[key] for row in learning])
             axis.set(title=f"{key.split('/')[1]} (scaled reward per nat)", xlabel="updates")
-    path = os.path.join(directory, "result.png")
+    path = os.path.join(directory, "curves.png")
     figure.savefig(path, dpi=120)
     return path
 

@@ -201,7 +201,9 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
     progress = Progress(settings.updates, start, PROGRESS_METRICS)
     latest = {"config": to_dict(config), "data": description, "seconds": 0.0}
 
-    with MetricsFile(os.path.join(directory, "metrics.jsonl"), start) as rows:
+    metrics_path = os.path.join(directory, "metrics.jsonl")
+    with MetricsFile(metrics_path, start) as rows:
+        evaluated = {row["step"] for row in read(metrics_path) if "evaluation/return_mean" in row}
 
         def log(step, metrics, rate):
             rows.write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
@@ -211,8 +213,9 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
             run.checkpoints.save(state, latest)
 
         def look(state):
-            summary = evaluate(state)
-            rows.write(int(state.step), {f"evaluation/{key}": value for key, value in summary.items()})
+            if int(state.step) not in evaluated:
+                summary = evaluate(state)
+                rows.write(int(state.step), {f"evaluation/{key}": value for key, value in summary.items()})
 
         interruption.deferred = True
         stop = lambda: interruption.requested

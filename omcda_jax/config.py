@@ -174,18 +174,12 @@ def apply_overrides(
         config = dataclasses.replace(config, algorithm=_swap_algorithm(config.algorithm, name, algorithms))
     tree: dict = {}
     for key, text in values.items():
-        parts = key.split(".")
-        owner = config
-        for depth, part in enumerate(parts):
-            _check_key(owner, part, parts[:depth])
-            owner = getattr(owner, part)
-        if dataclasses.is_dataclass(owner):
-            names = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(owner))
-            raise ConfigError(f"{key}: expected one of its keys ({names}), found a value {text!r}")
+        _check_leaf(config, key, text)
+        *sections, field = key.split(".")
         branch = tree
-        for part in parts[:-1]:
-            branch = branch.setdefault(part, {})
-        branch[parts[-1]] = text
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[field] = text
     return _rebuild(config, tree, "")
 
 
@@ -237,20 +231,24 @@ def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type]) ->
     target = algorithms[name]
     if isinstance(settings, target):
         return settings
-    shared = {field.name for field in dataclasses.fields(settings)} & {
-        field.name for field in dataclasses.fields(target)
-    }
-    return _make(target, {key: getattr(settings, key) for key in shared - {"name"}} | {"name": name})
+    names = {field.name for field in dataclasses.fields(target)}
+    kept = {key: value for key, value in vars(settings).items() if key in names}
+    return _make(target, kept | {"name": name})
 
 
-def _check_key(owner: Any, part: str, prefix: Sequence[str]) -> None:
-    key = ".".join([*prefix, part])
-    if not dataclasses.is_dataclass(owner):
-        raise ConfigError(f"{key}: {'.'.join(prefix)} has no keys below it")
-    names = [field.name for field in dataclasses.fields(owner)]
-    if part not in names:
-        choices = [".".join([*prefix, name]) for name in names]
-        raise ConfigError(f"{key}: no such key; {suggestion(key, choices)}")
+def _check_leaf(config: Any, key: str, text: str) -> None:
+    """Raises ConfigError unless `key` leads through the settings to a single value."""
+    owner, prefix = config, ""
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(owner):
+            raise ConfigError(f"{key}: {prefix[:-1]} has no keys below it")
+        choices = [prefix + field.name for field in dataclasses.fields(owner)]
+        if prefix + part not in choices:
+            raise ConfigError(f"{prefix}{part}: no such key; {suggestion(prefix + part, choices)}")
+        owner, prefix = getattr(owner, part), f"{prefix}{part}."
+    if dataclasses.is_dataclass(owner):
+        names = ", ".join(prefix + field.name for field in dataclasses.fields(owner))
+        raise ConfigError(f"{key}: expected one of its keys ({names}), found a value {text!r}")
 
 
 def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
@@ -259,10 +257,10 @@ def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
     changes = {}
     for name, value in tree.items():
         key = prefix + name
-        inner = isinstance(value, dict)
-        changes[name] = (
-            _rebuild(getattr(settings, name), value, key + ".") if inner else _coerce(key, value, hints[name])
-        )
+        if isinstance(value, dict):
+            changes[name] = _rebuild(getattr(settings, name), value, key + ".")
+        else:
+            changes[name] = _coerce(key, value, hints[name])
     return _make(dataclasses.replace, changes, settings)
 
 

@@ -98,7 +98,8 @@ def train(
         log: `log(step, metrics, updates_per_second)` every `log_every` updates; metrics of the latest call, the
             rate over the calls since the last log.
         save: called every `checkpoint_every` updates and at the end.
-        evaluate: called every `evaluate_every` updates, not after the last one.
+        evaluate: called every `evaluate_every` updates, before the next call and so not after the last one; a state
+            that starts at such a step is evaluated first, for a stop may have come between.
         stop: polled after every call and every evaluation.
 
     Returns:
@@ -110,6 +111,10 @@ def train(
     step = saved = int(state.step)
     logged, seconds = step, 0.0
     while step < config.updates and not stop():
+        if config.evaluate_every and step and step % config.evaluate_every == 0:
+            evaluate(state)
+            if stop():
+                break
         began = time.perf_counter()
         state, metrics = train_step(state, dataset)
         metrics = jax.device_get(metrics)
@@ -123,8 +128,6 @@ def train(
         if step % config.checkpoint_every == 0:
             save(state)
             saved = step
-        if config.evaluate_every and step % config.evaluate_every == 0 and step < config.updates and not stop():
-            evaluate(state)
     if step > saved:
         save(state)
     return state

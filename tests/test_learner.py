@@ -145,6 +145,18 @@ def test_a_stop_ends_after_the_call_and_saves(train_step):
     assert saved == [20, 25]
 
 
+def test_an_evaluation_that_a_stop_cut_off_comes_first_on_resuming(train_step):
+    order = []
+    arguments = (train_step, fresh().replace(step=jnp.int32(30)), DATASET, CONFIG)
+    train(
+        *arguments,
+        on_call=lambda step, metrics: order.append(("call", step)),
+        evaluate=lambda state: order.append(("evaluate", int(state.step))),
+        stop=lambda: ("call", 35) in order,
+    )
+    assert order == [("evaluate", 30), ("call", 35)]
+
+
 def test_a_finished_state_is_left_alone(train_step):
     done = fresh().replace(step=jnp.int32(60))
     assert train(train_step, done, DATASET, CONFIG, save=lambda state: pytest.fail("saved")) is done

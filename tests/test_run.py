@@ -142,7 +142,7 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
         "config.json",
         "metrics.jsonl",
         "result.json",
-        "result.png",
+        "curves.png",
     }
     result = result_of()
     assert (result["step"], result["finished"]) == (60, True)
@@ -156,7 +156,7 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
     rows = learning_curve()
     assert [row["step"] for row in rows if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
     assert [row["step"] for row in rows if "evaluation/return_mean" in row] == [30]
-    assert (DIRECTORY / "result.png").read_bytes().startswith(b"\x89PNG")
+    assert (DIRECTORY / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def stop_when(monkeypatch, owner, name, condition=lambda *arguments: True, number=signal.SIGTERM):
@@ -295,7 +295,7 @@ def test_without_matplotlib_the_result_stands_and_the_remedy_is_named(run, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run.main(command(updates=10)) == 0
     assert "no plot: matplotlib is not installed; pip install 'omcda-jax[plot]'" in capsys.readouterr().out
-    assert not (DIRECTORY / "result.png").exists()
+    assert not (DIRECTORY / "curves.png").exists()
 
 
 def test_list_and_help_name_the_presets(run, capsys):
@@ -316,11 +316,11 @@ def test_every_preset_resolves(run):
 
 def test_report_remakes_table_and_plot(run, capsys):
     assert run.main(command(updates=10)) == 0
-    (DIRECTORY / "result.png").unlink()
+    (DIRECTORY / "curves.png").unlink()
     capsys.readouterr()
     assert run.report.main([str(DIRECTORY)]) == 0
     assert "bc on smax/toy medium, seed 0" in capsys.readouterr().out
-    assert (DIRECTORY / "result.png").exists()
+    assert (DIRECTORY / "curves.png").exists()
     assert run.report.main(["nowhere"]) == 78
 
 
@@ -371,12 +371,12 @@ def test_smax_end_to_end_through_a_signal(tmp_path):
             if "updates/s" in line:
                 process.send_signal(signal.SIGTERM)
                 break
-        rest, error = process.communicate(timeout=120)
+        rest, error = process.communicate(timeout=600)
     assert process.returncode == 75, error
     saved = int(rest.split("saved at step ")[1].split()[0])
     assert 50 <= saved < 1500
     with start() as process:
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     assert f"resumed at step {saved} of 1500" in out
     result = result_of(tmp_path / "run")

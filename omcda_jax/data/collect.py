@@ -152,10 +152,13 @@ def ensure(
     files = {stage: behaviour.weights_path(scenario, stage) for stage in recipe.stages}
     _require_folder(path.parent)
     log(f"no dataset at {path}: collecting {episodes} episodes of {environment} ({describe(recipe)})")
-    start = time.monotonic()
+    start = told = time.monotonic()
 
     def progress(kept, wanted, played):
-        log(f"  kept {kept} of {wanted} episodes, played {played}, {time.monotonic() - start:.0f} s")
+        nonlocal told
+        if kept == wanted or time.monotonic() - told > 5:
+            told = time.monotonic()
+            log(f"  kept {kept} of {wanted} episodes, played {played}, {told - start:.0f} s")
 
     params = [behaviour.read_weights(file) for file in files.values()]
     data, metadata = collect(simulator, params, recipe, episodes, seed, progress)
