@@ -154,6 +154,8 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
         for axis, key in ((axes[2], "allocation/alpha"), (axes[3], "allocation/influence")):
             axis.plot(steps, [row[key] for row in learning])
             axis.set(title=f"{key.split('/')[1]} (scaled reward per nat)", xlabel="updates")
+    for axis in axes:
+        axis.locator_params(axis="x", nbins=5)
     path = os.path.join(directory, "curves.png")
     figure.savefig(path, dpi=120)
     return path

@@ -56,14 +56,26 @@ class Recipe:
     stages: dict[str, int]
 
 
+def _settings(steps, first_rate, last_rate, **others):
+    return mappo.Settings(steps=steps, learning_rate=first_rate, final_learning_rate=last_rate, **others)
+
+
 RECIPES = {
     "3m": Recipe(
         phases=(Phase(mappo.Settings(steps=1_500_000)),),
-        stages={"poor": 49_152, "medium": 139_264, "good": 1_500_000},
+        stages={"poor": 49_152, "medium": 147_456, "good": 1_500_000},
     ),
     "2s3z": Recipe(
         phases=(Phase(mappo.Settings(steps=1_600_000)),),
-        stages={"poor": 163_840, "medium": 409_600, "good": 1_600_000},
+        stages={"poor": 81_920, "medium": 327_680, "good": 1_600_000},
+    ),
+    "5m_vs_6m": Recipe(
+        phases=(
+            Phase(_settings(2_500_000, 1e-3, 7e-4, entropy=0.015), handicap=(1.0, 0.3, 0.9)),
+            Phase(_settings(3_000_000, 7e-4, 4e-4, entropy=0.008), handicap=(0.7, 0.5, 1.0)),
+            Phase(_settings(2_500_000, 4e-4, 0.0, entropy=0.002), handicap=(0.4, 0.6, 1.0)),
+        ),
+        stages={"poor": 163_840, "medium": 8_000_000},
     ),
 }
 

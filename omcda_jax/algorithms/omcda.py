@@ -13,6 +13,7 @@ critic warm-up, and the Fisher form of the influence.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import chex
@@ -370,6 +371,56 @@ def in_sample_loss(
     return losses.normalisation_loss(exponent, linear, highest) + regression
 
 
+class _Step(NamedTuple):
+    """What one pass over the batch leaves for the allocation, beside the losses."""
+
+    metrics: Metrics  # this device's shares
+    now: _Policies
+    estimates: _Estimates
+    solution: chex.Array  # [N] log alpha that meets the budget on this batch
+    weights: chex.Array  # [B, N] omega
+
+
+def _objective(params, state: TrainState, batch: Batch, axis_name: str | None) -> tuple[chex.Array, _Step]:
+    """Sum of all losses; each sees only its own group of `params`, everything else in it is a constant."""
+    config, hyper = state.config, state.hyper
+    nets = _networks(state.spec, config)
+    key, next_key = jax.random.split(step_key(state.key, state.step, axis_name))
+    mask = has_choice(batch.avail)
+    rows = jnp.ones_like(batch.reward, bool)
+    average = functools.partial(loss_share, axis_name=axis_name)
+
+    now = _policies(nets, params, batch.obs, batch.avail, key)
+    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key)
+    estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
+    solution, weights = conservatism_level(
+        estimates.return_advantage,
+        estimates.deviation_advantage,
+        state.extra.budget,
+        mask,
+        log_alpha_bounds=(jnp.log(hyper["alpha_min"]), jnp.log(hyper["alpha_max"])),
+        max_weight=hyper["max_weight"],
+        axis_name=axis_name,
+    )
+    weights = jnp.where(state.step >= config.critic_warmup, weights, mask.astype(weights.dtype))
+
+    squared_return, q_return = return_loss(state, params, batch, estimates.return_target)
+    losses_by_name = {
+        "critic/td_return": average(squared_return, rows),
+        "behaviour/loss": average(behaviour_loss(now.behaviour, batch.action), mask),
+        "policy/loss": average(policy_loss(now.policy, batch.action, weights), mask),
+    }
+    values = {"critic/q_return": average(q_return, rows)}
+    if config.decoupled:
+        squared_deviation, q_deviation = deviation_loss(state, params, batch, estimates.deviation_target)
+        losses_by_name["critic/td_deviation"] = average(jnp.sum(squared_deviation, axis=-1), rows)
+        values["critic/q_deviation"] = jax.vmap(average, (1, None))(q_deviation, rows)
+    if config.value_target == "in_sample":
+        value = in_sample_loss(state, params, batch, estimates, weights, mask, axis_name)
+        losses_by_name["value/loss"] = average(value, mask)
+    return sum(losses_by_name.values()), _Step(losses_by_name | values, now, estimates, solution, weights)
+
+
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """One update of everything, every loss taken at the parameters before the step.
 
@@ -382,59 +433,21 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         The next state, and metrics: [] or per agent [N].
     """
     config, hyper, extra = state.config, state.hyper, state.extra
-    nets = _networks(state.spec, config)
-    key, next_key = jax.random.split(step_key(state.key, state.step, axis_name))
     mask = has_choice(batch.avail)
-    everything = jnp.ones_like(mask)
-    warm = state.step >= config.critic_warmup
-
-    def objective(params):
-        now = _policies(nets, params, batch.obs, batch.avail, key)
-        then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key)
-        estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
-        solution, weights = conservatism_level(
-            estimates.return_advantage,
-            estimates.deviation_advantage,
-            extra.budget,
-            mask,
-            log_alpha_bounds=(jnp.log(hyper["alpha_min"]), jnp.log(hyper["alpha_max"])),
-            max_weight=hyper["max_weight"],
-            axis_name=axis_name,
-        )
-        weights = jnp.where(warm, weights, mask.astype(weights.dtype))
-        squared_return, q_return = return_loss(state, params, batch, estimates.return_target)
-        metrics = {
-            "critic/q_return": loss_share(q_return, everything[:, 0], axis_name),
-            "critic/td_return": loss_share(squared_return, everything[:, 0], axis_name),
-            "behaviour/loss": loss_share(behaviour_loss(now.behaviour, batch.action), mask, axis_name),
-            "policy/loss": loss_share(policy_loss(now.policy, batch.action, weights), mask, axis_name),
-        }
-        loss = metrics["critic/td_return"] + metrics["behaviour/loss"] + metrics["policy/loss"]
-        if config.decoupled:
-            squared_deviation, q_deviation = deviation_loss(state, params, batch, estimates.deviation_target)
-            metrics["critic/td_deviation"] = loss_share(
-                jnp.sum(squared_deviation, axis=-1), everything[:, 0], axis_name
-            )
-            metrics["critic/q_deviation"] = jax.vmap(loss_share, (1, 1, None))(q_deviation, everything, axis_name)
-            loss = loss + metrics["critic/td_deviation"]
-        if config.value_target == "in_sample":
-            value = in_sample_loss(state, params, batch, estimates, weights, mask, axis_name)
-            metrics["value/loss"] = loss_share(value, mask, axis_name)
-            loss = loss + metrics["value/loss"]
-        return loss, (metrics, now, estimates, solution, weights)
-
-    gradients, (metrics, now, estimates, solution, weights) = jax.grad(objective, has_aux=True)(state.params)
-    gradients, metrics = total((gradients, metrics), axis_name)
+    gradients, step = jax.grad(_objective, has_aux=True)(state.params, state, batch, axis_name)
+    gradients, metrics = total((gradients, step.metrics), axis_name)
     params, opt_state = apply_gradients(state.params, gradients, state.opt_state, hyper["learning_rate"])
 
+    now, returns = step.now, step.estimates.return_values
     measured = influence(
-        estimates.return_weights[..., None] * estimates.return_values.support,
+        step.estimates.return_weights[..., None] * returns.support,
         now.policy.support_log_probs(now.support) - now.behaviour.support_log_probs(now.support),
         now.support.probabilities,
         mask,
         epsilon=hyper["influence_epsilon"],
         axis_name=axis_name,
     )
+    warm = state.step >= config.critic_warmup
     smoothed = extra.influence + hyper["influence_rate"] * jnp.where(warm, measured - extra.influence, 0.0)
     budget = allocate(
         smoothed,
@@ -446,13 +459,13 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         step_size=hyper["step_size"],
         influence_scale=config.influence_scale,
     )
-    log_alpha = conservatism_step(extra.log_alpha, solution, hyper["level_rate"])
+    log_alpha = conservatism_step(extra.log_alpha, step.solution, hyper["level_rate"])
     metrics |= {
         "policy/divergence": masked_mean(now.policy.kl(now.behaviour), mask, axis_name),
         "allocation/budget": extra.budget,
         "allocation/alpha": jnp.exp(log_alpha),
         "allocation/influence": smoothed,
-        "allocation/weight_divergence": weight_divergence(weights, mask, axis_name),
+        "allocation/weight_divergence": weight_divergence(step.weights, mask, axis_name),
     }
     return state.replace(
         params=params,

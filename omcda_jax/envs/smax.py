@@ -30,8 +30,8 @@ def make(scenario: str, *, handicap: tuple[float, float, float] | None = None) -
     Args:
         scenario: a JaxMARL scenario name such as `3m`, `2s3z`, `5m_vs_6m`, `8m`, `6h_vs_8z`, or `corridor`
             (6 zealots against 24 zerglings).
-        handicap: `(probability, low, high)`: with that probability an episode starts with every enemy at the same
-            fraction of its full health, uniform in [low, high]. For training behaviour policies only.
+        handicap: `(probability, low, high)`: with that probability an episode starts with every enemy at its own
+            fraction of full health, uniform in [low, high]. For training behaviour policies only.
 
     Raises:
         ConfigError: unknown scenario, a handicap outside 0..1, or JaxMARL is not installed.
@@ -80,10 +80,9 @@ def make(scenario: str, *, handicap: tuple[float, float, float] | None = None) -
         reset_key, health_key, chance_key = jax.random.split(key, 3)
         obs, env_state = env.reset(reset_key)
         if handicap is not None:
-            fraction = jax.random.uniform(health_key, minval=low, maxval=high)
+            fraction = jax.random.uniform(health_key, (env.num_enemies,), minval=low, maxval=high)
             fraction = jnp.where(jax.random.bernoulli(chance_key, probability), fraction, 1.0)
-            health = env_state.state.unit_health
-            weakened = jnp.where(jnp.arange(num_units) < num_agents, health, fraction * health)
+            weakened = env_state.state.unit_health.at[num_agents:].multiply(fraction)
             env_state = env_state.replace(state=env_state.state.replace(unit_health=weakened))
             obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
         no = jnp.zeros((), bool)
