@@ -34,11 +34,10 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # one call each: compilin
 update = jax.jit(omcda_jax.update, compiler_options=QUICK_COMPILE)
 CASES = {
     "convex": {},
-    "identity": dict(conservative_mixing="identity", allocation="projected", step_size=0.3),
     "monotonic": dict(conservative_mixing="monotonic", influence_scale="raw"),
     "in_sample": dict(value_target="in_sample"),
-    "not decoupled": dict(decoupled=False),
-    "not decoupled in_sample": dict(decoupled=False, value_target="in_sample"),
+    "not decoupled": dict(decoupled=False, allocation="projected", step_size=0.3),
+    "not decoupled in_sample": dict(decoupled=False, value_target="in_sample", conservative_mixing="identity"),
     "capped": dict(max_weight=1.5),
     "warming up": {},
 }
