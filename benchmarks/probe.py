@@ -1,6 +1,6 @@
 """OMCDA on the problem of `benchmarks/exact.py`, its levels, budgets, influence and true value beside the exact ones.
 
-    python benchmarks/probe.py [--updates=8000] [--batch_size=256] [--value_target=in_sample] [--rules=uniform,softmax]
+    python -m benchmarks.probe [--updates=8000] [--batch_size=256] [--value_target=in_sample] [--rules=uniform,softmax]
 
 The learner sees 60,000 transitions of the behaviour policies and nothing of the problem. Its policy is then evaluated
 exactly in the rings. `value` is V(pi), `gain` its share of what the exact solution of the same rule adds to the
@@ -184,8 +184,8 @@ def exact_split(table: exact.Frontier, config: omcda_jax.OmcdaConfig) -> exact.A
     return exact.equal_influence(table, config.d_tot, config.d_min)
 
 
-def _row(name: str, value: np.ndarray, gain: float, *columns: np.ndarray) -> str:
-    parts = [f"{name:<28}{value.sum():8.2f}{100 * gain:7.1f} %"]
+def _row(name: str, value: np.ndarray, gain: str, *columns: np.ndarray) -> str:
+    parts = [f"{name:<28}{value.sum():8.2f}{gain:>9}"]
     parts += ["".join(f"{x:8.3f}" for x in column) for column in columns]
     return " |".join(parts)
 
@@ -210,13 +210,13 @@ def main(argv: Sequence[str]) -> None:
             problem, dataset, config, updates=_UPDATES.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value
         )
         gain = (learned.value.sum() - behaviour) / (best.value.sum() - behaviour)
-        print(_row(f"{rule}, learned", learned.value, gain, *_columns(learned)))
-        print(_row(f"{rule}, exact", best.value, 1.0, *_columns(best)), flush=True)
+        print(_row(f"{rule}, learned", learned.value, f"{gain:.1%}", *_columns(learned)))
+        print(_row(f"{rule}, exact", best.value, "100.0%", *_columns(best)), flush=True)
         lines.append(f"{rule}: {learned.updates_per_second:.0f} updates/s")
     for name, split in (("water-filling", exact.water_filling), ("best split", exact.best_split)):
         for kind in dict.fromkeys(("mean", account)):
             found = split(exact.frontier(problem, kind, 1e-3))
-            print(_row(f"{name}, exact, {kind}", found.value, 1.0, *_columns(found)))
+            print(_row(f"{name}, exact, {kind}", found.value, "", *_columns(found)))
     print("; ".join(lines))
 
 

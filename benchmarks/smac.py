@@ -1,7 +1,7 @@
 """OMCDA's variants and behaviour cloning on SMAX datasets: one table from full runs of `experiments/run.py`.
 
-    python benchmarks/smac.py                                        # everything: many hours on 2 cores
-    python benchmarks/smac.py --presets=smac_3m --variants=bc,softmax --seeds=0
+    python -m benchmarks.smac                                        # everything: many hours on 2 cores
+    python -m benchmarks.smac --presets=smac_3m --variants=bc,softmax --seeds=0
 
 Each cell is one run in its own directory, pinned to one core; a finished cell is not run again and an interrupted one
 goes on, so the same command continues a study. Prints Markdown. Columns: the greedy policy's return (mean over seeds

@@ -1,14 +1,10 @@
-"""What all tests share: one deterministic hypothesis profile, the repository root on the path, strict broadcasting."""
-
-import sys
-from pathlib import Path
+"""What all tests share: one deterministic hypothesis profile, strict broadcasting."""
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=60, database=None)
 hypothesis.settings.load_profile("quick")
 

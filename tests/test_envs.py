@@ -153,16 +153,25 @@ def test_features_are_of_order_one(battles):
     assert 0.15 < first[:, :ALLIES, 1].mean() < 0.35 and 0.4 < first[:, :, 2].mean() < 0.6
 
 
-def test_a_handicap_weakens_the_enemies_and_nobody_else(environment):
-    _, now = jax.jit(jax.vmap(smax.make("3m", handicap=(0.5, 0.4, 0.6)).reset))(keys(5))
-    health = units(now.state)[..., 0]
+def test_training_starts_weaken_the_enemies_and_move_the_team(environment):
+    training = smax.make("3m", handicap=(0.5, 0.4, 0.6), shift=(0.5, 12.0))
+    assert training.name != environment.name
+    _, now = jax.jit(jax.vmap(training.reset))(keys(5))
+    health, height = units(now.state)[..., 0], 32 * units(now.state)[..., 2]
     assert (health[:, :ALLIES] == 1).all()
     enemies = health[:, ALLIES:]
     weakened = enemies[:, 0] < 1
-    assert (enemies[~weakened] == 1).all()
-    assert 0.2 < weakened.mean() < 0.8
+    assert (enemies[~weakened] == 1).all() and 0.2 < weakened.mean() < 0.8
     assert (enemies[weakened] >= 0.4).all() and (enemies[weakened] <= 0.6).all()
-    assert smax.make("3m", handicap=(0.5, 0.4, 0.6)).name != environment.name
+    # units start within two map units of the middle, 16, and are pushed apart a little
+    assert np.abs(height[:, ALLIES:] - 16).max() < 3
+    centre = height[:, :ALLIES].mean(1)
+    assert centre.min() > 13 and 25 < centre.max() < 31
+    assert np.ptp(height[:, :ALLIES], axis=1).max() < 6
+    moved = centre > 19
+    assert 0.2 < moved.mean() < 0.7
+    # the observation shows the same battle as the state
+    np.testing.assert_allclose(now.obs[:, :, -8], units(now.state)[:, :ALLIES, 2], rtol=1e-5)
 
 
 def test_corridor_is_ours():
@@ -190,6 +199,12 @@ def test_unknown_names_say_what_there_is(name, says):
 def test_bad_handicaps_are_refused(handicap):
     with pytest.raises(ConfigError, match="handicap"):
         smax.make("3m", handicap=handicap)
+
+
+@pytest.mark.parametrize("shift", [(1.5, 5.0), (0.5, 13.0), (0.5, -1.0)])
+def test_bad_shifts_are_refused(shift):
+    with pytest.raises(ConfigError, match="shift"):
+        smax.make("3m", shift=shift)
 
 
 def test_missing_jaxmarl_says_how_to_install_it(monkeypatch):

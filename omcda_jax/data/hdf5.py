@@ -181,7 +181,7 @@ def load(
     *,
     spec: EnvSpec | None = None,
     environment: str | None = None,
-    reward_scale: float = 10.0,
+    reward_scale: float = 1.0,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Reads a dataset file and places it on the device.
 

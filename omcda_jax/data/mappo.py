@@ -267,6 +267,8 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
         segment: steps between two checks that every episode is over.
     """
 
+    reset = jax.jit(jax.vmap(environment.reset))
+
     @jax.jit
     def play(actor, carry, key):
         def step(carry, key):
@@ -281,7 +283,7 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
         return jax.lax.scan(step, carry, jax.random.split(key, segment))[0]
 
     def evaluate(actor, key):
-        env_state, now = jax.jit(jax.vmap(environment.reset))(jax.random.split(key, episodes))
+        env_state, now = reset(jax.random.split(key, episodes))
         none = jnp.zeros(episodes, bool)
         carry = (env_state, now, ~none, jnp.zeros(episodes), none, jnp.zeros(episodes, jnp.int32))
         for index in range(-(-environment.horizon // segment)):
