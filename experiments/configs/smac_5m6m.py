@@ -1,8 +1,11 @@
-"""OMCDA on SMAX 5m_vs_6m: five marines against six, episodes of about 15 steps."""
+"""OMCDA on SMAX 5m_vs_6m: five marines against six, episodes of about 25 steps."""
+
+import dataclasses
 
 from configs import _smac
 from omcda_jax.config import ExperimentConfig
 
 
 def get_config() -> ExperimentConfig:
-    return _smac.base("smac_5m6m", "5m_vs_6m")
+    config = _smac.base("smac_5m6m", "5m_vs_6m")
+    return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, critic_warmup=6_000))

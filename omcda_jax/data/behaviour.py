@@ -47,7 +47,7 @@ QUALITIES = {
     ("2s3z", "good"): Quality(("good",)),
     ("5m_vs_6m", "poor"): Quality(("poor",)),
     ("5m_vs_6m", "medium"): Quality(("medium",)),
-    ("5m_vs_6m", "good"): Quality(("medium",), won_only=True),
+    ("5m_vs_6m", "good"): Quality(("good",), won_only=True),
 }
 
 

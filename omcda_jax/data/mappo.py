@@ -94,7 +94,16 @@ class Loop(NamedTuple):
 
 
 def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
-    """Orthogonal initial weights, `{"actor": ..., "critic": ...}`, each a tuple of three (w [in, out], b [out])."""
+    """Draws orthogonal initial weights; the actor's last layer is nearly zero, so that it starts out undecided.
+
+    Args:
+        key: typed PRNG key.
+        spec: the task's sizes.
+        hidden: units in each hidden layer.
+
+    Returns:
+        `{"actor": layers, "critic": layers}`, each a tuple of three (w [in, out], b [out]).
+    """
 
     def network(key, sizes, last_scale):
         layers = []
@@ -112,7 +121,15 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
 
 
 def values(critic: tuple, state: chex.Array) -> jax.Array:
-    """Returns the estimated value [...] of global states [..., S]; `critic` as from `init_params`."""
+    """Returns the estimated discounted return from global states.
+
+    Args:
+        critic: (w, b) of each layer, as from `init_params`.
+        state: [..., S].
+
+    Returns:
+        [...].
+    """
     hidden = state.reshape(-1, state.shape[-1])
     for w, b in critic[:-1]:
         hidden = jax.nn.relu(hidden @ w + b[None])
@@ -180,10 +197,16 @@ def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
 
 
 def make_update(environment: Environment, settings: Settings) -> tuple[Callable, Callable]:
-    """Builds `start(key, params) -> Loop` and the jitted `update(loop) -> (Loop, metrics)`.
+    """Builds one update of the training: a rollout and the Adam steps on it.
 
-    One update plays `rollout` steps in each of `num_envs` environments, resetting those whose episode ended, and then
-    makes `epochs * minibatches` Adam steps. Metrics: `episodes`, `return` and `won`, sums over the episodes that ended.
+    Args:
+        environment: where to learn.
+        settings: the recipe.
+
+    Returns:
+        `start(key, params) -> Loop` and the jitted `update(loop) -> (Loop, metrics)`. An update plays `rollout` steps
+        in each of `num_envs` environments, resetting those whose episode ended, and then makes `epochs * minibatches`
+        Adam steps. Metrics: `episodes`, `return` and `won`, summed over the episodes that ended.
     """
     steps_per_update = settings.epochs * settings.minibatches
     rate = optax.linear_schedule(
@@ -259,12 +282,15 @@ def make_update(environment: Environment, settings: Settings) -> tuple[Callable,
 
 
 def make_evaluate(environment: Environment, episodes: int, segment: int = 20) -> Callable:
-    """Builds `evaluate(actor, key) -> {"return", "won", "length"}`, means over episodes with sampled actions.
+    """Builds a function that plays whole episodes with sampled actions.
 
     Args:
         environment: where to play.
         episodes: how many, side by side.
         segment: steps between two checks that every episode is over.
+
+    Returns:
+        `evaluate(actor, key)`, which gives the means over the episodes of `return`, `won` and `length` (steps).
     """
 
     reset = jax.jit(jax.vmap(environment.reset))
@@ -283,11 +309,12 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
         return jax.lax.scan(step, carry, jax.random.split(key, segment))[0]
 
     def evaluate(actor, key):
-        env_state, now = reset(jax.random.split(key, episodes))
+        reset_key, play_key = jax.random.split(key)
+        env_state, now = reset(jax.random.split(reset_key, episodes))
         none = jnp.zeros(episodes, bool)
         carry = (env_state, now, ~none, jnp.zeros(episodes), none, jnp.zeros(episodes, jnp.int32))
         for index in range(-(-environment.horizon // segment)):
-            carry = play(actor, carry, jax.random.fold_in(key, index))
+            carry = play(actor, carry, jax.random.fold_in(play_key, index))
             if not carry[2].any():
                 break
         return {"return": float(carry[3].mean()), "won": float(carry[4].mean()), "length": float(carry[5].mean())}
