@@ -266,9 +266,7 @@ def test_real_battles(tmp_path):
     params = [behaviour.load("3m", stage) for stage in recipe.stages]
     episodes, metadata = collect.collect(environment, params, recipe, 24, 0)
     data.write(tmp_path / "3m.h5", environment.spec, episodes, metadata)
-    dataset, metadata = data.load(
-        tmp_path / "3m.h5", spec=environment.spec, environment="smax/3m", reward_scale=10.0
-    )
+    dataset, metadata = data.load(tmp_path / "3m.h5", spec=environment.spec, environment="smax/3m", reward_scale=10.0)
     found = metadata["statistics"]
     # a won battle returns 2, a lost one at most 2/3 of the enemies' health plus most of the last third
     np.testing.assert_array_equal(data.returns(episodes) > 1.99, episodes.won)
