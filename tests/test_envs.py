@@ -153,16 +153,11 @@ def test_features_are_of_order_one(battles):
     assert 0.15 < first[:, :ALLIES, 1].mean() < 0.35 and 0.4 < first[:, :, 2].mean() < 0.6
 
 
-def test_training_starts_weaken_the_enemies_and_move_the_team(environment):
-    training = smax.make("3m", handicap=(0.5, 0.4, 0.6), shift=(0.5, 12.0))
-    assert training.name != environment.name
-    _, now = jax.jit(jax.vmap(training.reset))(keys(5))
-    health, height = units(now.state)[..., 0], 32 * units(now.state)[..., 2]
-    assert (health[:, :ALLIES] == 1).all()
-    enemies = health[:, ALLIES:]
-    weakened = enemies[:, 0] < 1
-    assert (enemies[~weakened] == 1).all() and 0.2 < weakened.mean() < 0.8
-    assert (enemies[weakened] >= 0.4).all() and (enemies[weakened] <= 0.6).all()
+def test_a_shift_moves_the_team_and_nobody_else(environment):
+    shifted = smax.make("3m", shift=(0.5, 12.0))
+    assert shifted.name != environment.name
+    _, now = jax.jit(jax.vmap(shifted.reset))(keys(5))
+    height = 32 * units(now.state)[..., 2]
     # units start within two map units of the middle, 16, and are pushed apart a little
     assert np.abs(height[:, ALLIES:] - 16).max() < 3
     centre = height[:, :ALLIES].mean(1)
@@ -193,12 +188,6 @@ def test_unknown_names_say_what_there_is(name, says):
     with pytest.raises(ConfigError, match=says) as error:
         envs.make(name)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("handicap", [(1.5, 0.5, 1.0), (0.5, 0.0, 1.0), (0.5, 0.9, 0.8), (0.5, 0.9, 1.1)])
-def test_bad_handicaps_are_refused(handicap):
-    with pytest.raises(ConfigError, match="handicap"):
-        smax.make("3m", handicap=handicap)
 
 
 @pytest.mark.parametrize("shift", [(1.5, 5.0), (0.5, 13.0), (0.5, -1.0)])

@@ -24,24 +24,17 @@ HORIZON = 100
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
 
 
-def make(
-    scenario: str,
-    *,
-    handicap: tuple[float, float, float] | None = None,
-    shift: tuple[float, float] | None = None,
-) -> Environment:
+def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environment:
     """Builds one SMAX scenario as two pure functions.
 
     Args:
         scenario: a JaxMARL scenario name such as `3m`, `2s3z`, `5m_vs_6m`, `8m`, `6h_vs_8z`, or `corridor`
             (6 zealots against 24 zerglings).
-        handicap: `(probability, low, high)`: with that probability an episode starts with every enemy at its own
-            fraction of full health, uniform in [low, high]. For training behaviour policies only.
         shift: `(probability, limit)`: with that probability an episode starts with the whole team moved north by the
             same distance, uniform in [0, limit] map units. For training behaviour policies only.
 
     Raises:
-        ConfigError: unknown scenario, a handicap or shift out of range, or JaxMARL is not installed.
+        ConfigError: unknown scenario, a shift out of range, or JaxMARL is not installed.
     """
     try:
         with _silence():
@@ -56,16 +49,10 @@ def make(
         close = difflib.get_close_matches(scenario, scenarios, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigError(f"smax scenario: expected one of {', '.join(sorted(scenarios))}, found {scenario!r}{hint}")
-    if handicap is not None:
-        probability, low, high = handicap
-        if not (0 <= probability <= 1 and 0 < low <= high <= 1):
-            raise ConfigError(f"smax handicap: expected 0 <= probability <= 1, 0 < low <= high <= 1, found {handicap}")
-
     if shift is not None and not (0 <= shift[0] <= 1 and 0 <= shift[1] <= 12):
         raise ConfigError(f"smax shift: expected 0 <= probability <= 1 and 0 <= limit <= 12, found {shift}")
 
     env = HeuristicEnemySMAX(scenario=scenarios[scenario], max_steps=HORIZON)
-    training = handicap is not None or shift is not None
     num_agents, num_units = env.num_allies, env.num_allies + env.num_enemies
     spec = EnvSpec(
         num_agents=num_agents,
@@ -88,22 +75,14 @@ def make(
         )
 
     def reset(key):
-        reset_key, handicap_key, shift_key = jax.random.split(key, 3)
+        reset_key, chance_key, distance_key = jax.random.split(key, 3)
         obs, env_state = env.reset(reset_key)
-        battle = env_state.state
-        if handicap is not None:
-            probability, low, high = handicap
-            health_key, chance_key = jax.random.split(handicap_key)
-            fraction = jax.random.uniform(health_key, (env.num_enemies,), minval=low, maxval=high)
-            fraction = jnp.where(jax.random.bernoulli(chance_key, probability), fraction, 1.0)
-            battle = battle.replace(unit_health=battle.unit_health.at[num_agents:].multiply(fraction))
         if shift is not None:
             probability, limit = shift
-            distance_key, chance_key = jax.random.split(shift_key)
-            distance = jax.random.uniform(distance_key, maxval=limit) * jax.random.bernoulli(chance_key, probability)
-            battle = battle.replace(unit_positions=battle.unit_positions.at[:num_agents, 1].add(distance))
-        if training:
-            env_state = env_state.replace(state=battle)
+            moved = jax.random.bernoulli(chance_key, probability)
+            distance = jnp.where(moved, jax.random.uniform(distance_key, maxval=limit), 0.0)
+            positions = env_state.state.unit_positions.at[:num_agents, 1].add(distance)
+            env_state = env_state.replace(state=env_state.state.replace(unit_positions=positions))
             obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
         no = jnp.zeros((), bool)
         return _strong(env_state), show(env_state, obs, 0.0, no, no, no)
@@ -119,7 +98,7 @@ def make(
         return _strong(env_state), show(env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
 
     return Environment(
-        name=f"smax/{scenario}" + (" (training starts)" if training else ""),
+        name=f"smax/{scenario}" + ("" if shift is None else " (shifted starts)"),
         spec=spec,
         horizon=HORIZON,
         max_return=2.0,
