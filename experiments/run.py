@@ -115,14 +115,14 @@ def _preset(name: str | None) -> ExperimentConfig:
 
 
 def claim(command: Command) -> None:
-    """Makes the run directory and writes its config.json; refuses a directory of a run with other settings.
+    """Makes the run directory and writes its config.json; refuses one with checkpoints of a run with other settings.
 
     Raises:
         ConfigError: naming the settings that differ, or that the directory cannot be written.
     """
     path = os.path.join(command.directory, "config.json")
     current = to_dict(command.config)
-    if os.path.exists(path):
+    if os.path.exists(path) and os.path.isdir(_checkpoints(command)):
         with open(path, encoding="utf-8") as file:
             changed = differences(json.load(file), current)
         listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
@@ -137,6 +137,10 @@ def claim(command: Command) -> None:
         _write_json(path, current)
     except OSError as error:
         raise ConfigError(f"{command.directory}: cannot write the run directory: {error.strerror}") from error
+
+
+def _checkpoints(command: Command) -> str:
+    return os.path.join(command.directory, "checkpoints")
 
 
 def _write_json(path: str, value: Any) -> None:
@@ -259,7 +263,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     environment = envs.make(config.data.environment)
     template = jax.eval_shape(lambda: initial_state(algorithm, config.seed, environment.spec, config.algorithm))
     claim(command)
-    with Checkpoints(os.path.join(directory, "checkpoints")) as checkpoints:
+    with Checkpoints(_checkpoints(command)) as checkpoints:
         state, saved = checkpoints.restore(template) or (None, {})
         run = Run(command, algorithm, environment, checkpoints, state, saved)
         play = make_evaluate(algorithm.act, environment, config.evaluation.episodes)

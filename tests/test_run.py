@@ -263,6 +263,12 @@ def test_a_directory_of_another_run_is_refused(run, capsys):
     assert "--workdir" in error
 
 
+def test_a_start_that_failed_claims_nothing(run, capsys):
+    assert run.main(command("--config.data.path=elsewhere.h5", updates=10)) == 78
+    assert "elsewhere.h5" in capsys.readouterr().err
+    assert run.main(command(updates=10)) == 0
+
+
 def test_other_data_than_the_run_began_with_are_refused(run, capsys):
     assert run.main(command(updates=10)) == 0
     metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "0.9"}}
