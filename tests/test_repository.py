@@ -8,6 +8,10 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
+
+import omcda_jax
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -53,6 +57,34 @@ def test_the_main_command_runs_at_reduced_size(tmp_path):
     assert len(result["metrics"]["allocation/budget"]) == 5
     assert {file.name for file in result_file.parent.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints"}
     assert list(result_file.parent.glob("*.png"))
+
+
+def test_the_library_examples_run():
+    n, o, s, a, rows = 3, 30, 48, 9, 8
+    random = np.random.default_rng(0)
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    everything = np.ones((rows, n, a), bool)
+    action = random.integers(a, size=(rows, n), dtype=np.int32)
+    batch = omcda_jax.Batch(
+        obs=normal(rows, n, o),
+        state=normal(rows, s),
+        avail=everything,
+        action=action,
+        reward=normal(rows),
+        discount=np.ones(rows, np.float32),
+        next_obs=normal(rows, n, o),
+        next_state=normal(rows, s),
+        next_avail=everything,
+        next_action=action,
+        first=np.zeros(rows, bool),
+    )
+    names = {"batches": [batch, batch], "batch": batch, "obs": batch.obs, "avail": batch.avail}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert int(names["state"].step) == 2 and names["action"].shape == (rows, n)
+    np.testing.assert_allclose(names["metrics"]["allocation/budget"].sum(-1), [0.6, 1.8, 3.0] * 3, rtol=1e-5)
 
 
 def test_the_continuous_integration_runs_the_readme_test_command():
