@@ -4,7 +4,7 @@ from omcda_jax.algorithms import ALGORITHMS, act, init, update
 from omcda_jax.algorithms.bc import BcConfig
 from omcda_jax.algorithms.omcda import OmcdaConfig
 from omcda_jax.allocation import allocate, influence
-from omcda_jax.types import Algorithm, Batch, ConfigError, DatasetError, EnvSpec, Metrics, TrainState
+from omcda_jax.types import Algorithm, Batch, ConfigError, DatasetError, EnvSpec, Metrics, Normaliser, TrainState
 
 __all__ = [
     "ALGORITHMS",
@@ -15,6 +15,7 @@ __all__ = [
     "DatasetError",
     "EnvSpec",
     "Metrics",
+    "Normaliser",
     "OmcdaConfig",
     "TrainState",
     "act",

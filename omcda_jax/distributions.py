@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 ILLEGAL_LOGIT = -1e9
+MAX_MEAN = 9.0
+LOG_STD_BOUNDS = (-5.0, 2.0)
+ACTION_MARGIN = 1e-6
 
 
 @flax.struct.dataclass
@@ -54,9 +57,9 @@ class Categorical:
         chex.assert_equal_shape([self.log_probs, other.log_probs])
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
 
-    def support(self, key: chex.PRNGKey | None = None) -> Support:
-        """All actions with their probabilities: expectations are exact and `key` is not used."""
-        del key
+    def support(self, key: chex.PRNGKey | None = None, num_samples: int | None = None) -> Support:
+        """All actions with their probabilities: expectations are exact, neither argument is used."""
+        del key, num_samples
         return Support(actions=None, probabilities=jnp.exp(self.log_probs))
 
     def support_log_probs(self, support: Support) -> chex.Array:
@@ -79,6 +82,91 @@ def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
     return Categorical(jax.nn.log_softmax(jnp.where(avail, logits, ILLEGAL_LOGIT)))
 
 
-def has_choice(avail: chex.Array) -> chex.Array:
-    """[..., A] legal actions to [...] bool: more than one is legal. A dead unit has none to make."""
-    return jnp.sum(avail, axis=-1) > 1
+@flax.struct.dataclass
+class TanhGaussian:
+    """A distribution over continuous actions a = tanh(u), u normal with independent dimensions, [...] of them at once.
+
+    Attributes:
+        mean: [..., A] of u.
+        log_std: [..., A] of u.
+        avail: [..., A] bool, the dimensions an agent has. The others are padding: always 0, and counted nowhere.
+    """
+
+    mean: chex.Array
+    log_std: chex.Array
+    avail: chex.Array
+
+    def log_prob(self, action: chex.Array) -> chex.Array:
+        """Log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
+        limit = 1.0 - ACTION_MARGIN
+        u = jnp.arctanh(jnp.clip(action, -limit, limit))
+        normal = -0.5 * jnp.square((u - self.mean) * jnp.exp(-self.log_std)) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
+        # log(1 - tanh(u)^2), in a form that is exact for large |u|
+        log_slope = 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+        return jnp.sum(jnp.where(self.avail, normal - log_slope, 0.0), axis=-1)
+
+    def sample(self, key: chex.PRNGKey) -> chex.Array:
+        """One action each: [..., A]."""
+        return self._squash(self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape))
+
+    def mode(self) -> chex.Array:
+        """tanh of the mean, each: [..., A]."""
+        return self._squash(self.mean)
+
+    def kl(self, other: "TanhGaussian") -> chex.Array:
+        """KL(self || other) in nats, closed form, for tanh changes nothing about it: [...]."""
+        chex.assert_equal_shape([self.mean, other.mean])
+        ratio = self.log_std - other.log_std
+        shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        each = 0.5 * (jnp.exp(2.0 * ratio) + jnp.square(shift) - 1.0) - ratio
+        return jnp.sum(jnp.where(self.avail, each, 0.0), axis=-1)
+
+    def support(self, key: chex.PRNGKey, num_samples: int) -> Support:
+        """K = num_samples draws, equally probable, in pairs that mirror each other about the mean.
+
+        The mirroring cancels whatever is odd in the noise, the linear part of an action value above all, from
+        expectations: the variance that matters most, at no cost.
+        """
+        noise = jax.random.normal(key, (-(-num_samples // 2), *self.mean.shape))
+        noise = jnp.moveaxis(jnp.concatenate([noise, -noise])[:num_samples], 0, -2)
+        u = self.mean[..., None, :] + jnp.exp(self.log_std)[..., None, :] * noise
+        probabilities = jnp.full(u.shape[:-1], 1.0 / num_samples, u.dtype)
+        return Support(actions=_at_points(self)._squash(u), probabilities=probabilities)
+
+    def support_log_probs(self, support: Support) -> chex.Array:
+        """Log-densities in nats at the support points: [..., K]."""
+        return _at_points(self).log_prob(support.actions)
+
+    def _squash(self, u):
+        return jnp.where(self.avail, jnp.tanh(u), 0.0)
+
+
+def _at_points(policy: TanhGaussian) -> TanhGaussian:
+    """The same distributions with an axis for the points of a support."""
+    return jax.tree.map(lambda leaf: leaf[..., None, :], policy)
+
+
+def tanh_gaussian(mean: chex.Array, log_std: chex.Array, avail: chex.Array) -> TanhGaussian:
+    """Tanh-Gaussian with the mean within +-MAX_MEAN and the log standard deviation within LOG_STD_BOUNDS.
+
+    Args:
+        mean: [..., A] of the normal variable before tanh.
+        log_std: [..., A] its log standard deviation.
+        avail: [..., A] bool, the dimensions an agent has.
+
+    Returns:
+        The distribution. The bounds are those of OMIGA's code (Wang et al., NeurIPS 2023).
+    """
+    chex.assert_equal_shape([mean, log_std, avail])
+    return TanhGaussian(jnp.clip(mean, -MAX_MEAN, MAX_MEAN), jnp.clip(log_std, *LOG_STD_BOUNDS), avail)
+
+
+Policy = Categorical | TanhGaussian
+
+
+def has_choice(avail: chex.Array, discrete: bool) -> chex.Array:
+    """[..., A] legal actions, or dimensions an agent has, to [...] bool: there is something to choose.
+
+    A dead unit has one legal action and so no choice; an agent with a single continuous dimension has one.
+    """
+    return jnp.sum(avail, axis=-1) > (1 if discrete else 0)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from omcda_jax.distributions import Categorical, Support, categorical
+from omcda_jax.distributions import Policy, Support, categorical, tanh_gaussian
 from omcda_jax.types import EnvSpec
 
 DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
@@ -48,19 +48,29 @@ class AgentNetwork(nn.Module):
     Attributes:
         hidden_sizes: widths of the hidden layers.
         outputs: width of the last layer.
+        action_inputs: dimensions of a continuous action that is part of the input; 0: none is.
+        layer_norm: normalise every hidden layer (without gain and offset) before its ReLU.
     """
 
     hidden_sizes: Sequence[int]
     outputs: int
+    action_inputs: int = 0
+    layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, x):
-        """[..., N, features] to [..., N, outputs]."""
+    def __call__(self, x, action=None):
+        """[..., N, features] and, with action inputs, [..., N, A] (None: zeros) to [..., N, outputs]."""
         num_agents = x.shape[-2]
         identity = jnp.broadcast_to(jnp.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
-        x = jnp.concatenate([x, identity], axis=-1)
+        parts = [x, identity]
+        if self.action_inputs:
+            parts.insert(1, jnp.zeros((*x.shape[:-1], self.action_inputs), x.dtype) if action is None else action)
+        x = jnp.concatenate(parts, axis=-1)
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size)(x))
+            x = nn.Dense(size)(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
+            x = nn.relu(x)
         return nn.Dense(self.outputs)(x)
 
 
@@ -115,13 +125,15 @@ class DeviationMixer(nn.Module):
 
 
 def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Network of a policy: [..., N, O] to the parameters of each agent's action distribution."""
-    return AgentNetwork(tuple(hidden_sizes), spec.action_dim)
+    """Network of a policy: [..., N, O] to logits [..., N, A], or to means and log standard deviations [..., N, 2A]."""
+    return AgentNetwork(tuple(hidden_sizes), spec.action_dim if spec.discrete else 2 * spec.action_dim)
 
 
-def critic_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Network of a local action value: [..., N, O] to the value of every action [..., N, A]."""
-    return AgentNetwork(tuple(hidden_sizes), spec.action_dim)
+def critic_network(spec: EnvSpec, hidden_sizes: Sequence[int], layer_norm: bool = False) -> AgentNetwork:
+    """Network of a local action value: [..., N, O] to [..., N, A], or with a continuous action to [..., N, 1]."""
+    if spec.discrete:
+        return AgentNetwork(tuple(hidden_sizes), spec.action_dim, layer_norm=layer_norm)
+    return AgentNetwork(tuple(hidden_sizes), 1, action_inputs=spec.action_dim, layer_norm=layer_norm)
 
 
 def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
@@ -129,22 +141,25 @@ def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
     return AgentNetwork(tuple(hidden_sizes), 1)
 
 
-def action_distribution(network: nn.Module, params: Any, obs: chex.Array, avail: chex.Array) -> Categorical:
+def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
     """Every agent's policy.
 
     Args:
         network: from `policy_network`.
         params: its parameters.
         obs: [..., N, O].
-        avail: [..., N, A] bool, legal actions.
+        avail: [..., N, A] bool, legal actions or the dimensions an agent has.
 
     Returns:
         [..., N] distributions.
     """
-    return categorical(network.apply(params, obs), avail)
+    outputs = network.apply(params, obs)
+    if network.outputs == avail.shape[-1]:
+        return categorical(outputs, avail)
+    return tanh_gaussian(*jnp.split(outputs, 2, axis=-1), avail)
 
 
-def support_values(network: nn.Module, params: Any, obs: chex.Array, support: Support) -> chex.Array:
+def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support: Support) -> chex.Array:
     """Local action values at the points of an expectation.
 
     Args:
@@ -156,32 +171,45 @@ def support_values(network: nn.Module, params: Any, obs: chex.Array, support: Su
     Returns:
         [..., N, K].
     """
-    del support
-    return network.apply(params, obs)
+    if not network.action_inputs:
+        return network.apply(params, obs)
+    return _values_at(network, params, obs, support.actions)
 
 
 def support_and_action_values(
-    network: nn.Module, params: Any, obs: chex.Array, support: Support, action: chex.Array
+    network: AgentNetwork, params: Any, obs: chex.Array, support: Support, action: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
     """`support_values` [..., N, K] and `action_values` [..., N] by one pass of the network."""
-    values = support_values(network, params, obs, support)
-    return values, _pick(values, action)
+    if not network.action_inputs:
+        values = network.apply(params, obs)
+        return values, _pick(values, action)
+    values = _values_at(network, params, obs, jnp.concatenate([support.actions, action[..., None, :]], axis=-2))
+    return values[..., :-1], values[..., -1]
 
 
-def action_values(network: nn.Module, params: Any, obs: chex.Array, action: chex.Array) -> chex.Array:
+def action_values(network: AgentNetwork, params: Any, obs: chex.Array, action: chex.Array) -> chex.Array:
     """Local values of the actions taken.
 
     Args:
         network: from `critic_network`.
         params: its parameters.
         obs: [..., N, O].
-        action: [..., N] int32.
+        action: [..., N] int32, or [..., N, A].
 
     Returns:
         [..., N].
     """
-    return _pick(network.apply(params, obs), action)
+    if not network.action_inputs:
+        return _pick(network.apply(params, obs), action)
+    return network.apply(params, obs, action)[..., 0]
 
 
 def _pick(values, action):
     return jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
+
+
+def _values_at(network, params, obs, actions):
+    """[..., N, K] values of K continuous actions [..., N, K, A]."""
+    actions = jnp.moveaxis(actions, -2, 0)
+    values = network.apply(params, jnp.broadcast_to(obs, (*actions.shape[:-1], obs.shape[-1])), actions)
+    return jnp.moveaxis(values[..., 0], 0, -1)

@@ -50,8 +50,9 @@ class Batch:
     Attributes:
         obs: [B, N, O] local observations.
         state: [B, S] global state.
-        avail: [B, N, A] bool, legal actions (continuous: all True).
-        action: [B, N] int32 indices, or [B, N, A] float32 in [-1, 1].
+        avail: [B, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has, the others
+            are padding.
+        action: [B, N] int32 indices, or [B, N, A] float32 in [-1, 1]; its padding is never looked at.
         reward: [B] team reward.
         discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
         next_obs: [B, N, O].
@@ -75,6 +76,25 @@ class Batch:
 
 
 @flax.struct.dataclass
+class Normaliser:
+    """Shift and factor that bring raw features to about unit scale, (x - shift) * factor.
+
+    A factor of 0 drops a feature: padding, or one that never varies.
+
+    Attributes:
+        obs_shift: [N, O].
+        obs_factor: [N, O].
+        state_shift: [S].
+        state_factor: [S].
+    """
+
+    obs_shift: chex.Array
+    obs_factor: chex.Array
+    state_shift: chex.Array
+    state_factor: chex.Array
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything one algorithm needs to go on learning; a pytree, so it can be stacked, vmapped and saved.
 
@@ -89,6 +109,8 @@ class TrainState:
         key: typed PRNG key; never changes, each update folds `step` into it.
         spec: the task's sizes (static).
         config: the algorithm's configuration with its numbers removed (static): structure only.
+        normaliser: applied to observations and states before the algorithm sees them, hence part of the policy; None
+            where they are taken as they come.
     """
 
     params: Any
@@ -100,6 +122,7 @@ class TrainState:
     key: chex.PRNGKey
     spec: EnvSpec = flax.struct.field(pytree_node=False)
     config: Any = flax.struct.field(pytree_node=False)
+    normaliser: Normaliser | None = None
 
 
 Metrics = dict[str, chex.Array]
@@ -123,12 +146,12 @@ class Algorithm(NamedTuple):
 
 @flax.struct.dataclass
 class TimeStep:
-    """What one environment shows after a reset or a step.
+    """What one environment shows after a reset or a step; E environments stepped together lead with an axis [E].
 
     Attributes:
         obs: [N, O].
         state: [S].
-        avail: [N, A] bool.
+        avail: [N, A] bool, see `Batch`.
         reward: [] team reward of the step that led here (0 after a reset).
         terminated: [] bool, the task itself ended.
         truncated: [] bool, the time limit cut the episode; never together with `terminated`.
@@ -165,3 +188,38 @@ class Environment:
     versions: Mapping[str, str]
     reset: Callable[..., tuple[Any, TimeStep]]
     step: Callable[..., tuple[Any, TimeStep]]
+
+
+class Simulators(NamedTuple):
+    """E copies of a host simulator, stepped together; arrays are NumPy's.
+
+    Attributes:
+        reset: `reset(index [M] int, seed [M] int) -> TimeStep [M, ...]` starts new episodes in the copies named; an
+            episode is a function of its seed and its actions alone.
+        step: `step(index [M] int, action [M, N] or [M, N, A]) -> TimeStep [M, ...]` steps the copies named. Nothing
+            resets by itself.
+        render: `render() -> [H, W, 3] uint8`, a picture of copy 0; ConfigError where no renderer is available.
+        close: `close()` frees what the copies hold.
+    """
+
+    reset: Callable[..., TimeStep]
+    step: Callable[..., TimeStep]
+    render: Callable[[], Any]
+    close: Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostEnvironment:
+    """A simulator that runs outside JAX, on the host.
+
+    Attributes:
+        name, spec, horizon, max_return, versions: as `Environment`.
+        open: `open(copies) -> Simulators`.
+    """
+
+    name: str
+    spec: EnvSpec
+    horizon: int
+    max_return: float | None
+    versions: Mapping[str, str]
+    open: Callable[[int], Simulators]

@@ -13,6 +13,7 @@ from omcda_jax import BcConfig, EnvSpec, OmcdaConfig
 from omcda_jax.algorithms import ALGORITHMS
 
 SPEC = EnvSpec(num_agents=3, obs_dim=6, state_dim=5, action_dim=4, discrete=True)
+CONTINUOUS = dataclasses.replace(SPEC, action_dim=2, discrete=False)
 SMALL = {"hidden_sizes": (16, 16)}
 CONFIGS = {
     "omcda": OmcdaConfig(critic_warmup=0, **SMALL),
@@ -29,12 +30,27 @@ CONFIGS = {
 }
 
 
+CASES = {name: (config, SPEC) for name, config in CONFIGS.items()}
+CASES |= {
+    f"{name}-continuous": (CONFIGS[name], CONTINUOUS)
+    for name in ("omcda", "omcda-in_sample", "omcda-not-decoupled", "bc")
+}
+
+
 def make_batch(seed, size=24, spec=SPEC):
-    """Random transitions with random legal actions; about every fifth agent-row has a single one."""
+    """Random transitions with random legal actions.
+
+    About every fifth agent-row has a single one. Of continuous actions the first agent has one dimension, the rest
+    is padding.
+    """
     rng = np.random.default_rng(seed)
     shape = (size, spec.num_agents)
 
     def legal():
+        if not spec.discrete:
+            avail = np.ones((*shape, spec.action_dim), bool)
+            avail[:, 0, 1:] = False
+            return avail
         avail = rng.random((*shape, spec.action_dim)) < 0.6
         avail[..., 0] |= ~avail.any(-1)
         dead = rng.random(shape) < 0.2
@@ -43,7 +59,11 @@ def make_batch(seed, size=24, spec=SPEC):
 
     avail, next_avail = legal(), legal()
     normal = lambda *dims: rng.normal(size=dims).astype(np.float32)
-    choose = lambda a: np.argmax(rng.random(a.shape) * a, axis=-1).astype(np.int32)
+
+    def choose(avail):
+        draw = rng.random(avail.shape)
+        return np.argmax(draw * avail, -1).astype(np.int32) if spec.discrete else (2 * draw - 1).astype(np.float32)
+
     return omcda_jax.Batch(
         obs=normal(*shape, spec.obs_dim),
         state=normal(size, spec.state_dim),
@@ -92,15 +112,14 @@ def test_the_configs_cover_every_algorithm():
         assert algorithm.config().name == name
 
 
-@pytest.fixture(params=CONFIGS, scope="module")
-def case(request):
-    config = CONFIGS[request.param]
-    return config, after(config)
+@pytest.fixture(params=CASES, scope="module")
+def state(request):
+    config, spec = CASES[request.param]
+    return after(config, spec=spec)
 
 
-def test_update_keeps_shapes_and_dtypes_and_moves_parameters(case):
-    _, state = case
-    new, metrics = UPDATE(state, make_batch(1))
+def test_update_keeps_shapes_and_dtypes_and_moves_parameters(state):
+    new, metrics = UPDATE(state, make_batch(1, spec=state.spec))
     chex.assert_trees_all_equal_shapes_and_dtypes(numbers(state), numbers(new))
     assert jax.tree.structure(state) == jax.tree.structure(new)
     assert int(new.step) == int(state.step) + 1
@@ -109,9 +128,10 @@ def test_update_keeps_shapes_and_dtypes_and_moves_parameters(case):
         assert largest_difference(state.params[group], new.params[group]) > 0, group
 
 
-def test_rows_may_come_in_any_order(case):
-    _, state = case
-    batch = make_batch(2)
+# the draws of an expectation over continuous actions go with a row's place in the batch
+@pytest.mark.parametrize("state", [name for name in CASES if name in CONFIGS or "bc" in name], indirect=True)
+def test_rows_may_come_in_any_order(state):
+    batch = make_batch(2, spec=state.spec)
     order = np.random.default_rng(0).permutation(batch.reward.shape[0])
     new, metrics = UPDATE(state, batch)
     shuffled, shuffled_metrics = UPDATE(state, jax.tree.map(lambda x: x[order], batch))
@@ -119,11 +139,10 @@ def test_rows_may_come_in_any_order(case):
     chex.assert_trees_all_close(metrics, shuffled_metrics, atol=1e-4, rtol=1e-4)
 
 
-def test_the_second_call_does_not_trace_again(case):
-    _, state = case
+def test_the_second_call_does_not_trace_again(state):
     before = len(TRACES)
-    state, _ = UPDATE(state, make_batch(4))
-    UPDATE(state, make_batch(5))
+    state, _ = UPDATE(state, make_batch(4, spec=state.spec))
+    UPDATE(state, make_batch(5, spec=state.spec))
     assert len(TRACES) == before
 
 
@@ -158,23 +177,71 @@ def test_scan_equals_a_loop(name):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_only_legal_actions_are_chosen(case, sampled):
-    _, state = case
-    batch = make_batch(6, size=200)
+def test_only_legal_actions_are_chosen(state, sampled):
+    batch = make_batch(6, size=200, spec=state.spec)
     key = jax.random.key(7) if sampled else None
     action = omcda_jax.act(state, batch.obs, batch.avail, key)
-    assert action.shape == batch.action.shape and action.dtype == jnp.int32
-    assert np.all(np.take_along_axis(batch.avail, np.asarray(action)[..., None], -1))
+    assert action.shape == batch.action.shape and action.dtype == batch.action.dtype
+    if state.spec.discrete:
+        assert np.all(np.take_along_axis(batch.avail, np.asarray(action)[..., None], -1))
+    else:
+        assert np.all(np.abs(action) <= 1) and np.all(np.where(batch.avail, 0, action) == 0)
 
 
-def test_acting_is_decentralised_and_greedy_without_a_key(case):
-    _, state = case
-    obs = make_batch(8).obs
+def test_acting_is_decentralised_and_greedy_without_a_key(state):
+    obs = make_batch(8, spec=state.spec).obs
     action = omcda_jax.act(state, obs)
     np.testing.assert_array_equal(action, omcda_jax.act(state, obs))
     others_changed = obs.copy()
     others_changed[:, 1:] += 1.0
     np.testing.assert_array_equal(omcda_jax.act(state, others_changed)[:, 0], action[:, 0])
+
+
+@pytest.mark.parametrize("state", [name for name in CASES if name not in CONFIGS], indirect=True)
+def test_what_the_padding_of_continuous_actions_holds_changes_nothing(state):
+    batch = make_batch(17, spec=state.spec)
+    other = batch.replace(
+        action=np.where(batch.avail, batch.action, 0.7), next_action=np.where(batch.next_avail, batch.next_action, -0.7)
+    )
+    assert np.any(other.action != batch.action)
+    chex.assert_trees_all_equal(UPDATE(state, batch), UPDATE(state, other))
+
+
+def test_a_normaliser_is_part_of_the_policy():
+    """Training and acting on raw features with one equals training and acting on normalised features without."""
+    spec, rng = CONTINUOUS, np.random.default_rng(0)
+    shift = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    factor = lambda *shape: rng.uniform(0.5, 2, size=shape).astype(np.float32)
+    agents, obs, size = spec.num_agents, spec.obs_dim, spec.state_dim
+    scale = omcda_jax.Normaliser(shift(agents, obs), factor(agents, obs), shift(size), factor(size))
+    plain = after(CONFIGS["omcda"], spec=spec)
+    raw = make_batch(18, spec=spec)
+    scaled = raw.replace(
+        obs=(raw.obs - scale.obs_shift) * scale.obs_factor,
+        next_obs=(raw.next_obs - scale.obs_shift) * scale.obs_factor,
+        state=(raw.state - scale.state_shift) * scale.state_factor,
+        next_state=(raw.next_state - scale.state_shift) * scale.state_factor,
+    )
+    with_scale, metrics = UPDATE(plain.replace(normaliser=scale), raw)
+    without, expected = UPDATE(plain, scaled)
+    chex.assert_trees_all_close((numbers(with_scale), metrics), (numbers(without), expected), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        omcda_jax.act(with_scale, raw.obs, raw.avail), omcda_jax.act(without, scaled.obs, raw.avail), atol=1e-5
+    )
+
+
+def test_features_a_normaliser_drops_change_nothing():
+    spec = CONTINUOUS
+    factor = np.ones((spec.num_agents, spec.obs_dim), np.float32)
+    factor[0, 4:] = 0.0
+    scale = omcda_jax.Normaliser(np.zeros_like(factor), factor, np.zeros(5, np.float32), np.ones(5, np.float32))
+    state = after(CONFIGS["omcda"], spec=spec).replace(normaliser=scale)
+    batch = make_batch(19, spec=spec)
+    padded, next_padded = batch.obs.copy(), batch.next_obs.copy()
+    padded[:, 0, 4:] = 3.0
+    next_padded[:, 0, 4:] = -2.0
+    chex.assert_trees_all_equal(UPDATE(state, batch), UPDATE(state, batch.replace(obs=padded, next_obs=next_padded)))
+    np.testing.assert_array_equal(omcda_jax.act(state, batch.obs), omcda_jax.act(state, padded))
 
 
 def test_a_population_of_numbers_and_seeds_compiles_once():
@@ -226,8 +293,8 @@ def test_warm_up_clones_and_leaves_budgets_uniform():
         np.testing.assert_allclose(metrics["allocation/budget"], 0.2, rtol=1e-5)
         np.testing.assert_array_equal(metrics["allocation/influence"], 0.0)
     chex.assert_trees_all_close(state.params["policy"], clone.params["policy"], atol=1e-6)
-    weighted, metrics = UPDATE(state, make_batch(5))
-    cloned, _ = UPDATE(clone, make_batch(5))
+    weighted, metrics = UPDATE(state, make_batch(5, spec=state.spec))
+    cloned, _ = UPDATE(clone, make_batch(5, spec=state.spec))
     assert np.any(metrics["allocation/influence"] != 0)
     assert largest_difference(weighted.params["policy"], cloned.params["policy"]) > 1e-5
 
@@ -289,6 +356,7 @@ def test_the_penalty_enters_the_one_value_when_not_decoupled():
         ({"temperature": 0.0}, ["temperature", "positive"]),
         ({"discount": 1.5}, ["discount", "1.5"]),
         ({"critic_warmup": -1}, ["critic_warmup", "-1"]),
+        ({"num_samples": 1}, ["num_samples", "at least 2", "1"]),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(settings, words):

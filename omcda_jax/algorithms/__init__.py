@@ -1,15 +1,60 @@
-"""The algorithms by name, and one `init`, `update`, `act` that serve them all by the type of the configuration."""
+"""The algorithms by name, and one `init`, `update`, `act` that serve them all by the type of the configuration.
+
+Observations reach an algorithm's own functions normalised, where the state has a normaliser, and the padding of
+continuous actions reaches them as zeros: both are done here, once for all.
+"""
 
 from typing import Any
 
 import chex
+import jax.numpy as jnp
 
 from omcda_jax.algorithms import bc, omcda
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState
+
+
+def _normalised(algorithm: Algorithm) -> Algorithm:
+    """The same algorithm on raw observations and actions."""
+
+    def update(state, batch, *, axis_name=None):
+        return algorithm.update(state, normalise(state, batch), axis_name=axis_name)
+
+    def act(state, obs, avail=None, key=None):
+        return algorithm.act(state, _normalise_obs(state.normaliser, obs), avail, key)
+
+    return algorithm._replace(update=update, act=act)
+
+
+def _normalise_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array:
+    return obs if normaliser is None else (obs - normaliser.obs_shift) * normaliser.obs_factor
+
+
+def normalise(state: TrainState, batch: Batch) -> Batch:
+    """What the state's algorithm sees of a batch of raw observations, states and actions.
+
+    Args:
+        state: only its normaliser and spec are looked at.
+        batch: as it comes from the data.
+    """
+    scale = state.normaliser
+    if scale is not None:
+        batch = batch.replace(
+            obs=_normalise_obs(scale, batch.obs),
+            next_obs=_normalise_obs(scale, batch.next_obs),
+            state=(batch.state - scale.state_shift) * scale.state_factor,
+            next_state=(batch.next_state - scale.state_shift) * scale.state_factor,
+        )
+    if not state.spec.discrete:
+        batch = batch.replace(
+            action=jnp.where(batch.avail, batch.action, 0.0),
+            next_action=jnp.where(batch.next_avail, batch.next_action, 0.0),
+        )
+    return batch
+
 
 ALGORITHMS = {
-    "omcda": Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act),
-    "bc": Algorithm(bc.BcConfig, bc.init, bc.update, bc.act),
+    "omcda": _normalised(Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act)),
+    "bc": _normalised(Algorithm(bc.BcConfig, bc.init, bc.update, bc.act)),
 }
 
 
@@ -49,7 +94,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Args:
         state: from `init` or an earlier update.
-        batch: B transitions (this device's, inside a pmap over `axis_name`).
+        batch: B transitions (this device's, inside a pmap over `axis_name`), observations raw.
         axis_name: mapped device axis over which averages and gradients are reduced.
 
     Returns:
@@ -65,11 +110,11 @@ def act(
 
     Args:
         state: trained state.
-        obs: [..., N, O].
-        avail: [..., N, A] bool legal actions, None for all.
+        obs: [..., N, O], raw.
+        avail: [..., N, A] bool legal actions or dimensions an agent has, None for all.
         key: samples the policy with it; None acts greedily.
 
     Returns:
-        [..., N] int32 (discrete).
+        [..., N] int32, or [..., N, A] float32 in [-1, 1].
     """
     return algorithm_of(state.config).act(state, obs, avail, key)

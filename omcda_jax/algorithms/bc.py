@@ -65,7 +65,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     """
 
     def objective(params):
-        return loss_share(policy_loss(state, params, batch), has_choice(batch.avail), axis_name)
+        return loss_share(policy_loss(state, params, batch), has_choice(batch.avail, state.spec.discrete), axis_name)
 
     loss, gradients = total(jax.value_and_grad(objective)(state.params), axis_name)
     params, opt_state = apply_gradients(state.params, gradients, state.opt_state, state.hyper["learning_rate"])

@@ -31,7 +31,7 @@ from omcda_jax.allocation import (
     influence,
     weight_divergence,
 )
-from omcda_jax.distributions import Categorical, Support, expectation, has_choice
+from omcda_jax.distributions import Policy, Support, expectation, has_choice
 from omcda_jax.reductions import largest, loss_share, masked_mean, total
 from omcda_jax.training import apply_gradients, init_optimiser, polyak, split_config, step_key
 from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
@@ -69,6 +69,8 @@ class OmcdaConfig:
         alpha_min: lower end of the search for alpha.
         alpha_max: upper end of the search for alpha.
         max_weight: cap on the policy weights.
+        num_samples: K, actions drawn from every agent's policy for the expectations under it, where actions are
+            continuous.
         hidden_sizes: of policies, critics and values.
         mixer_hidden: of the mixers.
         name: key of the algorithm.
@@ -94,8 +96,10 @@ class OmcdaConfig:
     alpha_min: float = 1e-3
     alpha_max: float = 1e3
     max_weight: float = 100.0
+    num_samples: int = 4
     hidden_sizes: tuple[int, ...] = (256, 256)
     mixer_hidden: int = 64
+    critic_layer_norm: bool = False
     name: str = "omcda"
 
     def __post_init__(self):
@@ -108,6 +112,7 @@ class OmcdaConfig:
         for key, allowed in choices.items():
             _require(self, key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
         _require(self, "critic_warmup", self.critic_warmup >= 0, "a number of updates >= 0")
+        _require(self, "num_samples", self.num_samples >= 2, "at least 2")
         if self.d_tot is None:  # structure only, see training.split_config
             return
         _require(self, "d_tot", 0 < self.d_tot < float("inf"), "a positive number of nats")
@@ -152,7 +157,7 @@ class _Networks(NamedTuple):
 def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
     return _Networks(
         policy=networks.policy_network(spec, config.hidden_sizes),
-        critic=networks.critic_network(spec, config.hidden_sizes),
+        critic=networks.critic_network(spec, config.hidden_sizes, config.critic_layer_norm),
         value=networks.value_network(config.hidden_sizes),
         return_mixer=networks.ReturnMixer(spec.num_agents, config.mixer_hidden),
         deviation_mixer=networks.DeviationMixer(spec.num_agents, config.mixer_hidden, config.conservative_mixing),
@@ -161,6 +166,9 @@ def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     """Fresh networks, uniform budgets (a random point of the simplex for the random rule), alpha_init everywhere.
+
+    The policy starts as the behaviour's twin and stays it until the critic warm-up is over: no deviation but what the
+    weights ask for.
 
     Args:
         key: typed PRNG key; also the run's key for the updates.
@@ -182,9 +190,10 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     nets = _networks(spec, config)
     obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
     keys = iter(jax.random.split(key, 9))
+    clone = networks.initialise(nets.policy, next(keys), obs)
     params = {
-        "behaviour": networks.initialise(nets.policy, next(keys), obs),
-        "policy": networks.initialise(nets.policy, next(keys), obs),
+        "behaviour": clone,
+        "policy": clone,
         "return": {
             "critic": networks.initialise(nets.critic, next(keys), obs),
             "mixer": networks.initialise(nets.return_mixer, next(keys), state),
@@ -220,15 +229,15 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
 
 
 class _Policies(NamedTuple):
-    policy: Categorical
-    behaviour: Categorical
+    policy: Policy
+    behaviour: Policy
     support: Support  # of an expectation under the policy
 
 
-def _policies(nets, params, obs, avail, key) -> _Policies:
+def _policies(nets, params, obs, avail, key, num_samples) -> _Policies:
     policy = networks.action_distribution(nets.policy, params["policy"], obs, avail)
     behaviour = networks.action_distribution(nets.policy, params["behaviour"], obs, avail)
-    return _Policies(policy, behaviour, policy.support(key))
+    return _Policies(policy, behaviour, policy.support(key, num_samples))
 
 
 class _Values(NamedTuple):
@@ -313,12 +322,12 @@ def _estimate(state: TrainState, batch: Batch, now: _Policies, then: _Policies) 
     )
 
 
-def behaviour_loss(behaviour: Categorical, action: chex.Array) -> chex.Array:
+def behaviour_loss(behaviour: Policy, action: chex.Array) -> chex.Array:
     """Maximum likelihood of the behaviour policy, -log b_i(a_i|o_i): [B, N]."""
     return -behaviour.log_prob(action)
 
 
-def policy_loss(policy: Categorical, action: chex.Array, weights: chex.Array) -> chex.Array:
+def policy_loss(policy: Policy, action: chex.Array, weights: chex.Array) -> chex.Array:
     """Weighted maximum likelihood, -omega_i log pi_i(a_i|o_i), weights [B, N] stopped: [B, N]."""
     return -jax.lax.stop_gradient(weights) * policy.log_prob(action)
 
@@ -386,12 +395,12 @@ def _objective(params, state: TrainState, batch: Batch, axis_name: str | None) -
     config, hyper = state.config, state.hyper
     nets = _networks(state.spec, config)
     key, next_key = jax.random.split(step_key(state.key, state.step, axis_name))
-    mask = has_choice(batch.avail)
+    mask = has_choice(batch.avail, state.spec.discrete)
     rows = jnp.ones_like(batch.reward, bool)
     average = functools.partial(loss_share, axis_name=axis_name)
 
-    now = _policies(nets, params, batch.obs, batch.avail, key)
-    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key)
+    now = _policies(nets, params, batch.obs, batch.avail, key, config.num_samples)
+    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key, config.num_samples)
     estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
     solution, weights = conservatism_level(
         estimates.return_advantage,
@@ -433,7 +442,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         The next state, and metrics: [] or per agent [N].
     """
     config, hyper, extra = state.config, state.hyper, state.extra
-    mask = has_choice(batch.avail)
+    mask = has_choice(batch.avail, state.spec.discrete)
     gradients, step = jax.grad(_objective, has_aux=True)(state.params, state, batch, axis_name)
     gradients, metrics = total((gradients, step.metrics), axis_name)
     params, opt_state = apply_gradients(state.params, gradients, state.opt_state, hyper["learning_rate"])
@@ -488,7 +497,7 @@ def act(
         key: samples with it; None acts greedily.
 
     Returns:
-        [..., N] int32.
+        [..., N] int32, or [..., N, A] in [-1, 1].
     """
     if avail is None:
         avail = jnp.ones((*obs.shape[:-1], state.spec.action_dim), bool)

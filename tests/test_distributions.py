@@ -1,0 +1,108 @@
+"""Tanh-Gaussian policies against closed forms and quadrature; the discrete ones are tested with the algorithms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omcda_jax import networks
+from omcda_jax.distributions import expectation, has_choice, tanh_gaussian
+from omcda_jax.types import EnvSpec
+
+
+def policy(mean, log_std, avail=None):
+    mean, log_std = jnp.asarray(mean, jnp.float32), jnp.asarray(log_std, jnp.float32)
+    return tanh_gaussian(mean, log_std, jnp.ones(mean.shape, bool) if avail is None else jnp.asarray(avail))
+
+
+def test_log_density_closed_forms():
+    # -0.5 log(2 pi) at 0; at 0.5: atanh(0.5) = 0.549306, -0.5 (.549306^2 + log(2 pi)) - log(0.75)
+    standard = policy(np.zeros((3, 1)), np.zeros((3, 1)))
+    found = standard.log_prob(jnp.array([[0.0], [0.5], [-0.5]]))
+    np.testing.assert_allclose(found, [-0.918939, -0.782125, -0.782125], atol=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.3)])
+def test_the_density_integrates_to_one(mean, log_std):
+    # substitute a = tanh(u): the integral of pi(tanh u) (1 - tanh(u)^2) over u
+    u = np.linspace(-6.5, 6.5, 4001)
+    density = np.exp(policy(np.full((4001, 1), mean), np.full((4001, 1), log_std)).log_prob(jnp.tanh(u)[:, None]))
+    assert np.trapezoid(density * (1 - np.tanh(u) ** 2), u) == pytest.approx(1.0, abs=2e-4)
+
+
+def test_divergence_is_that_of_the_normals():
+    first, second = policy([[0.3, -0.2]], [[-0.5, 0.1]]), policy([[-0.1, 0.4]], [[0.2, -0.3]])
+    expected = 0.0
+    for m, s, n, t in ((0.3, -0.5, -0.1, 0.2), (-0.2, 0.1, 0.4, -0.3)):
+        expected += t - s + (np.exp(2 * s) + (m - n) ** 2) / (2 * np.exp(2 * t)) - 0.5
+    np.testing.assert_allclose(first.kl(second), [expected], rtol=1e-5)
+    np.testing.assert_allclose(first.kl(first), [0.0], atol=1e-7)
+    # and the mean of the log-ratio over its own samples, though those go through tanh and back
+    support = first.support(jax.random.key(0), 200_000)
+    ratio = first.support_log_probs(support) - second.support_log_probs(support)
+    assert float(expectation(ratio, support)[0]) == pytest.approx(expected, rel=0.02)
+
+
+def test_edges_and_bounds_stay_finite():
+    wild = policy([[50.0], [-50.0], [0.0]], [[9.0], [-9.0], [-9.0]])
+    np.testing.assert_array_equal(wild.mean[:, 0], [9.0, -9.0, 0.0])
+    np.testing.assert_array_equal(wild.log_std[:, 0], [2.0, -5.0, -5.0])
+    for action in (1.0, -1.0, 0.999999999):
+        assert np.all(np.isfinite(wild.log_prob(jnp.full((3, 1), action))))
+    gradient = jax.grad(lambda m: policy(m, [[-9.0]]).log_prob(jnp.ones((1, 1))).sum())(jnp.zeros((1, 1)))
+    assert np.all(np.isfinite(gradient))
+
+
+def test_padding_counts_nowhere():
+    avail = [[True, False]]
+    padded, other = policy([[0.3, 5.0]], [[-0.5, 1.0]], avail), policy([[0.1, -2.0]], [[0.2, 0.0]], avail)
+    plain, plain_other = policy([[0.3]], [[-0.5]]), policy([[0.1]], [[0.2]])
+    np.testing.assert_allclose(padded.kl(other), plain.kl(plain_other), rtol=1e-6)
+    np.testing.assert_allclose(padded.log_prob(jnp.array([[0.4, 0.9]])), plain.log_prob(jnp.array([[0.4]])), rtol=1e-6)
+    assert padded.mode()[0, 1] == 0 and padded.sample(jax.random.key(0))[0, 1] == 0
+    assert np.all(padded.support(jax.random.key(0), 5).actions[..., 1] == 0)
+
+
+@pytest.mark.parametrize("num_samples", [2, 5, 8])
+def test_support_mirrors_its_draws_about_the_mean(num_samples):
+    spread = policy(np.full((4, 3, 1), 0.2), np.full((4, 3, 1), -1.0))
+    support = spread.support(jax.random.key(1), num_samples)
+    assert support.actions.shape == (4, 3, num_samples, 1) and support.probabilities.shape == (4, 3, num_samples)
+    noise = np.arctanh(np.asarray(support.actions[..., 0])) - 0.2
+    half = -(-num_samples // 2)
+    np.testing.assert_allclose(noise[..., half:], -noise[..., : num_samples - half], atol=1e-5)
+    assert len(np.unique(noise[..., 0].round(4))) == 12
+
+
+def test_expectations_over_draws_converge_to_the_integral():
+    spread = policy([[0.4]], [[-0.7]])
+    support = spread.support(jax.random.key(2), 400_000)
+    u = np.linspace(-6, 6, 20001)
+    weight = np.exp(-0.5 * ((u - 0.4) / np.exp(-0.7)) ** 2)
+    for values in (lambda a: a, lambda a: a**2, lambda a: np.exp(2 * a)):
+        exact = np.trapezoid(weight * values(np.tanh(u)), u) / np.trapezoid(weight, u)
+        found = expectation(values(support.actions[..., 0]), support)
+        assert float(found[0]) == pytest.approx(exact, rel=5e-3)
+
+
+def test_who_has_a_choice():
+    avail = jnp.array([[True, False], [True, True], [False, False]])
+    np.testing.assert_array_equal(has_choice(avail, discrete=True), [False, True, False])
+    np.testing.assert_array_equal(has_choice(avail, discrete=False), [True, True, False])
+
+
+def test_continuous_critics_value_each_action_on_its_own():
+    spec = EnvSpec(num_agents=3, obs_dim=4, state_dim=5, action_dim=2, discrete=False)
+    critic = networks.critic_network(spec, (8, 8))
+    random = np.random.default_rng(0)
+    obs = random.normal(size=(6, 3, 4)).astype(np.float32)
+    action = random.uniform(-1, 1, (6, 3, 2)).astype(np.float32)
+    params = networks.initialise(critic, jax.random.key(0), obs)
+    support = policy(np.zeros((6, 3, 2)), np.zeros((6, 3, 2))).support(jax.random.key(1), 5)
+    at_support, at_action = networks.support_and_action_values(critic, params, obs, support, action)
+    assert at_support.shape == (6, 3, 5)
+    np.testing.assert_allclose(at_action, networks.action_values(critic, params, obs, action), atol=1e-6)
+    for k in range(5):
+        one = networks.action_values(critic, params, obs, support.actions[..., k, :])
+        np.testing.assert_allclose(at_support[..., k], one, atol=1e-6)
+    np.testing.assert_allclose(at_support, networks.support_values(critic, params, obs, support), atol=1e-6)
