@@ -28,10 +28,10 @@ from omcda_jax import data, envs
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import RESUMABLE, ExperimentConfig, apply_overrides, differences, suggestion, to_dict
-from omcda_jax.evaluate import make_evaluate, summarise
+from omcda_jax.evaluate import check_video, make_evaluate, record_video, summarise
 from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, initial_state, make_train_step, train
 from omcda_jax.metrics import MetricsFile, Progress, read
-from omcda_jax.types import Algorithm, ConfigError, DatasetError, Environment, TrainState
+from omcda_jax.types import Algorithm, ConfigError, DatasetError, Environment, HostEnvironment, TrainState
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
@@ -40,11 +40,12 @@ say = functools.partial(print, flush=True)
 
 
 class Command(NamedTuple):
-    """What the command line asks for: a resolved config, train or eval, and the run's directory."""
+    """What the command line asks for: a resolved config, train or eval, the run's directory, a file for a video."""
 
     config: ExperimentConfig
     mode: str
     directory: str
+    video: str | None = None
 
 
 class Run(NamedTuple):
@@ -52,7 +53,7 @@ class Run(NamedTuple):
 
     command: Command
     algorithm: Algorithm
-    environment: Environment
+    environment: Environment | HostEnvironment
     checkpoints: Checkpoints
     state: TrainState | None
     saved: dict[str, Any]
@@ -79,6 +80,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     flags.DEFINE_string("config", None, "preset, or `list` to see them all", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
     flags.DEFINE_string("workdir", None, "run directory, instead of one named after the config", flag_values=values)
+    flags.DEFINE_string("video", None, "film one greedy episode into this .gif or .mp4", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     try:
         rest = values(list(argv), known_only=True)[1:]
@@ -88,12 +90,12 @@ def parse(argv: Sequence[str]) -> Command | None:
         if values.help:
             say(f"{__doc__}\n{values.get_help()}\nConfigs (any key is a flag, as in --config.learner.updates=2000):")
         for name, description in presets().items():
-            say(f"  {name:<12} {description}")
+            say(f"  {name:<32} {description}")
         return None
     assignments = [_assignment(argument) for argument in rest]
     config = apply_overrides(_preset(values.config), assignments, {name: a.config for name, a in ALGORITHMS.items()})
     parts = (config.directory, config.name, config.data.quality, config.algorithm.name, f"seed_{config.seed}")
-    return Command(config, values.mode, os.path.abspath(values.workdir or os.path.join(*parts)))
+    return Command(config, values.mode, os.path.abspath(values.workdir or os.path.join(*parts)), values.video)
 
 
 def _assignment(argument: str) -> str:
@@ -103,7 +105,8 @@ def _assignment(argument: str) -> str:
     if argument.startswith(prefix):
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     name = argument.partition("=")[0]
-    raise ConfigError(f"{name}: no such flag; {suggestion(name, ['--config', '--config.KEY', '--mode', '--workdir'])}")
+    known = ["--config", "--config.KEY", "--mode", "--workdir", "--video"]
+    raise ConfigError(f"{name}: no such flag; {suggestion(name, known)}")
 
 
 def _preset(name: str | None) -> ExperimentConfig:
@@ -150,7 +153,9 @@ def _write_json(path: str, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def load_data(config: ExperimentConfig, environment: Environment) -> tuple[data.Dataset, dict[str, Any]]:
+def load_data(
+    config: ExperimentConfig, environment: Environment | HostEnvironment
+) -> tuple[data.Dataset, dict[str, Any]]:
     """Returns the dataset on the device and its metadata, collecting it if it is missing; says what it holds.
 
     Raises:
@@ -159,7 +164,8 @@ def load_data(config: ExperimentConfig, environment: Environment) -> tuple[data.
     asked = config.data
     path = asked.path
     if path is None:
-        path = data.ensure(asked.environment, asked.quality, asked.episodes, asked.seed, log=say)
+        sizes = {"episodes": asked.episodes, "transitions": asked.transitions}
+        path = data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes)
     dataset, metadata = data.load(
         path, spec=environment.spec, environment=asked.environment, reward_scale=asked.reward_scale
     )
@@ -180,6 +186,11 @@ def load_data(config: ExperimentConfig, environment: Environment) -> tuple[data.
     return dataset, metadata
 
 
+def _fresh_state(command: Command, algorithm: Algorithm, environment: Environment | HostEnvironment) -> TrainState:
+    config = command.config
+    return initial_state(algorithm, config.seed, environment.spec, config.algorithm, normalised=config.data.normalise)
+
+
 def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
     """Trains to the end or to a signal; every state saved carries what a later start needs.
 
@@ -193,7 +204,9 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
         raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --workdir")
     state = run.state
     if state is None:
-        state = initial_state(run.algorithm, config.seed, run.environment.spec, config.algorithm)
+        state = _fresh_state(run.command, run.algorithm, run.environment)
+        if config.data.normalise:
+            state = state.replace(normaliser=data.normaliser(dataset))
     start, settings = int(state.step), config.learner
     say(f"resumed at step {start}" if run.saved else "starting at step 0", f"of {settings.updates}, in {directory}")
     began = time.monotonic()
@@ -261,7 +274,9 @@ def execute(command: Command, interruption: Interruption) -> int:
     config, directory = command.config, command.directory
     algorithm = ALGORITHMS[config.algorithm.name]
     environment = envs.make(config.data.environment)
-    template = jax.eval_shape(lambda: initial_state(algorithm, config.seed, environment.spec, config.algorithm))
+    if command.video:
+        check_video(environment, command.video)
+    template = jax.eval_shape(lambda: _fresh_state(command, algorithm, environment))
     claim(command)
     with Checkpoints(_checkpoints(command)) as checkpoints:
         state, saved = checkpoints.restore(template) or (None, {})
@@ -284,6 +299,9 @@ def execute(command: Command, interruption: Interruption) -> int:
     except ConfigError as error:
         say(error)
     say(f"result: {os.path.join(directory, 'result.json')}")
+    if command.video:
+        record_video(algorithm.act, environment, run.state, command.video, seed=config.evaluation.seed)
+        say(f"video: {command.video}")
     return 0
 
 

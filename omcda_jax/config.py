@@ -36,24 +36,33 @@ class DataConfig:
     Attributes:
         environment: `family/scenario`, for instance `smax/5m_vs_6m`.
         quality: name of the behaviour that made the data, for instance `medium`.
-        episodes: how many episodes the dataset has; used when it must be collected.
+        episodes: how many episodes the dataset has; used when it must be collected. None: `transitions` rules.
+        transitions: how many transitions it has at least, in whole episodes. None: `episodes` rules.
         seed: seed of the collection.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
+        normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
+            part of the policy.
     """
 
     environment: str
     quality: str = "medium"
-    episodes: int = 1000
+    episodes: int | None = 1000
+    transitions: int | None = None
     seed: int = 0
     path: str | None = None
     reward_scale: float = 1.0
+    normalise: bool = False
 
     def __post_init__(self):
         family, _, scenario = self.environment.partition("/")
         require(family and scenario, "data.environment", "family/scenario such as smax/3m", self.environment)
         require(self.quality, "data.quality", "a name", self.quality)
-        require(self.episodes >= 1, "data.episodes", "at least 1", self.episodes)
+        sizes = {"data.episodes": self.episodes, "data.transitions": self.transitions}
+        asked = {key: size for key, size in sizes.items() if size is not None}
+        require(len(asked) == 1, " and ".join(sizes), "one of the two, the other none", tuple(sizes.values()))
+        for key, size in asked.items():
+            require(size >= 1, key, "at least 1", size)
         require(self.seed >= 0, "data.seed", "at least 0", self.seed)
         scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)
         require(scale_is_valid, "data.reward_scale", "a positive number", self.reward_scale)

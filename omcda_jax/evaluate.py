@@ -1,14 +1,22 @@
-"""Greedy episodes of a policy in a simulator, compiled once and played side by side."""
+"""Greedy episodes of a policy in a simulator, compiled once and played side by side; one of them as a video."""
 
+import importlib.util
 import math
+import os
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.types import Environment
+from omcda_jax.types import ConfigError, Environment, HostEnvironment, Simulators
+
+VIDEO_FRAMES = 250  # of an episode as long as the horizon: steps in between are left out
+VIDEO_RATE = 25  # frames per second
 
 
 class Episodes(NamedTuple):
@@ -21,10 +29,10 @@ class Episodes(NamedTuple):
         truncated: [E] bool, the time limit ended the episode.
     """
 
-    returns: jax.Array
-    won: jax.Array
-    length: jax.Array
-    truncated: jax.Array
+    returns: chex.Array
+    won: chex.Array
+    length: chex.Array
+    truncated: chex.Array
 
 
 class _Carry(NamedTuple):
@@ -36,16 +44,23 @@ class _Carry(NamedTuple):
 
 
 def make_evaluate(
-    act: Callable[..., jax.Array], environment: Environment, episodes: int
+    act: Callable[..., jax.Array], environment: Environment | HostEnvironment, episodes: int
 ) -> Callable[[Any, jax.Array], Episodes]:
     """Returns a compiled `(state, key) -> Episodes` that plays greedily until every episode has ended.
+
+    Simulators on the host are opened by the first call, kept for the next ones, and closed when the function returned
+    is no longer referred to.
 
     Args:
         act: `act(state, obs [E, N, O], avail [E, N, A]) -> action [E, N] or [E, N, A]`; greedy without a key.
         environment: the simulator.
         episodes: E.
     """
+    make = _on_host if isinstance(environment, HostEnvironment) else _in_jax
+    return make(act, environment, episodes)
 
+
+def _in_jax(act, environment: Environment, episodes: int):
     def step(carry: _Carry, state: Any, keys: jax.Array) -> _Carry:
         action = act(state, carry.timestep.obs, carry.timestep.avail)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, carry.time + 1)
@@ -79,6 +94,35 @@ def make_evaluate(
     return evaluate
 
 
+def _on_host(act, environment: HostEnvironment, episodes: int):
+    opened: list[Simulators] = []
+    # the whole batch every time, ended episodes too, so that there is one shape to compile for
+    jitted = jax.jit(act)
+
+    def evaluate(state: Any, key: jax.Array) -> Episodes:
+        if not opened:
+            opened.append(environment.open(episodes))
+        simulators = opened[0]
+        running = np.arange(episodes)
+        timestep = simulators.reset(running, np.asarray(jax.random.bits(key, (episodes,))))
+        obs, avail = np.array(timestep.obs), np.array(timestep.avail)
+        returns, length = np.zeros(episodes), np.zeros(episodes, np.int32)
+        won, truncated = np.zeros(episodes, bool), np.zeros(episodes, bool)
+        while running.size:
+            action = np.asarray(jitted(state, obs, avail))[running]
+            timestep = simulators.step(running, action)
+            obs[running], avail[running] = timestep.obs, timestep.avail
+            returns[running] += timestep.reward
+            length[running] += 1
+            won[running] |= timestep.won
+            truncated[running] = ~timestep.terminated & (timestep.truncated | (length[running] >= environment.horizon))
+            running = running[~(timestep.terminated | truncated[running])]
+        return Episodes(returns.astype(np.float32), won, length, truncated)
+
+    weakref.finalize(evaluate, lambda: [simulators.close() for simulators in opened])
+    return evaluate
+
+
 def summarise(episodes: Episodes) -> dict[str, float]:
     """Returns means over episodes, with the spread of the return.
 
@@ -100,3 +144,86 @@ def summarise(episodes: Episodes) -> dict[str, float]:
         "length_mean": float(length.mean()),
         "truncated_rate": float(truncated.mean()),
     }
+
+
+def check_video(environment: Environment | HostEnvironment, path: str) -> None:
+    """Finds out whether `record_video` would succeed, by taking one picture; worth doing before a long training.
+
+    Args:
+        environment: the simulator.
+        path: of the file to be written.
+
+    Raises:
+        ConfigError: the environment has no renderer or it finds no graphics, the name ends neither in .gif nor in
+            .mp4, or a package is missing.
+    """
+    if not isinstance(environment, HostEnvironment):
+        raise ConfigError(f"video: environment {environment.name} has no renderer")
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in (".gif", ".mp4"):
+        raise ConfigError(f"video: expected a path ending in .gif or .mp4, found {path!r}")
+    for package, needed in (("imageio", True), ("imageio_ffmpeg", kind == ".mp4")):
+        if needed and importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise ConfigError(f"video: {path} needs a package: pip install {name}")
+    simulators = environment.open(1)
+    try:
+        simulators.reset(np.arange(1), np.zeros(1, int))
+        simulators.render()
+    finally:
+        simulators.close()
+
+
+def record(
+    act: Callable[..., jax.Array], environment: HostEnvironment, state: Any, *, seed: int, every: int = 1
+) -> list[np.ndarray]:
+    """Plays one greedy episode and returns its pictures, each [H, W, 3] uint8: the first, the last, some in between.
+
+    Args:
+        act, environment: as for `make_evaluate`.
+        state: first argument of `act`.
+        seed: of the episode.
+        every: steps from one picture to the next.
+
+    Raises:
+        ConfigError: no graphics.
+    """
+    simulators, index, jitted = environment.open(1), np.arange(1), jax.jit(act)
+    try:
+        timestep, frames = simulators.reset(index, np.array([seed])), [simulators.render()]
+        for time in range(1, environment.horizon + 1):
+            timestep = simulators.step(index, np.asarray(jitted(state, timestep.obs, timestep.avail)))
+            over = bool(timestep.terminated[0] | timestep.truncated[0])
+            if over or time % every == 0 or time == environment.horizon:
+                frames.append(simulators.render())
+            if over:
+                break
+        return frames
+    finally:
+        simulators.close()
+
+
+def record_video(
+    act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, path: str, *, seed: int
+) -> None:
+    """Writes one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 pictures.
+
+    Args:
+        act, environment, state, seed: as for `record`.
+        path: of the file, ending in .gif or .mp4; folders on the way to it are made.
+
+    Raises:
+        ConfigError: as `check_video`, or the file cannot be written.
+    """
+    check_video(environment, path)
+    frames = record(act, environment, state, seed=seed, every=math.ceil(environment.horizon / VIDEO_FRAMES))
+    import imageio.v3
+
+    timing = {"duration": 1000 / VIDEO_RATE, "loop": 0} if path.lower().endswith(".gif") else {"fps": VIDEO_RATE}
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        # the encoder of MP4 is a process, and JAX warns of every new process
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            imageio.v3.imwrite(path, np.stack(frames), **timing)
+    except OSError as error:
+        raise ConfigError(f"video: cannot write {path}: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.config import LearnerConfig
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
 _BATCH_STREAM = 0x6261_7463
@@ -29,7 +29,9 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived where nothing needs saving; no Exception, so that nobody takes it for a failure."""
 
 
-def initial_state(algorithm: Algorithm, seed: int, spec: EnvSpec, config: Any) -> TrainState:
+def initial_state(
+    algorithm: Algorithm, seed: int, spec: EnvSpec, config: Any, *, normalised: bool = False
+) -> TrainState:
     """Returns the algorithm's state before any update, with no two leaves sharing a buffer.
 
     Args:
@@ -37,11 +39,16 @@ def initial_state(algorithm: Algorithm, seed: int, spec: EnvSpec, config: Any) -
         seed: any non-negative int.
         spec: sizes of the task.
         config: the algorithm's settings.
+        normalised: the state gets a normaliser, one that changes nothing, in the place of the dataset's.
 
     Raises:
         ConfigError: where the algorithm refuses the settings for this task.
     """
     state = algorithm.init(jax.random.key(seed), spec, config)
+    if normalised:
+        features = (spec.num_agents, spec.obs_dim), (spec.state_dim,)
+        scales = [array(shape) for shape in features for array in (jnp.zeros, jnp.ones)]
+        state = state.replace(normaliser=Normaliser(*scales))
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
 
 

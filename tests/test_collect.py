@@ -14,7 +14,15 @@ import pytest
 from omcda_jax import data, envs
 from omcda_jax.data import behaviour
 from omcda_jax.data.dataset import check
-from omcda_jax.types import ConfigError, DatasetError, Environment, EnvSpec, TimeStep
+from omcda_jax.types import (
+    ConfigError,
+    DatasetError,
+    Environment,
+    EnvSpec,
+    HostEnvironment,
+    Simulators,
+    TimeStep,
+)
 
 collect = importlib.import_module("omcda_jax.data.collect")
 
@@ -52,6 +60,56 @@ def make_toy(name="toy/sum"):
     return Environment(name, SPEC, HORIZON, None, {"toy": "1.0"}, reset, step)
 
 
+HOST_SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=3, action_dim=2, discrete=False)
+
+
+def make_host(name="toy/drift", opened=None):
+    """Adds the actions up on the host; the reward is their sum, and the seed says when the task ends: in 3..12 steps.
+
+    Agent 1 has one dimension of the two. Like real ones, a copy that is stepped after its end goes on. `opened`, a
+    list, is told of every opening and closing.
+    """
+
+    def start(copies):
+        time, total, limit = np.zeros(copies, int), np.zeros(copies), np.zeros(copies, int)
+        if opened is not None:
+            opened.append(copies)
+
+        def show(index, reward):
+            state = np.stack([time[index], total[index], limit[index]], axis=-1).astype(np.float32)
+            obs = np.stack([state, state], axis=1)
+            obs[:, 1, 2] = 0
+            terminated = (time[index] >= limit[index]) & (limit[index] > 0)
+            truncated = (time[index] >= HORIZON) & ~terminated
+            avail = np.tile(np.array([[True, True], [True, False]]), (len(index), 1, 1))
+            won = terminated & (total[index] > 0)
+            return TimeStep(obs, state, avail, reward.astype(np.float32), terminated, truncated, won)
+
+        def reset(index, seed):
+            time[index], total[index], limit[index] = 0, 0, 3 + np.asarray(seed) % 10
+            return show(index, np.zeros(len(index)))
+
+        def step(index, action):
+            assert action.shape == (len(index), 2, 2) and (np.abs(action) <= 1).all() and not action[:, 1, 1].any()
+            reward = action.astype(np.float64).sum(axis=(1, 2))
+            time[index] += 1
+            total[index] += reward
+            return show(index, reward)
+
+        return Simulators(reset, step, None, lambda: None if opened is None else opened.append("closed"))
+
+    return HostEnvironment(name, HOST_SPEC, HORIZON, None, {"toy": "1.0"}, start)
+
+
+def make_gaussian(seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = ((3, 4), (4, 4), (4, 2))
+    layers = tuple((rng.normal(size=(2, *size)), rng.normal(size=(2, size[1]))) for size in sizes)
+    return jax.tree.map(
+        jnp.float32, behaviour.Gaussian(layers, np.full((2, 2), -0.7), rng.normal(size=(2, 3)), np.full((2, 3), 5.0))
+    )
+
+
 def make_params(seed=0, inputs=5, outputs=3):
     rng = np.random.default_rng(seed)
     sizes = ((inputs, 4), (4, 4), (4, outputs))
@@ -87,7 +145,7 @@ PLAIN = behaviour.Quality(("only",))
 
 @pytest.fixture(scope="module")
 def plain():
-    return collect.collect(make_toy(), [make_params()], PLAIN, 60, seed=5)
+    return collect.collect(make_toy(), [make_params()], PLAIN, episodes=60, seed=5)
 
 
 def test_every_row_follows_from_the_one_before(plain):
@@ -127,25 +185,25 @@ def test_neither_chunk_nor_number_changes_an_episode(plain, monkeypatch, few_com
     monkeypatch.setattr(collect, "_rollout_functions", few_compilations)
     monkeypatch.setattr(collect, "CHUNK", 7)
     monkeypatch.setattr(collect, "SEGMENT", 3)
-    fewer, _ = collect.collect(make_toy(), [make_params()], PLAIN, 20, seed=5)
+    fewer, _ = collect.collect(make_toy(), [make_params()], PLAIN, episodes=20, seed=5)
     for one, other in zip(split(fewer), split(plain[0]), strict=False):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     np.testing.assert_array_equal(fewer.length, plain[0].length[:20])
 
 
 def test_seeds_differ_and_repeat(plain):
-    again, _ = collect.collect(make_toy(), [make_params()], PLAIN, 60, seed=5)
+    again, _ = collect.collect(make_toy(), [make_params()], PLAIN, episodes=60, seed=5)
     jax.tree.map(np.testing.assert_array_equal, again, plain[0])
-    other, _ = collect.collect(make_toy(), [make_params()], PLAIN, 20, seed=6)
+    other, _ = collect.collect(make_toy(), [make_params()], PLAIN, episodes=20, seed=6)
     assert not np.array_equal(other.length, plain[0].length[:20])
 
 
 def test_won_only_keeps_exactly_the_won_episodes(plain):
     wanted = int(plain[0].won.sum())
     calls = []
-    kept, metadata = collect.collect(
-        make_toy(), [make_params()], behaviour.Quality(("only",), won_only=True), wanted, 5, lambda *a: calls.append(a)
-    )
+    recipe = behaviour.Quality(("only",), won_only=True)
+    progress = lambda *call: calls.append(call)
+    kept, metadata = collect.collect(make_toy(), [make_params()], recipe, episodes=wanted, seed=5, progress=progress)
     assert kept.won.all() and len(kept.length) == wanted
     won = [rows for rows, flag in zip(split(plain[0]), plain[0].won, strict=True) if flag]
     for one, other in zip(split(kept), won, strict=True):
@@ -160,22 +218,24 @@ def test_hopeless_filter_is_reported(monkeypatch):
     # a huge bias makes both agents choose action 0: the total stays 0, which is even, and nobody wins
     (w, b), hidden, (last, bias) = make_params()
     params = ((w, b), hidden, (last * 0, jnp.array([99.0, 0.0, 0.0])))
-    with pytest.raises(ConfigError, match="kept 0 of 8 episodes played, expected 4; the policy wins too rarely"):
-        collect.collect(make_toy(), [params], behaviour.Quality(("only",), won_only=True), 4, 0)
+    with pytest.raises(ConfigError, match="kept 0 episodes of 8 played, expected 4; the policy wins too rarely"):
+        collect.collect(make_toy(), [params], behaviour.Quality(("only",), won_only=True), episodes=4, seed=0)
 
 
 def test_stages_share_the_episodes(plain):
     zero = jax.tree.map(jnp.zeros_like, make_params())
     first, second = ((*zero[:2], (zero[2][0], jnp.eye(3)[k] * 99)) for k in (0, 1))
-    episodes, metadata = collect.collect(make_toy(), [first, second], behaviour.Quality(("zero", "one")), 5, 0)
+    episodes, metadata = collect.collect(
+        make_toy(), [first, second], behaviour.Quality(("zero", "one")), episodes=5, seed=0
+    )
     chosen = [int(rows["action"][:-1].max()) for rows in split(episodes)]
     assert chosen == [0, 0, 0, 1, 1] and metadata["rollouts"] == 5
     assert "zero and one" in metadata["description"]
 
 
 def test_low_temperature_is_greedy():
-    params = make_params()
-    episodes, _ = collect.collect(make_toy(), [params], behaviour.Quality(("only",), temperature=1e-4), 10, 0)
+    params, recipe = make_params(), behaviour.Quality(("only",), temperature=1e-4)
+    episodes, _ = collect.collect(make_toy(), [params], recipe, episodes=10, seed=0)
     greedy = behaviour.logits(params, jnp.asarray(episodes.obs), jnp.asarray(episodes.avail)).argmax(-1)
     steps = data.from_arrays(SPEC, episodes).rows
     np.testing.assert_array_equal(episodes.action[steps], greedy[steps])
@@ -196,12 +256,139 @@ def test_logits_by_hand():
             np.testing.assert_allclose(found[row, agent], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def hosted():
+    return collect.collect(make_host(), [make_gaussian()], PLAIN, episodes=60, seed=5)
+
+
+def test_every_row_of_the_host_follows_from_the_one_before(hosted):
+    episodes, metadata = hosted
+    check(HOST_SPEC, episodes, "toy")
+    for e, rows in enumerate(split(episodes)):
+        length, limit = episodes.length[e], rows["state"][0, 2]
+        assert length == min(limit, HORIZON)
+        assert episodes.terminated[e] == (limit <= HORIZON)
+        np.testing.assert_array_equal(rows["state"][:, 0], np.arange(length + 1))
+        np.testing.assert_allclose(rows["reward"][:-1], rows["action"][:-1].sum(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+        total = np.append(0, np.cumsum(rows["reward"][:-1]))
+        np.testing.assert_allclose(rows["state"][:, 1], total, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rows["obs"][:, 0], rows["state"])
+        assert not rows["action"][:, 1, 1].any() and not rows["avail"][:, 1, 1].any() and rows["avail"][:, 0].all()
+        assert not rows["action"][-1].any() and rows["reward"][-1] == 0
+        assert episodes.won[e] == (episodes.terminated[e] and rows["state"][-1, 1] > 0)
+    assert set(episodes.length) == set(range(3, HORIZON + 1))
+    assert 0 < episodes.terminated.sum() < 60 and len(np.unique(episodes.action)) > 200
+    assert metadata["rollouts"] == 60 and metadata["versions"]["toy"] == "1.0"
+
+
+def test_draws_of_the_host_are_those_of_the_policy(hosted):
+    episodes, params = hosted[0], make_gaussian()
+    steps = data.from_arrays(HOST_SPEC, episodes).rows
+    draws = np.arctanh(np.clip(episodes.action[steps].astype(np.float64), -1 + 1e-7, 1 - 1e-7))
+    error = (draws - behaviour.mean(params, jnp.asarray(episodes.obs[steps]))) / np.exp(-0.7)
+    error = error.reshape(len(steps), 4)[:, :3]
+    # a draw beyond +-7 before the tanh cannot be read off a float32 action
+    error = error[(np.abs(draws.reshape(len(steps), 4)) < 7).all(axis=1)]
+    assert len(error) > 300 and np.abs(error.mean(axis=0)).max() < 4 / len(error) ** 0.5
+    assert np.abs(np.cov(error.T) - np.eye(3)).max() < 0.25
+
+
+@pytest.mark.parametrize("copies", [1, 7, 50])
+def test_neither_copies_nor_number_change_an_episode_of_the_host(hosted, monkeypatch, copies):
+    monkeypatch.setattr(collect, "COPIES", copies)
+    fewer, _ = collect.collect(make_host(), [make_gaussian()], PLAIN, episodes=20, seed=5)
+    np.testing.assert_array_equal(fewer.length, hosted[0].length[:20])
+    for one, other in zip(split(fewer), split(hosted[0]), strict=False):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), one, other)
+
+
+def test_transitions_are_the_shortest_run_of_whole_episodes(hosted, plain):
+    cases = [(make_host(), make_gaussian(), hosted[0]), (make_toy(), make_params(), plain[0])]
+    for environment, params, longer in cases:
+        episodes, metadata = collect.collect(environment, [params], PLAIN, transitions=100, seed=5)
+        count = len(episodes.length)
+        assert episodes.length[:-1].sum() < 100 <= episodes.length.sum()
+        np.testing.assert_array_equal(episodes.length, longer.length[:count])
+        np.testing.assert_allclose(episodes.reward, longer.reward[: len(episodes.reward)], rtol=1e-5, atol=1e-5)
+        assert metadata["rollouts"] == count and metadata["transitions"] == 100
+
+
+def test_stages_share_the_transitions():
+    low, high = (make_gaussian()._replace(log_std=jnp.full((2, 2), -9.0)) for _ in range(2))
+    low, high = (
+        params._replace(layers=jax.tree.map(lambda x, sign=sign: x * 0 + 0.2 * sign, params.layers))
+        for params, sign in ((low, -1), (high, 1))
+    )
+    opened, calls = [], []
+    episodes, metadata = collect.collect(
+        make_host(opened=opened),
+        [low, high],
+        behaviour.Quality(("low", "high")),
+        transitions=101,
+        seed=0,
+        progress=lambda *call: calls.append(call),
+    )
+    negative = data.returns(episodes) < 0
+    half = int(negative.sum())
+    assert negative[:half].all() and not negative[half:].any()
+    for part, share in ((episodes.length[:half], 51), (episodes.length[half:], 50)):
+        assert part[:-1].sum() < share <= part.sum()
+    assert opened == [collect.COPIES, "closed"]
+    assert calls[-1] == (episodes.length.sum(), 101, metadata["rollouts"])
+
+
+def test_won_only_on_the_host(hosted):
+    wanted = int(hosted[0].won.sum())
+    recipe = behaviour.Quality(("only",), won_only=True)
+    kept, metadata = collect.collect(make_host(), [make_gaussian()], recipe, episodes=wanted, seed=5)
+    assert 0 < wanted < 60 and kept.won.all()
+    np.testing.assert_array_equal(kept.length, hosted[0].length[hosted[0].won])
+    assert metadata["rollouts"] == np.flatnonzero(hosted[0].won)[-1] + 1
+
+
+def test_temperature_zero_is_the_centre_of_a_continuous_policy():
+    params = make_gaussian()
+    recipe = behaviour.Quality(("only",), temperature=0.0)
+    episodes, _ = collect.collect(make_host(), [params], recipe, episodes=5, seed=0)
+    steps = data.from_arrays(HOST_SPEC, episodes).rows
+    centre = np.tanh(behaviour.mean(params, jnp.asarray(episodes.obs[steps]))) * episodes.avail[steps]
+    np.testing.assert_allclose(episodes.action[steps], centre, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_by_hand():
+    params = make_gaussian()
+    obs = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
+    obs[0, 0, 0] = 1e6
+    found = behaviour.mean(params, jnp.asarray(obs))
+    for row in range(4):
+        for agent in range(2):
+            x = np.clip((obs[row, agent] - params.obs_mean[agent]) / params.obs_std[agent], -10, 10)
+            for k, (w, b) in enumerate(params.layers):
+                x = x @ w[agent] + b[agent]
+                x = np.tanh(x) if k < 2 else x
+            np.testing.assert_allclose(found[row, agent], x, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_survive_the_file(tmp_path):
+    for params in (make_params(), make_gaussian()):
+        behaviour.write_weights(tmp_path / "new" / "policy.npz", params, env_steps=3)
+        found = behaviour.read_weights(tmp_path / "new" / "policy.npz")
+        assert type(found) is type(params)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3), found, params)
+    with np.load(tmp_path / "new" / "policy.npz") as file:
+        assert file["env_steps"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"episodes": None}, "size: expected one of episodes and transitions, found neither"),
+        ({"transitions": 3}, "size: expected one of episodes and transitions, found episodes and transitions"),
+        ({"episodes": None, "transitions": 0}, "transitions: expected at least 1, found 0"),
+        ({"params": [make_gaussian()]}, r"policy only .*: expected \(5,\) .* discrete outputs, found \(2, 3\) .* cont"),
         ({"episodes": 0}, "episodes: expected at least 1, found 0"),
         ({"seed": -1}, "seed: expected 0..4294967295, found -1"),
-        ({"params": [make_params(inputs=6)]}, r"policy only: expected \(5, 3\) inputs and outputs for toy/sum"),
+        ({"params": [make_params(inputs=6)]}, r"policy only for toy/sum: expected \(5,\) inputs and 3 disc"),
     ],
 )
 def test_bad_requests_are_refused(change, message):
@@ -214,9 +401,9 @@ def test_bad_requests_are_refused(change, message):
 def toy_shop(tmp_path, monkeypatch):
     """A working directory, a toy environment and a behaviour policy for `ensure`."""
     weights = {f"actor_{k}_{name}": pair[i] for k, pair in enumerate(make_params()) for i, name in enumerate("wb")}
-    np.savez(tmp_path / "smax_sum_medium.npz", **weights)
+    np.savez(tmp_path / "toy_sum_medium.npz", **weights)
     monkeypatch.setattr(behaviour, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(behaviour, "QUALITIES", {("sum", "medium"): behaviour.Quality(("medium",))})
+    monkeypatch.setattr(behaviour, "QUALITIES", {("toy/sum", "medium"): behaviour.Quality(("medium",))})
     monkeypatch.setattr(collect, "make", make_toy)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -228,43 +415,53 @@ def test_ensure_collects_once(toy_shop):
     assert path == data.default_path("toy/sum", "medium", 12, 5) == Path("datasets/toy/sum/medium_12_seed5.h5")
     assert "collecting 12 episodes of toy/sum" in lines[0] and str(path) in lines[-1]
     _, episodes, metadata = data.read(path, spec=SPEC, environment="toy/sum")
-    direct, _ = collect.collect(make_toy(), [make_params()], PLAIN, 12, 5)
+    direct, _ = collect.collect(make_toy(), [make_params()], PLAIN, episodes=12, seed=5)
     jax.tree.map(np.testing.assert_array_equal, episodes, direct)
     assert metadata["quality"] == "medium" and metadata["rollouts"] == 12
     assert "--environment=toy/sum --quality=medium --episodes=12 --seed=5" in metadata["generator"]
-    assert metadata["weights"] == {"medium": behaviour.digest(toy_shop / "smax_sum_medium.npz")}
-    stamp = path.stat().st_mtime_ns
+    assert metadata["weights"] == {"medium": behaviour.digest(toy_shop / "toy_sum_medium.npz")}
+    stamp, told = path.stat().st_mtime_ns, len(lines)
     assert data.ensure("toy/sum", "medium", 12, 5, log=lines.append) == path
-    assert path.stat().st_mtime_ns == stamp and len(lines) == 3
+    assert path.stat().st_mtime_ns == stamp and len(lines) == told
+
+
+def test_ensure_counts_transitions(toy_shop):
+    lines, asked = [], {"seed": 5, "transitions": 100}
+    path = data.ensure("toy/sum", "medium", **asked, log=lines.append)
+    assert path == Path("datasets/toy/sum/medium_100_transitions_seed5.h5")
+    assert "collecting 100 transitions of toy/sum" in lines[0]
+    metadata = data.read_metadata(path)
+    assert metadata["statistics"]["transitions"] >= 100 and metadata["transitions"] == 100
+    assert "--transitions=100 --seed=5" in metadata["generator"]
 
 
 def test_ensure_refuses_what_it_cannot_make(toy_shop):
-    with pytest.raises(ConfigError, match="quality: expected one of medium, found 'godo' of 'sum'"):
+    with pytest.raises(ConfigError, match="quality: expected one of medium, found 'godo' of 'toy/sum'"):
         data.ensure("toy/sum", "godo", 3, 0)
     (toy_shop / "blocked").write_text("a file")
     with pytest.raises(ConfigError, match="blocked: expected a folder to write datasets to"):
         data.ensure("toy/sum", "medium", 3, 0, path=toy_shop / "blocked" / "data.h5")
-    (toy_shop / "smax_sum_medium.npz").write_text("not weights")
-    with pytest.raises(ConfigError, match="smax_sum_medium.npz: expected actor_0_w"):
+    (toy_shop / "toy_sum_medium.npz").write_text("not weights")
+    with pytest.raises(ConfigError, match="toy_sum_medium.npz: expected actor_0_w"):
         data.ensure("toy/sum", "medium", 3, 0)
-    (toy_shop / "smax_sum_medium.npz").unlink()
-    with pytest.raises(ConfigError, match="expected a stage of sum among none, found 'medium'"):
+    (toy_shop / "toy_sum_medium.npz").unlink()
+    with pytest.raises(ConfigError, match="expected a stage of toy/sum among none, found 'medium'"):
         data.ensure("toy/sum", "medium", 3, 0)
 
 
-@pytest.mark.parametrize(("scenario", "quality"), behaviour.QUALITIES)
-def test_every_quality_has_its_weights(scenario, quality):
-    for stage in behaviour.QUALITIES[scenario, quality].stages:
-        params = behaviour.load(scenario, stage)
-        assert len(params) == 3
+@pytest.mark.parametrize(("environment", "quality"), behaviour.QUALITIES)
+def test_every_quality_has_its_weights(environment, quality):
+    for stage in behaviour.QUALITIES[environment, quality].stages:
+        params = behaviour.load(environment, stage)
+        assert isinstance(params, behaviour.Gaussian) == environment.startswith("mamujoco/")
         assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
 def test_real_battles(tmp_path):
     environment = envs.make("smax/3m")
-    recipe = behaviour.quality("3m", "good")
-    params = [behaviour.load("3m", stage) for stage in recipe.stages]
-    episodes, metadata = collect.collect(environment, params, recipe, 24, 0)
+    recipe = behaviour.quality("smax/3m", "good")
+    params = [behaviour.load("smax/3m", stage) for stage in recipe.stages]
+    episodes, metadata = collect.collect(environment, params, recipe, episodes=24, seed=0)
     data.write(tmp_path / "3m.h5", environment.spec, episodes, metadata)
     dataset, metadata = data.load(tmp_path / "3m.h5", spec=environment.spec, environment="smax/3m", reward_scale=10.0)
     found = metadata["statistics"]
@@ -294,7 +491,11 @@ def test_script_makes_describes_and_refuses(toy_shop, script, capsys):
     script.run(asked)
     found = capsys.readouterr().out
     assert "exists: checking it" in found and "collecting" not in found and "12 kept of 12 played" in found
+    with pytest.raises(ConfigError, match="size: expected one of"):
+        script.run(asked | {"transitions": 30})
     path = data.default_path(**asked)
+    with pytest.raises(DatasetError, match="transitions: expected 30, found None; name another --out"):
+        script.run(asked | {"transitions": 30, "episodes": None}, out=path)
     with pytest.raises(DatasetError, match="seed: expected 6, found 5; name another --out"):
         script.run(asked | {"seed": 6}, out=path)
 

@@ -94,6 +94,11 @@ def test_fields_checked_together_may_change_together():
     assert override("algorithm.low=0.9", "algorithm.rate=1.0").algorithm.low == 0.9
 
 
+def test_a_dataset_may_be_sized_in_transitions():
+    sized = override("data.transitions=100000", "data.episodes=none").data
+    assert (sized.episodes, sized.transitions) == (None, 100_000)
+
+
 def test_another_algorithm_keeps_the_shared_values_whatever_the_order():
     config = override("algorithm.width=9", "algorithm.name=plain", "algorithm.rate=0.25")
     assert config.algorithm == Plain(rate=0.25, width=9)
@@ -126,6 +131,8 @@ def test_naming_the_present_algorithm_keeps_its_values():
         ("data.environment=3m", r"data\.environment: expected family/scenario such as smax/3m, found '3m'"),
         ("data.reward_scale=nan", r"data\.reward_scale: expected a positive number, found nan"),
         ("data.episodes=0", r"data\.episodes: expected at least 1, found 0"),
+        ("data.episodes=none", r"data\.episodes and data\.transitions: expected one of the two, .*\(None, None\)"),
+        ("data.transitions=10", r"data\.episodes and data\.transitions: expected one of the two, .*\(1000, 10\)"),
         ("learner.updates=150", r"learner\.updates: expected a multiple of learner\.updates_per_call=100, found 150"),
         ("learner.batch_size=0", r"learner\.batch_size: expected at least 1, found 0"),
         ("evaluation.episodes=0", r"evaluation\.episodes: expected at least 1, found 0"),

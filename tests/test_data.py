@@ -139,6 +139,23 @@ def test_statistics_by_hand():
     }
 
 
+def test_a_normaliser_brings_features_to_unit_scale_and_drops_constant_ones():
+    episodes = make_episodes(lengths=(40, 30), terminated=(False, True))
+    obs = 3.0 * episodes.obs + np.array([5.0, 0.0, -2.0], np.float32)
+    obs[:, 1, 2] = 7.0
+    obs[40], obs[71] = 1e6, -1e6  # final rows are not sampled and must not count
+    dataset = data.from_arrays(SPEC, episodes._replace(obs=obs))
+    scale = data.normaliser(dataset)
+    batch = data.gather(dataset, dataset.rows)
+    scaled = np.asarray((batch.obs - scale.obs_shift) * scale.obs_factor)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0.0, atol=1e-5)
+    expected = np.ones((2, 3))
+    expected[1, 2] = 0.0
+    np.testing.assert_allclose(scaled.std(axis=0), expected, atol=1e-5)
+    state = np.asarray((batch.state - scale.state_shift) * scale.state_factor)
+    np.testing.assert_allclose((state.mean(axis=0), state.std(axis=0)), ([0, 0], [1, 1]), atol=1e-5)
+
+
 def test_continuous_actions():
     spec = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=False)
     episodes = make_episodes()

@@ -1,10 +1,13 @@
+import gc
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.evaluate import Episodes, make_evaluate, summarise
-from omcda_jax.types import Environment, EnvSpec, TimeStep
+from omcda_jax.evaluate import Episodes, check_video, make_evaluate, record, record_video, summarise
+from omcda_jax.types import ConfigError, Environment, EnvSpec, HostEnvironment, Simulators, TimeStep
 
 SPEC = EnvSpec(num_agents=2, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
 LENGTHS = (1, 2, 4, 5, 9)
@@ -44,9 +47,50 @@ def first_agent_acts(weight, obs, avail):
     return jnp.where(avail[..., 1], (weight > 0).astype(jnp.float32), 0.0)
 
 
+def host_countdown(horizon=6, truncates_itself=True, log=None):
+    """The same on the host; `log` gathers what is asked of the simulators. A picture shows the time passed."""
+    log = [] if log is None else log
+
+    def open_copies(copies):
+        log.append(("open", copies))
+        length, time = np.zeros(copies, int), np.zeros(copies, int)
+
+        def show(index, reward):
+            now, end = time[index], length[index]
+            return TimeStep(
+                obs=np.tile(np.array([[0.0], [1.0]], np.float32), (len(index), 1, 1)),
+                state=end[:, None].astype(np.float32),
+                avail=np.tile(np.array([[True, True], [True, False]]), (len(index), 1, 1)),
+                reward=reward,
+                terminated=now == end,
+                truncated=(now == horizon) & (now != end) & truncates_itself,
+                won=((now >= end) & (end < 5)) | (now > end),
+            )
+
+        def reset(index, seed):
+            length[index], time[index] = np.array(LENGTHS)[seed % len(LENGTHS)], 0
+            return show(index, np.zeros(len(index), np.float32))
+
+        def step(index, action):
+            log.append(("step", index.tolist()))
+            time[index] += 1
+            return show(index, action.sum(-1) + np.float32(0.5))
+
+        def render():
+            return np.full((16, 16, 3), 10 * time[0], np.uint8)
+
+        return Simulators(reset, step, render, lambda: log.append(("close",)))
+
+    return HostEnvironment("toy/host", SPEC, horizon, None, {}, open_copies)
+
+
+COUNTDOWNS = pytest.mark.parametrize("make", [countdown, host_countdown])
+
+
+@COUNTDOWNS
 @pytest.mark.parametrize("truncates_itself", [True, False])
-def test_every_episode_is_counted_up_to_its_own_end(truncates_itself):
-    evaluate = make_evaluate(first_agent_acts, countdown(truncates_itself=truncates_itself), 40)
+def test_every_episode_is_counted_up_to_its_own_end(make, truncates_itself):
+    evaluate = make_evaluate(first_agent_acts, make(truncates_itself=truncates_itself), 40)
     episodes = evaluate(jnp.float32(1.0), jax.random.key(0))
     length = np.asarray(episodes.length)
     assert set(length.tolist()) == {1, 2, 4, 5, 6}, "every kind of episode occurs, the 9 cut at 6"
@@ -67,20 +111,107 @@ def test_stops_when_the_last_episode_has_ended():
     assert len(taken) == int(episodes.length.max()) <= 9
 
 
-def test_other_parameters_need_no_new_compilation():
-    evaluate = make_evaluate(first_agent_acts, countdown(), 8)
+def test_ended_copies_on_the_host_are_left_alone():
+    log = []
+    episodes = make_evaluate(first_agent_acts, host_countdown(1000, log=log), 16)(jnp.float32(1.0), jax.random.key(1))
+    steps = [running for name, *running in log if name == "step"]
+    assert len(steps) == episodes.length.max() == 9
+    for time, (running,) in enumerate(steps):
+        assert running == np.flatnonzero(episodes.length > time).tolist()
+
+
+@COUNTDOWNS
+def test_other_parameters_need_no_new_compilation(make):
+    traced = []
+
+    def act(weight, obs, avail):
+        traced.append(1)
+        return first_agent_acts(weight, obs, avail)
+
+    evaluate = make_evaluate(act, make(), 8)
     busy = evaluate(jnp.float32(1.0), jax.random.key(2))
+    once = len(traced)
     idle = evaluate(jnp.float32(-1.0), jax.random.key(2))
+    assert len(traced) == once > 0
     np.testing.assert_array_equal(busy.length, idle.length)
     np.testing.assert_array_equal(idle.returns, 0.5 * idle.length)
-    assert evaluate._cache_size() == 1
 
 
-def test_the_key_decides_the_episodes():
-    evaluate = make_evaluate(first_agent_acts, countdown(), 32)
+@COUNTDOWNS
+def test_the_key_decides_the_episodes(make):
+    evaluate = make_evaluate(first_agent_acts, make(), 32)
     first, again, other = (evaluate(jnp.float32(1.0), jax.random.key(seed)).length for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_simulators_on_the_host_are_opened_once_and_closed_with_the_function():
+    log = []
+    evaluate = make_evaluate(first_agent_acts, host_countdown(log=log), 3)
+    assert log == []
+    for seed in range(2):
+        evaluate(jnp.float32(1.0), jax.random.key(seed))
+    assert log.count(("open", 3)) == 1 and ("close",) not in log
+    del evaluate
+    gc.collect()
+    assert log[-1] == ("close",) and log.count(("close",)) == 1
+
+
+def test_an_action_that_fails_is_not_swallowed():
+    def fail(weight, obs, avail):
+        raise RuntimeError("no action")
+
+    log = []
+    with pytest.raises(RuntimeError, match="no action"):
+        record(fail, host_countdown(log=log), jnp.float32(1.0), seed=1)
+    assert log[-1] == ("close",)
+
+
+# seed 3 lasts 5 steps, seed 4 is cut after 6
+@pytest.mark.parametrize(
+    ("seed", "every", "times"),
+    [(3, 1, [0, 1, 2, 3, 4, 5]), (3, 2, [0, 2, 4, 5]), (4, 3, [0, 3, 6]), (4, 4, [0, 4, 6])],
+)
+@pytest.mark.parametrize("truncates_itself", [True, False])
+def test_pictures_of_an_episode(seed, every, times, truncates_itself):
+    log = []
+    environment = host_countdown(truncates_itself=truncates_itself, log=log)
+    frames = record(first_agent_acts, environment, jnp.float32(1.0), seed=seed, every=every)
+    assert [int(frame[0, 0, 0]) // 10 for frame in frames] == times
+    assert log[-1] == ("close",)
+
+
+def test_a_video_is_a_file_of_those_pictures(tmp_path):
+    import imageio.v3
+
+    path = tmp_path / "new" / "hop.gif"
+    record_video(first_agent_acts, host_countdown(), jnp.float32(1.0), str(path), seed=3)
+    frames = imageio.v3.imread(path)
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], [0, 10, 20, 30, 40, 50])
+
+
+def test_a_video_that_cannot_be_made_is_refused_before_any_step(tmp_path, monkeypatch):
+    log = []
+    environment = host_countdown(log=log)
+
+    def refuse(message, environment, path):
+        with pytest.raises(ConfigError, match=message):
+            record_video(first_agent_acts, environment, jnp.float32(1.0), str(path), seed=3)
+
+    refuse("environment toy/countdown has no renderer", countdown(), tmp_path / "a.gif")
+    refuse(r"ending in .gif or .mp4, found '.*a.avi'", environment, tmp_path / "a.avi")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imageio_ffmpeg" else name)
+    refuse("a.mp4 needs a package: pip install imageio-ffmpeg", environment, tmp_path / "a.mp4")
+    check_video(environment, str(tmp_path / "a.gif"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refuse("a.gif needs a package: pip install imageio$", environment, tmp_path / "a.gif")
+    assert log == [("open", 1), ("close",)] and not list(tmp_path.iterdir())
+
+
+def test_a_video_where_no_file_can_be_written_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="video: cannot write .*a.gif"):
+        record_video(first_agent_acts, host_countdown(), jnp.float32(1.0), str(tmp_path / "file" / "a.gif"), seed=3)
 
 
 def test_summary_of_known_episodes():

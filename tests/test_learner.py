@@ -157,6 +157,15 @@ def test_an_evaluation_that_a_stop_cut_off_comes_first_on_resuming(train_step):
     assert order == [("evaluate", 30), ("call", 35)]
 
 
+def test_a_state_may_start_with_a_normaliser_that_changes_nothing():
+    spec = dataclasses.replace(SPEC, num_agents=3, obs_dim=4, state_dim=2)
+    scale = initial_state(ALGORITHM, 0, spec, Settings(), normalised=True).normaliser
+    assert scale.obs_shift.shape == scale.obs_factor.shape == (3, 4)
+    assert scale.state_shift.shape == scale.state_factor.shape == (2,)
+    np.testing.assert_array_equal((2.0 - scale.obs_shift) * scale.obs_factor, 2.0)
+    assert fresh().normaliser is None
+
+
 def test_a_finished_state_is_left_alone(train_step):
     done = fresh().replace(step=jnp.int32(60))
     assert train(train_step, done, DATASET, CONFIG, save=lambda state: pytest.fail("saved")) is done

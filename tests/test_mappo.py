@@ -1,4 +1,4 @@
-"""The behaviour trainer: its advantages against a plain loop, its masks, and a game it must learn."""
+"""The behaviour trainers: their advantages against a plain loop, their masks, and games they must learn."""
 
 import re
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.data import behaviour, mappo
-from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
+from omcda_jax.data import behaviour, mappo, mappo_continuous
+from omcda_jax.types import ConfigError, Environment, EnvSpec, HostEnvironment, Simulators, TimeStep
 
 TARGETS = (2, 0)
 HORIZON = 3
@@ -131,3 +131,112 @@ def test_settings_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="minibatches"):
         mappo.Settings(num_envs=3, rollout=3, minibatches=2)
     assert mappo.Settings(steps=100, num_envs=8, rollout=10).num_updates == 2
+
+
+AIMS = np.array([[0.6, -0.5], [0.3, 0.0]], np.float32)
+
+
+def reaching_game(closed: list) -> HostEnvironment:
+    """Two agents, the second with one dimension of two: a step pays 1 less the squared distances from their aims.
+
+    An episode is cut after five steps. The first observation and the state are the step, far from unit scale.
+    """
+
+    def start(copies):
+        time = np.zeros(copies, int)
+
+        def show(index, reward):
+            obs = np.zeros((len(index), 2, 2), np.float32)
+            obs[:, :, 0] = 1000 + 100 * time[index, None]
+            no = np.zeros(len(index), bool)
+            avail = np.tile(np.array([[True, True], [True, False]]), (len(index), 1, 1))
+            return TimeStep(obs, obs[:, 0], avail, np.float32(reward), no, time[index] >= 5, no)
+
+        def reset(index, seed):
+            assert len(index) == len(seed) == len(np.unique(seed))
+            time[index] = 0
+            return show(index, np.zeros(len(index)))
+
+        def step(index, action):
+            time[index] += 1
+            gap = np.square(action - AIMS)
+            return show(index, 1 - gap[:, 0].sum(-1) - gap[:, 1, 0])
+
+        return Simulators(reset, step, None, lambda: closed.append(copies))
+
+    spec = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=2, discrete=False)
+    return HostEnvironment("test/reaching", spec, 5, None, {}, start)
+
+
+REACHING = mappo.Settings(
+    steps=10_000, num_envs=8, rollout=25, epochs=4, minibatches=4, hidden=8, learning_rate=1e-2, entropy=0.0
+)
+
+
+def test_it_reaches_each_agents_own_aim():
+    closed, seen, lines = [], [], []
+    actor = mappo_continuous.train(
+        reaching_game(closed),
+        REACHING,
+        jax.random.key(0),
+        report=lambda steps, actor: seen.append((steps, actor)),
+        log=lines.append,
+        log_every=5_000,
+    )
+    assert [steps for steps, _ in seen] == list(range(200, 10_001, 200)) and len(lines) == 2 and closed == [8]
+    # an episode of five steps on target pays 5, less 15 times the variance of an action
+    assert 4 < float(re.search(r"return ([\d.]+)", lines[-1])[1]) <= 5 and "length 5 " in lines[-1]
+    obs = jnp.zeros((5, 2, 2)).at[..., 0].set(1000 + 100 * jnp.arange(5.0)[:, None])
+    centre = np.tanh(behaviour.mean(actor, obs))
+    assert np.abs(centre - AIMS)[:, [0, 0, 1], [0, 1, 0]].max() < 0.15
+    # mean and spread of 1000, 1100, .. 1400; what never varies is left as it is
+    np.testing.assert_allclose(actor.obs_mean, [[1200, 0]] * 2, rtol=1e-4)
+    np.testing.assert_allclose(actor.obs_std, [[100 * 2**0.5, 1]] * 2, rtol=1e-3)
+    # the width may shrink to its floor and no further; that of the missing dimension stays
+    assert REACHING.log_std_floor <= actor.log_std.min() < REACHING.initial_log_std == actor.log_std[1, 1]
+
+
+def test_the_simulators_are_closed_after_an_error():
+    closed = []
+
+    def report(steps, actor):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0), report=report, log=lambda line: None)
+    assert closed == [8]
+
+
+def test_the_report_can_end_the_training():
+    steps = []
+    report = lambda now, actor: steps.append(now) or now >= 400
+    mappo_continuous.train(reaching_game([]), REACHING, jax.random.key(0), report=report, log=lambda line: None)
+    assert steps == [200, 400]
+
+
+def test_running_moments_equal_those_of_all_rows(random):
+    rows = random.normal(3.0, 2.0, size=(50, 4)).astype(np.float32)
+    moments = mappo_continuous.Moments(jnp.float32(1e-4), jnp.zeros(4), jnp.ones(4))
+    for part in np.split(rows, [10, 13, 40]):
+        moments = mappo_continuous.merge(moments, jnp.asarray(part))
+    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(moments.variance, rows.var(axis=0), rtol=1e-3)
+
+
+def test_log_probability_of_the_dimensions_an_agent_has(random):
+    layers = tuple((jnp.zeros((2, *size)), jnp.full((2, size[1]), 0.3)) for size in ((3, 4), (4, 4), (4, 2)))
+    log_std = np.array([[-1.0, 0.5], [0.2, 0.0]], np.float32)
+    actor = behaviour.Gaussian(layers, jnp.asarray(log_std), jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    draw = random.normal(size=(5, 2, 2)).astype(np.float32)
+    avail = np.ones((5, 2, 2), bool)
+    avail[:, 1, 1] = False
+    found = mappo_continuous.log_prob(actor, jnp.zeros((5, 2, 3)), jnp.asarray(avail), jnp.asarray(draw))
+    # all weights are zero, so the centre is the last bias, 0.3
+    density = np.exp(-((draw - 0.3) ** 2) / (2 * np.exp(2 * log_std))) / (np.exp(log_std) * (2 * np.pi) ** 0.5)
+    density[:, 1, 1] = 1
+    np.testing.assert_allclose(found, np.log(density).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_discrete_actions_are_refused_by_the_continuous_trainer():
+    with pytest.raises(ConfigError, match="expected continuous actions, test/counting has discrete"):
+        mappo_continuous.train(counting_game(), REACHING, jax.random.key(0))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
-from omcda_jax import data
+from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.metrics import read
 from omcda_jax.types import Environment, EnvSpec, TimeStep
@@ -22,6 +22,7 @@ from omcda_jax.types import Environment, EnvSpec, TimeStep
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)
 LENGTH = 4
+MAKE = envs.make
 
 
 def toy():
@@ -308,7 +309,7 @@ def test_list_and_help_name_the_presets(run, capsys):
     for flag in ("--config=list", "--help"):
         assert run.main(["run.py", flag]) == 0
         out = capsys.readouterr().out
-        for name in ("smac_3m", "smac_2s3z", "smac_5m6m"):
+        for name in ("smac_3m", "smac_2s3z", "smac_5m6m", "mujoco_hopper_medium", "mujoco_ant_expert"):
             assert f"  {name} " in out
     assert "_smac" not in out
 
@@ -391,3 +392,39 @@ def test_smax_end_to_end_through_a_signal(tmp_path):
     assert 0.0 <= result["evaluation"]["return_mean"] <= 2.0001
     steps = [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")]
     assert steps == list(range(50, 1501, 50))
+
+
+def test_mujoco_end_to_end(run, monkeypatch, capsys):
+    """Collects real Hopper episodes, trains, and a policy restored with its normaliser plays the same episodes."""
+    monkeypatch.setattr(run.envs, "make", MAKE)
+    asked = [
+        "run.py",
+        "--config=mujoco_hopper_medium",
+        "--config.data.transitions=1500",
+        "--config.algorithm.hidden_sizes=16,16",
+        "--config.algorithm.critic_warmup=20",
+        "--config.learner.updates=40",
+        "--config.learner.updates_per_call=10",
+        "--config.learner.log_every=10",
+        "--config.learner.checkpoint_every=20",
+        "--config.learner.evaluate_every=20",
+        "--config.evaluation.episodes=2",
+    ]
+    assert run.main(asked) == 0
+    assert "collecting" in capsys.readouterr().out
+    directory = Path("runs/mujoco_hopper_medium/medium/omcda/seed_0")
+    result = result_of(directory)
+    assert (result["step"], result["finished"]) == (40, True)
+    assert result["data"]["statistics"]["transitions"] >= 1500
+    assert sum(result["metrics"]["allocation/budget"]) == pytest.approx(
+        result["config"]["algorithm"]["d_tot"], rel=1e-5
+    )
+    assert result["evaluation"]["return_mean"] > 0.0 and 1 <= result["evaluation"]["length_mean"] <= 1000
+    assert run.main([*asked, "--mode=eval"]) == 0
+    assert result_of(directory)["evaluation"] == result["evaluation"]
+
+
+def test_a_video_of_an_environment_without_a_renderer_is_refused_before_training(run, capsys):
+    assert run.main(command("--video=film.gif")) == 78
+    assert capsys.readouterr().err == "error: video: environment smax/toy has no renderer\n"
+    assert not DIRECTORY.exists()

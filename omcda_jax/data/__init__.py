@@ -1,7 +1,17 @@
 """Offline datasets: collecting, storing, checking and sampling them."""
 
 from omcda_jax.data.collect import default_path, ensure
-from omcda_jax.data.dataset import Dataset, Episodes, from_arrays, gather, max_return_to_go, returns, sample, statistics
+from omcda_jax.data.dataset import (
+    Dataset,
+    Episodes,
+    from_arrays,
+    gather,
+    max_return_to_go,
+    normaliser,
+    returns,
+    sample,
+    statistics,
+)
 from omcda_jax.data.hdf5 import load, memory_bytes, read, read_metadata, write
 
 __all__ = [
@@ -14,6 +24,7 @@ __all__ = [
     "load",
     "max_return_to_go",
     "memory_bytes",
+    "normaliser",
     "read",
     "read_metadata",
     "returns",

@@ -1,25 +1,48 @@
 """The behaviour policies whose rollouts are the datasets, and the table of those datasets.
 
-A policy is one small network shared by all agents: an agent's observation with its one-hot identity, two hidden ReLU
-layers, one logit per action. The weights lie beside this file, `weights/smax_<scenario>_<stage>.npz`, one file per
-stage of training; each names the command that remakes it.
+Discrete actions: one small network shared by all agents, an agent's observation with its one-hot identity, two hidden
+ReLU layers, one logit per action. Continuous actions: one network per agent, its standardised observation, two hidden
+tanh layers, the mean of a Gaussian of fixed width, and a tanh over the draw. The weights lie beside this file,
+`weights/<family>_<scenario>_<stage>.npz`, one file per stage of training; each names the command that remakes it.
 """
 
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, EnvSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
+CLIP = 10.0  # standardised features are cut there
 
-Params = tuple[tuple[chex.Array, chex.Array], ...]
+Layers = tuple[tuple[chex.Array, chex.Array], ...]
+
+
+class Gaussian(NamedTuple):
+    """Weights of a policy of continuous actions.
+
+    Attributes:
+        layers: (w [N, in, out], b [N, out]) of each layer.
+        log_std: [N, A], before the tanh.
+        obs_mean: [N, O], subtracted from the observations.
+        obs_std: [N, O], which they are divided by.
+    """
+
+    layers: Layers
+    log_std: chex.Array
+    obs_mean: chex.Array
+    obs_std: chex.Array
+
+
+Params = Layers | Gaussian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +50,9 @@ class Quality:
     """How one dataset is made.
 
     Attributes:
-        stages: the training stages whose policies are rolled out, each for an equal share of the episodes.
-        temperature: the logits are divided by it before an action is drawn. It is part of what the dataset is:
-            the greedy policy can win twice as often as the sampled one.
+        stages: the training stages whose policies are rolled out, each for an equal share of the dataset.
+        temperature: the policy's log-density is divided by it before an action is drawn. It is part of what the
+            dataset is: a greedy policy can win twice as often as the sampled one.
         won_only: keep an episode only if the team won it.
     """
 
@@ -38,53 +61,76 @@ class Quality:
     won_only: bool = False
 
 
+def _mujoco(environment: str) -> dict[tuple[str, str], Quality]:
+    """The four datasets of a scenario; the numbered stages lie on the way from the start of training to medium."""
+    return {
+        (environment, "expert"): Quality(("expert",)),
+        (environment, "medium"): Quality(("medium",)),
+        (environment, "medium_replay"): Quality(("replay_1", "replay_2", "replay_3", "replay_4", "medium")),
+        (environment, "medium_expert"): Quality(("medium", "expert")),
+    }
+
+
 QUALITIES = {
-    ("3m", "poor"): Quality(("poor",)),
-    ("3m", "medium"): Quality(("medium",)),
-    ("3m", "good"): Quality(("good",)),
-    ("2s3z", "poor"): Quality(("poor",)),
-    ("2s3z", "medium"): Quality(("medium",)),
-    ("2s3z", "good"): Quality(("good",)),
-    ("5m_vs_6m", "poor"): Quality(("poor",)),
-    ("5m_vs_6m", "medium"): Quality(("medium",)),
-    ("5m_vs_6m", "good"): Quality(("good",), won_only=True),
+    ("smax/3m", "poor"): Quality(("poor",)),
+    ("smax/3m", "medium"): Quality(("medium",)),
+    ("smax/3m", "good"): Quality(("good",)),
+    ("smax/2s3z", "poor"): Quality(("poor",)),
+    ("smax/2s3z", "medium"): Quality(("medium",)),
+    ("smax/2s3z", "good"): Quality(("good",)),
+    ("smax/5m_vs_6m", "poor"): Quality(("poor",)),
+    ("smax/5m_vs_6m", "medium"): Quality(("medium",)),
+    ("smax/5m_vs_6m", "good"): Quality(("good",), won_only=True),
+    **_mujoco("mamujoco/Hopper_3x1"),
+    **_mujoco("mamujoco/HalfCheetah_6x1"),
+    **_mujoco("mamujoco/Ant_2x4"),
 }
 
 
-def quality(scenario: str, name: str) -> Quality:
+def quality(environment: str, name: str) -> Quality:
     """Looks a dataset up in `QUALITIES`.
 
     Args:
-        scenario: for instance `3m`.
+        environment: for instance `smax/3m`.
         name: for instance `medium`.
 
     Raises:
         ConfigError: the table has no such dataset; lists those it has.
     """
-    if (scenario, name) not in QUALITIES:
-        known = ", ".join(known for where, known in QUALITIES if where == scenario)
-        expected = f"one of {known}" if known else "a scenario with behaviour policies"
+    if (environment, name) not in QUALITIES:
+        known = ", ".join(known for where, known in QUALITIES if where == environment)
+        expected = f"one of {known}" if known else "an environment with behaviour policies"
         expected += "" if known else f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))})"
-        raise ConfigError(f"quality: expected {expected}, found {name!r} of {scenario!r}")
-    return QUALITIES[scenario, name]
+        raise ConfigError(f"quality: expected {expected}, found {name!r} of {environment!r}")
+    return QUALITIES[environment, name]
 
 
-def weights_path(scenario: str, stage: str) -> Path:
+def file_name(environment: str, stage: str) -> str:
+    """Returns the name of the file of a policy's weights.
+
+    Args:
+        environment: for instance `smax/3m`.
+        stage: for instance `medium`.
+    """
+    return f"{environment.replace('/', '_')}_{stage}.npz"
+
+
+def weights_path(environment: str, stage: str) -> Path:
     """Returns the file of a policy's weights.
 
     Args:
-        scenario: for instance `3m`.
+        environment: for instance `smax/3m`.
         stage: for instance `medium`.
 
     Raises:
-        ConfigError: no such file; lists the scenario's stages.
+        ConfigError: no such file; lists the environment's stages.
     """
-    path = WEIGHTS / f"smax_{scenario}_{stage}.npz"
+    path = WEIGHTS / file_name(environment, stage)
     if not path.is_file():
-        prefix = f"smax_{scenario}_"
+        prefix = file_name(environment, "").removesuffix(".npz")
         stages = sorted(found.stem.removeprefix(prefix) for found in WEIGHTS.glob(f"{prefix}*.npz"))
         raise ConfigError(
-            f"behaviour policy: expected a stage of {scenario} among {', '.join(stages) or 'none'}, found {stage!r}"
+            f"behaviour policy: expected a stage of {environment} among {', '.join(stages) or 'none'}, found {stage!r}"
         )
     return path
 
@@ -98,40 +144,109 @@ def digest(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def write_weights(path: Path, params: Params, **facts) -> None:
+    """Writes a policy's weights, as float16, and what is known of the policy.
+
+    Args:
+        path: the npz file; its folder is made if missing.
+        params: the weights.
+        **facts: scalars and strings stored beside the weights.
+    """
+    layers = params.layers if isinstance(params, Gaussian) else params
+    arrays = {}
+    for index, (w, b) in enumerate(layers):
+        arrays |= {f"actor_{index}_w": np.asarray(w, np.float16), f"actor_{index}_b": np.asarray(b, np.float16)}
+    if isinstance(params, Gaussian):
+        # float16 is too coarse for a feature whose mean is many times its spread
+        arrays |= {key: np.asarray(getattr(params, key), np.float32) for key in Gaussian._fields[1:]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays, **facts)
+
+
 def read_weights(path: Path) -> Params:
     """Reads a policy's weights.
 
     Args:
-        path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2.
+        path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2; with a leading axis
+            [N] and with `log_std`, `obs_mean` and `obs_std` for continuous actions.
+
+    Returns:
+        float32 weights.
 
     Raises:
         ConfigError: the file is not such a file.
     """
     try:
         with np.load(path) as file:
-            layers = [(file[f"actor_{k}_w"], file[f"actor_{k}_b"]) for k in range(3)]
+            layers = tuple((file[f"actor_{k}_w"], file[f"actor_{k}_b"]) for k in range(3))
+            params = Gaussian(layers, *(file[key] for key in Gaussian._fields[1:])) if "log_std" in file else layers
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: expected actor_0_w .. actor_2_b in an npz file, found: {error}") from error
-    return tuple((jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)) for w, b in layers)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
-def load(scenario: str, stage: str) -> Params:
+def load(environment: str, stage: str) -> Params:
     """Reads the weights of one of the policies that come with the package.
 
     Args:
-        scenario: for instance `3m`.
+        environment: for instance `smax/3m`.
         stage: for instance `medium`.
 
     Returns:
-        (w [in, out], b [out]) of each layer, float32.
+        float32 weights.
 
     Raises:
         ConfigError: no such policy.
     """
-    return read_weights(weights_path(scenario, stage))
+    return read_weights(weights_path(environment, stage))
 
 
-def logits(params: Params, obs: chex.Array, avail: chex.Array) -> jax.Array:
+def check(params: Params, spec: EnvSpec, name: str) -> None:
+    """Checks that a policy fits a task.
+
+    Args:
+        params: the policy's weights.
+        spec: the task's sizes.
+        name: what the message calls the policy, and the task it should fit.
+
+    Raises:
+        ConfigError: another kind of action or other sizes.
+    """
+    layers = params.layers if isinstance(params, Gaussian) else params
+    found = (layers[0][0].shape[:-1], layers[-1][0].shape[-1], not isinstance(params, Gaussian))
+    inputs = (spec.obs_dim + spec.num_agents,) if spec.discrete else (spec.num_agents, spec.obs_dim)
+    expected = (inputs, spec.action_dim, spec.discrete)
+    if found != expected:
+        words = "{} inputs and {} {} outputs".format
+        kinds = {True: "discrete", False: "continuous"}
+        raise ConfigError(
+            f"behaviour policy {name}: expected {words(*expected[:2], kinds[expected[2]])},"
+            f" found {words(*found[:2], kinds[found[2]])}"
+        )
+
+
+def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey, temperature: float) -> jax.Array:
+    """Draws every agent's action.
+
+    Args:
+        params: the policy's weights.
+        obs: [..., N, O] local observations.
+        avail: [..., N, A] bool, legal actions, or the dimensions an agent has.
+        key: typed PRNG key.
+        temperature: divides the policy's log-density; 0 gives the centre of a continuous policy, and is not for a
+            discrete one.
+
+    Returns:
+        [..., N] int32 indices, or [..., N, A] float32 in [-1, 1], zero where an agent has no such dimension.
+    """
+    if isinstance(params, Gaussian):
+        centre = mean(params, obs)
+        std = jnp.broadcast_to(jnp.exp(params.log_std) * temperature**0.5, centre.shape)
+        return jnp.where(avail, jnp.tanh(centre + std * jax.random.normal(key, centre.shape)), 0.0)
+    return jax.random.categorical(key, logits(params, obs, avail) / temperature).astype(jnp.int32)
+
+
+def logits(params: Layers, obs: chex.Array, avail: chex.Array) -> jax.Array:
     """Returns every agent's logits, -1e9 for illegal actions.
 
     Args:
@@ -145,8 +260,40 @@ def logits(params: Params, obs: chex.Array, avail: chex.Array) -> jax.Array:
     chex.assert_equal_shape_prefix([obs, avail], obs.ndim - 1)
     agents = obs.shape[-2]
     identity = jnp.broadcast_to(jnp.eye(agents, dtype=obs.dtype), (*obs.shape[:-1], agents))
-    hidden = jnp.concatenate([obs, identity], axis=-1).reshape(-1, obs.shape[-1] + agents)
-    for w, b in params[:-1]:
-        hidden = jax.nn.relu(hidden @ w + b[None])
-    w, b = params[-1]
-    return jnp.where(avail, (hidden @ w + b[None]).reshape(avail.shape), -1e9)
+    inputs = jnp.concatenate([obs, identity], axis=-1).reshape(-1, obs.shape[-1] + agents)
+    return jnp.where(avail, forward(params, inputs, jax.nn.relu).reshape(avail.shape), -1e9)
+
+
+def mean(params: Gaussian, obs: chex.Array) -> jax.Array:
+    """Returns the centre of every agent's Gaussian, before the tanh.
+
+    Args:
+        params: the weights.
+        obs: [..., N, O] local observations.
+
+    Returns:
+        [..., N, A].
+    """
+    rows = obs.reshape(-1, *obs.shape[-2:])
+    chex.assert_equal_shape([rows[0], params.obs_mean, params.obs_std])
+    inputs = jnp.clip((rows - params.obs_mean[None]) / params.obs_std[None], -CLIP, CLIP)
+    outputs = jax.vmap(lambda layers, x: forward(layers, x, jnp.tanh), (0, 1), 1)(params.layers, inputs)
+    return outputs.reshape(*obs.shape[:-1], -1)
+
+
+def forward(layers: Layers, inputs: chex.Array, activation: Callable) -> jax.Array:
+    """Returns the outputs of a small network.
+
+    Args:
+        layers: (w [in, out], b [out]) of each layer.
+        inputs: [R, in].
+        activation: of all layers but the last.
+
+    Returns:
+        [R, out].
+    """
+    chex.assert_rank(inputs, 2)
+    for w, b in layers[:-1]:
+        inputs = activation(inputs @ w + b[None])
+    w, b = layers[-1]
+    return inputs @ w + b[None]

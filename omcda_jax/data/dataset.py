@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.types import Batch, DatasetError, EnvSpec
+from omcda_jax.types import Batch, DatasetError, EnvSpec, Normaliser
 
 
 class Episodes(NamedTuple):
@@ -22,7 +22,7 @@ class Episodes(NamedTuple):
     Attributes:
         obs: [T, N, O] float32 local observations.
         state: [T, S] float32 global state.
-        avail: [T, N, A] bool, legal actions (continuous: all True).
+        avail: [T, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has.
         action: [T, N] int32 indices, or [T, N, A] float32 in [-1, 1]; zero on final rows.
         reward: [T] float32 team reward in the environment's own units; zero on final rows.
         length: [E] int32, steps of each episode.
@@ -196,6 +196,25 @@ def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
 
     _, values = jax.lax.scan(back, jnp.zeros(()), (dataset.reward, has_successor), reverse=True)
     return jnp.max(values, where=has_successor, initial=-jnp.inf)
+
+
+def normaliser(dataset: Dataset) -> Normaliser:
+    """Returns what brings every feature to zero mean and unit spread over the rows that can be sampled.
+
+    A feature that hardly varies (a spread below 1e-4, as padding has) gets factor 0, which drops it.
+
+    Args:
+        dataset: the data.
+    """
+
+    def scale(values):
+        values = np.asarray(values, np.float64)[rows]
+        spread = values.std(axis=0)
+        factor = np.where(spread < 1e-4, 0.0, 1.0 / np.maximum(spread, 1e-4))
+        return jnp.asarray(values.mean(axis=0), jnp.float32), jnp.asarray(factor, jnp.float32)
+
+    rows = np.asarray(dataset.rows)
+    return Normaliser(*scale(dataset.obs), *scale(dataset.state))
 
 
 def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:

@@ -6,7 +6,7 @@ action and the reward:
 
     obs         [T, N, O]  float32   local observations
     state       [T, S]     float32   global state
-    avail       [T, N, A]  bool      legal actions (all true for continuous ones)
+    avail       [T, N, A]  bool      legal actions; continuous: the dimensions of its action that an agent has
     action      [T, N]     int32     index; or [T, N, A] float32 in [-1, 1]
     reward      [T]        float32   team reward in the environment's own units
     length      [E]        int32     steps of each episode

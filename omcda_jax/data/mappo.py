@@ -4,6 +4,8 @@ One actor shared by all agents (local observation and one-hot agent id -> two hi
 actions), one central value of the global state, the team's advantage shared by every agent that has a choice. The
 whole update, rollout included, is one jitted function.
 
+`mappo_continuous` shares the parts that do not depend on the kind of action or of simulator.
+
 Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Yu et al. 2022 (MAPPO).
 """
 
@@ -40,6 +42,8 @@ class Settings:
         value_weight: weight of the value loss.
         max_norm: global gradient norm bound.
         hidden: units in each of the two hidden layers.
+        initial_log_std: of continuous actions, before the tanh.
+        log_std_floor: it never falls below this.
     """
 
     steps: int = 1_500_000
@@ -56,6 +60,8 @@ class Settings:
     value_weight: float = 0.5
     max_norm: float = 0.5
     hidden: int = 128
+    initial_log_std: float = -0.5
+    log_std_floor: float = -1.6
 
     def __post_init__(self):
         if self.num_envs * self.rollout % self.minibatches:
@@ -93,6 +99,25 @@ class Loop(NamedTuple):
     key: chex.PRNGKey
 
 
+def init_layers(key: chex.PRNGKey, sizes: tuple[int, ...], last_scale: float) -> tuple:
+    """Draws orthogonal weights, scaled by the square root of 2 before the last layer; biases are zero.
+
+    Args:
+        key: typed PRNG key.
+        sizes: inputs, units of each hidden layer, outputs.
+        last_scale: of the last layer.
+
+    Returns:
+        (w [in, out], b [out]) of each layer.
+    """
+    layers = []
+    for index, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        scale = last_scale if index == len(sizes) - 2 else 2.0**0.5
+        w = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, index), (fan_in, fan_out), jnp.float32)
+        layers.append((w, jnp.zeros(fan_out)))
+    return tuple(layers)
+
+
 def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
     """Draws orthogonal initial weights; the actor's last layer is nearly zero, so that it starts out undecided.
 
@@ -105,36 +130,25 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
         `{"actor": layers, "critic": layers}`, each a tuple of three (w [in, out], b [out]).
     """
 
-    def network(key, sizes, last_scale):
-        layers = []
-        for index, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            scale = last_scale if index == len(sizes) - 2 else 2.0**0.5
-            w = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, index), (fan_in, fan_out), jnp.float32)
-            layers.append((w, jnp.zeros(fan_out)))
-        return tuple(layers)
-
     actor_key, critic_key = jax.random.split(key)
     return {
-        "actor": network(actor_key, (spec.obs_dim + spec.num_agents, hidden, hidden, spec.action_dim), 0.01),
-        "critic": network(critic_key, (spec.state_dim, hidden, hidden, 1), 1.0),
+        "actor": init_layers(actor_key, (spec.obs_dim + spec.num_agents, hidden, hidden, spec.action_dim), 0.01),
+        "critic": init_layers(critic_key, (spec.state_dim, hidden, hidden, 1), 1.0),
     }
 
 
-def values(critic: tuple, state: chex.Array) -> jax.Array:
+def values(critic: tuple, state: chex.Array, activation: Callable = jax.nn.relu) -> jax.Array:
     """Returns the estimated discounted return from global states.
 
     Args:
-        critic: (w, b) of each layer, as from `init_params`.
+        critic: (w, b) of each layer, as from `init_layers`, with one output.
         state: [..., S].
+        activation: of the hidden layers.
 
     Returns:
         [...].
     """
-    hidden = state.reshape(-1, state.shape[-1])
-    for w, b in critic[:-1]:
-        hidden = jax.nn.relu(hidden @ w + b[None])
-    w, b = critic[-1]
-    return (hidden @ w + b[None]).reshape(state.shape[:-1])
+    return behaviour.forward(critic, state.reshape(-1, state.shape[-1]), activation).reshape(state.shape[:-1])
 
 
 def advantages(
@@ -172,6 +186,71 @@ def advantages(
     return jax.lax.scan(backwards, jnp.zeros_like(reward[0]), (error, ended), reverse=True)[1]
 
 
+def clipped_gain(log_prob: chex.Array, rows: Rollout, clip: float) -> chex.Array:
+    """Returns the clipped surrogate of each agent, with the team's advantage standardised over the rows.
+
+    Args:
+        log_prob: [R, N] of the actions taken, now.
+        rows: flattened transitions; log_prob [R, N] when they were taken and advantage [R] are used.
+        clip: bound on the change of the probability ratio.
+
+    Returns:
+        [R, N]. Schulman et al. 2017, equation 7.
+    """
+    chex.assert_equal_shape([log_prob, rows.log_prob])
+    ratio = jnp.exp(log_prob - rows.log_prob)
+    advantage = ((rows.advantage - rows.advantage.mean()) / (rows.advantage.std() + 1e-8))[:, None]
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def make_optimiser(settings: Settings) -> optax.GradientTransformation:
+    """Builds Adam with a clipped gradient and a learning rate that falls linearly over the whole training.
+
+    Args:
+        settings: the learning rates, max_norm and the number of steps are used.
+    """
+    total = settings.num_updates * settings.epochs * settings.minibatches
+    rate = optax.linear_schedule(settings.learning_rate, settings.final_learning_rate, total)
+    return optax.chain(optax.clip_by_global_norm(settings.max_norm), optax.adam(rate, eps=1e-5))
+
+
+def improve(
+    loss: Callable,
+    optimiser: optax.GradientTransformation,
+    settings: Settings,
+    params: dict,
+    opt_state: optax.OptState,
+    rows: Rollout,
+    key: chex.PRNGKey,
+) -> tuple[dict, optax.OptState]:
+    """Makes `epochs * minibatches` steps on the transitions of one rollout, shuffled anew in each epoch.
+
+    Args:
+        loss: `loss(params, rows, settings) -> []`.
+        optimiser: of the params.
+        settings: the recipe.
+        params: before.
+        opt_state: before.
+        rows: flattened transitions [num_envs * rollout, ...].
+        key: typed PRNG key.
+
+    Returns:
+        params and opt_state, after.
+    """
+
+    def learn(carry, chosen):
+        params, opt_state = carry
+        grads = jax.grad(loss)(params, jax.tree.map(lambda x: x[chosen], rows), settings)
+        updates, opt_state = optimiser.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    def epoch(carry, key):
+        order = jax.random.permutation(key, settings.num_envs * settings.rollout)
+        return jax.lax.scan(learn, carry, order.reshape(settings.minibatches, -1))
+
+    return jax.lax.scan(epoch, (params, opt_state), jax.random.split(key, settings.epochs))[0]
+
+
 def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
     """Clipped policy loss minus entropy bonus, over the agents that have a choice, plus the squared value error.
 
@@ -185,11 +264,7 @@ def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
     log_prob = jnp.take_along_axis(log_probs, rows.action[..., None], -1)[..., 0]
     chooses = (rows.avail.sum(-1) > 1).astype(jnp.float32)
     total = jnp.maximum(chooses.sum(), 1.0)
-    ratio = jnp.exp(log_prob - rows.log_prob)
-    advantage = (rows.advantage - rows.advantage.mean()) / (rows.advantage.std() + 1e-8)
-    gain = jnp.minimum(
-        ratio * advantage[:, None], jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip) * advantage[:, None]
-    )
+    gain = clipped_gain(log_prob, rows, settings.clip)
     entropy = -jnp.where(rows.avail, jnp.exp(log_probs) * log_probs, 0.0).sum(-1)
     value = values(params["critic"], rows.state)
     policy_loss = -(chooses * (gain + settings.entropy * entropy)).sum() / total
@@ -208,11 +283,7 @@ def make_update(environment: Environment, settings: Settings) -> tuple[Callable,
         in each of `num_envs` environments, resetting those whose episode ended, and then makes `epochs * minibatches`
         Adam steps. Metrics: `episodes`, `return` and `won`, summed over the episodes that ended.
     """
-    steps_per_update = settings.epochs * settings.minibatches
-    rate = optax.linear_schedule(
-        settings.learning_rate, settings.final_learning_rate, settings.num_updates * steps_per_update
-    )
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.max_norm), optax.adam(rate, eps=1e-5))
+    optimiser = make_optimiser(settings)
 
     def play(params, carry, key):
         env_state, now, episode_return = carry
@@ -233,12 +304,6 @@ def make_update(environment: Environment, settings: Settings) -> tuple[Callable,
         env_state, then = jax.tree.map(pick, fresh, (env_state, then))
         return (env_state, then, jnp.where(ended, 0.0, episode_return)), record
 
-    def learn(carry, rows):
-        params, opt_state = carry
-        grads = jax.grad(ppo_loss)(params, rows, settings)
-        updates, opt_state = optimiser.update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
     @jax.jit
     def update(loop):
         key, play_key, shuffle_key = jax.random.split(loop.key, 3)
@@ -258,17 +323,7 @@ def make_update(environment: Environment, settings: Settings) -> tuple[Callable,
         rows = Rollout(obs, state, avail, action, log_prob, advantage, advantage + value)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
-        def epoch(carry, key):
-            order = jax.random.permutation(key, settings.num_envs * settings.rollout)
-            return jax.lax.scan(
-                lambda carry, chosen: learn(carry, jax.tree.map(lambda x: x[chosen], rows)),
-                carry,
-                order.reshape(settings.minibatches, -1),
-            )
-
-        (params, opt_state), _ = jax.lax.scan(
-            epoch, (params, loop.opt_state), jax.random.split(shuffle_key, settings.epochs)
-        )
+        params, opt_state = improve(ppo_loss, optimiser, settings, params, loop.opt_state, rows, shuffle_key)
         episodes, returns, wins = (x.sum() for x in record["metrics"])
         metrics = {"episodes": episodes, "return": returns, "won": wins}
         return Loop(params, opt_state, env_state, time_step, episode_return, key), metrics

@@ -1,15 +1,18 @@
-"""Simulators behind one small protocol, `types.Environment`; each family is imported only when it is asked for."""
+"""Simulators behind two small protocols, `types.Environment` for those written in JAX and `types.HostEnvironment`.
+
+Each family is imported only when it is asked for.
+"""
 
 import difflib
 import importlib
 
-from omcda_jax.types import ConfigError, Environment
+from omcda_jax.types import ConfigError, Environment, HostEnvironment
 
-FAMILIES = {"smax": "omcda_jax.envs.smax"}
+FAMILIES = {"smax": "omcda_jax.envs.smax", "mamujoco": "omcda_jax.envs.mamujoco"}
 
 
-def make(name: str) -> Environment:
-    """Builds the environment called `family/scenario`, for instance `smax/3m`.
+def make(name: str) -> Environment | HostEnvironment:
+    """Builds the environment called `family/scenario`, for instance `smax/3m` or `mamujoco/Hopper_3x1`.
 
     Args:
         name: a family of `FAMILIES`, a slash, and one of the family's scenarios.

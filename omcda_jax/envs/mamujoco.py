@@ -1,0 +1,227 @@
+"""Multi-agent MuJoCo: the robots of Gymnasium with their joints shared out among agents, as in gymnasium-robotics.
+
+Single-agent Gymnasium simulators are stepped in threads, as physics frees Python's lock, and what agents observe is
+gathered from all their states at once: exact for every robot, 1.4 to 2.2 times as fast as gymnasium-robotics' stepping
+on two busy cores, where processes gain nothing over it (`benchmarks/mamujoco.py`).
+
+An agent observes its own joints, the next joints and the torso (`agent_obsk=1`). The team's reward is the robot's. An
+agent with fewer observations or joints than another is padded with zeros, and `avail` is False where it has no joint.
+"""
+
+import concurrent.futures
+import contextlib
+import difflib
+import functools
+import importlib.metadata
+import io
+import os
+import re
+import warnings
+
+import numpy as np
+
+from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, Simulators, TimeStep
+
+# Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
+# from copy to copy.
+SCENARIOS = (
+    "Ant_2x4",
+    "Ant_2x4d",
+    "Ant_4x2",
+    "HalfCheetah_2x3",
+    "HalfCheetah_6x1",
+    "Hopper_3x1",
+    "HumanoidStandup_9|8",
+    "Humanoid_9|8",
+    "Reacher_2x1",
+    "Swimmer_2x1",
+    "Walker2d_2x3",
+)
+PICTURE_SIZE = 320  # pixels, both ways
+_SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments of each
+
+
+def make(scenario: str) -> HostEnvironment:
+    """Builds one robot with one partition of its joints.
+
+    Args:
+        scenario: robot, underscore, partition: one of `SCENARIOS`, or for instance `ManySegmentSwimmer_10x2`.
+
+    Raises:
+        ConfigError: unknown scenario, or as `build`.
+    """
+    if scenario not in SCENARIOS and not _SEGMENTS.fullmatch(scenario):
+        close = difflib.get_close_matches(scenario, SCENARIOS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        known = ", ".join((*SCENARIOS, "ManySegmentAnt_<N>x<M>", "ManySegmentSwimmer_<N>x<M>"))
+        raise ConfigError(f"mamujoco scenario: expected one of {known}, found {scenario!r}{hint}")
+    env = build(scenario)
+    parts = [[node.act_ids for node in part] for part in env.agent_action_partitions]
+    spec = EnvSpec(
+        num_agents=len(parts),
+        obs_dim=max(env.observation_space(agent).shape[0] for agent in env.possible_agents),
+        state_dim=env.single_agent_env.observation_space.shape[0],
+        action_dim=max(map(len, parts)),
+        discrete=False,
+    )
+    horizon, selection = env.single_agent_env._max_episode_steps, _selection(env, spec)
+    env.close()
+    packages = ("mujoco", "gymnasium", "gymnasium-robotics")
+    return HostEnvironment(
+        name=f"mamujoco/{scenario}",
+        spec=spec,
+        horizon=horizon,
+        max_return=None,
+        versions={package: importlib.metadata.version(package) for package in packages},
+        open=lambda copies: _open(scenario, spec, horizon, selection, copies),
+    )
+
+
+def _open(scenario: str, spec: EnvSpec, horizon: int, selection: np.ndarray | None, copies: int) -> Simulators:
+    import mujoco
+
+    envs = [build(scenario) for _ in range(copies)]
+    bodies = [env.single_agent_env.unwrapped for env in envs]
+    time = np.zeros(copies, np.int64)
+    threads = min(copies, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+
+    parts = [[node.act_ids for node in part] for part in envs[0].agent_action_partitions]
+    has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
+    joint = np.concatenate(parts)
+    space = bodies[0].action_space
+    centre, half = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+
+    def observe(index, state):
+        if selection is not None:
+            return np.concatenate([state, np.zeros((len(state), 1))], axis=1)[:, selection]
+        obs = np.zeros((len(index), spec.num_agents, spec.obs_dim))
+        for row, copy in enumerate(index):
+            for agent, values in enumerate(envs[copy]._get_obs().values()):
+                obs[row, agent, : len(values)] = values
+        return obs
+
+    def show(index, state, reward, terminated):
+        return TimeStep(
+            obs=observe(index, state).astype(np.float32),
+            state=state.astype(np.float32),
+            avail=np.broadcast_to(has, (len(index), *has.shape)).copy(),
+            reward=reward.astype(np.float32),
+            terminated=terminated,
+            truncated=(time[index] >= horizon) & ~terminated,
+            won=np.zeros(len(index), bool),
+        )
+
+    def reset(index, seed):
+        index, seed = np.asarray(index), np.asarray(seed)
+        state = np.empty((len(index), spec.state_dim))
+        for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
+            state[row], _ = bodies[copy].reset(seed=int(number))
+        time[index] = 0
+        return show(index, state, np.zeros(len(index)), np.zeros(len(index), bool))
+
+    def step(index, action):
+        index, action = np.asarray(index), np.asarray(action, np.float64)
+        whole = np.empty((len(index), len(joint)))
+        whole[:, joint] = np.clip(action, -1.0, 1.0)[:, has]
+        whole = centre + half * whole
+        state = np.empty((len(index), spec.state_dim))
+        reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
+
+        def advance(rows):
+            for row in rows:
+                state[row], reward[row], terminated[row], _, _ = bodies[index[row]].step(whole[row])
+
+        slices = np.array_split(np.arange(len(index)), threads)
+        collected = pool.map(advance, slices[1:])
+        advance(slices[0])
+        list(collected)
+        time[index] += 1
+        return show(index, state, reward, terminated)
+
+    renderer = functools.cache(lambda: _renderer(bodies[0]))  # nothing graphical is touched before the first picture
+
+    def render():
+        camera = mujoco.mj_name2id(bodies[0].model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1, a free one, without it
+        renderer().update_scene(bodies[0].data, camera=camera)
+        return renderer().render()
+
+    def close():
+        pool.shutdown()
+        if renderer.cache_info().currsize:
+            renderer().close()
+        for env in envs:
+            env.close()
+
+    return Simulators(reset, step, render, close)
+
+
+def build(scenario: str):
+    """Builds gymnasium-robotics' own environment of a scenario, a `MultiAgentMujocoEnv`, without printing anything.
+
+    The package prints a notice when it is imported, and MuJoCo, in standard error and a log file, one on a deprecated
+    attribute of Gymnasium's models for every copy.
+
+    Args:
+        scenario: as for `make`.
+
+    Raises:
+        ConfigError: gymnasium-robotics is not installed, or MuJoCo does not find the graphics that MUJOCO_GL names.
+    """
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            import mujoco
+            from gymnasium_robotics import mamujoco_v1
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"environment mamujoco needs a package ({error}): pip install 'omcda-jax[mujoco]'") from error
+    except Exception as error:
+        raise _no_graphics(error) from error
+    robot, _, partition = scenario.partition("_")
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        return mamujoco_v1.parallel_env(robot, partition, disable_env_checker=True)
+    finally:
+        mujoco.set_mju_user_warning(handler)
+
+
+def _renderer(body):
+    """Pictures of one simulator; multisampling and shadows are off, since without a graphics card they take longest."""
+    import mujoco
+
+    quality = body.model.vis.quality
+    quality.offsamples = quality.shadowsize = 0
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return mujoco.Renderer(body.model, PICTURE_SIZE, PICTURE_SIZE)
+    except Exception as error:
+        raise _no_graphics(error) from error
+
+
+def _no_graphics(error: Exception) -> ConfigError:
+    """MuJoCo looks at MUJOCO_GL when it is imported and again for the first picture; either may find no graphics."""
+    return ConfigError(
+        f"environment mamujoco: no graphics with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} "
+        f"({' '.join(str(error).split())}); to see pictures set MUJOCO_GL=egl (Debian: apt-get install libegl1) or "
+        "MUJOCO_GL=osmesa (libosmesa6) before Python starts"
+    )
+
+
+def _selection(env, spec: EnvSpec) -> np.ndarray | None:
+    """Index into [state, 0] of what every agent observes, [N, O]; None where observing is more than selecting.
+
+    For some robots the simulator computes local observations, or takes them from velocities that the state clips. So
+    the index is tried on wild values, which this leaves in `env`.
+    """
+    if env.observation_factorization is None:
+        return None
+    data, random = env.single_agent_env.unwrapped.data, np.random.default_rng(0)
+    for field in ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"):
+        getattr(data, field)[...] = 100.0 * random.normal(size=getattr(data, field).shape)
+    state, obs = env.state(), env._get_obs()
+    selection = np.full((spec.num_agents, spec.obs_dim), spec.state_dim)
+    for row, (agent, index) in zip(selection, env.observation_factorization.items(), strict=True):
+        if not np.array_equal(state[index], obs[agent]):
+            return None
+        row[: len(index)] = index
+    return selection
