@@ -5,6 +5,14 @@
 place 0; the team's reward is the sum. Discount 0.95, no termination. Agent i observes its place, one-hot; the state is
 all places. The behaviour policy b_i is a fixed random table per agent.
 
+**The same with continuous actions.** Action a in [-1, 1] leans: the agent makes two half steps, each to the right with
+probability (1 + a)/2 and else to the left, and so goes left, stays or goes right with (1 - a)^2/4, (1 - a^2)/2,
+(1 + a)^2/4. The behaviour is a tanh-Gaussian per place. Actions are cut into `NUM_CELLS` equal cells and each cell is
+one of the A actions below; nothing else is approximate, and the densities vanish at both ends, so that the midpoint
+rule converges quickly: 50, 100 and 200 cells agree to five digits. Every q is a parabola in a, so the
+optimum b exp(q / alpha) is a tanh-Gaussian but for the curvature of tanh: at .3 nats each the best tanh-Gaussians
+are within 0.5 % of its gain.
+
 **Value.** V(pi) = sum_i mean over places of V_i(place), the expected discounted return from a uniform start, infinite
 horizon. The data come in episodes of `EPISODE_STEPS` from the same uniform start, cut by a time limit.
 
@@ -36,6 +44,9 @@ SLIP = 0.1
 DISCOUNT = 0.95
 EPISODE_STEPS = 50
 TOTAL_BUDGET = 1.2
+NUM_CELLS = 100
+BEHAVIOUR_STD = 0.4
+BEHAVIOUR_SPREAD = 0.3
 
 
 class Ring(NamedTuple):
@@ -47,6 +58,7 @@ class Ring(NamedTuple):
         behaviour: [P, A] the data's policy.
         start: [P] distribution of the first place.
         discount: per step.
+        actions: [A] the middles of the cells that continuous actions are cut into, None where actions are discrete.
     """
 
     transition: np.ndarray
@@ -54,6 +66,7 @@ class Ring(NamedTuple):
     behaviour: np.ndarray
     start: np.ndarray
     discount: float
+    actions: np.ndarray | None = None
 
 
 class Solution(NamedTuple):
@@ -97,18 +110,53 @@ class Allocation(NamedTuple):
 
 
 def rings(seed: int = 0, discount: float = DISCOUNT, scales=REWARD_SCALES) -> list[Ring]:
-    """The N rings; `seed` draws the behaviour policies."""
+    """The N rings with discrete actions; `seed` draws the behaviour policies."""
     random = np.random.default_rng(seed)
-    places = np.arange(NUM_PLACES)
-    moves = np.stack([np.eye(NUM_PLACES)[(places + shift) % NUM_PLACES] for shift in (-1, 0, 1)], axis=1)
+    moves = _moves()
     transition = (1 - SLIP) * moves + SLIP * moves.mean(axis=1, keepdims=True)
-    out = []
-    for scale in scales:
-        preference = np.exp(random.normal(size=(NUM_PLACES, 3)))
-        behaviour = preference / preference.sum(axis=1, keepdims=True)
-        start = np.full(NUM_PLACES, 1 / NUM_PLACES)
-        out.append(Ring(transition, scale * (places == 0), behaviour, start, discount))
-    return out
+    preferences = [np.exp(random.normal(size=(NUM_PLACES, 3))) for _ in scales]
+    behaviours = [preference / preference.sum(axis=1, keepdims=True) for preference in preferences]
+    return [_ring(transition, scale, b, discount) for scale, b in zip(scales, behaviours, strict=True)]
+
+
+def leaning_rings(
+    seed: int = 0, discount: float = DISCOUNT, scales=REWARD_SCALES, cells: int = NUM_CELLS
+) -> list[Ring]:
+    """The N rings with continuous actions, cut into `cells`; `seed` draws the means of the behaviour policies."""
+    random = np.random.default_rng(seed)
+    actions = (np.arange(cells) + 0.5) / cells * 2 - 1
+    steps = np.stack([(1 - actions) ** 2 / 4, (1 - actions**2) / 2, (1 + actions) ** 2 / 4], axis=1)
+    transition = np.einsum("as,psq->paq", steps, _moves())
+    behaviours = [
+        tanh_gaussian(actions, BEHAVIOUR_SPREAD * random.normal(size=NUM_PLACES), np.full(NUM_PLACES, BEHAVIOUR_STD))
+        for _ in scales
+    ]
+    return [_ring(transition, scale, b, discount, actions) for scale, b in zip(scales, behaviours, strict=True)]
+
+
+def _moves():
+    """[P, 3, P] left, stay, right."""
+    places = np.arange(NUM_PLACES)
+    return np.stack([np.eye(NUM_PLACES)[(places + shift) % NUM_PLACES] for shift in (-1, 0, 1)], axis=1)
+
+
+def _ring(transition, scale, behaviour, discount, actions=None):
+    start = np.full(NUM_PLACES, 1 / NUM_PLACES)
+    return Ring(transition, scale * np.eye(NUM_PLACES)[0], behaviour, start, discount, actions)
+
+
+def tanh_gaussian(actions: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Probabilities of the cells around `actions` [A] under tanh of a normal of `mean` and `std` [...]: [..., A]."""
+    log_density = -0.5 * ((np.arctanh(actions) - mean[..., None]) / std[..., None]) ** 2 - np.log1p(-(actions**2))
+    density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+    return density / density.sum(axis=-1, keepdims=True)
+
+
+def nearest_tanh_gaussian(ring: Ring, policy: np.ndarray) -> np.ndarray:
+    """The tanh-Gaussian of greatest likelihood for actions of `policy` [..., P, A]: equal moments before tanh."""
+    u = np.arctanh(ring.actions)
+    mean = policy @ u
+    return tanh_gaussian(ring.actions, mean, np.sqrt(policy @ u**2 - mean**2))
 
 
 def evaluate(ring: Ring, policy: np.ndarray, reward: np.ndarray | None = None) -> np.ndarray:
@@ -158,7 +206,7 @@ def influence(ring: Ring, policy: np.ndarray, values: np.ndarray, occupancy: np.
 
 
 def solve(ring: Ring, alpha, occupancy: np.ndarray | None = None, epsilon: float = 0.0) -> Solution:
-    """Regularised optimum at every level of `alpha` [G], by soft policy iteration to machine precision."""
+    """Regularised optimum at every level of `alpha` [G], by soft policy iteration, which converges quadratically."""
     alpha = np.atleast_1d(np.asarray(alpha, np.float64))
     occupancy = data_occupancy(ring) if occupancy is None else occupancy
     policy = np.broadcast_to(ring.behaviour, (len(alpha), *ring.behaviour.shape))
@@ -170,7 +218,7 @@ def solve(ring: Ring, alpha, occupancy: np.ndarray | None = None, epsilon: float
         improved = ring.behaviour * np.exp(exponent - exponent.max(axis=-1, keepdims=True))
         improved = improved / improved.sum(axis=-1, keepdims=True)
         change, policy = np.abs(improved - policy).max(), improved
-        if change < 1e-14:
+        if change < 1e-11:
             break
     q_return, q_deviation = action_values(ring, policy)
     slope = influence(ring, policy, q_return, occupancy, epsilon)

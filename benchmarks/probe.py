@@ -1,6 +1,7 @@
 """OMCDA on the problem of `benchmarks/exact.py`, its levels, budgets, influence and true value beside the exact ones.
 
-    python -m benchmarks.probe [--updates=8000] [--batch_size=256] [--value_target=in_sample] [--rules=uniform,softmax]
+    python -m benchmarks.probe [--actions=continuous] [--updates=8000] [--batch_size=256] [--num_samples=4]
+        [--value_target=in_sample] [--rules=uniform,softmax]
 
 The learner sees 60,000 transitions of the behaviour policies and nothing of the problem. Its policy is then evaluated
 exactly in the rings. `value` is V(pi), `gain` its share of what the exact solution of the same rule adds to the
@@ -26,7 +27,10 @@ from omcda_jax.data import dataset as data
 
 NUM_EPISODES = 1200
 RULES = ("uniform", "softmax", "projected")
+PROBLEMS = {"discrete": exact.rings, "continuous": exact.leaning_rings}
 
+_ACTIONS = flags.DEFINE_enum("actions", "discrete", list(PROBLEMS), "Kind of the actions.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Actions drawn for an expectation, continuous.", lower_bound=2)
 _UPDATES = flags.DEFINE_integer("updates", 8_000, "Updates of each run.", lower_bound=40)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Transitions in a batch.", lower_bound=2)
 _VALUE_TARGET = flags.DEFINE_enum("value_target", "expectation", ["expectation", "in_sample"], "Form of the values.")
@@ -59,25 +63,29 @@ def rollouts(problem: list[exact.Ring], episodes: int = NUM_EPISODES, seed: int 
     random = np.random.default_rng(seed)
     steps, agents = exact.EPISODE_STEPS, len(problem)
     place = np.zeros((episodes, steps + 1, agents), np.int64)
-    action = np.zeros((episodes, steps + 1, agents), np.int32)
+    chosen = np.zeros((episodes, steps + 1, agents), np.int32)
     reward = np.zeros((episodes, steps + 1), np.float32)
     for i, ring in enumerate(problem):
         place[:, 0, i] = _draw(random, np.broadcast_to(ring.start, (episodes, exact.NUM_PLACES)))
         for t in range(steps):
-            action[:, t, i] = _draw(random, ring.behaviour[place[:, t, i]])
-            place[:, t + 1, i] = _draw(random, ring.transition[place[:, t, i], action[:, t, i]])
+            chosen[:, t, i] = _draw(random, ring.behaviour[place[:, t, i]])
+            place[:, t + 1, i] = _draw(random, ring.transition[place[:, t, i], chosen[:, t, i]])
         reward[:, :steps] += ring.reward[place[:, :steps, i]].astype(np.float32)
     rows = episodes * (steps + 1)
     obs = np.eye(exact.NUM_PLACES, dtype=np.float32)[place.reshape(rows, agents)]
-    actions = problem[0].behaviour.shape[1]
-    spec = omcda_jax.EnvSpec(agents, exact.NUM_PLACES, agents * exact.NUM_PLACES, actions, discrete=True)
+    discrete = problem[0].actions is None
+    action, action_dim = chosen, problem[0].behaviour.shape[1]
+    if not discrete:
+        action, action_dim = problem[0].actions.astype(np.float32)[chosen][..., None], 1
+        action[:, -1] = 0
+    spec = omcda_jax.EnvSpec(agents, exact.NUM_PLACES, agents * exact.NUM_PLACES, action_dim, discrete)
     return data.from_arrays(
         spec,
         data.Episodes(
             obs=obs,
             state=obs.reshape(rows, -1),
-            avail=np.ones((rows, agents, actions), bool),
-            action=action.reshape(rows, agents),
+            avail=np.ones((rows, agents, action_dim), bool),
+            action=action.reshape(rows, *action.shape[2:]),
             reward=reward.reshape(rows),
             length=np.full(episodes, steps, np.int32),
             terminated=np.zeros(episodes, bool),
@@ -91,14 +99,19 @@ def _draw(random: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
     return (random.random((len(probabilities), 1)) > probabilities.cumsum(axis=1)[:, :-1]).sum(axis=1)
 
 
-def policy_table(state: omcda_jax.TrainState) -> np.ndarray:
-    """The learned policies at every place: [N, P, A]."""
+def policy_table(state: omcda_jax.TrainState, actions: np.ndarray | None = None) -> np.ndarray:
+    """The learned policies at every place, continuous ones in cells around `actions`: [N, P, A]."""
     spec = state.spec
     obs = jnp.broadcast_to(jnp.eye(spec.obs_dim)[:, None], (spec.obs_dim, spec.num_agents, spec.obs_dim))
     avail = jnp.ones((*obs.shape[:-1], spec.action_dim), bool)
     network = networks.policy_network(spec, state.config.hidden_sizes)
     policy = networks.action_distribution(network, state.params["policy"], obs, avail)
-    return np.asarray(jnp.exp(policy.log_probs), np.float64).transpose(1, 0, 2)
+    if spec.discrete:
+        log_probs = policy.log_probs
+    else:
+        cells = jnp.broadcast_to(jnp.asarray(actions, obs.dtype)[:, None, None, None], (len(actions), *avail.shape))
+        log_probs = jnp.moveaxis(jax.nn.log_softmax(policy.log_prob(cells), axis=0), 0, -1)
+    return np.asarray(jnp.exp(log_probs), np.float64).transpose(1, 0, 2)
 
 
 def train(
@@ -130,10 +143,11 @@ def train(
             started = time.perf_counter()
         state, metrics = run(state, dataset, updates // calls)
         if call >= calls - calls // 4:
-            tables.append(policy_table(state))
+            tables.append(policy_table(state, problem[0].actions))
             history.append(jax.device_get(metrics))
         if log is not None and call % 10 == 9:
-            value = sum(exact.true_value(r, p) for r, p in zip(problem, policy_table(state), strict=True))
+            table = policy_table(state, problem[0].actions)
+            value = sum(exact.true_value(r, p) for r, p in zip(problem, table, strict=True))
             log(f"  {int(state.step)} updates: value {value:.2f}")
     rate = (calls - 1) * (updates // calls) / (time.perf_counter() - started)
     value = [[exact.true_value(r, p) for r, p in zip(problem, table, strict=True)] for table in tables]
@@ -193,7 +207,7 @@ def _row(name: str, value: np.ndarray, gain: str, *columns: np.ndarray) -> str:
 def main(argv: Sequence[str]) -> None:
     """Train under every rule and print the table."""
     del argv
-    problem = exact.rings()
+    problem = PROBLEMS[_ACTIONS.value]()
     dataset = rollouts(problem)
     behaviour = exact.behaviour_value(problem)
     account = "batch" if _VALUE_TARGET.value == "expectation" else "mean"
@@ -203,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{'':<28}{'value':>8}{'gain':>9} |{'alpha':^32} |{'influence':^32} |{'budget':^32} |{'KL':^32}")
     lines = []
     for rule in _RULES.value:
-        config = settings(rule, _UPDATES.value, _VALUE_TARGET.value)
+        config = settings(rule, _UPDATES.value, _VALUE_TARGET.value, num_samples=_NUM_SAMPLES.value)
         table = exact.frontier(problem, account, config.influence_epsilon)
         best = exact_split(table, config)
         learned = train(

@@ -26,6 +26,7 @@ CONFIGS = {
     "omcda-random": OmcdaConfig(critic_warmup=0, allocation="random", **SMALL),
     "omcda-not-decoupled": OmcdaConfig(critic_warmup=0, decoupled=False, **SMALL),
     "omcda-not-decoupled-in_sample": OmcdaConfig(critic_warmup=0, decoupled=False, value_target="in_sample", **SMALL),
+    "omcda-layer_norm": OmcdaConfig(critic_warmup=0, critic_layer_norm=True, **SMALL),
     "bc": BcConfig(**SMALL),
 }
 
@@ -33,7 +34,7 @@ CONFIGS = {
 CASES = {name: (config, SPEC) for name, config in CONFIGS.items()}
 CASES |= {
     f"{name}-continuous": (CONFIGS[name], CONTINUOUS)
-    for name in ("omcda", "omcda-in_sample", "omcda-not-decoupled", "bc")
+    for name in ("omcda", "omcda-in_sample", "omcda-not-decoupled", "omcda-layer_norm", "bc")
 }
 
 
@@ -314,6 +315,25 @@ def test_an_agent_without_choices_stays_finite_and_teaches_nothing():
     other_obs[:, 0] += 1.0
     moved, _ = UPDATE(state, dead.replace(obs=other_obs))
     chex.assert_trees_all_equal(new.params["behaviour"], moved.params["behaviour"])
+
+
+def test_the_policy_is_the_behaviours_twin_until_the_warm_up_is_over():
+    state = omcda_jax.init(jax.random.key(0), CONTINUOUS, OmcdaConfig(critic_warmup=3, **SMALL))
+    for i in range(4):
+        chex.assert_trees_all_equal(state.params["policy"], state.params["behaviour"])
+        state, metrics = UPDATE(state, make_batch(i, spec=CONTINUOUS))
+        np.testing.assert_array_equal(metrics["policy/divergence"], 0.0)
+    assert largest_difference(state.params["policy"], state.params["behaviour"]) > 0
+
+
+def test_layer_norm_bounds_what_a_critic_says_far_from_the_data():
+    def spread(layer_norm):
+        state = omcda_jax.init(jax.random.key(0), CONTINUOUS, OmcdaConfig(critic_layer_norm=layer_norm, **SMALL))
+        far = make_batch(0, spec=CONTINUOUS)
+        _, metrics = UPDATE(state, far.replace(obs=1e4 * far.obs))
+        return abs(float(metrics["critic/q_return"]))
+
+    assert spread(True) < 10 < 100 < spread(False)
 
 
 def test_ablations_are_what_they_say():

@@ -18,6 +18,17 @@ def problem():
 
 
 @pytest.fixture(scope="module")
+def leaning():
+    return exact.leaning_rings()
+
+
+@pytest.fixture(params=probe.PROBLEMS)
+def either(request, problem):
+    """Both problems in turn, the continuous one coarsely cut."""
+    return {"discrete": problem, "continuous": exact.leaning_rings(cells=40)}[request.param]
+
+
+@pytest.fixture(scope="module")
 def rollouts(problem):
     return probe.rollouts(problem)
 
@@ -25,17 +36,17 @@ def rollouts(problem):
 # The exact answers
 
 
-def test_policy_evaluation_agrees_with_iterating_the_bellman_equation(problem, random):
-    ring = problem[1]
-    policy = random.dirichlet(np.ones(3), size=exact.NUM_PLACES)
+def test_policy_evaluation_agrees_with_iterating_the_bellman_equation(either, random):
+    ring = either[1]
+    policy = random.dirichlet(np.ones(ring.behaviour.shape[1]), size=exact.NUM_PLACES)
     value = np.zeros(exact.NUM_PLACES)
     for _ in range(800):
         value = ring.reward + ring.discount * np.einsum("pa,paq,q->p", policy, ring.transition, value)
     np.testing.assert_allclose(exact.evaluate(ring, policy), value, rtol=1e-12)
 
 
-def test_the_regularised_optimum_agrees_with_soft_value_iteration(problem):
-    ring, alpha = problem[0], 1.5
+def test_the_regularised_optimum_agrees_with_soft_value_iteration(either):
+    ring, alpha = either[0], 1.5
     value = np.zeros(exact.NUM_PLACES)
     for _ in range(800):
         q = ring.reward[:, None] + ring.discount * ring.transition @ value
@@ -54,20 +65,20 @@ def test_a_vanishing_level_gives_the_unconstrained_optimum_and_a_huge_one_the_be
     assert found.value[1] == pytest.approx(exact.true_value(ring, ring.behaviour), rel=1e-5)
 
 
-def test_splits_spend_the_total_and_rank_as_they_must(problem):
+def test_splits_spend_the_total_and_rank_as_they_must(either):
     for account in ("mean", "batch"):
-        table = exact.frontier(problem, account)
+        table = exact.frontier(either, account)
         even = exact.at_budget(table, np.full(4, 0.3))
         level, slopes, best = exact.water_filling(table), exact.equal_influence(table), exact.best_split(table)
         for split in (even, level, slopes, best):
             assert split.budget.sum() == pytest.approx(exact.TOTAL_BUDGET, abs=1e-3)
         np.testing.assert_allclose(slopes.influence, slopes.influence[0], rtol=1e-3)
-        assert exact.behaviour_value(problem) < even.value.sum() < level.value.sum() < best.value.sum()
+        assert exact.behaviour_value(either) < even.value.sum() < level.value.sum() < best.value.sum()
         assert even.value.sum() < slopes.value.sum() < best.value.sum()
 
 
-def test_weights_normalised_over_the_data_have_the_divergence_of_the_batch_account(problem):
-    ring = problem[0]
+def test_weights_normalised_over_the_data_have_the_divergence_of_the_batch_account(either):
+    ring = either[0]
     found, occupancy = exact.solve(ring, 2.0), exact.data_occupancy(ring)
     joint = occupancy[:, None] * ring.behaviour
     exponent = np.log(found.policy[0] / ring.behaviour) - found.divergence[0][:, None]
@@ -75,6 +86,35 @@ def test_weights_normalised_over_the_data_have_the_divergence_of_the_batch_accou
     divergence = (joint * ratio * np.log(ratio)).sum()
     assert exact.spent(found, occupancy, "batch")[0] == pytest.approx(divergence, rel=1e-10)
     assert divergence < exact.spent(found, occupancy, "mean")[0]
+
+
+def test_an_action_is_the_mean_of_the_step_it_leads_to(leaning):
+    after = leaning[0].transition[3]
+    actions, shift = leaning[0].actions, np.arange(exact.NUM_PLACES) - 3
+    np.testing.assert_allclose(after.sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(after @ shift, actions, atol=1e-12)
+    np.testing.assert_allclose(after @ shift**2 - actions**2, (1 - actions**2) / 2, atol=1e-12)
+
+
+def test_the_answers_do_not_depend_on_how_finely_the_actions_are_cut(leaning):
+    def answers(problem):
+        split = exact.at_budget(exact.frontier(problem, points=100), np.full(4, 0.3))
+        return np.array([split.alpha, split.influence, split.value])
+
+    np.testing.assert_allclose(answers(leaning), answers(exact.leaning_rings(cells=200)), rtol=1e-5)
+
+
+def test_the_best_tanh_gaussians_reach_almost_the_optimum(leaning):
+    frontier = exact.frontier(leaning, points=200)
+    split = exact.at_budget(frontier, np.full(4, 0.3))
+    for i, ring in enumerate(leaning):
+        optimum = exact.solve(ring, split.alpha[i]).policy[0]
+        nearest = exact.nearest_tanh_gaussian(ring, optimum)
+        spent = exact.divergence(ring, nearest) @ exact.data_occupancy(ring)
+        attainable = exact.at_budget(frontier, np.full(4, spent)).value[i]
+        floor = exact.true_value(ring, ring.behaviour)
+        assert 0.995 < (exact.true_value(ring, nearest) - floor) / (attainable - floor) < 1.0
+        np.testing.assert_allclose(exact.nearest_tanh_gaussian(ring, ring.behaviour), ring.behaviour, atol=1e-6)
 
 
 # The data
@@ -97,6 +137,23 @@ def test_the_data_follow_the_problem(problem, rollouts):
         frequent = counts.sum(axis=2) > 1000
         frequency = counts[frequent] / counts[frequent].sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(frequency, ring.transition[frequent], atol=0.04)
+
+
+def test_continuous_data_follow_the_problem(leaning):
+    dataset = probe.rollouts(leaning, episodes=400)
+    batch = data.gather(dataset, dataset.rows)
+    place, after = (np.asarray(x).argmax(axis=-1) for x in (batch.obs, batch.next_obs))
+    action = np.asarray(batch.action)[..., 0]
+    shift = (after - place + 1) % exact.NUM_PLACES - 1
+    for i, ring in enumerate(leaning):
+        np.testing.assert_allclose(np.unique(np.abs(action[:, i, None] - ring.actions).min(axis=1)), 0.0, atol=1e-6)
+        slope, offset = np.polyfit(action[:, i], shift[:, i], 1)
+        assert slope == pytest.approx(1.0, abs=0.05)
+        assert offset == pytest.approx(0.0, abs=0.02)
+        for x in range(exact.NUM_PLACES):
+            u = np.arctanh(action[place[:, i] == x, i])
+            assert u.mean() == pytest.approx(ring.behaviour[x] @ np.arctanh(ring.actions), abs=0.04)
+            assert u.std() == pytest.approx(exact.BEHAVIOUR_STD, rel=0.06)
 
 
 # The learner
@@ -159,3 +216,49 @@ def test_the_policy_table_is_what_the_agents_play(rollouts):
     place = jnp.array([3, 0, 5, 7])
     greedy = omcda_jax.act(state, jnp.eye(exact.NUM_PLACES)[place])
     np.testing.assert_array_equal(greedy, table[jnp.arange(4), place].argmax(axis=-1))
+
+
+# The learner with continuous actions
+
+
+def test_the_policy_table_of_continuous_actions_is_what_the_agents_play(leaning):
+    spec = omcda_jax.EnvSpec(4, exact.NUM_PLACES, 4 * exact.NUM_PLACES, 1, discrete=False)
+    state = omcda_jax.init(jax.random.key(0), spec, probe.settings("uniform", 8, hidden_sizes=(8,)))
+    cells = exact.leaning_rings(cells=2000, scales=(1.0,))[0].actions
+    table = probe.policy_table(state, cells)
+    np.testing.assert_allclose(table.sum(axis=-1), 1.0, atol=1e-6)
+    place = jnp.array([3, 0, 5, 7])
+    obs = jnp.broadcast_to(jnp.eye(exact.NUM_PLACES)[place], (5000, 4, exact.NUM_PLACES))
+    play = jax.jit(lambda state, obs, key: omcda_jax.act(state, obs, key=key))
+    samples = np.asarray(play(state, obs, jax.random.key(1)))[..., 0]
+    means = table[np.arange(4), place] @ cells
+    np.testing.assert_allclose(samples.mean(axis=0), means, atol=4 * samples.std() / np.sqrt(len(samples)))
+    squares = table[np.arange(4), place] @ cells**2
+    np.testing.assert_allclose((samples**2).mean(axis=0), squares, atol=0.02)
+
+
+def check_continuous(leaning, rule, updates, batch_size, hidden_sizes):
+    """Trains under one rule, compares with its exact answers, and returns the learned value."""
+    config = probe.settings(rule, updates, hidden_sizes=hidden_sizes)
+    learned = probe.train(leaning, probe.rollouts(leaning), config, updates=updates, batch_size=batch_size)
+    solution = probe.exact_split(exact.frontier(leaning, "batch", config.influence_epsilon), config)
+    behaviour = exact.behaviour_value(leaning)
+    gain = (learned.value.sum() - behaviour) / (solution.value.sum() - behaviour)
+    assert 0.93 < gain < 1.03
+    np.testing.assert_allclose(learned.alpha[:2], solution.alpha[:2], rtol=0.12)
+    np.testing.assert_allclose(learned.influence[:2], solution.influence[:2], rtol=0.15)
+    np.testing.assert_allclose(learned.budget, solution.budget, atol=0.1)
+    return learned.value.sum()
+
+
+def test_continuous_actions_come_near_the_exact_answers(leaning):
+    value = check_continuous(leaning, "projected", 3000, 128, (32, 32))
+    frontier = exact.frontier(leaning, "batch")
+    assert exact.at_budget(frontier, np.full(4, 0.3)).value.sum() + 1 < value < exact.best_split(frontier).value.sum()
+
+
+@pytest.mark.slow
+def test_continuous_actions_under_every_rule(leaning):
+    uniform, softmax, projected = (check_continuous(leaning, rule, 8000, 256, (64, 64)) for rule in probe.RULES)
+    assert uniform + 1 < softmax
+    assert softmax + 0.5 < projected < exact.best_split(exact.frontier(leaning, "batch")).value.sum()

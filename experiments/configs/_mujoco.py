@@ -14,15 +14,25 @@ def base(name: str, scenario: str, quality: str) -> ExperimentConfig:
     """
     return ExperimentConfig(
         name=name,
-        algorithm=OmcdaConfig(d_tot=0.3, d_min=0.001, discount=0.99, critic_warmup=10_000),
+        algorithm=OmcdaConfig(
+            d_tot=0.3,
+            d_min=0.001,
+            discount=0.99,
+            # quicker targets than SMAC's: credit has to travel about 100 steps
+            target_rate=0.01,
+            critic_warmup=8_000,
+            critic_layer_norm=True,
+            num_samples=2,
+        ),
         data=DataConfig(
             environment=f"mamujoco/{scenario}",
             quality=quality,
             episodes=None,
             transitions=100_000,
+            # brings returns-to-go to SMAC's scale, which the critics start from
             reward_scale=0.1,
             normalise=True,
         ),
-        learner=LearnerConfig(updates=30_000, batch_size=128, evaluate_every=5_000, checkpoint_every=5_000),
-        evaluation=EvaluationConfig(episodes=10),
+        learner=LearnerConfig(updates=30_000, batch_size=128, evaluate_every=2_000, checkpoint_every=2_000),
+        evaluation=EvaluationConfig(episodes=20),
     )

@@ -73,6 +73,8 @@ class OmcdaConfig:
             continuous.
         hidden_sizes: of policies, critics and values.
         mixer_hidden: of the mixers.
+        critic_layer_norm: normalise the critics' hidden layers. It keeps them from extrapolating in rare states, whose
+            advantages would otherwise take up the budget; off in the matched backbone.
         name: key of the algorithm.
     """
 
@@ -193,7 +195,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     clone = networks.initialise(nets.policy, next(keys), obs)
     params = {
         "behaviour": clone,
-        "policy": clone,
+        "policy": jax.tree.map(jnp.array, clone),
         "return": {
             "critic": networks.initialise(nets.critic, next(keys), obs),
             "mixer": networks.initialise(nets.return_mixer, next(keys), state),
