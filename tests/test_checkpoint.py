@@ -79,8 +79,8 @@ def test_a_second_save_of_a_step_is_an_error(tmp_path):
 
 
 def data_file(step_directory):
-    """The largest file of a step: it holds the arrays."""
-    return max((path for path in step_directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    """The largest of the files that hold arrays; what a bit means in orbax's descriptions of them is not our affair."""
+    return max(step_directory.rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
 def flip_bit(path, fraction=0.5):

@@ -1,11 +1,15 @@
-"""OMCDA's variants and behaviour cloning on SMAX datasets: one table from full runs of `experiments/run.py`.
+"""OMCDA's variants and behaviour cloning on several tasks: one table from full runs of `experiments/run.py`.
 
-    python -m benchmarks.smac                                        # everything: many hours on 2 cores
-    python -m benchmarks.smac --presets=smac_3m --variants=bc,softmax --seeds=0
+    python -m benchmarks.study                                        # SMAX, everything: many hours on 2 cores
+    python -m benchmarks.study --presets=smac_3m --variants=bc,softmax --seeds=0
+    python -m benchmarks.study --presets=mujoco_hopper_medium,mujoco_hopper_medium_expert --variants=bc,softmax \\
+        --overrides=learner.updates=100000
 
 Each cell is one run in its own directory, pinned to one core; a finished cell is not run again and an interrupted one
 goes on, so the same command continues a study. Prints Markdown. Columns: the greedy policy's return (mean over seeds
-± standard deviation over seeds) and win rate, with the data's own; then what a healthy run keeps bounded:
+± standard deviation over seeds) and win rate, with the data's own; the return averaged over the evaluations of the
+last half of the training as well, which says more where single checkpoints swing, as on MuJoCo; then what a healthy
+run keeps bounded:
 
     Q^r / bound     largest |mean Q^r| ever logged over the data's largest return-to-go (healthy: below 2)
     max Q^c         largest mean Q^{c,i} ever logged, in nats (healthy: not above a small tolerance)
@@ -39,7 +43,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("presets", ["smac_3m", "smac_2s3z", "smac_5m6m"], "presets of experiments/run.py")
 flags.DEFINE_list("variants", ["bc", "softmax", "uniform", "projected", "in_sample"], f"among {', '.join(VARIANTS)}")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the algorithm; the dataset is the same for all")
-flags.DEFINE_string("quality", "medium", "of the datasets")
+flags.DEFINE_string("quality", None, "of the datasets, instead of the presets' own")
 flags.DEFINE_list("overrides", [], "further settings for every cell, for instance algorithm.d_tot=1.8")
 flags.DEFINE_string("directory", "runs/study", "where the cells' run directories lie")
 flags.DEFINE_integer("jobs", os.cpu_count(), "cells at a time, one core each")
@@ -48,7 +52,7 @@ flags.DEFINE_boolean("run", True, "False: only the table of the cells already fi
 
 def cell_directory(preset: str, variant: str, seed: str) -> pathlib.Path:
     """Run directory of one cell."""
-    return pathlib.Path(FLAGS.directory) / preset / FLAGS.quality / variant / f"seed_{seed}"
+    return pathlib.Path(FLAGS.directory) / preset / (FLAGS.quality or "") / variant / f"seed_{seed}"
 
 
 def run_cell(preset: str, variant: str, seed: str, cores: SimpleQueue) -> None:
@@ -57,7 +61,8 @@ def run_cell(preset: str, variant: str, seed: str, cores: SimpleQueue) -> None:
     if read_result(directory):
         return
     directory.mkdir(parents=True, exist_ok=True)
-    settings = [*VARIANTS[variant], *FLAGS.overrides, f"data.quality={FLAGS.quality}", f"seed={seed}"]
+    settings = [*VARIANTS[variant], *FLAGS.overrides, f"seed={seed}"]
+    settings += [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={preset}", f"--workdir={directory}"]
     command += [f"--config.{setting}" for setting in settings]
     core = cores.get()
@@ -84,9 +89,21 @@ def read_result(directory: pathlib.Path) -> dict | None:
     return result if result["finished"] else None
 
 
+def logged(directory: pathlib.Path) -> list[dict]:
+    """The rows of a cell's metrics file."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def late_return(directory: pathlib.Path, result: dict) -> float:
+    """Mean return over the evaluations of the last half of the training, the final one included."""
+    rows = [row for row in logged(directory) if "evaluation/return_mean" in row and 2 * row["step"] >= result["step"]]
+    late = [row["evaluation/return_mean"] for row in rows if row["step"] < result["step"]]
+    return float(np.mean([*late, result["evaluation"]["return_mean"]]))
+
+
 def health(directory: pathlib.Path, result: dict) -> list[float]:
     """The four bounded quantities of the module docstring; not-a-numbers for an algorithm without them."""
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    rows = logged(directory)
     rows = [row for row in rows if "critic/q_return" in row]
     if not rows:
         return [float("nan")] * 4
@@ -104,6 +121,7 @@ def line(preset: str, variant: str, directories: list[pathlib.Path]) -> str:
     """One row of the table, over the finished seeds."""
     results = [read_result(directory) for directory in directories]
     returns = np.array([result["evaluation"]["return_mean"] for result in results])
+    late = np.array([late_return(*pair) for pair in zip(directories, results, strict=True)])
     wins = np.array([result["evaluation"]["win_rate"] for result in results])
     data = results[0]["data"]["statistics"]
     measured = np.mean([health(*pair) for pair in zip(directories, results, strict=True)], axis=0)
@@ -112,6 +130,7 @@ def line(preset: str, variant: str, directories: list[pathlib.Path]) -> str:
         variant,
         str(len(results)),
         f"{returns.mean():.3f} ± {returns.std():.3f}",
+        f"{late.mean():.3f} ± {late.std():.3f}",
         f"{wins.mean():.3f}",
         f"{data['return_mean']:.3f} ({data['win_rate']:.3f})",
         *("" if np.isnan(value) else f"{value:.2f}" for value in measured),
@@ -128,10 +147,9 @@ def main(_):
             cores.put(core)
         with ThreadPoolExecutor(FLAGS.jobs) as pool:
             list(pool.map(lambda cell: run_cell(*cell, cores), cells))
-    print(
-        "| task | variant | seeds | return | win rate | data | Q^r / bound | max Q^c | spent / budget | KL / budget |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    titles = ["task", "variant", "seeds", "return", "return, last half", "win rate", "data"]
+    titles += ["Q^r / bound", "max Q^c", "spent / budget", "KL / budget"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for preset in FLAGS.presets:
         for variant in FLAGS.variants:
             directories = [cell_directory(preset, variant, seed) for seed in FLAGS.seeds]
