@@ -81,7 +81,7 @@ def make_state(config, step):
         budget=jnp.array([0.6, 1.4, 0.4]),
         influence=jnp.array([0.4, -0.1, 0.2]),
     )
-    params = wider(state.params)
+    params = wider(state.params | {"policy": other.params["policy"]})  # not the behaviour's twin any more
     targets = {group: wider(other.params[group]) for group in state.target_params}
     for tree in (params, targets):
         for group, part in (("deviation", "critic"), ("value", "deviation")):
