@@ -2,7 +2,14 @@
 
 from omcda_jax.algorithms import ALGORITHMS, act, init, update
 from omcda_jax.algorithms.bc import BcConfig
+from omcda_jax.algorithms.bcq import BcqConfig
+from omcda_jax.algorithms.cfcql import CfcqlConfig
+from omcda_jax.algorithms.comadice import ComadiceConfig
+from omcda_jax.algorithms.cql import CqlConfig
+from omcda_jax.algorithms.icq import IcqConfig
+from omcda_jax.algorithms.omar import OmarConfig
 from omcda_jax.algorithms.omcda import OmcdaConfig
+from omcda_jax.algorithms.omiga import OmigaConfig
 from omcda_jax.allocation import allocate, influence
 from omcda_jax.types import Algorithm, Batch, ConfigError, DatasetError, EnvSpec, Metrics, Normaliser, TrainState
 
@@ -11,6 +18,13 @@ __all__ = [
     "Algorithm",
     "Batch",
     "BcConfig",
+    "BcqConfig",
+    "CqlConfig",
+    "IcqConfig",
+    "OmarConfig",
+    "OmigaConfig",
+    "CfcqlConfig",
+    "ComadiceConfig",
     "ConfigError",
     "DatasetError",
     "EnvSpec",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from omcda_jax.reductions import largest, masked_mean, total
+from omcda_jax.reductions import batch_log_weights, masked_mean
 
 ALLOCATION_RULES = ("softmax", "projected", "uniform", "random")
 INFLUENCE_SCALES = ("relative", "raw")
@@ -159,12 +159,9 @@ def conservatism_level(
     """
     chex.assert_equal_shape([return_advantage, deviation_advantage, mask])
     chex.assert_equal_shape_suffix([return_advantage, budget], 1)
-    count = jnp.maximum(total(jnp.sum(mask, axis=0), axis_name), 1)
 
     def log_weights(log_alpha):
-        logits = jnp.where(mask, return_advantage * jnp.exp(-log_alpha) + deviation_advantage, -1e30)
-        logits = logits - largest(jnp.max(logits, axis=0), axis_name)
-        return logits - jnp.log(total(jnp.sum(jnp.exp(logits), axis=0), axis_name)) + jnp.log(count)
+        return batch_log_weights(return_advantage * jnp.exp(-log_alpha) + deviation_advantage, mask, axis_name)
 
     def halve(_, bounds):
         low, high = bounds

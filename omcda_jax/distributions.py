@@ -24,6 +24,20 @@ class Support:
     probabilities: chex.Array
 
 
+@flax.struct.dataclass
+class Measure:
+    """Points and weights of an integral over one agent's actions, sum_k exp(log_weight_k) f(a_k).
+
+    Attributes:
+        actions: None where the points are all discrete actions in order, else [..., K, A] sampled actions.
+        log_weights: [..., K]; of legal discrete actions 0, which makes the sum exact; of a sampled action
+            -log(K times the density it was drawn from).
+    """
+
+    actions: chex.Array | None
+    log_weights: chex.Array
+
+
 def expectation(values: chex.Array, support: Support) -> chex.Array:
     """E_pi[values]: [..., K] values at the support points to [...]."""
     chex.assert_equal_shape([values, support.probabilities])
@@ -67,6 +81,17 @@ class Categorical:
         del support
         return self.log_probs
 
+    def measure(
+        self,
+        avail: chex.Array,
+        key: chex.PRNGKey | None = None,
+        num_samples: int | None = None,
+        other: "Categorical | None" = None,
+    ) -> Measure:
+        """All legal actions, each counted once: sums are exact, only `avail` [..., A] is used."""
+        del key, num_samples, other
+        return Measure(actions=None, log_weights=jnp.where(avail, 0.0, ILLEGAL_LOGIT))
+
 
 def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
     """Categorical over the legal actions only.
@@ -80,6 +105,17 @@ def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
     """
     chex.assert_equal_shape([logits, avail])
     return Categorical(jax.nn.log_softmax(jnp.where(avail, logits, ILLEGAL_LOGIT)))
+
+
+def greedy(values: chex.Array, avail: chex.Array) -> Categorical:
+    """All probability on the legal action of the highest value, the first among equals.
+
+    Args:
+        values: [..., A].
+        avail: [..., A] bool, legal actions.
+    """
+    best = jnp.argmax(jnp.where(avail, values, ILLEGAL_LOGIT), axis=-1)
+    return Categorical(jnp.where(jax.nn.one_hot(best, values.shape[-1], dtype=bool), 0.0, ILLEGAL_LOGIT))
 
 
 @flax.struct.dataclass
@@ -99,7 +135,10 @@ class TanhGaussian:
     def log_prob(self, action: chex.Array) -> chex.Array:
         """Log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
         limit = 1.0 - ACTION_MARGIN
-        u = jnp.arctanh(jnp.clip(action, -limit, limit))
+        return self._log_density(jnp.arctanh(jnp.clip(action, -limit, limit)))
+
+    def _log_density(self, u):
+        """Of tanh(u)."""
         normal = -0.5 * jnp.square((u - self.mean) * jnp.exp(-self.log_std)) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
         # log(1 - tanh(u)^2), in a form that is exact for large |u|
         log_slope = 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
@@ -137,6 +176,21 @@ class TanhGaussian:
         """Log-densities in nats at the support points: [..., K]."""
         return _at_points(self).log_prob(support.actions)
 
+    def measure(self, avail: chex.Array, key: chex.PRNGKey, num_samples: int, other: "TanhGaussian") -> Measure:
+        """Importance sampling over all actions: num_samples draws each from uniform, this policy and another one."""
+        keys = jax.random.split(key, 3)
+        shape = (*self.mean.shape[:-1], num_samples, self.mean.shape[-1])
+        avail = jnp.broadcast_to(avail[..., None, :], shape)
+        uniform = jnp.where(avail, jax.random.uniform(keys[0], shape, minval=-1.0), 0.0)
+        actions, log_densities = [uniform], [-jnp.log(2.0) * jnp.sum(avail, axis=-1)]
+        for policy, policy_key in zip((self, other), keys[1:], strict=True):
+            spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), _at_points(policy))
+            u = spread.mean + jnp.exp(spread.log_std) * jax.random.normal(policy_key, shape)
+            actions.append(spread._squash(u))
+            log_densities.append(spread._log_density(u))
+        log_weights = -jnp.concatenate(log_densities, axis=-1) - jnp.log(3.0 * num_samples)
+        return Measure(actions=jnp.concatenate(actions, axis=-2), log_weights=log_weights)
+
     def _squash(self, u):
         return jnp.where(self.avail, jnp.tanh(u), 0.0)
 
@@ -162,6 +216,12 @@ def tanh_gaussian(mean: chex.Array, log_std: chex.Array, avail: chex.Array) -> T
 
 
 Policy = Categorical | TanhGaussian
+
+
+def log_integral(values: chex.Array, measure: Measure) -> chex.Array:
+    """log of the integral of exp(values): [..., K] values at the measure's points to [...]."""
+    chex.assert_equal_shape([values, measure.log_weights])
+    return jax.nn.logsumexp(values + measure.log_weights, axis=-1)
 
 
 def has_choice(avail: chex.Array, discrete: bool) -> chex.Array:

@@ -56,3 +56,32 @@ def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_ex
     scale = jax.lax.stop_gradient(largest_exponent)
     clipped = jnp.clip(exponent, -MAX_EXPONENT, MAX_EXPONENT)
     return jnp.exp(clipped - scale) + jnp.exp(-scale) * linear_term
+
+
+def best_and_worst(values: chex.Array, share: chex.Numeric) -> chex.Array:
+    """share min + (1 - share) max over an ensemble, [E, ...] to [...] (BCQ, Fujimoto et al. 2019)."""
+    return share * jnp.min(values, axis=0) + (1 - share) * jnp.max(values, axis=0)
+
+
+def soft_chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """w = f'^-1(x) and g = f(w) of the soft chi-square divergence: exponential below 0, linear above."""
+    exponential = jnp.exp(jnp.minimum(x, 0.0))
+    return (
+        jnp.where(x < 0, exponential, x + 1.0),
+        jnp.where(x < 0, exponential * (jnp.minimum(x, 0.0) - 1.0) + 1.0, jnp.square(x) / 2),
+    )
+
+
+def chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """w = max(0, f'^-1(x)) and g = f(w) of the chi-square divergence."""
+    w = jnp.maximum(x + 1.0, 0.0)
+    return w, jnp.square(w - 1.0) / 2
+
+
+def kullback_leibler(x: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """w = f'^-1(x) and g = f(w) of the Kullback-Leibler divergence; x is cut at MAX_EXPONENT to stay finite."""
+    w = jnp.exp(jnp.minimum(x, MAX_EXPONENT) - 1.0)
+    return w, (jnp.minimum(x, MAX_EXPONENT) - 1.0) * w
+
+
+F_DIVERGENCES = {"soft_chi_square": soft_chi_square, "chi_square": chi_square, "kl": kullback_leibler}

@@ -2,16 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from omcda_jax.distributions import Policy, Support, categorical, tanh_gaussian
-from omcda_jax.types import EnvSpec
+from omcda_jax import losses
+from omcda_jax.distributions import Measure, Policy, Support, categorical, greedy, tanh_gaussian
+from omcda_jax.types import EnvSpec, TrainState
 
 DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
@@ -141,6 +142,63 @@ def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
     return AgentNetwork(tuple(hidden_sizes), 1)
 
 
+class MixedCritic(NamedTuple):
+    """Q_tot = sum_i w_i(s) q_i(o_i, a_i) + b(s), the value of all baselines; its parameters are {"local", "mixer"}."""
+
+    local: AgentNetwork
+    mixer: ReturnMixer
+
+    def weights(self, params: Any, state: chex.Array) -> chex.Array:
+        """w(s): [..., S] to [..., N]."""
+        return self.mixer.apply(params["mixer"], state)[0]
+
+    def mix(self, params: Any, state: chex.Array, values: chex.Array) -> chex.Array:
+        """Team value [...] of local values [..., N] at states [..., S]."""
+        return losses.mix(values, *self.mixer.apply(params["mixer"], state))
+
+    def q_tot(self, params: Any, obs: chex.Array, state: chex.Array, action: chex.Array) -> chex.Array:
+        """Team value [...] of actions [..., N] or [..., N, A]."""
+        return self.mix(params, state, action_values(self.local, params["local"], obs, action))
+
+
+def mixed_critic(spec: EnvSpec, hidden_sizes: Sequence[int], mixer_hidden: int) -> MixedCritic:
+    """The critic of a task; local values as `critic_network`."""
+    return MixedCritic(critic_network(spec, hidden_sizes), ReturnMixer(spec.num_agents, mixer_hidden))
+
+
+def init_mixed_critic(critic: MixedCritic, key: chex.PRNGKey, spec: EnvSpec, ensemble: int | None = None) -> Any:
+    """Parameters of a critic; with `ensemble`, of that many local networks stacked, under one mixer."""
+    local_key, mixer_key = jax.random.split(key)
+    obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
+    if ensemble is None:
+        local = initialise(critic.local, local_key, obs)
+    else:
+        local = jax.vmap(lambda k: initialise(critic.local, k, obs))(jax.random.split(local_key, ensemble))
+    return {"local": local, "mixer": initialise(critic.mixer, mixer_key, state)}
+
+
+def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *inputs: Any) -> Any:
+    """`function(network, params, *inputs)` of every member of stacked parameters: results lead with an axis [E]."""
+    return jax.vmap(lambda member: function(network, member, *inputs))(params)
+
+
+def value_policy(
+    policy_network: AgentNetwork, critic: MixedCritic, params: Any, obs: chex.Array, avail: chex.Array
+) -> Policy:
+    """The policy of a value method: greedy in its local values, or where actions are continuous its policy network.
+
+    Args:
+        policy_network: only looked at where actions are continuous.
+        critic: the value.
+        params: by optimiser group, of which "critic" or "policy" is used.
+        obs: [..., N, O].
+        avail: [..., N, A] bool.
+    """
+    if critic.local.action_inputs:
+        return action_distribution(policy_network, params["policy"], obs, avail)
+    return greedy(critic.local.apply(params["critic"]["local"], obs), avail)
+
+
 def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
     """Every agent's policy.
 
@@ -159,14 +217,66 @@ def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, ava
     return tanh_gaussian(*jnp.split(outputs, 2, axis=-1), avail)
 
 
-def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support: Support) -> chex.Array:
-    """Local action values at the points of an expectation.
+class Backbone(NamedTuple):
+    """Networks of the matched backbone; an algorithm initialises those it learns."""
+
+    policy: AgentNetwork
+    critic: MixedCritic
+    value: AgentNetwork
+
+
+def backbone(spec: EnvSpec, config: Any) -> Backbone:
+    """The networks of a task, by an algorithm's `hidden_sizes` and `mixer_hidden`."""
+    return Backbone(
+        policy=policy_network(spec, config.hidden_sizes),
+        critic=mixed_critic(spec, config.hidden_sizes, config.mixer_hidden),
+        value=value_network(config.hidden_sizes),
+    )
+
+
+def act_by_policy(
+    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+) -> chex.Array:
+    """Decentralised actions of the averaged policy network: agent i's depends on o_i alone.
+
+    Args:
+        state: trained state.
+        obs: [..., N, O].
+        avail: [..., N, A] bool, None for all.
+        key: samples with it; None acts greedily.
+
+    Returns:
+        [..., N] int32, or [..., N, A] in [-1, 1].
+    """
+    network = policy_network(state.spec, state.config.hidden_sizes)
+    avail = all_if_none(state.spec, obs, avail)
+    policy = action_distribution(network, state.target_params["policy"], obs, avail)
+    return policy.mode() if key is None else policy.sample(key)
+
+
+def act_by_value(
+    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+) -> chex.Array:
+    """Actions of `value_policy`, of the newest values or the averaged policy network; otherwise as `act_by_policy`."""
+    nets = backbone(state.spec, state.config)
+    params = state.target_params | {"critic": state.params["critic"]}
+    policy = value_policy(nets.policy, nets.critic, params, obs, all_if_none(state.spec, obs, avail))
+    return policy.mode() if key is None else policy.sample(key)
+
+
+def all_if_none(spec: EnvSpec, obs: chex.Array, avail: chex.Array | None) -> chex.Array:
+    """`avail` [..., N, A], or everything available where it is None."""
+    return jnp.ones((*obs.shape[:-1], spec.action_dim), bool) if avail is None else avail
+
+
+def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support: Support | Measure) -> chex.Array:
+    """Local action values at the points of an expectation or an integral.
 
     Args:
         network: from `critic_network`.
         params: its parameters.
         obs: [..., N, O].
-        support: of distributions [..., N].
+        support: of distributions [..., N], or a measure over their actions.
 
     Returns:
         [..., N, K].

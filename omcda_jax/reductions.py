@@ -50,3 +50,21 @@ def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = Non
     chex.assert_equal_shape([values, mask])
     count = total(jnp.sum(mask), axis_name)
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1)
+
+
+def batch_log_weights(logits: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Log of softmax over the valid rows of the batch, times their number: weights with mean one.
+
+    Args:
+        logits: [B, ...].
+        mask: [B, ...] bool, same shape.
+        axis_name: mapped device axis the batch is spread over.
+
+    Returns:
+        [B, ...]; about -1e30 on invalid rows.
+    """
+    chex.assert_equal_shape([logits, mask])
+    count = jnp.maximum(total(jnp.sum(mask, axis=0), axis_name), 1)
+    logits = jnp.where(mask, logits, -1e30)
+    logits = logits - largest(jnp.max(logits, axis=0), axis_name)
+    return logits - jnp.log(total(jnp.sum(jnp.exp(logits), axis=0), axis_name)) + jnp.log(count)

@@ -1,6 +1,7 @@
-"""What every algorithm's update shares: numbers out of a config, keys, per-group optimisers, target networks."""
+"""What every algorithm's update shares: checked settings, states, keys, per-group optimisers, target networks."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -8,7 +9,43 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from omcda_jax.distributions import has_choice
+from omcda_jax.reductions import loss_share, total
+from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
+
 MAX_GRADIENT_NORM = 1.0
+
+Objective = Callable[[Any], tuple[dict[str, chex.Array], dict[str, chex.Array]]]
+
+
+def require(config: Any, key: str, condition: Any, expected: str) -> None:
+    """Raises ConfigError `ALGORITHM: KEY: expected EXPECTED, found VALUE` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {getattr(config, key)!r}")
+
+
+def check_numbers(config: Any, positive: Sequence[str] = (), rates: Sequence[str] = ()) -> None:
+    """Checks the numbers all algorithms share, as far as `config` has them, and further ones by name.
+
+    Does nothing for static structure, whose numbers `split_config` removed.
+
+    Args:
+        config: an algorithm's settings.
+        positive: fields to be positive and finite.
+        rates: fields to be in (0, 1].
+
+    Raises:
+        ConfigError: naming the first field out of its range.
+    """
+    if config.learning_rate is None:
+        return
+    names = {field.name for field in dataclasses.fields(config)}
+    for key in ("learning_rate", *positive):
+        require(config, key, 0 < getattr(config, key) < float("inf"), "a positive number")
+    for key in (*rates, *sorted(names & {"target_rate", "policy_average_rate"})):
+        require(config, key, 0 < getattr(config, key) <= 1, "in (0, 1]")
+    for key in names & {"discount"}:
+        require(config, key, 0 <= getattr(config, key) <= 1, "between 0 and 1")
 
 
 def split_config(config: Any) -> tuple[Any, dict[str, chex.Array]]:
@@ -24,6 +61,33 @@ def split_config(config: Any) -> tuple[Any, dict[str, chex.Array]]:
     names = [field.name for field in dataclasses.fields(config) if field.type is float]
     hyper = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
     return dataclasses.replace(config, **dict.fromkeys(names)), hyper
+
+
+def new_state(
+    key: chex.PRNGKey, spec: EnvSpec, config: Any, params: dict[str, Any], *, targets: Sequence[str], extra: Any = None
+) -> TrainState:
+    """State before the first update.
+
+    Args:
+        key: typed PRNG key of the run.
+        spec: the task's sizes.
+        config: the algorithm's settings, numbers included.
+        params: network parameters by optimiser group.
+        targets: groups with a Polyak-averaged copy.
+        extra: the algorithm's own state.
+    """
+    structure, hyper = split_config(config)
+    return TrainState(
+        params=params,
+        target_params={group: jax.tree.map(jnp.array, params[group]) for group in targets},
+        opt_state=init_optimiser(params),
+        extra={} if extra is None else extra,
+        hyper=hyper,
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        spec=spec,
+        config=structure,
+    )
 
 
 def step_key(key: chex.PRNGKey, step: chex.Array, axis_name: str | None = None) -> chex.PRNGKey:
@@ -63,9 +127,72 @@ def apply_gradients(
     return new_params, new_opt_state
 
 
-def polyak(target_params: Any, params: Any, rate: chex.Numeric) -> Any:
-    """target <- (1 - rate) target + rate params, leaf by leaf; `params` may hold more groups than `target_params`."""
+def track(state: TrainState, params: dict[str, Any]) -> dict[str, Any]:
+    """The target networks after a step to `params`: policies follow at policy_average_rate, all else at target_rate."""
+    rate = lambda group: state.hyper["policy_average_rate" if group == "policy" else "target_rate"]
     return {
-        group: jax.tree.map(lambda t, p: t + rate * (p - t), target, params[group])
-        for group, target in target_params.items()
+        group: optax.incremental_update(params[group], target, rate(group))
+        for group, target in state.target_params.items()
     }
+
+
+def gradient_step(
+    state: TrainState,
+    batch: Batch,
+    objective: Objective,
+    axis_name: str | None = None,
+    groups: Sequence[str] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One optimiser step down the sum of the averaged losses; targets and the step's count are left to `advance`.
+
+    Args:
+        state: where to step from.
+        batch: B transitions; this device's part of them when `axis_name` is given.
+        objective: of all parameters; returns losses by name and other statistics by name, each per row [B], or per
+            agent [B, N], of which rows without a choice are left out.
+        axis_name: mapped device axis to reduce over.
+        groups: the only groups that step; None: all.
+
+    Returns:
+        The state with new parameters, and every loss and statistic averaged over the whole batch, [].
+    """
+    masks = {1: jnp.ones_like(batch.reward, bool), 2: has_choice(batch.avail, state.spec.discrete)}
+
+    def averaged(chosen):
+        losses, statistics = objective(state.params | chosen)
+        share = lambda values: loss_share(values, masks[values.ndim], axis_name)
+        losses, statistics = jax.tree.map(share, (losses, statistics))
+        return sum(losses.values()), losses | statistics
+
+    chosen = {group: state.params[group] for group in (state.params if groups is None else groups)}
+    gradients, metrics = jax.grad(averaged, has_aux=True)(chosen)
+    gradients, metrics = total((gradients, metrics), axis_name)
+    chosen, opt_state = apply_gradients(chosen, gradients, state.opt_state, state.hyper["learning_rate"])
+    return state.replace(params=state.params | chosen, opt_state=state.opt_state | opt_state), metrics
+
+
+def advance(state: TrainState) -> TrainState:
+    """Ends an update: target networks follow, one step more is counted."""
+    return state.replace(target_params=track(state, state.params), step=state.step + 1)
+
+
+def descend(
+    state: TrainState, batch: Batch, objective: Objective, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """A whole update of an algorithm whose losses are all taken at the parameters before it, see `gradient_step`."""
+    state, metrics = gradient_step(state, batch, objective, axis_name)
+    return advance(state), metrics
+
+
+def hold(new: TrainState, old: TrainState, held: Mapping[str, chex.Array]) -> TrainState:
+    """`new`, with the groups whose flag [] bool is set as they were in `old`, optimiser and target included."""
+
+    def choose(tree, before):
+        pick = lambda flag: lambda x, y: jnp.where(flag, y, x)
+        return tree | {g: jax.tree.map(pick(flag), tree[g], before[g]) for g, flag in held.items() if g in tree}
+
+    return new.replace(
+        params=choose(new.params, old.params),
+        opt_state=choose(new.opt_state, old.opt_state),
+        target_params=choose(new.target_params, old.target_params),
+    )

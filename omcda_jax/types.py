@@ -60,6 +60,7 @@ class Batch:
         next_avail: [B, N, A] bool.
         next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step.
         first: [B] bool, the row starts an episode.
+        last: [B] bool, the row ends an episode, by termination or a time limit: there is no next action.
     """
 
     obs: chex.Array
@@ -73,6 +74,7 @@ class Batch:
     next_avail: chex.Array
     next_action: chex.Array
     first: chex.Array
+    last: chex.Array
 
 
 @flax.struct.dataclass

@@ -29,6 +29,7 @@ SETTINGS = dict(
     influence_rate=0.3,
     level_rate=0.2,
     target_rate=0.1,
+    policy_average_rate=0.02,
 )
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # one call each: compiling costs more than running
 update = jax.jit(omcda_jax.update, compiler_options=QUICK_COMPILE)
@@ -65,6 +66,7 @@ def make_batch(random):
         next_avail=then,
         next_action=np.zeros((ROWS, 3), np.int32),
         first=np.zeros(ROWS, bool),
+        last=np.zeros(ROWS, bool),
     )
 
 
@@ -231,7 +233,11 @@ def directional_derivative(state, batch, fixed, group, direction, h=1e-5):
 
 
 def value_loss(config, params, batch, fixed):
-    """Normalisation and, when decoupled, regression; v^r stopped in the exponent, M stopped throughout."""
+    """Normalisation and, when decoupled, regression; v^r stopped in the exponent, M stopped throughout.
+
+    Every row counts: where an agent has no choice its only action has density ratio one.
+    """
+    everyone, density = np.ones_like(fixed["mask"]), np.where(fixed["mask"], fixed["weights"], 1.0)
     v_return = local_network(params["value"]["return"], batch.obs)[..., 0]
     slope = fixed["w"] / fixed["alpha"]
     if not config.decoupled:
@@ -240,15 +246,15 @@ def value_loss(config, params, batch, fixed):
     v_deviation = local_network(params["value"]["deviation"], batch.obs)[..., 0]
     stopped = fixed.setdefault("v_return_before", v_return)
     z = slope * (fixed["q_return"] - stopped) + fixed["kappa"] * (fixed["q_deviation"] - v_deviation)
-    regression = reference.weighted_regression_loss(fixed["weights"], v_return, fixed["q_return"], fixed["mask"])
+    regression = reference.weighted_regression_loss(density, v_return, fixed["q_return"], everyone)
     return normalisation(z, fixed["kappa"] * v_deviation, fixed) + regression
 
 
 def normalisation(z, linear, fixed):
     """The reference loss with its M held at the first value seen: exp(-M) scales the loss and is a constant."""
-    largest = lambda x: max(np.clip(x, -10, 10)[fixed["mask"]].max(), -1.0)
+    largest = lambda x: max(np.clip(x, -10, 10).max(), -1.0)
     top = fixed.setdefault("top", largest(z))
-    return reference.normalisation_loss(z, linear, fixed["mask"]) * np.exp(largest(z) - top)
+    return reference.normalisation_loss(z, linear, np.ones_like(fixed["mask"])) * np.exp(largest(z) - top)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -342,7 +348,8 @@ def test_parameters_take_the_reference_step(case):
             [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
             for tree in (target, after.params[group], after.target_params[group])
         )
-        for got, expected in zip(ours, reference.polyak(old, new, 0.1), strict=True):
+        rate = 0.02 if group == "policy" else 0.1
+        for got, expected in zip(ours, reference.polyak(old, new, rate), strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-6)
 
 

@@ -174,6 +174,7 @@ def train(index, reward, discrete, updates=1500, batch_size=256):
                 next_avail=avail,
                 next_action=taken[rows],
                 first=jnp.ones(batch_size, bool),
+                last=jnp.ones(batch_size, bool),
             )
             return omcda_jax.update(learner, batch)
 

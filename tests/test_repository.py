@@ -77,6 +77,7 @@ def test_the_library_examples_run():
         next_avail=everything,
         next_action=action,
         first=np.zeros(rows, bool),
+        last=np.zeros(rows, bool),
     )
     names = {"batches": [batch, batch], "batch": batch, "obs": batch.obs, "avail": batch.avail}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

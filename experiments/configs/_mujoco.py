@@ -20,6 +20,8 @@ def base(name: str, scenario: str, quality: str) -> ExperimentConfig:
             discount=0.99,
             # quicker targets than SMAC's: credit has to travel about 100 steps
             target_rate=0.01,
+            # single policies swing by half their return from one checkpoint to the next; their average does not
+            policy_average_rate=0.001,
             critic_warmup=8_000,
             critic_layer_norm=True,
             num_samples=2,

@@ -9,7 +9,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from omcda_jax.algorithms import bc, omcda
+from omcda_jax.algorithms import bc, bcq, cfcql, comadice, cql, icq, omar, omcda, omiga
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState
 
 
@@ -55,6 +55,13 @@ def normalise(state: TrainState, batch: Batch) -> Batch:
 ALGORITHMS = {
     "omcda": _normalised(Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act)),
     "bc": _normalised(Algorithm(bc.BcConfig, bc.init, bc.update, bc.act)),
+    "bcq": _normalised(Algorithm(bcq.BcqConfig, bcq.init, bcq.update, bcq.act)),
+    "cql": _normalised(Algorithm(cql.CqlConfig, cql.init, cql.update, cql.act)),
+    "icq": _normalised(Algorithm(icq.IcqConfig, icq.init, icq.update, icq.act)),
+    "omar": _normalised(Algorithm(omar.OmarConfig, omar.init, omar.update, omar.act)),
+    "omiga": _normalised(Algorithm(omiga.OmigaConfig, omiga.init, omiga.update, omiga.act)),
+    "cfcql": _normalised(Algorithm(cfcql.CfcqlConfig, cfcql.init, cfcql.update, cfcql.act)),
+    "comadice": _normalised(Algorithm(comadice.ComadiceConfig, comadice.init, comadice.update, comadice.act)),
 }
 
 

@@ -33,7 +33,7 @@ from omcda_jax.allocation import (
 )
 from omcda_jax.distributions import Policy, Support, expectation, has_choice
 from omcda_jax.reductions import largest, loss_share, masked_mean, total
-from omcda_jax.training import apply_gradients, init_optimiser, polyak, split_config, step_key
+from omcda_jax.training import apply_gradients, check_numbers, new_state, require, step_key, track
 from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
 
 VALUE_TARGETS = ("expectation", "in_sample")
@@ -64,6 +64,7 @@ class OmcdaConfig:
         discount: gamma.
         learning_rate: of Adam, all groups.
         target_rate: tau of the Polyak average.
+        policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
         level_rate: weight of the newest solution in the moving average of log alpha.
         alpha_init: alpha before the first solution, in units of return per nat.
         alpha_min: lower end of the search for alpha.
@@ -93,6 +94,7 @@ class OmcdaConfig:
     discount: float = 0.99
     learning_rate: float = 5e-4
     target_rate: float = 0.005
+    policy_average_rate: float = 1.0
     level_rate: float = 0.01
     alpha_init: float = 1.0
     alpha_min: float = 1e-3
@@ -112,25 +114,20 @@ class OmcdaConfig:
             "conservative_mixing": networks.DEVIATION_MIXINGS,
         }
         for key, allowed in choices.items():
-            _require(self, key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
-        _require(self, "critic_warmup", self.critic_warmup >= 0, "a number of updates >= 0")
-        _require(self, "num_samples", self.num_samples >= 2, "at least 2")
+            require(self, key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
+        require(self, "critic_warmup", self.critic_warmup >= 0, "a number of updates >= 0")
+        require(self, "num_samples", self.num_samples >= 2, "at least 2")
         if self.d_tot is None:  # structure only, see training.split_config
             return
-        _require(self, "d_tot", 0 < self.d_tot < float("inf"), "a positive number of nats")
-        _require(self, "d_min", 0 <= self.d_min <= self.d_tot, f"between 0 and d_tot={self.d_tot} nats")
-        _require(self, "discount", 0 <= self.discount <= 1, "between 0 and 1")
-        for key in ("temperature", "step_size", "learning_rate", "alpha_init", "alpha_min", "influence_epsilon"):
-            _require(self, key, 0 < getattr(self, key) < float("inf"), "a positive number")
-        for key in ("target_rate", "level_rate", "influence_rate"):
-            _require(self, key, 0 < getattr(self, key) <= 1, "in (0, 1]")
-        _require(self, "alpha_max", self.alpha_max > self.alpha_min, f"above alpha_min={self.alpha_min}")
-        _require(self, "max_weight", self.max_weight > 1, "above 1")
-
-
-def _require(config, key, condition, expected):
-    if not condition:
-        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {getattr(config, key)!r}")
+        require(self, "d_tot", 0 < self.d_tot < float("inf"), "a positive number of nats")
+        require(self, "d_min", 0 <= self.d_min <= self.d_tot, f"between 0 and d_tot={self.d_tot} nats")
+        check_numbers(
+            self,
+            positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon"),
+            rates=("level_rate", "influence_rate"),
+        )
+        require(self, "alpha_max", self.alpha_max > self.alpha_min, f"above alpha_min={self.alpha_min}")
+        require(self, "max_weight", self.max_weight > 1, "above 1")
 
 
 @flax.struct.dataclass
@@ -188,7 +185,6 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
             f"{config.name}: d_tot: expected at least num_agents * d_min = {spec.num_agents} * {config.d_min:g} = "
             f"{spec.num_agents * config.d_min:g} nats, found {config.d_tot:g}"
         )
-    structure, hyper = split_config(config)
     nets = _networks(spec, config)
     obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
     keys = iter(jax.random.split(key, 9))
@@ -209,25 +205,15 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     if config.value_target == "in_sample":
         parts = ["return", "deviation"] if config.decoupled else ["return"]
         params["value"] = {part: networks.initialise(nets.value, next(keys), obs) for part in parts}
-    target_params = {group: params[group] for group in ("return", "deviation", "value") if group in params}
-    share = jnp.full((spec.num_agents,), 1 / spec.num_agents)
+    share = jnp.full((spec.num_agents,), 1 / spec.num_agents, jnp.float32)
     if config.allocation == "random":
         share = jax.random.dirichlet(next(keys), jnp.ones((spec.num_agents,)))
-    return TrainState(
-        params=params,
-        target_params=jax.tree.map(jnp.array, target_params),
-        opt_state=init_optimiser(params),
-        extra=AllocationState(
-            log_alpha=jnp.full((spec.num_agents,), jnp.log(hyper["alpha_init"])),
-            budget=hyper["d_min"] + (hyper["d_tot"] - spec.num_agents * hyper["d_min"]) * share,
-            influence=jnp.zeros((spec.num_agents,)),
-        ),
-        hyper=hyper,
-        step=jnp.zeros((), jnp.int32),
-        key=key,
-        spec=spec,
-        config=structure,
+    extra = AllocationState(
+        log_alpha=jnp.full_like(share, jnp.log(config.alpha_init)),
+        budget=config.d_min + (config.d_tot - spec.num_agents * config.d_min) * share,
+        influence=jnp.zeros_like(share),
     )
+    return new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
 
 
 class _Policies(NamedTuple):
@@ -427,8 +413,11 @@ def _objective(params, state: TrainState, batch: Batch, axis_name: str | None) -
         losses_by_name["critic/td_deviation"] = average(jnp.sum(squared_deviation, axis=-1), rows)
         values["critic/q_deviation"] = jax.vmap(average, (1, None))(q_deviation, rows)
     if config.value_target == "in_sample":
-        value = in_sample_loss(state, params, batch, estimates, weights, mask, axis_name)
-        losses_by_name["value/loss"] = average(value, mask)
+        # a forced action's value is its q: rows without a choice count too, for V_tot sums over every agent
+        everyone = jnp.ones_like(mask)
+        density = jnp.where(mask, weights, 1.0)
+        value = in_sample_loss(state, params, batch, estimates, density, everyone, axis_name)
+        losses_by_name["value/loss"] = average(value, everyone)
     return sum(losses_by_name.values()), _Step(losses_by_name | values, now, estimates, solution, weights)
 
 
@@ -480,29 +469,11 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     }
     return state.replace(
         params=params,
-        target_params=polyak(state.target_params, params, hyper["target_rate"]),
+        target_params=track(state, params),
         opt_state=opt_state,
         extra=AllocationState(log_alpha=log_alpha, budget=budget, influence=smoothed),
         step=state.step + 1,
     ), metrics
 
 
-def act(
-    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
-) -> chex.Array:
-    """Decentralised actions: agent i's depends on o_i alone.
-
-    Args:
-        state: trained state.
-        obs: [..., N, O].
-        avail: [..., N, A] bool, or None for all legal.
-        key: samples with it; None acts greedily.
-
-    Returns:
-        [..., N] int32, or [..., N, A] in [-1, 1].
-    """
-    if avail is None:
-        avail = jnp.ones((*obs.shape[:-1], state.spec.action_dim), bool)
-    nets = _networks(state.spec, state.config)
-    policy = networks.action_distribution(nets.policy, state.params["policy"], obs, avail)
-    return policy.mode() if key is None else policy.sample(key)
+act = networks.act_by_policy

@@ -88,6 +88,8 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
         next_avail=dataset.avail[after],
         next_action=dataset.action[after],
         first=dataset.first[rows],
+        # the row after the next one starts another episode, or the data are over
+        last=dataset.first[(rows + 2) % dataset.first.shape[0]],
     )
 
 

@@ -1,0 +1,261 @@
+"""BCQ-MA: Q-learning over the actions that a model of the behaviour finds likely.
+
+Sources: Fujimoto, Meger, Precup, "Off-Policy Deep Reinforcement Learning without Exploration" (ICML 2019), and for
+discrete actions Fujimoto et al., "Benchmarking Batch Deep Reinforcement Learning Algorithms" (2019), per agent under
+the linear mixer.
+
+    discrete     allowed_i = { a legal: G_i(a) / max G_i >= threshold }, G the behaviour's head
+                 a'_i = argmax of the online q_i over allowed_i at s'
+                 y = r + gamma nu [ sum_i w_i q_i(a'_i) + b ], targets barred;   acting: the same argmax
+    continuous   actions a of a conditional VAE, moved by xi = clip(a + reach tanh(net(o,a)), +-1)
+                 q~ = share min(q^1, q^2) + (1 - share) max(q^1, q^2),           the best of K per agent at s'
+                 y = r + gamma nu [ sum_i w_i max_k q~_i^k + b ],                L_q summed over both critics
+                 L_xi = -mean q^1_i(o_i, xi);   acting: the best of acting_samples by q^1
+
+"Corrected": the published multi-agent code feeds latent and agent index to the decoder in another order when it
+generates than when it trains; here both are one call.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from omcda_jax import losses, networks
+from omcda_jax.distributions import Support, greedy
+from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+
+LOG_STD_BOUNDS = (-4.0, 15.0)
+LATENT_LIMIT = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class BcqConfig:
+    """Settings of BCQ-MA.
+
+    Attributes:
+        threshold: of an allowed action's probability over the likeliest one's (discrete).
+        logit_penalty: weight of the mean squared logit of the behaviour's head (discrete).
+        num_samples: K, actions generated per agent for the target (continuous).
+        acting_samples: actions generated per agent when acting (continuous).
+        reach: largest perturbation of a generated action (continuous).
+        share: weight of the smaller critic in the target (continuous).
+        vae_hidden: of encoder and decoder (continuous).
+        discount, learning_rate, target_rate, hidden_sizes, mixer_hidden: as of OMCDA.
+        name: key of the algorithm.
+    """
+
+    threshold: float = 0.3
+    logit_penalty: float = 0.01
+    num_samples: int = 10
+    acting_samples: int = 100
+    reach: float = 0.05
+    share: float = 0.75
+    vae_hidden: tuple[int, ...] = (64, 64)
+    discount: float = 0.99
+    learning_rate: float = 5e-4
+    target_rate: float = 0.005
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    mixer_hidden: int = 64
+    name: str = "bcq"
+
+    def __post_init__(self):
+        for key in ("num_samples", "acting_samples"):
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        check_numbers(self, positive=["reach"])
+        if self.share is not None:
+            require(self, "threshold", 0 <= self.threshold <= 1, "between 0 and 1")
+            require(self, "share", 0 <= self.share <= 1, "between 0 and 1")
+            require(self, "logit_penalty", self.logit_penalty >= 0, "0 or more")
+
+
+class _Networks(NamedTuple):
+    critic: networks.MixedCritic
+    head: networks.AgentNetwork  # discrete: logits of the behaviour
+    encoder: networks.AgentNetwork
+    decoder: networks.AgentNetwork
+    perturbation: networks.AgentNetwork
+
+
+def _networks(spec: EnvSpec, config: BcqConfig) -> _Networks:
+    latent, hidden = 2 * spec.action_dim, tuple(config.hidden_sizes)
+    return _Networks(
+        critic=networks.mixed_critic(spec, hidden, config.mixer_hidden),
+        head=networks.AgentNetwork(hidden, spec.action_dim),
+        encoder=networks.AgentNetwork(tuple(config.vae_hidden), 2 * latent, action_inputs=spec.action_dim),
+        decoder=networks.AgentNetwork(tuple(config.vae_hidden), spec.action_dim, action_inputs=latent),
+        perturbation=networks.AgentNetwork(hidden, spec.action_dim, action_inputs=spec.action_dim),
+    )
+
+
+def init(key: chex.PRNGKey, spec: EnvSpec, config: BcqConfig) -> TrainState:
+    """Fresh networks for the task's sizes: one critic and a head, or two critics, a VAE and a perturbation."""
+    nets, keys = _networks(spec, config), jax.random.split(key, 4)
+    fresh = lambda network, k: networks.initialise(network, k, jnp.zeros((1, spec.num_agents, spec.obs_dim)))
+    if spec.discrete:
+        params = {"critic": networks.init_mixed_critic(nets.critic, keys[0], spec), "head": fresh(nets.head, keys[1])}
+        return new_state(key, spec, config, params, targets=["critic"])
+    params = {
+        "critic": networks.init_mixed_critic(nets.critic, keys[0], spec, ensemble=2),
+        "vae": {"encoder": fresh(nets.encoder, keys[1]), "decoder": fresh(nets.decoder, keys[2])},
+        "perturbation": fresh(nets.perturbation, keys[3]),
+    }
+    return new_state(key, spec, config, params, targets=["critic", "perturbation"])
+
+
+def allowed_actions(logits: chex.Array, avail: chex.Array, threshold: chex.Numeric) -> chex.Array:
+    """Legal actions with G(a) >= threshold max G, G the masked softmax of the logits: [..., A] each, bool.
+
+    The likeliest legal action is always allowed.
+    """
+    relative = logits - jnp.max(jnp.where(avail, logits, -jnp.inf), axis=-1, keepdims=True)
+    return avail & (jnp.exp(relative) >= threshold)
+
+
+def head_loss(logits: chex.Array, avail: chex.Array, action: chex.Array, penalty: chex.Numeric) -> chex.Array:
+    """-log G(a) over legal actions, and `penalty` times the mean squared legal logit: [B, N]."""
+    log_probs = jax.nn.log_softmax(jnp.where(avail, logits, -1e9))
+    likelihood = jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+    squares = jnp.sum(jnp.where(avail, jnp.square(logits), 0.0), axis=-1) / jnp.maximum(jnp.sum(avail, axis=-1), 1)
+    return penalty * squares - likelihood
+
+
+def decode(nets: _Networks, params, obs: chex.Array, latent: chex.Array) -> chex.Array:
+    """Actions in (-1, 1) of latents [..., N, L]: [..., N, A]."""
+    return jnp.tanh(nets.decoder.apply(params["vae"]["decoder"], obs, latent))
+
+
+def prior(key: chex.PRNGKey, *shape: int) -> chex.Array:
+    """Latents to generate from: standard normal, cut at LATENT_LIMIT."""
+    return jnp.clip(jax.random.normal(key, shape), -LATENT_LIMIT, LATENT_LIMIT)
+
+
+def generate(nets: _Networks, params, obs: chex.Array, avail: chex.Array, latent: chex.Array) -> chex.Array:
+    """Actions [K, ..., N, A] of latents [K, ..., N, L], which may lack or repeat axes of obs [..., N, O]."""
+    shape = (latent.shape[0], *obs.shape[:-1])
+    many, latent = (jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in (obs, latent))
+    return jnp.where(avail, decode(nets, params, many, latent), 0.0)
+
+
+def perturb(
+    nets: _Networks, params, obs: chex.Array, avail: chex.Array, action: chex.Array, reach: chex.Numeric
+) -> chex.Array:
+    """xi = clip(a + reach tanh(net(o, a)), +-1), params of the perturbation: the shape of `action` [..., N, A]."""
+    obs = jnp.broadcast_to(obs, (*action.shape[:-1], obs.shape[-1]))
+    moved = jnp.clip(action + reach * jnp.tanh(nets.perturbation.apply(params, obs, action)), -1.0, 1.0)
+    return jnp.where(avail, moved, 0.0)
+
+
+def latent_divergence(mean: chex.Array, log_std: chex.Array) -> chex.Array:
+    """KL of N(mean, exp(log_std)^2) from N(0, 1), each dimension: the shape of `mean`."""
+    return -0.5 * (1.0 + 2.0 * log_std - jnp.square(mean) - jnp.exp(2.0 * log_std))
+
+
+def vae_loss(nets: _Networks, params, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+    """Squared error of the reconstruction, averaged over an agent's dimensions, and half the mean latent KL: [B, N]."""
+    encoded = nets.encoder.apply(params["vae"]["encoder"], batch.obs, batch.action)
+    mean, log_std = jnp.split(encoded, 2, axis=-1)
+    log_std = jnp.clip(log_std, *LOG_STD_BOUNDS)
+    latent = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    error = jnp.square(decode(nets, params, batch.obs, latent) - batch.action)
+    dimensions = jnp.maximum(jnp.sum(batch.avail, axis=-1), 1)
+    reconstruction = jnp.sum(jnp.where(batch.avail, error, 0.0), axis=-1) / dimensions
+    return reconstruction + 0.5 * jnp.mean(latent_divergence(mean, log_std), axis=-1)
+
+
+def _target(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
+    return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
+
+
+def _restricted_policy(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array):
+    """Greedy in the online q over allowed actions."""
+    logits = nets.head.apply(state.params["head"], obs)
+    q = nets.critic.local.apply(state.params["critic"]["local"], obs)
+    return greedy(q, allowed_actions(logits, avail, state.hyper["threshold"]))
+
+
+def _best_of(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey) -> chex.Array:
+    """[B, N] max_k q~ over generated and perturbed actions, target networks."""
+    target, latent = state.target_params, nets.decoder.action_inputs
+    generated = generate(nets, state.params, obs, avail, prior(key, state.config.num_samples, *obs.shape[:-1], latent))
+    moved = perturb(nets, target["perturbation"], obs, avail, generated, state.hyper["reach"])
+    points = Support(jnp.moveaxis(moved, 0, -2), None)
+    values = networks.of_ensemble(networks.support_values, nets.critic.local, target["critic"]["local"], obs, points)
+    return jnp.max(losses.best_and_worst(values, state.hyper["share"]), axis=-1)
+
+
+def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
+    next_action = _restricted_policy(state, nets, batch.next_obs, batch.next_avail).mode()
+    critic = state.target_params["critic"]
+    y = _target(state, batch, nets.critic.q_tot(critic, batch.next_obs, batch.next_state, next_action))
+
+    def objective(params):
+        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)
+        logits = nets.head.apply(params["head"], batch.obs)
+        loss = head_loss(logits, batch.avail, batch.action, state.hyper["logit_penalty"])
+        return {"critic/td": jnp.square(q_tot - y), "behaviour/loss": loss}, {"critic/q": q_tot}
+
+    return objective
+
+
+def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, key: chex.PRNGKey):
+    next_key, vae_key, prior_key = jax.random.split(key, 3)
+    next_value = _best_of(state, nets, batch.next_obs, batch.next_avail, next_key)
+    y = _target(state, batch, nets.critic.mix(state.target_params["critic"], batch.next_state, next_value))
+    latent = prior(prior_key, 1, *batch.obs.shape[:-1], nets.decoder.action_inputs)
+    generated = generate(nets, state.params, batch.obs, batch.avail, latent)[0]
+    first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])
+
+    def objective(params):
+        q = networks.of_ensemble(
+            networks.action_values, nets.critic.local, params["critic"]["local"], batch.obs, batch.action
+        )
+        q_tot = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.state))(q)
+        moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, generated, state.hyper["reach"])
+        by_name = {
+            "critic/td": jnp.sum(jnp.square(q_tot - y), axis=0),
+            "behaviour/loss": vae_loss(nets, params, batch, vae_key),
+            "policy/loss": -networks.action_values(nets.critic.local, first_critic, batch.obs, moved),
+        }
+        return by_name, {"critic/q": q_tot[0]}
+
+    return objective
+
+
+def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    """One step of everything, each loss at the parameters before the step.
+
+    Arguments and results are those of `omcda_jax.update`.
+    """
+    nets = _networks(state.spec, state.config)
+    if state.spec.discrete:
+        return descend(state, batch, _discrete_objective(state, nets, batch), axis_name)
+    key = step_key(state.key, state.step, axis_name)
+    return descend(state, batch, _continuous_objective(state, nets, batch, key), axis_name)
+
+
+def act(
+    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+) -> chex.Array:
+    """Decentralised actions [..., N] or [..., N, A] for obs [..., N, O].
+
+    Continuous actions are the best of generated ones; without a key the latents are always the same.
+    """
+    nets, avail = _networks(state.spec, state.config), networks.all_if_none(state.spec, obs, avail)
+    if state.spec.discrete:
+        return _restricted_policy(state, nets, obs, avail).mode()
+    # without a key every observation sees the same latents: an action does not depend on who else is acting
+    lead, latent_key = (obs.shape[:-2], key) if key is not None else ([1] * (obs.ndim - 2), jax.random.key(0))
+    count, latents = state.config.acting_samples, nets.decoder.action_inputs
+    generated = generate(
+        nets, state.params, obs, avail, prior(latent_key, count, *lead, state.spec.num_agents, latents)
+    )
+    moved = perturb(nets, state.params["perturbation"], obs, avail, generated, state.hyper["reach"])
+    first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])
+    many = jnp.broadcast_to(obs, (count, *obs.shape))
+    best = jnp.argmax(networks.action_values(nets.critic.local, first_critic, many, moved), axis=0)
+    return jnp.take_along_axis(moved, best[None, ..., None], axis=0)[0]

@@ -1,0 +1,211 @@
+"""OMAR: the conservative critic of CQL-MA, and an actor drawn both uphill and to the best action a search found.
+
+Source: Pan, Huang, Ma, Xu, "Plan Better Amid Conservatism: Offline Multi-Agent Reinforcement Learning with Actor
+Rectification" (ICML 2022). With c the mixing coefficient:
+
+    continuous   L_pi = c mean |pi(o_i) - a*_i|^2 - (1 - c) mean q_i(o_i, pi(o_i)),   pi(o) = tanh(mean)
+                 a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method
+    discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) adv_i log pi(a_i|o_i),          adv_i = q_i(a_i) - E_pi q_i
+                 a*_i the legal argmax of q_i, for the actions can be enumerated
+
+Search and values are frozen in the actor's loss. The critic, its target (double Q-learning, or an action of the
+policy) and its exact penalty are those described for CQL-MA.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from omcda_jax import losses, networks
+from omcda_jax.distributions import (
+    Categorical,
+    Policy,
+    Support,
+    TanhGaussian,
+    expectation,
+    greedy,
+    log_integral,
+)
+from omcda_jax.networks import Backbone, backbone
+from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class OmarConfig:
+    """Settings of OMAR.
+
+    Attributes:
+        coefficient: c, weight of the search's action in the actor's loss.
+        penalty: weight of the conservative penalty.
+        num_samples: actions drawn from each of the three proposals of the penalty, where actions are continuous.
+        search_rounds, search_samples, search_elites: rounds of the cross-entropy method, actions drawn in each, and
+            how many of the best the next round is fitted to.
+        search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
+        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
+        name: key of the algorithm.
+    """
+
+    coefficient: float = 0.5
+    penalty: float = 1.0
+    num_samples: int = 10
+    search_rounds: int = 2
+    search_samples: int = 20
+    search_elites: int = 5
+    search_spread: float = 2.0
+    discount: float = 0.99
+    learning_rate: float = 5e-4
+    target_rate: float = 0.005
+    policy_average_rate: float = 1.0
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    mixer_hidden: int = 64
+    name: str = "omar"
+
+    def __post_init__(self):
+        for key in ("num_samples", "search_rounds"):
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        require(self, "search_elites", 2 <= self.search_elites <= self.search_samples, "2 up to search_samples")
+        check_numbers(self, positive=["search_spread"])
+        if self.coefficient is not None:
+            require(self, "coefficient", 0 <= self.coefficient <= 1, "between 0 and 1")
+            require(self, "penalty", self.penalty >= 0, "0 or more")
+
+
+def init(key: chex.PRNGKey, spec: EnvSpec, config: OmarConfig) -> TrainState:
+    """Fresh networks for the task's sizes; `key` is also the run's key."""
+    nets, (policy_key, critic_key) = backbone(spec, config), jax.random.split(key)
+    params = {
+        "policy": networks.initialise(nets.policy, policy_key, jnp.zeros((1, spec.num_agents, spec.obs_dim))),
+        "critic": networks.init_mixed_critic(nets.critic, critic_key, spec),
+    }
+    return new_state(key, spec, config, params, targets=["policy", "critic"])
+
+
+def search(
+    score: Callable[[chex.Array], chex.Array],
+    key: chex.PRNGKey,
+    shape: tuple[int, ...],
+    *,
+    rounds: int,
+    samples: int,
+    elites: int,
+    spread: chex.Numeric,
+) -> chex.Array:
+    """The cross-entropy method in [-1, 1]^A, for every [...] on its own.
+
+    Args:
+        score: [..., K, A] actions to [..., K] values.
+        key: typed PRNG key.
+        shape: (..., A).
+        rounds: draws from a normal, fits it to the elites (mean, unbiased standard deviation), and again.
+        samples: drawn per round.
+        elites: kept per round; they compete in the next one.
+        spread: standard deviation of the first round, whose mean is 0.
+
+    Returns:
+        [..., A] the best action found.
+    """
+    mean, std = jnp.zeros(shape), jnp.full(shape, spread)
+    best_actions, best_scores = jnp.zeros((*shape[:-1], 0, shape[-1])), jnp.zeros((*shape[:-1], 0))
+    for round_key in jax.random.split(key, rounds):
+        noise = jax.random.normal(round_key, (*shape[:-1], samples, shape[-1]))
+        drawn = jnp.clip(mean[..., None, :] + std[..., None, :] * noise, -1.0, 1.0)
+        actions = jnp.concatenate([best_actions, drawn], axis=-2)
+        scores = jnp.concatenate([best_scores, score(drawn)], axis=-1)
+        best_scores, index = jax.lax.top_k(scores, elites)
+        best_actions = jnp.take_along_axis(actions, index[..., None], axis=-2)
+        mean, std = jnp.mean(best_actions, axis=-2), jnp.std(best_actions, axis=-2, ddof=1)
+    return best_actions[..., 0, :]
+
+
+def rectified_loss(
+    policy: TanhGaussian, value: Callable[[chex.Array], chex.Array], found: chex.Array, coefficient: chex.Numeric
+) -> chex.Array:
+    """c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), the square averaged over an agent's dimensions: [B, N].
+
+    Args:
+        policy: [B, N] continuous policies, with their gradient.
+        value: [B, N, A] actions to [B, N] frozen q_i.
+        found: [B, N, A] the search's action.
+        coefficient: c.
+    """
+    action = policy.mode()
+    q, q_found = value(action), value(found)
+    better = jax.lax.stop_gradient(jnp.where((q_found > q)[..., None], found, action))
+    dimensions = jnp.maximum(jnp.sum(policy.avail, axis=-1), 1)
+    distance = jnp.sum(jnp.where(policy.avail, jnp.square(action - better), 0.0), axis=-1) / dimensions
+    return coefficient * distance - (1 - coefficient) * q
+
+
+def enumerated_loss(
+    policy: Categorical, q: chex.Array, avail: chex.Array, action: chex.Array, coefficient: chex.Numeric
+) -> chex.Array:
+    """-c log pi(a*) - (1 - c) adv log pi(a), a* the legal argmax of q [B, N, A] and a the data's action: [B, N]."""
+    best = greedy(q, avail).mode()
+    baseline = expectation(q, jax.lax.stop_gradient(policy.support()))
+    advantage = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0] - baseline
+    return -coefficient * policy.log_prob(best) - (1 - coefficient) * advantage * policy.log_prob(action)
+
+
+def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+    """The actor's loss of the kind of actions at hand: [B, N]."""
+    config, hyper = state.config, state.hyper
+    local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
+    if state.spec.discrete:
+        return enumerated_loss(policy, local(batch.obs), batch.avail, batch.action, hyper["coefficient"])
+
+    def score(actions):
+        points = Support(jnp.where(policy.avail[..., None, :], actions, 0.0), None)
+        return networks.support_values(nets.critic.local, state.params["critic"]["local"], batch.obs, points)
+
+    found = search(
+        score,
+        key,
+        policy.mean.shape,
+        rounds=config.search_rounds,
+        samples=config.search_samples,
+        elites=config.search_elites,
+        spread=hyper["search_spread"],
+    )
+    found = jnp.where(policy.avail, found, 0.0)
+    return rectified_loss(policy, lambda a: local(batch.obs, a)[..., 0], found, hyper["coefficient"])
+
+
+def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    """One step of critic and policy, each loss at the parameters before the step.
+
+    Arguments and results are those of `omcda_jax.update`.
+    """
+    nets, now, barred = backbone(state.spec, state.config), state.params, state.target_params["critic"]
+    keys = jax.random.split(step_key(state.key, state.step, axis_name), 3)
+
+    proposal = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
+    next_proposal = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
+    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).sample(keys[0])
+    next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, chosen)
+    y = losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
+    measure = proposal.measure(batch.avail, keys[1], state.config.num_samples, next_proposal)
+
+    def objective(params):
+        weights, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
+        everywhere, at_data = networks.support_and_action_values(
+            nets.critic.local, params["critic"]["local"], batch.obs, measure, batch.action
+        )
+        q_tot = losses.mix(at_data, weights, bias)
+        gap = jnp.sum(log_integral(weights[..., None] * everywhere, measure) - weights * at_data, axis=-1)
+        policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
+        by_name = {
+            "critic/td": jnp.square(q_tot - y),
+            "critic/conservative": state.hyper["penalty"] * gap,
+            "policy/loss": policy_loss(state, nets, policy, batch, keys[2]),
+        }
+        return by_name, {"critic/q": q_tot, "critic/gap": gap}
+
+    return descend(state, batch, objective, axis_name)
+
+
+act = networks.act_by_policy
