@@ -70,13 +70,13 @@ def make_batch(random):
     )
 
 
-def make_state(config, step):
+def make_state(config, step, spec=SPEC):
     """A state in general position: target networks of their own, wide outputs, uneven levels and budgets.
 
     Local deviation values stay small enough for a level to exist at which the weights spend the budget.
     """
-    state = omcda_jax.init(jax.random.key(0), SPEC, config)
-    other = omcda_jax.init(jax.random.key(1), SPEC, config)
+    state = omcda_jax.init(jax.random.key(0), spec, config)
+    other = omcda_jax.init(jax.random.key(1), spec, config)
     wider = lambda tree: jax.tree.map(lambda x: 2.5 * x, tree)
     extra = state.extra.replace(
         log_alpha=jnp.log(jnp.array([0.5, 1.0, 2.0])),

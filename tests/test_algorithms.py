@@ -358,6 +358,20 @@ def test_the_policy_is_the_behaviours_twin_until_the_warm_up_is_over():
     assert largest_difference(state.params["policy"], state.params["behaviour"]) > 0
 
 
+@pytest.mark.parametrize("name", ["omcda", "bc"])
+def test_the_policy_that_acts_is_an_average(name):
+    state = after(dataclasses.replace(CONFIGS[name], policy_average_rate=0.25))
+    batch = make_batch(20)
+    new, _ = UPDATE(state, batch)
+    mean = jax.tree.map(lambda t, p: 0.75 * t + 0.25 * p, state.target_params["policy"], new.params["policy"])
+    chex.assert_trees_all_close(new.target_params["policy"], mean, atol=1e-6)
+    key = jax.random.key(0)
+    acting = new.replace(params={**new.params, "policy": jax.tree.map(jnp.zeros_like, mean)})
+    np.testing.assert_array_equal(omcda_jax.act(acting, batch.obs, key=key), omcda_jax.act(new, batch.obs, key=key))
+    newest, _ = UPDATE(after(CONFIGS[name]), batch)
+    chex.assert_trees_all_equal(newest.target_params["policy"], newest.params["policy"])
+
+
 def test_layer_norm_bounds_what_a_critic_says_far_from_the_data():
     def spread(layer_norm):
         state = omcda_jax.init(jax.random.key(0), CONTINUOUS, OmcdaConfig(critic_layer_norm=layer_norm, **SMALL))

@@ -1,0 +1,203 @@
+"""One update with continuous actions against NumPy: densities, divergences, losses, gradients, levels and influence.
+
+The K draws of an expectation are the library's, everything made of them is derived here once more. An expectation over
+K equally likely points is the discrete reference's with K actions of probability 1/K.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from test_against_reference import deviation_mixer, layers, make_state, return_mixer
+
+import omcda_jax
+from omcda_jax import networks
+from omcda_jax.training import step_key
+
+ROWS, SAMPLES = 16, 4
+SPEC = omcda_jax.EnvSpec(num_agents=3, obs_dim=5, state_dim=6, action_dim=2, discrete=False)
+CONFIG = omcda_jax.OmcdaConfig(
+    d_tot=2.4,
+    d_min=0.05,
+    critic_warmup=5,
+    hidden_sizes=(12, 8),
+    mixer_hidden=7,
+    discount=0.9,
+    influence_rate=0.3,
+    level_rate=0.2,
+    num_samples=SAMPLES,
+)
+
+
+def make_batch(random):
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    avail = np.ones((ROWS, 3, 2), bool)
+    avail[:, 0, 1] = False  # agent 0 has one dimension
+    action = np.where(avail, random.uniform(-0.9, 0.9, (ROWS, 3, 2)), 0.0).astype(np.float32)
+    return omcda_jax.Batch(
+        obs=normal(ROWS, 3, 5),
+        state=normal(ROWS, 6),
+        avail=avail,
+        action=action,
+        reward=normal(ROWS),
+        discount=(random.random(ROWS) < 0.8).astype(np.float32),
+        next_obs=normal(ROWS, 3, 5),
+        next_state=normal(ROWS, 6),
+        next_avail=avail,
+        next_action=np.zeros((ROWS, 3, 2), np.float32),
+        first=np.zeros(ROWS, bool),
+        last=np.zeros(ROWS, bool),
+    )
+
+
+def network(tree, *inputs):
+    """[inputs, one-hot agent] through the ReLU layers: [..., N, features] each to [..., N, outputs]."""
+    lead = np.broadcast_shapes(*(x.shape[:-1] for x in inputs))
+    parts = [np.broadcast_to(x, (*lead, x.shape[-1])) for x in inputs]
+    x = np.concatenate([np.asarray(p, np.float64) for p in parts] + [np.broadcast_to(np.eye(3), (*lead, 3))], axis=-1)
+    *hidden, (kernel, bias) = layers(tree)
+    for weight, shift in hidden:
+        x = np.maximum(x @ weight + shift, 0.0)
+    return x @ kernel + bias
+
+
+def moments(tree, obs):
+    """Mean and standard deviation before tanh."""
+    mean, log_std = np.split(network(tree, obs), 2, axis=-1)
+    return np.clip(mean, -9, 9), np.exp(np.clip(log_std, -5, 2))
+
+
+def log_density(policy, action, avail):
+    """log of the density of tanh(u), u normal, at `action`: change of variables."""
+    mean, std = policy
+    action = np.clip(np.asarray(action, np.float64), -1 + 1e-6, 1 - 1e-6)
+    normal = -(((np.arctanh(action) - mean) / std) ** 2) / 2 - np.log(std * np.sqrt(2 * np.pi))
+    return np.where(avail, normal - np.log(1 - action**2), 0.0).sum(axis=-1)
+
+
+def divergence(policy, behaviour, avail):
+    """KL of normals, dimension by dimension."""
+    (m, s), (n, t) = policy, behaviour
+    return np.where(avail, np.log(t / s) + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5, 0.0).sum(axis=-1)
+
+
+def values(tree, obs, actions):
+    """[B, N, K] local values of K actions [B, N, K, A]."""
+    return np.moveaxis(network(tree, obs, np.moveaxis(actions, -2, 0))[..., 0], 0, -1)
+
+
+def constants(state, batch):
+    target, alpha = state.target_params, np.exp(np.asarray(state.extra.log_alpha, np.float64))
+    found = {}
+    keys = jax.random.split(step_key(state.key, state.step))
+    draws = []
+    for key, obs in zip(keys, (batch.obs, batch.next_obs), strict=True):
+        net = networks.policy_network(SPEC, CONFIG.hidden_sizes)
+        policy = networks.action_distribution(net, state.params["policy"], jnp.asarray(obs), jnp.asarray(batch.avail))
+        draws.append(np.asarray(policy.support(key, SAMPLES).actions, np.float64))
+    even = np.full((ROWS, 3, SAMPLES), -np.log(SAMPLES))
+    pi, b, next_pi, next_b = (
+        moments(state.params[group], obs) for obs in (batch.obs, batch.next_obs) for group in ("policy", "behaviour")
+    )
+    w, _ = return_mixer(target["return"]["mixer"], batch.state)
+    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_state)
+    next_q = values(target["return"]["critic"], batch.next_obs, draws[1])
+    next_value = reference.expected_return_value(next_q, even, next_w, next_bias)
+    found["return_target"] = reference.return_target(batch.reward, batch.discount, 0.9, next_value)
+    mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.state, "convex")
+    next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_state, "convex")
+    next_c = reference.expectation(even, values(target["deviation"]["critic"], batch.next_obs, draws[1]))
+    next_deviation = reference.mix_deviation(next_c, next_mixing) - divergence(next_pi, next_b, batch.avail)
+    found["deviation_target"] = reference.deviation_target(batch.discount, 0.9, next_deviation)
+
+    q, c = (values(target[part]["critic"], batch.obs, draws[0]) for part in ("return", "deviation"))
+    q_data, c_data = (network(target[p]["critic"], batch.obs, batch.action)[..., 0] for p in ("return", "deviation"))
+    advantage = w * (q_data - q.mean(axis=-1))
+    deviation_advantage = reference.kappa(alpha, mixing) * (c_data - c.mean(axis=-1))
+    every = np.ones((ROWS, 3), bool)
+    budget = np.asarray(state.extra.budget, np.float64)
+    bounds = np.log([1e-3, 1e3])
+    found["solution"] = np.array(
+        [
+            reference.solve_level(advantage[:, i], deviation_advantage[:, i], budget[i], every[:, i], bounds)
+            for i in range(3)
+        ]
+    )
+    scores = advantage / np.exp(found["solution"]) + deviation_advantage
+    found["weights"] = np.stack([reference.density_ratio(scores[:, i], every[:, i]) for i in range(3)], axis=1)
+    spread = lambda policy: tuple(x[..., None, :] for x in policy)
+    legal = batch.avail[..., None, :]
+    ratio = log_density(spread(pi), draws[0], legal) - log_density(spread(b), draws[0], legal)
+    found["influence"] = reference.influence(q, w, even, even - ratio, every)
+    found["divergence"] = divergence(pi, b, batch.avail).mean(axis=0)
+    return found
+
+
+def losses(params, batch, fixed):
+    """Each group's loss as a function of its own parameters."""
+    q = network(params["return"]["critic"], batch.obs, batch.action)[..., 0]
+    q_tot = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.state))
+    c = network(params["deviation"]["critic"], batch.obs, batch.action)[..., 0]
+    c_mixed = reference.mix_deviation(c, *deviation_mixer(params["deviation"]["mixer"], batch.state, "convex"))
+    log_probs = {
+        g: log_density(moments(params[g], batch.obs), batch.action, batch.avail) for g in ("policy", "behaviour")
+    }
+    return {
+        "return": reference.return_critic_loss(q_tot, fixed["return_target"]),
+        "deviation": reference.deviation_critic_loss(c_mixed, fixed["deviation_target"]),
+        "behaviour": -log_probs["behaviour"].mean(),
+        "policy": -(fixed["weights"] * log_probs["policy"]).mean(),
+    }
+
+
+@pytest.fixture(scope="module")
+def case():
+    batch = make_batch(np.random.default_rng(5))
+    state = make_state(CONFIG, step=7, spec=SPEC)
+    after, metrics = jax.jit(omcda_jax.update, compiler_options={"xla_backend_optimization_level": 0})(state, batch)
+    return state, batch, after, jax.device_get(metrics), constants(state, batch)
+
+
+def test_losses_agree(case):
+    state, batch, _, metrics, fixed = case
+    names = {"return": "critic/td_return", "deviation": "critic/td_deviation"}
+    for group, loss in losses(state.params, batch, fixed).items():
+        # the policy's weights go by a level the library bisects to about 1e-5
+        tolerance = 1e-4 if group == "policy" else 1e-5
+        assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance), group
+
+
+def test_levels_influence_and_divergence_agree(case):
+    state, _, after, metrics, fixed = case
+    assert np.all(np.abs(fixed["solution"]) < np.log(1e3) - 0.5)
+    before = state.extra
+    log_alpha = np.asarray(before.log_alpha) + 0.2 * (fixed["solution"] - np.asarray(before.log_alpha))
+    np.testing.assert_allclose(after.extra.log_alpha, log_alpha, atol=5e-5)
+    smoothed = np.asarray(before.influence) + 0.3 * (fixed["influence"] - np.asarray(before.influence))
+    np.testing.assert_allclose(after.extra.influence, smoothed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics["policy/divergence"], fixed["divergence"], rtol=1e-5)
+
+
+def test_gradients_agree_with_differences_of_the_reference_losses(case, random):
+    state, batch, after, _, fixed = case
+    for group in state.params:
+        # after one step Adam's first moment is a tenth of the gradient, clipped to norm one
+        clipped = jax.tree.map(lambda x: np.asarray(x, np.float64) / 0.1, after.opt_state[group][1].mu)
+        leaves, structure = jax.tree.flatten(clipped)
+        length = np.sqrt(sum((x**2).sum() for x in leaves))
+
+        def slope(direction, group=group, structure=structure, h=1e-5):
+            def moved(step):
+                step = jax.tree.unflatten(structure, [step * d for d in direction])
+                tree = jax.tree.map(lambda p, d: np.asarray(p, np.float64) + d, state.params[group], step)
+                return losses({**state.params, group: tree}, batch, fixed)[group]
+
+            return (moved(h) - moved(-h)) / (2 * h)
+
+        norm = slope([x / length for x in leaves])
+        assert length == pytest.approx(min(norm, 1.0), rel=1e-3), group
+        for _ in range(3):
+            direction = [random.normal(size=x.shape) for x in leaves]
+            expected = max(norm, 1.0) * sum((x * d).sum() for x, d in zip(leaves, direction, strict=True))
+            assert slope(direction) == pytest.approx(expected, rel=2e-3, abs=2e-3 * norm), group
