@@ -1,0 +1,405 @@
+"""The baselines' losses where their answer is known in closed form; each number is worked out beside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_algorithms
+from test_algorithms import CONFIGS, CONTINUOUS, SPEC, after, largest_difference, make_batch
+
+import omcda_jax
+from omcda_jax import losses
+from omcda_jax.algorithms import bcq, cfcql, comadice, cql, icq, omar, omiga
+from omcda_jax.distributions import Measure, categorical, greedy, log_integral, tanh_gaussian
+from omcda_jax.networks import backbone
+from omcda_jax.reductions import batch_log_weights
+
+ALL = jnp.ones((1, 4), bool)
+
+
+def everywhere(num_agents, num_actions):
+    """Counts every discrete action once, in one row."""
+    return Measure(None, jnp.zeros((1, num_agents, num_actions)))
+
+
+def minimum(loss, start=0.0, steps=4000, rate=0.05):
+    """Where gradient descent on a scalar loss of one number comes to rest."""
+    slope = jax.jit(jax.grad(loss))
+    x = jnp.float32(start)
+    for _ in range(steps):
+        x = x - rate * slope(x)
+    assert abs(float(slope(x))) < 1e-4
+    return float(x)
+
+
+class TestSubstrate:
+    def test_density_of_the_squashed_normal(self):
+        policy = tanh_gaussian(jnp.zeros((1,)), jnp.zeros((1,)), jnp.ones((1,), bool))
+        # -log(2 pi)/2; then atanh(.5)^2/2 more of it and log(1 - .25) of Jacobian less
+        np.testing.assert_allclose(policy.log_prob(jnp.array([0.0])), -0.918939, atol=1e-5)
+        np.testing.assert_allclose(policy.log_prob(jnp.array([0.5])), -0.782125, atol=1e-5)
+
+    def test_density_integrates_to_one(self):
+        grid = (np.arange(20_000) + 0.5) / 10_000 - 1
+        policy = tanh_gaussian(jnp.full((1,), 0.3), jnp.full((1,), -0.5), jnp.ones((1,), bool))
+        density = jnp.exp(jax.vmap(lambda a: policy.log_prob(a[None]))(jnp.asarray(grid, jnp.float32)))
+        np.testing.assert_allclose(density.sum() / 10_000, 1.0, atol=1e-4)
+
+    def test_a_terminal_target_is_the_reward(self):
+        got = losses.bellman_target(jnp.array([1.5]), jnp.zeros(1), 0.99, jnp.array([1e6]))
+        np.testing.assert_array_equal(got, [1.5])
+
+    def test_the_team_value_rises_in_each_local_one_so_the_joint_choice_is_everyones_own(self, random):
+        weights, bias = np.abs(random.normal(size=3)), 0.7
+        q = random.normal(size=(3, 4))
+        gradient = jax.grad(lambda v: losses.mix(v, jnp.asarray(weights), jnp.asarray(bias)))(jnp.zeros(3))
+        np.testing.assert_allclose(gradient, weights, rtol=1e-6)
+        joint = {a: float(losses.mix(q[np.arange(3), a], weights, np.asarray(bias))) for a in np.ndindex(*(4,) * 3)}
+        assert max(joint, key=joint.get) == tuple(np.argmax(q, axis=1))
+
+
+class TestCloning:
+    def test_uniform_logits_over_the_legal_actions(self):
+        avail = jnp.array([[True, True, True, False, False], [False, True, False, False, False]])
+        policy = categorical(jnp.zeros((2, 5)), avail)
+        np.testing.assert_allclose(-policy.log_prob(jnp.array([0, 1])), [np.log(3), 0.0], atol=1e-6)
+
+    def test_a_constant_action_is_cloned_by_its_inverse_tanh(self):
+        loss = lambda mean: -tanh_gaussian(mean[None], jnp.zeros(1), jnp.ones(1, bool)).log_prob(jnp.array([0.6]))
+        assert minimum(loss, rate=0.2) == pytest.approx(np.arctanh(0.6), abs=1e-4)
+
+
+class TestBcq:
+    @pytest.mark.parametrize(("threshold", "chosen"), [(0.4, 1), (0.0, 2), (1.0, 0)])
+    def test_the_best_of_the_likely_actions(self, threshold, chosen):
+        logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+        allowed = bcq.allowed_actions(logits, ALL, threshold)
+        if threshold == 0.4:
+            np.testing.assert_array_equal(allowed, [[True, True, False, False]])
+        assert greedy(jnp.array([[1.0, 2.0, 9.0, 9.0]]), allowed).mode() == chosen
+
+    def test_illegal_actions_are_never_allowed(self):
+        avail = jnp.array([[False, True, True, False]])
+        np.testing.assert_array_equal(bcq.allowed_actions(jnp.array([[9.0, 1.0, 1.0, 9.0]]), avail, 0.3), avail)
+
+    def test_share_of_the_smaller_critic(self):
+        assert losses.best_and_worst(jnp.array([1.0, 3.0]), 0.75) == 1.5
+
+    def test_divergence_of_the_latent(self):
+        got = bcq.latent_divergence(jnp.array([1.0, 0.0]), jnp.log(jnp.array([1.0, 0.5])))
+        np.testing.assert_allclose(got, [0.5, 0.318147], atol=1e-6)
+
+    def test_the_perturbation_stays_within_its_reach(self, random):
+        state = after(CONFIGS["bcq"], spec=CONTINUOUS)
+        batch = make_batch(3, spec=CONTINUOUS)
+        wild = jax.tree.map(lambda x: 100 * x, state.params["perturbation"])
+        nets = bcq._networks(state.spec, state.config)
+        action = jnp.where(batch.avail, jnp.asarray(batch.action), 0.0)
+        moved = bcq.perturb(nets, wild, batch.obs, batch.avail, action, 0.05)
+        distance = np.abs(moved - action)
+        assert distance.max() <= 0.05 + 1e-6 and distance.max() > 0.04
+
+
+class TestCql:
+    def test_the_penalty_is_the_joint_one(self, random):
+        q, w, data = random.normal(size=(3, 4)), np.abs(random.normal(size=3)), np.array([1, 3, 0])
+        team = [sum(w[i] * q[i, a[i]] for i in range(3)) for a in np.ndindex(4, 4, 4)]
+        chosen = w * q[np.arange(3), data]
+        each = cql.conservative_penalty(
+            jnp.asarray((w[:, None] * q)[None], jnp.float32), everywhere(3, 4), jnp.asarray(chosen[None], jnp.float32)
+        )
+        joint = np.log(np.exp(team).sum()) - chosen.sum()
+        np.testing.assert_allclose(each.sum(), joint, rtol=1e-5)
+        even = cfcql.counterfactual_penalty(each, cfcql.agent_weights(jnp.zeros((1, 3)), 0.0))
+        np.testing.assert_allclose(3 * even, [joint], rtol=1e-5)
+
+    def test_two_agents_by_hand(self):
+        values = jnp.array([[[0.0, np.log(3)], [0.0, 2 * np.log(2)]]])
+        each = cql.conservative_penalty(values, everywhere(2, 2), jnp.zeros((1, 2)))
+        np.testing.assert_allclose(each[0], [np.log(4), np.log(5)], rtol=1e-6)
+        np.testing.assert_allclose(each.sum(), 2.995732, atol=1e-5)
+
+    def test_a_constant_value_costs_the_logarithm_of_the_legal_count(self):
+        avail = jnp.array([[True, True, True, False], [False, True, False, False]])[None]
+        measure = categorical(jnp.zeros((1, 2, 4)), avail).measure(avail)
+        gap = cql.conservative_penalty(jnp.full((1, 2, 4), 7.0), measure, jnp.full((1, 2), 7.0))
+        np.testing.assert_allclose(gap, [[np.log(3), 0.0]], atol=1e-6)
+        assert gap[0, 1] == 0
+
+    def test_the_penalty_does_not_move_the_level_of_the_values(self, random):
+        q, data = jnp.asarray(random.normal(size=(1, 1, 4)), jnp.float32), 2
+        slope = jax.grad(lambda v: cql.conservative_penalty(v, everywhere(1, 4), v[..., data]).sum())(q)
+        np.testing.assert_allclose(slope.sum(), 0.0, atol=1e-6)
+
+    def test_sums_and_means_over_samples(self):
+        """10 uniform draws of a constant value: corrected, the log of the integral (2 q); released, of the sum."""
+        uniform = Measure(jnp.zeros((1, 1, 10, 1)), jnp.full((1, 1, 10), np.log(2) - np.log(10)))
+        zero, none = jnp.zeros((1, 1, 10)), jnp.zeros((1, 1))
+        np.testing.assert_allclose(cql.conservative_penalty(zero, uniform, none), [[np.log(2)]], atol=1e-6)
+        released = cql.conservative_penalty(zero, uniform, none, jnp.zeros(1))
+        np.testing.assert_allclose(released, [[np.log(10)]], atol=1e-6)
+
+    def test_the_released_penalty_drives_the_bias_down(self):
+        """Constant values, three agents, 30 samples: 3 log 30 and 2 b, for b is counted thrice and taken off once."""
+        measure = Measure(jnp.zeros((1, 3, 30, 1)), jnp.zeros((1, 3, 30)))
+        total = lambda b: cql.conservative_penalty(jnp.zeros((1, 3, 30)), measure, jnp.zeros((1, 3)), b).sum()
+        np.testing.assert_allclose(total(jnp.zeros(1)), 10.20359, atol=1e-4)
+        np.testing.assert_allclose(jax.grad(total)(jnp.zeros(1)), [2.0], rtol=1e-6)
+
+    def test_sampled_integral_of_a_known_function(self):
+        """The integral of exp(a) over [-1, 1] is 2 sinh 1, whatever the proposals."""
+        one = jnp.ones((1, 1, 1), bool)
+        policy = tanh_gaussian(jnp.full((1, 1, 1), 0.4), jnp.full((1, 1, 1), -0.3), one)
+        other = tanh_gaussian(jnp.full((1, 1, 1), -0.5), jnp.full((1, 1, 1), 0.0), one)
+        measure = policy.measure(one, jax.random.key(0), 20_000, other)
+        got = log_integral(measure.actions[..., 0], measure)
+        np.testing.assert_allclose(got, np.log(2 * np.sinh(1)), atol=0.02)
+
+    def test_without_penalty_it_is_value_decomposition(self):
+        state = after(cql.CqlConfig(**test_algorithms.SMALL))
+        batch = make_batch(21)
+        plain, _ = test_algorithms.UPDATE(state.replace(hyper={**state.hyper, "penalty": jnp.float32(0.0)}), batch)
+        nets = backbone(state.spec, state.config)
+        y = cql.td_target(state, nets, batch, jax.random.key(0))
+        assert largest_difference(plain.params, test_algorithms.UPDATE(state, batch)[0].params) > 0
+
+        def decomposition(params):
+            return jnp.mean(jnp.square(nets.critic.q_tot(params, batch.obs, batch.state, batch.action) - y))
+
+        gradient = jax.grad(decomposition)(state.params["critic"])
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
+        clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, 1.0 / norm), gradient)
+        before, now = state.opt_state["critic"][1].mu, plain.opt_state["critic"][1].mu
+        expected = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, before, clipped)
+        assert largest_difference(expected, now) < 1e-6
+
+
+class TestIcq:
+    def test_equal_values_bootstrap_with_weight_one(self):
+        """B = 4, Q = 8, r = 1: 1 + .99 * 8; weights that sum to one over the batch would give 2.98."""
+        weights = jnp.exp(batch_log_weights(jnp.full((4,), 8.0) / 1000, jnp.ones(4, bool)))
+        y = losses.bellman_target(jnp.ones(4), jnp.ones(4), 0.99, weights * 8.0)
+        np.testing.assert_allclose(y, 8.92, rtol=1e-6)
+
+    def test_weights_of_two_advantages(self):
+        advantage = jnp.array([[0.0], [0.1 * np.log(3)]])
+        weights = jnp.exp(batch_log_weights(advantage / 0.1, jnp.ones((2, 1), bool)))
+        np.testing.assert_allclose(weights[:, 0], [0.5, 1.5], rtol=1e-5)
+
+    @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
+    def test_a_high_temperature_weighs_all_rows_alike(self, spec):
+        state = after(CONFIGS["icq"], spec=spec)
+        state = state.replace(hyper={**state.hyper, "policy_temperature": jnp.float32(1e9)})
+        batch = make_batch(22, spec=spec)
+        mask = np.asarray(batch.avail).sum(-1) > (1 if spec.discrete else 0)
+        weights = icq.policy_log_weights(state, backbone(spec, state.config), batch, mask, None)
+        np.testing.assert_allclose(np.where(mask, weights, 0.0), 0.0, atol=1e-4)
+
+    def test_a_row_a_time_limit_cut_teaches_the_critic_nothing(self):
+        state, batch = after(CONFIGS["icq"]), make_batch(23)
+        cut = batch.replace(last=np.arange(24) == 5, discount=np.ones(24, np.float32))
+        one, _ = test_algorithms.UPDATE(state, cut)
+        reward = cut.reward.copy()
+        reward[5] += 100.0
+        other, _ = test_algorithms.UPDATE(state, cut.replace(reward=reward))
+        assert largest_difference(one.params, other.params) == 0
+        moved, _ = test_algorithms.UPDATE(state, batch.replace(reward=reward))
+        assert largest_difference(one.params, moved.params) > 0
+
+
+class TestOmar:
+    def policy(self, action):
+        one = jnp.ones((1, 1, 1), bool)
+        return tanh_gaussian(jnp.full((1, 1, 1), np.arctanh(action)), jnp.zeros((1, 1, 1)), one)
+
+    @pytest.mark.parametrize(("coefficient", "loss"), [(0.5, 2.535), (1.0, 1.69), (0.0, 3.38)])
+    def test_mixture_of_imitation_and_ascent(self, coefficient, loss):
+        """q(a) = -2 (a - .3)^2, pi = -1, a* = .3: distance 1.69, q -3.38."""
+        value = lambda a: -2 * jnp.square(a[..., 0] - 0.3)
+        policy = self.policy(-1 + 1e-7)
+        got = omar.rectified_loss(policy, value, jnp.full((1, 1, 1), 0.3), coefficient)
+        np.testing.assert_allclose(got, [[loss]], rtol=1e-4)
+
+    def test_nothing_is_imitated_where_the_policy_is_better(self):
+        value = lambda a: -2 * jnp.square(a[..., 0] - 0.3)
+        got = omar.rectified_loss(self.policy(0.3), value, jnp.full((1, 1, 1), -0.5), 1.0)
+        np.testing.assert_allclose(got, 0.0, atol=1e-6)
+
+    def test_the_elites_spread_is_unbiased(self):
+        """The second round draws with the unbiased deviation of the first round's elites: .158114 for .1 .. .5.
+
+        One elite fewer than draws, a score that keeps the order, and a first round pinned by clipping to -1 and 1.
+        """
+        seen = []
+
+        def score(actions):
+            seen.append(actions)
+            return actions[..., 0]
+
+        omar.search(score, jax.random.key(0), (1000, 1), rounds=2, samples=2, elites=2, spread=1e9)
+        ends = np.sort(np.asarray(seen[0][..., 0]), axis=-1)
+        split = (ends[:, 0] < -0.99) & (ends[:, 1] > 0.99)  # elites -1 and 1: mean 0, unbiased deviation sqrt(2)
+        second = np.asarray(seen[1][split][..., 0])
+        inside = np.mean(np.abs(second) < 0.999)
+        # P(|N(0, 2)| < 1) = .5205; the biased deviation 1 would leave .6827 inside
+        np.testing.assert_allclose(inside, 0.5205, atol=0.05)
+
+    def test_search_finds_the_best_action(self):
+        target = jnp.array([[0.7, -0.4], [-0.2, 0.1]])
+        score = lambda a: -jnp.sum(jnp.square(a - target[:, None]), axis=-1)
+        found = omar.search(score, jax.random.key(0), (2, 2), rounds=6, samples=200, elites=10, spread=1.0)
+        np.testing.assert_allclose(found, target, atol=0.03)
+
+    def test_enumeration_of_one_legal_action_has_nothing_to_imitate(self):
+        avail = jnp.array([[[False, True, False]]])
+        policy = categorical(jnp.ones((1, 1, 3)), avail)
+        got = omar.enumerated_loss(policy, jnp.array([[[5.0, 1.0, 9.0]]]), avail, jnp.array([[1]]), 1.0)
+        np.testing.assert_allclose(got, 0.0, atol=1e-6)
+
+    def test_without_imitation_it_ascends_as_cql_does(self):
+        """c = 0: the slope in the policy's mean is that of -q, the direction of the conservative actor."""
+        value = lambda a: -2 * jnp.square(a[..., 0] - 0.3)
+        mean = jnp.full((1, 1, 1), 0.1)
+        make = lambda m: tanh_gaussian(m, jnp.full((1, 1, 1), -5.0), jnp.ones((1, 1, 1), bool))
+        rectified = jax.grad(lambda m: omar.rectified_loss(make(m), value, jnp.full((1, 1, 1), 0.9), 0.0).sum())(mean)
+        actor = jax.grad(lambda m: -value(make(m).mode()).sum())(mean)
+        np.testing.assert_allclose(rectified, actor, rtol=1e-6)
+
+
+class TestOmiga:
+    @pytest.mark.parametrize(("weight", "value"), [(1.0, 6.201145), (2.0, 7.168904)])
+    def test_value_of_two_equally_likely_actions(self, weight, value):
+        """v = (alpha / w) log E exp(w q / alpha), q in {0, 10}, alpha 10; at w = 1 the weights are .538, 1.462."""
+        q, slope = jnp.array([0.0, 10.0]), weight / 10
+
+        def loss(v):
+            return jnp.mean(omiga.value_loss(jnp.full((2,), v), slope, slope * (q - v)))
+
+        best = minimum(loss, rate=5.0)
+        assert best == pytest.approx(value, abs=1e-3)
+        weights = np.exp(slope * (np.asarray(q) - best))
+        assert weights.mean() == pytest.approx(1.0, abs=1e-4)
+        if weight == 1.0:
+            np.testing.assert_allclose(weights, [0.537883, 1.462117], atol=1e-4)
+
+    def test_the_value_of_a_single_action_is_its_q(self):
+        loss = lambda v: omiga.value_loss(v, 0.1, 0.1 * (3.0 - v))
+        assert minimum(loss, rate=5.0) == pytest.approx(3.0, abs=1e-3)
+
+    def test_the_largest_exponent_only_scales(self, random):
+        q, v, slope = jnp.asarray(random.normal(size=(3, 8, 2)), jnp.float32)
+        slope = jnp.abs(slope)
+        gradient = lambda q: jax.grad(lambda v: omiga.value_loss(v, slope, slope * (q - v)).sum())(v)
+        ours = gradient(q)
+        highest = max(float((slope * (q - v)).max()), -1.0)
+        plain = jax.grad(lambda v: jnp.sum(jnp.exp(slope * (q - v)) + slope * v))(v)
+        np.testing.assert_allclose(ours * np.exp(highest), plain, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
+    def test_a_large_level_clones(self, spec):
+        state = after(CONFIGS["omiga"], spec=spec)
+        state = state.replace(hyper={**state.hyper, "alpha": jnp.float32(1e9)})
+        batch = make_batch(24, spec=spec)
+        new, _ = test_algorithms.UPDATE(state, batch)
+        clone = omcda_jax.init(jax.random.key(1), spec, CONFIGS["bc"])
+        clone = clone.replace(
+            params={"policy": state.params["policy"]}, opt_state={"policy": state.opt_state["policy"]}
+        )
+        cloned, _ = test_algorithms.UPDATE(clone, batch)
+        assert largest_difference(new.params["policy"], cloned.params["policy"]) < 1e-6
+
+
+class TestCfcql:
+    def test_weights_and_penalty_by_hand(self):
+        """Values w q = [0, log 3], [0, 2 log 2], data (0, 0), an even behaviour: gaps log 4, log 5."""
+        values = jnp.array([[[0.0, np.log(3)], [0.0, 2 * np.log(2)]]])
+        favoured = categorical(values, jnp.ones((1, 2, 2), bool))
+        even = categorical(jnp.zeros((1, 2, 2)), jnp.ones((1, 2, 2), bool))
+        divergence = favoured.kl(even)
+        np.testing.assert_allclose(divergence, [[0.130812, 0.192745]], atol=1e-5)
+        gap = log_integral(values, everywhere(2, 2)) - values[..., 0]
+        for temperature, weights, penalty in [(0.0, [0.5, 0.5], 1.497866), (5.0, [0.423197, 0.576803], 1.515004)]:
+            agents = cfcql.agent_weights(divergence, temperature)
+            np.testing.assert_allclose(agents, [weights], atol=1e-5)
+            np.testing.assert_allclose(cfcql.counterfactual_penalty(gap, agents), [penalty], atol=1e-5)
+
+    def test_only_the_clone_learns_first_and_then_it_is_frozen(self):
+        config = cfcql.CfcqlConfig(behaviour_updates=2, **test_algorithms.SMALL)
+        states = [after(config, updates=n) for n in range(5)]
+        moved = [
+            {group: largest_difference(a.params[group], b.params[group]) > 0 for group in a.params}
+            for a, b in zip(states, states[1:], strict=False)
+        ]
+        assert moved == [{"behaviour": True, "critic": False}] * 2 + [{"behaviour": False, "critic": True}] * 2
+        assert int(states[-1].opt_state["critic"][1].count) == 2
+
+
+class TestComadice:
+    def test_soft_chi_square(self):
+        w, g = losses.soft_chi_square(jnp.array([-1.0, 0.0, 1.0]))
+        np.testing.assert_allclose(w, [0.367879, 1.0, 2.0], atol=1e-6)
+        np.testing.assert_allclose(g, [0.264241, 0.0, 0.5], atol=1e-6)
+        slope = jax.vmap(jax.grad(lambda x: losses.soft_chi_square(x)[0]))(jnp.array([-1e-4, 1e-4]))
+        np.testing.assert_allclose(slope, 1.0, atol=1e-3)
+
+    @pytest.mark.parametrize("name", losses.F_DIVERGENCES)
+    def test_the_weight_maximises_the_dual(self, name):
+        """x w - f(w) has slope w in x: the envelope theorem, which ties g = f(w) to w."""
+        x = jnp.linspace(-3.0, 3.0, 13) + 0.05
+        dual = lambda x: x * losses.F_DIVERGENCES[name](x)[0] - losses.F_DIVERGENCES[name](x)[1]
+        np.testing.assert_allclose(jax.vmap(jax.grad(dual))(x), losses.F_DIVERGENCES[name](x)[0], atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("form", "initial", "value", "weights"),
+        [
+            ("dual", True, 5.671433, [0.567143, 1.432857]),
+            ("released", True, -5.0, [1.5, 2.5]),
+            ("released", False, 6.590461, None),
+        ],
+    )
+    def test_value_of_two_equally_likely_actions(self, form, initial, value, weights):
+        """One state, gamma 0, every row initial, q in {0, 10}, alpha 10, mixer weight 1."""
+        q = jnp.array([0.0, 10.0])
+
+        def loss(v):
+            each = comadice.value_loss(q - v, jnp.zeros(()), 10.0, divergence="soft_chi_square", form=form)
+            return initial * v + jnp.mean(each)
+
+        best = minimum(loss, rate=2.0)
+        assert best == pytest.approx(value, abs=1e-3)
+        if weights:
+            got = comadice.policy_weight(q - best, jnp.zeros(()), 10.0, "soft_chi_square")
+            np.testing.assert_allclose(got, weights, atol=1e-3)
+
+    def test_the_multiplier_of_the_value_sees_the_released_gradient(self):
+        """1 - E w - E x w', where the dual's would be 1 - E w."""
+        e, multiplier = jnp.array([0.0, 4.0]), jnp.float32(0.5)
+
+        def slope(form):
+            loss = lambda m: m + jnp.mean(comadice.value_loss(e, m, 2.0, divergence="soft_chi_square", form=form))
+            return float(jax.grad(loss)(multiplier))
+
+        x = (np.asarray(e) - 0.5) / 2
+        w, steep = np.where(x < 0, np.exp(x), x + 1), np.where(x < 0, np.exp(x), 1.0)
+        assert slope("dual") == pytest.approx(1 - w.mean(), abs=1e-5)
+        assert slope("released") == pytest.approx(1 - w.mean() - (x * steep).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["omiga", "cql", "icq", "bcq", "omar", "comadice"])
+def test_agents_swapped_with_their_rows_of_the_networks_act_swapped(name):
+    """Observations and agent-index inputs permuted alike permute the actions."""
+    state = after(CONFIGS[name])
+    order = np.array([2, 0, 1])
+    batch = make_batch(25)
+
+    def swap(tree, path=()):
+        if "kernel" in tree:
+            first = path[-1].endswith("_0") and tree["kernel"].shape[0] == SPEC.obs_dim + 3
+            kernel = tree["kernel"]
+            return {**tree, "kernel": kernel.at[-3:].set(kernel[-3:][order]) if first else kernel}
+        return {k: swap(v, (*path, k)) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    swapped = state.replace(params=swap(state.params), target_params=swap(state.target_params))
+    expected = omcda_jax.act(state, batch.obs, batch.avail)
+    got = omcda_jax.act(swapped, batch.obs[:, order], batch.avail[:, order])
+    np.testing.assert_array_equal(got, np.asarray(expected)[:, order])
