@@ -253,8 +253,15 @@ class TestOmar:
     def test_enumeration_of_one_legal_action_has_nothing_to_imitate(self):
         avail = jnp.array([[[False, True, False]]])
         policy = categorical(jnp.ones((1, 1, 3)), avail)
-        got = omar.enumerated_loss(policy, jnp.array([[[5.0, 1.0, 9.0]]]), avail, jnp.array([[1]]), 1.0)
-        np.testing.assert_allclose(got, 0.0, atol=1e-6)
+        q = jnp.array([[[5.0, 1.0, 9.0]]])
+        np.testing.assert_allclose(omar.enumerated_loss(policy, q, avail, 1.0), 0.0, atol=1e-6)
+        np.testing.assert_allclose(omar.enumerated_loss(policy, q, avail, 0.0), -1.0, atol=1e-6)
+
+    def test_enumeration_by_hand(self):
+        """pi = (.5, .25, .25), q = (0, 1, 4): -log .25 for the best action, E q = 1.25."""
+        policy = categorical(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]])), jnp.ones((1, 1, 3), bool))
+        got = omar.enumerated_loss(policy, jnp.array([[[0.0, 1.0, 4.0]]]), jnp.ones((1, 1, 3), bool), 0.4)
+        np.testing.assert_allclose(got, 0.4 * np.log(4) - 0.6 * 1.25, rtol=1e-6)
 
     def test_without_imitation_it_ascends_as_cql_does(self):
         """c = 0: the slope in the policy's mean is that of -q, the direction of the conservative actor."""

@@ -5,11 +5,13 @@ Rectification" (ICML 2022). With c the mixing coefficient:
 
     continuous   L_pi = c mean |pi(o_i) - a*_i|^2 - (1 - c) mean q_i(o_i, pi(o_i)),   pi(o) = tanh(mean)
                  a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method
-    discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) adv_i log pi(a_i|o_i),          adv_i = q_i(a_i) - E_pi q_i
+    discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) E_pi q_i
                  a*_i the legal argmax of q_i, for the actions can be enumerated
 
-Search and values are frozen in the actor's loss. The critic, its target (double Q-learning, or an action of the
-policy) and its exact penalty are those described for CQL-MA.
+CFCQL's code, the one discrete form in use, has -adv_i log pi(a_i|o_i) on the data's actions in place of -E_pi q_i. That
+has no lower bound: it makes whatever is worse than average ever less likely, and in a bandit the logits grew into the
+tens of thousands and ended at the wrong action. Search and values are frozen in the actor's loss. The critic, its target
+(double Q-learning, or an action of the policy) and its exact penalty are those described for CQL-MA.
 """
 
 import dataclasses
@@ -141,14 +143,10 @@ def rectified_loss(
     return coefficient * distance - (1 - coefficient) * q
 
 
-def enumerated_loss(
-    policy: Categorical, q: chex.Array, avail: chex.Array, action: chex.Array, coefficient: chex.Numeric
-) -> chex.Array:
-    """-c log pi(a*) - (1 - c) adv log pi(a), a* the legal argmax of q [B, N, A] and a the data's action: [B, N]."""
+def enumerated_loss(policy: Categorical, q: chex.Array, avail: chex.Array, coefficient: chex.Numeric) -> chex.Array:
+    """-c log pi(a*) - (1 - c) E_pi q, a* the legal argmax of the frozen q [B, N, A]: [B, N]."""
     best = greedy(q, avail).mode()
-    baseline = expectation(q, jax.lax.stop_gradient(policy.support()))
-    advantage = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0] - baseline
-    return -coefficient * policy.log_prob(best) - (1 - coefficient) * advantage * policy.log_prob(action)
+    return -coefficient * policy.log_prob(best) - (1 - coefficient) * expectation(q, policy.support())
 
 
 def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch, key: chex.PRNGKey) -> chex.Array:
@@ -156,7 +154,7 @@ def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch,
     config, hyper = state.config, state.hyper
     local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
     if state.spec.discrete:
-        return enumerated_loss(policy, local(batch.obs), batch.avail, batch.action, hyper["coefficient"])
+        return enumerated_loss(policy, local(batch.obs), batch.avail, hyper["coefficient"])
 
     def score(actions):
         points = Support(jnp.where(policy.avail[..., None, :], actions, 0.0), None)
