@@ -16,13 +16,14 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import absl.logging
 import jax
 import report
 from absl import flags
+from configs._baselines import BASELINES
 
 from omcda_jax import data, envs
 from omcda_jax.algorithms import ALGORITHMS
@@ -92,20 +93,41 @@ def parse(argv: Sequence[str]) -> Command | None:
         for name, description in presets().items():
             say(f"  {name:<32} {description}")
         return None
-    assignments = [_assignment(argument) for argument in rest]
-    config = apply_overrides(_preset(values.config), assignments, {name: a.config for name, a in ALGORITHMS.items()})
+    known = ["--config", "--config.KEY", "--mode", "--workdir", "--video"]
+    assignments = [assignment(argument, known) for argument in rest]
+    config = resolve(values.config, assignments)
     parts = (config.directory, config.name, config.data.quality, config.algorithm.name, f"seed_{config.seed}")
     return Command(config, values.mode, os.path.abspath(values.workdir or os.path.join(*parts)), values.video)
 
 
-def _assignment(argument: str) -> str:
+def resolve(name: str | None, assignments: Sequence[str]) -> ExperimentConfig:
+    """Returns a preset with `key=value` assignments applied.
+
+    Raises:
+        ConfigError: for an unknown name or key or a value that is refused.
+    """
+    config = _preset(name)
+    algorithms = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
+    family = config.data.environment.partition("/")[0]
+    return apply_overrides(config, assignments, algorithms, BASELINES.get(family))
+
+
+def assignment(argument: str, known: Sequence[str]) -> str:
+    """Returns `key=value` of an argument `--config.key=value`.
+
+    Args:
+        argument: of the command line.
+        known: flags there are, to name the nearest one.
+
+    Raises:
+        ConfigError: it is none.
+    """
     prefix = "--config."
     if argument.startswith(prefix) and "=" in argument:
         return argument[len(prefix) :]
     if argument.startswith(prefix):
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     name = argument.partition("=")[0]
-    known = ["--config", "--config.KEY", "--mode", "--workdir", "--video"]
     raise ConfigError(f"{name}: no such flag; {suggestion(name, known)}")
 
 
@@ -131,13 +153,13 @@ def claim(command: Command) -> None:
         listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
         if listed:
             raise ConfigError(
-                f"{command.directory}: holds a run with other settings ({'; '.join(listed)}); choose another --workdir"
+                f"{command.directory}: holds a run with other settings ({'; '.join(listed)}); choose another directory"
             )
     elif command.mode == "eval":
         raise ConfigError(f"{command.directory}: expected a run to evaluate, found none; train first")
     try:
         os.makedirs(command.directory, exist_ok=True)
-        _write_json(path, current)
+        write_json(path, current)
     except OSError as error:
         raise ConfigError(f"{command.directory}: cannot write the run directory: {error.strerror}") from error
 
@@ -146,7 +168,8 @@ def _checkpoints(command: Command) -> str:
     return os.path.join(command.directory, "checkpoints")
 
 
-def _write_json(path: str, value: Any) -> None:
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file in one piece: it is the old one or the new one, never half of either."""
     temporary = f"{path}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
@@ -201,7 +224,7 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
     config, directory = run.command.config, run.command.directory
     dataset, description = load_data(config, run.environment)
     if run.saved and run.saved["data"].get("digest") != description.get("digest"):
-        raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --workdir")
+        raise ConfigError(f"{directory}: began on other data than the file now holds; choose another directory")
     state = run.state
     if state is None:
         state = _fresh_state(run.command, run.algorithm, run.environment)
@@ -260,7 +283,7 @@ def finish(run: Run, evaluate: Any) -> dict[str, Any]:
         "evaluation_seconds": time.monotonic() - began,
         **report.provenance(),
     }
-    _write_json(os.path.join(run.command.directory, "result.json"), result)
+    write_json(os.path.join(run.command.directory, "result.json"), result)
     return result
 
 
@@ -305,14 +328,13 @@ def execute(command: Command, interruption: Interruption) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs one command line, `argv[0]` being the script; returns the exit status."""
+def guarded(work: Callable[[Interruption], int]) -> int:
+    """Does `work` and returns its exit status, or that of what stopped it, told in one line."""
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         with warnings.catch_warnings(), Interruption() as interruption:
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            command = parse(argv)
-            return 0 if command is None else execute(command, interruption)
+            return work(interruption)
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 78
@@ -322,6 +344,16 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as signal_name:
         print(f"stopped by {signal_name} with nothing to save; the same command starts again", file=sys.stderr)
         return 75
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line, `argv[0]` being the script; returns the exit status."""
+
+    def work(interruption):
+        command = parse(argv)
+        return 0 if command is None else execute(command, interruption)
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from omcda_jax.types import ConfigError, TrainState
+from omcda_jax.types import ConfigError, TrainState, updates_done
 
 
 class Checkpoints:
@@ -42,7 +42,7 @@ class Checkpoints:
         Raises:
             RuntimeError: if this step or a later one is already there.
         """
-        manager, step = self._manager(), int(state.step)
+        manager, step = self._manager(), updates_done(state)
         # A damaged newer step would make orbax skip this one without a word.
         for damaged in [found for found in self._damaged if found >= step]:
             manager.delete(damaged)

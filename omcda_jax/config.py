@@ -29,6 +29,10 @@ RESUMABLE = frozenset(
 )
 
 
+# What a preset says of these goes with it to another algorithm; all else is the other algorithm's own.
+SHARED = ("discount", "learning_rate", "target_rate", "policy_average_rate", "hidden_sizes", "mixer_hidden")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which offline dataset to learn from.
@@ -156,18 +160,23 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def apply_overrides(
-    config: ExperimentConfig, assignments: Sequence[str], algorithms: Mapping[str, type]
+    config: ExperimentConfig,
+    assignments: Sequence[str],
+    algorithms: Mapping[str, type],
+    alternatives: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
     """Returns `config` with dotted assignments such as `algorithm.d_tot=1.8` applied.
 
     `algorithm.name=NAME` is applied first, wherever it stands: it swaps the algorithm's settings for the other
-    algorithm's defaults, keeping the values of the fields both have. Values are read by the field's type hint:
-    numbers as usual, `true`/`false`, `none` where None is allowed, `256,256` for tuples.
+    algorithm's, with those of the SHARED fields that the preset itself sets away from its algorithm's defaults. Values
+    are read by the field's type hint: numbers as usual, `true`/`false`, `none` where None is allowed, `256,256` for
+    tuples.
 
     Args:
         config: the preset.
         assignments: `key=value` strings; a later one wins over an earlier one of the same key.
         algorithms: algorithm name to its settings dataclass.
+        alternatives: algorithm name to settings that suit the preset's task better than the defaults.
 
     Raises:
         ConfigError: for a key that does not exist (with the nearest one), a value of another type, or a value the
@@ -180,7 +189,8 @@ def apply_overrides(
         values[key] = text
     if "algorithm.name" in values:
         name = values.pop("algorithm.name")
-        config = dataclasses.replace(config, algorithm=_swap_algorithm(config.algorithm, name, algorithms))
+        swapped = _swap_algorithm(config.algorithm, name, algorithms, alternatives or {})
+        config = dataclasses.replace(config, algorithm=swapped)
     tree: dict = {}
     for key, text in values.items():
         _check_leaf(config, key, text)
@@ -234,15 +244,15 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type]) -> Any:
+def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type], alternatives: Mapping[str, Any]) -> Any:
     if name not in algorithms:
         raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, algorithms)}")
-    target = algorithms[name]
-    if isinstance(settings, target):
+    if isinstance(settings, algorithms[name]):
         return settings
-    names = {field.name for field in dataclasses.fields(target)}
-    kept = {key: value for key, value in vars(settings).items() if key in names}
-    return _make(target, kept | {"name": name})
+    target, default = alternatives.get(name, algorithms[name]()), type(settings)()
+    both = [key for key in SHARED if hasattr(settings, key) and hasattr(target, key)]
+    kept = {key: getattr(settings, key) for key in both if getattr(settings, key) != getattr(default, key)}
+    return _make(dataclasses.replace, kept, target)
 
 
 def _check_leaf(config: Any, key: str, text: str) -> None:

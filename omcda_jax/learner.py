@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.config import LearnerConfig
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, updates_done
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
 _BATCH_STREAM = 0x6261_7463
@@ -57,6 +57,8 @@ def make_train_step(
     sample: Callable[[Any, jax.Array, int], Batch],
     batch_size: int,
     updates_per_call: int,
+    *,
+    population: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns a compiled `(state, dataset) -> (state, metrics)` that does `updates_per_call` updates.
 
@@ -67,16 +69,17 @@ def make_train_step(
         sample: `sample(dataset, key, batch_size) -> Batch`, pure.
         batch_size: B.
         updates_per_call: k, the length of the scan.
+        population: the state is a stack of P states, each on batches of its own; metrics lead with an axis [P].
     """
 
     def update_once(state: TrainState, dataset: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _BATCH_STREAM), state.step)
         return algorithm.update(state, sample(dataset, key, batch_size))
 
+    update = jax.vmap(update_once, in_axes=(0, None)) if population else update_once
+
     def train_step(state: TrainState, dataset: Any) -> tuple[TrainState, Metrics]:
-        state, metrics = jax.lax.scan(
-            lambda carry, _: update_once(carry, dataset), state, None, length=updates_per_call
-        )
+        state, metrics = jax.lax.scan(lambda carry, _: update(carry, dataset), state, None, length=updates_per_call)
         return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
     return jax.jit(train_step, donate_argnums=0)
@@ -115,7 +118,7 @@ def train(
     Raises:
         NonFiniteMetrics: before anything of that call is logged or saved.
     """
-    step = saved = int(state.step)
+    step = saved = updates_done(state)
     logged, seconds = step, 0.0
     while step < config.updates and not stop():
         if config.evaluate_every and step and step % config.evaluate_every == 0:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import chex
 import flax.struct
 import jax
+import numpy as np
 
 
 class ConfigError(ValueError):
@@ -125,6 +126,11 @@ class TrainState:
     spec: EnvSpec = flax.struct.field(pytree_node=False)
     config: Any = flax.struct.field(pytree_node=False)
     normaliser: Normaliser | None = None
+
+
+def updates_done(state: TrainState) -> int:
+    """Updates a state has behind it; of a stack of states, each of them."""
+    return int(np.ravel(state.step)[0])
 
 
 Metrics = dict[str, chex.Array]

@@ -20,6 +20,7 @@ from omcda_jax.types import ConfigError
 @dataclasses.dataclass(frozen=True)
 class Settings:
     rate: float = 0.5
+    discount: float = 0.9
     low: float = 0.0
     depth: int = 2
     sizes: tuple[int, ...] = (256, 256)
@@ -37,6 +38,7 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Plain:
     rate: float = 0.1
+    discount: float = 0.8
     width: int = 7
     name: str = "plain"
 
@@ -99,10 +101,18 @@ def test_a_dataset_may_be_sized_in_transitions():
     assert (sized.episodes, sized.transitions) == (None, 100_000)
 
 
-def test_another_algorithm_keeps_the_shared_values_whatever_the_order():
+def test_another_algorithm_has_its_own_values_whatever_the_order():
     config = override("algorithm.width=9", "algorithm.name=plain", "algorithm.rate=0.25")
     assert config.algorithm == Plain(rate=0.25, width=9)
-    assert override("algorithm.name=plain").algorithm == Plain(rate=0.5, width=7)
+    assert override("algorithm.name=plain").algorithm == Plain()
+
+
+def test_what_a_preset_says_of_the_shared_backbone_goes_with_it():
+    config = dataclasses.replace(preset(), algorithm=Settings(discount=0.5, rate=0.3))
+    assert apply_overrides(config, ["algorithm.name=plain"], ALGORITHMS).algorithm == Plain(discount=0.5)
+    suited = {"plain": Plain(rate=0.7, discount=0.6)}
+    assert apply_overrides(config, ["algorithm.name=plain"], ALGORITHMS, suited).algorithm == Plain(0.7, 0.5)
+    assert apply_overrides(preset(), ["algorithm.name=plain"], ALGORITHMS, suited).algorithm == Plain(0.7, 0.6)
 
 
 def test_naming_the_present_algorithm_keeps_its_values():

@@ -12,7 +12,7 @@ from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, initial_state, make_train_step, train
 from omcda_jax.metrics import MetricsFile, Progress, duration, read
-from omcda_jax.types import Algorithm, EnvSpec, TrainState
+from omcda_jax.types import Algorithm, EnvSpec, TrainState, updates_done
 
 SPEC = EnvSpec(num_agents=1, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
 CONFIG = LearnerConfig(
@@ -99,6 +99,26 @@ def test_batches_differ_by_step_and_by_seed_only(train_step):
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0][0] != drawn[0][1]).any()
     assert (drawn[0][0] != drawn[2][0]).any()
+
+
+def test_a_population_learns_as_each_of_its_seeds_alone(train_step):
+    together = make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call, population=True)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(seed) for seed in (3, 8)))
+    saved, logged = [], []
+    stacked = train(
+        together,
+        stacked,
+        DATASET,
+        CONFIG,
+        log=lambda step, metrics, rate: logged.append((step, metrics["vector"].shape)),
+        save=lambda state: saved.append(updates_done(state)),
+    )
+    assert saved == [20, 40, 60] and logged[-1] == (60, (2, 3))
+    for place, seed in enumerate((3, 8)):
+        alone = train(train_step, fresh(seed), DATASET, CONFIG)
+        one = jax.tree.map(lambda x, place=place: x[place], stacked)
+        for leaf, expected in zip(leaves(one), leaves(alone), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
 
 def test_one_compilation_serves_every_call_and_another_dataset(train_step):

@@ -53,7 +53,6 @@ def normalise(state: TrainState, batch: Batch) -> Batch:
 
 
 ALGORITHMS = {
-    "omcda": _normalised(Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act)),
     "bc": _normalised(Algorithm(bc.BcConfig, bc.init, bc.update, bc.act)),
     "bcq": _normalised(Algorithm(bcq.BcqConfig, bcq.init, bcq.update, bcq.act)),
     "cql": _normalised(Algorithm(cql.CqlConfig, cql.init, cql.update, cql.act)),
@@ -62,6 +61,7 @@ ALGORITHMS = {
     "omiga": _normalised(Algorithm(omiga.OmigaConfig, omiga.init, omiga.update, omiga.act)),
     "cfcql": _normalised(Algorithm(cfcql.CfcqlConfig, cfcql.init, cfcql.update, cfcql.act)),
     "comadice": _normalised(Algorithm(comadice.ComadiceConfig, comadice.init, comadice.update, comadice.act)),
+    "omcda": _normalised(Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act)),
 }
 
 

@@ -10,8 +10,8 @@ Rectification" (ICML 2022). With c the mixing coefficient:
 
 CFCQL's code, the one discrete form in use, has -adv_i log pi(a_i|o_i) on the data's actions in place of -E_pi q_i. That
 has no lower bound: it makes whatever is worse than average ever less likely, and in a bandit the logits grew into the
-tens of thousands and ended at the wrong action. Search and values are frozen in the actor's loss. The critic, its target
-(double Q-learning, or an action of the policy) and its exact penalty are those described for CQL-MA.
+tens of thousands and ended at the wrong action. Search and values are frozen in the actor's loss. The critic, its
+target (double Q-learning, or an action of the policy) and its exact penalty are those described for CQL-MA.
 """
 
 import dataclasses

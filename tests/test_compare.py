@@ -1,0 +1,143 @@
+"""The comparison: cells, tables, going on where it stopped, and mistakes that cost nothing."""
+
+import csv
+import importlib
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_run import EXPERIMENTS, command, compilation_cache, run, stop_when
+
+from omcda_jax.checkpoint import Checkpoints
+
+__all__ = ["compilation_cache", "run"]  # fixtures
+
+OUT = Path("runs/compare")
+
+
+@pytest.fixture
+def compare(run, monkeypatch):
+    """The comparison's module on the runner's toy."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("compare")
+
+
+def arguments(*more, algorithms="bc,omiga", updates=40):
+    kept = [a for a in command(updates=updates) if a.startswith("--config.") and "algorithm.name" not in a]
+    kept = [a for a in kept if "evaluate_every" not in a and "evaluation" not in a]
+    return ["compare.py", "--tasks=smac_3m", f"--algorithms={algorithms}", "--seeds=0,3", *kept, *more]
+
+
+def results():
+    return {path.parts[-3]: json.loads(path.read_text()) for path in OUT.glob("*/*/*/result.json")}
+
+
+def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
+    assert compare.main(arguments()) == 0
+    out = capsys.readouterr().out
+    assert "cell 1 of 2: bc on smac_3m, seeds (0, 3)" in out and "cell 2 of 2: omiga" in out
+    found = results()
+    assert set(found) == {"bc", "omiga"}
+    table = (OUT / "comparison.md").read_text()
+    assert table in out
+    for name, result in found.items():
+        returns = np.array([seed["returns"] for seed in result["evaluation"]])
+        assert returns.shape == (2, 32) and [seed["seed"] for seed in result["evaluation"]] == [0, 3]
+        row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        assert f"{returns.mean():.3f} ± {returns.mean(axis=1).std():.3f}" in row
+    assert "| data | 1.500 ± 0.000 |" in table
+    with open(OUT / "comparison.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["algorithm"], row["seed"]) for row in rows] == [(a, s) for a in ("bc", "omiga") for s in "03"]
+    assert float(rows[0]["return_mean"]) == found["bc"]["evaluation"][0]["return_mean"]
+    whole = json.loads((OUT / "comparison.json").read_text())
+    assert [entry["algorithm"] for entry in whole] == ["bc", "omiga"] and whole[0]["updates"] == 40
+
+
+def test_a_finished_comparison_is_only_read_again(compare, capsys):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    capsys.readouterr()
+    assert compare.main(arguments("--report_only")) == 0
+    out = capsys.readouterr().out
+    assert "cell 1" not in out and "| omiga | - |" in out
+    assert compare.main(arguments()) == 0
+    assert "cell 1 of 1: omiga" in capsys.readouterr().out
+
+
+def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    for place, seed in enumerate((0, 3)):
+        assert run.main(command(f"--config.seed={seed}", updates=40)) == 0
+        alone = json.loads(Path(f"runs/smac_3m/medium/bc/seed_{seed}/metrics.jsonl").read_text().splitlines()[-1])
+        together = json.loads((OUT / "smac_3m/bc/seeds_0-3/metrics.jsonl").read_text().splitlines()[-1])
+        assert together["policy/loss"][place] == pytest.approx(alone["policy/loss"], rel=1e-4)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, capsys):
+    assert compare.main(arguments("--directory=whole", algorithms="bc")) == 0
+    stop_when(monkeypatch, compare.Progress, "update", lambda self, step, metrics: step == 20, signal.SIGTERM)
+    assert compare.main(arguments(algorithms="bc")) == 75
+    assert "stopped and saved at update 20" in capsys.readouterr().out
+    assert not results()
+    assert compare.main(arguments(algorithms="bc")) == 0
+    whole = json.loads(next(Path("whole").glob("*/*/*/result.json")).read_text())
+    assert results()["bc"]["evaluation"] == whole["evaluation"]
+    with Checkpoints(OUT / "smac_3m/bc/seeds_0-3/checkpoints") as kept:
+        cell = compare.parse(arguments(algorithms="bc")).cells[0]
+        state, _ = kept.restore(compare.jax.eval_shape(lambda: compare.population(cell, compare.envs.make("smax/toy"))))
+    assert state.step.tolist() == [40, 40]
+
+
+def test_other_settings_need_another_directory(compare, capsys):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    assert compare.main(arguments("--config.learner.batch_size=4", algorithms="bc")) == 78
+    assert "learner.batch_size was 8, is 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--algorithms=bc,omgia", "--algorithms: no algorithm 'omgia'; did you mean 'omiga'?"),
+        ("--tasks=smac_3n", "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
+        ("--seeds=0,one", "--seeds: expected numbers separated by commas, found '0,one'"),
+        ("--seeds=1,1", "--seeds: expected different numbers of at least 0, found '1,1'"),
+        ("--config.learner.updtes=3", "learner.updtes: no such key; did you mean 'learner.updates'?"),
+        ("--taks=smac_3m", "--taks: no such flag; did you mean '--tasks'?"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(compare, capsys, argument, message):
+    assert compare.main([*arguments(), argument]) == 78
+    assert message in capsys.readouterr().err
+    assert not OUT.exists()
+
+
+def test_interquartile_mean_counts_edges_in_part(compare):
+    assert compare.interquartile_mean(np.array([1.0, 2.0, 3.0, 100.0])) == 2.5
+    # six values: a quarter is one and a half, so half of the second and of the fifth are left out
+    assert compare.interquartile_mean(np.arange(6.0) ** 2) == pytest.approx((0.5 * 1 + 4 + 9 + 0.5 * 16) / 3)
+    assert compare.interquartile_mean(np.array([7.0])) == 7.0
+
+
+def test_the_interval_covers_what_it_should(compare, random):
+    same = np.full((3, 8), 2.0)
+    assert compare.bootstrap_interval(same) == (2.0, 2.0)
+    # one episode per seed: the interval is that of the seeds alone; the median of many seeds lies within it
+    returns = random.normal(size=(40, 1))
+    low, high = compare.bootstrap_interval(returns)
+    assert low < compare.interquartile_mean(returns) < high
+    # the standard error of an interquartile mean of 40 normal values is about 1.2 / sqrt(40)
+    assert high - low == pytest.approx(2 * 1.96 * 1.2 / np.sqrt(40), rel=0.3)
+    assert compare.bootstrap_interval(returns) == (low, high)
+
+
+def test_a_family_of_tasks_has_baselines_of_its_own(compare):
+    cells = compare.parse(["compare.py", "--tasks=mujoco_hopper_medium,smac_3m", "--algorithms=icq,cql,comadice"]).cells
+    found = {(cell.task, cell.algorithm): cell.config.algorithm for cell in cells}
+    assert found["mujoco_hopper_medium", "icq"].policy_temperature == 100.0
+    assert found["smac_3m", "icq"].policy_temperature == 0.1
+    assert found["mujoco_hopper_medium", "cql"].target_rate == 0.01, "of the preset, for every algorithm"
+    assert found["mujoco_hopper_medium", "cql"].num_samples == 10, "OMCDA's draws are not CQL's"
+    assert found["mujoco_hopper_medium", "comadice"].learning_rate == 1e-4
+    assert all(cell.config.evaluation.episodes == 32 and not cell.config.learner.evaluate_every for cell in cells)
