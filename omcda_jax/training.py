@@ -90,10 +90,15 @@ def new_state(
     )
 
 
-def step_key(key: chex.PRNGKey, step: chex.Array, axis_name: str | None = None) -> chex.PRNGKey:
-    """The key of one update: a pure function of the run's key, the step and, on a mapped axis, the device's index."""
-    key = jax.random.fold_in(key, step)
-    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None = None) -> tuple[chex.PRNGKey, ...]:
+    """Keys of one update's draws, `count` times [B]: a function of the run's key, the step and the row's place.
+
+    A row's place is that in the whole batch: spreading the batch over the devices of `axis_name` changes no draw.
+    """
+    rows = batch.reward.shape[0]
+    places = jnp.arange(rows) + (0 if axis_name is None else rows * jax.lax.axis_index(axis_name))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(state.key, state.step), places)
+    return tuple(jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys))
 
 
 def optimiser() -> optax.GradientTransformation:

@@ -178,12 +178,16 @@ def test_the_second_call_does_not_trace_again(state):
     assert len(TRACES) == before
 
 
-@pytest.mark.parametrize("name", ["omcda", "omcda-in_sample", "bc"])
-def test_devices_reduce_to_one_batch_even_with_uneven_masks(name):
-    state, batch = after(CONFIGS[name]), make_batch(3)
-    first_device = (np.arange(24) < 6)[:, None]
-    avail = np.where(first_device[..., None], np.arange(SPEC.action_dim) == 0, batch.avail)
-    batch = batch.replace(avail=avail, action=np.where(first_device, 0, batch.action))
+DRAWING = [f"{name}-continuous" for name in ("omcda", "bcq", "cql", "icq", "omar", "cfcql")]
+
+
+@pytest.mark.parametrize("state", [*ALGORITHMS, "omcda-in_sample", *DRAWING], indirect=True)
+def test_devices_reduce_to_one_batch_even_with_uneven_masks(state):
+    batch = make_batch(3, spec=state.spec)
+    if state.spec.discrete:
+        first_device = (np.arange(24) < 6)[:, None]
+        avail = np.where(first_device[..., None], np.arange(SPEC.action_dim) == 0, batch.avail)
+        batch = batch.replace(avail=avail, action=np.where(first_device, 0, batch.action))
     whole, metrics = UPDATE(state, batch)
     shards = jax.tree.map(lambda x: x.reshape(4, 6, *x.shape[1:]), batch)
     spread = jax.jit(jax.vmap(lambda b: omcda_jax.update(state, b, axis_name="devices"), axis_name="devices"))

@@ -13,7 +13,7 @@ from test_against_reference import deviation_mixer, layers, make_state, return_m
 
 import omcda_jax
 from omcda_jax import networks
-from omcda_jax.training import step_key
+from omcda_jax.training import row_keys
 
 ROWS, SAMPLES = 16, 4
 SPEC = omcda_jax.EnvSpec(num_agents=3, obs_dim=5, state_dim=6, action_dim=2, discrete=False)
@@ -90,12 +90,12 @@ def values(tree, obs, actions):
 def constants(state, batch):
     target, alpha = state.target_params, np.exp(np.asarray(state.extra.log_alpha, np.float64))
     found = {}
-    keys = jax.random.split(step_key(state.key, state.step))
     draws = []
-    for key, obs in zip(keys, (batch.obs, batch.next_obs), strict=True):
+    for keys, obs in zip(row_keys(state, batch, 2), (batch.obs, batch.next_obs), strict=True):
         net = networks.policy_network(SPEC, CONFIG.hidden_sizes)
         policy = networks.action_distribution(net, state.params["policy"], jnp.asarray(obs), jnp.asarray(batch.avail))
-        draws.append(np.asarray(policy.support(key, SAMPLES).actions, np.float64))
+        support = jax.vmap(lambda of_row, key: of_row.support(key, SAMPLES))(policy, keys)
+        draws.append(np.asarray(support.actions, np.float64))
     even = np.full((ROWS, 3, SAMPLES), -np.log(SAMPLES))
     pi, b, next_pi, next_b = (
         moments(state.params[group], obs) for obs in (batch.obs, batch.next_obs) for group in ("policy", "behaviour")

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from omcda_jax import losses, networks
 from omcda_jax.distributions import Support, greedy
-from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 LOG_STD_BOUNDS = (-4.0, 15.0)
@@ -134,6 +134,11 @@ def prior(key: chex.PRNGKey, *shape: int) -> chex.Array:
     return jnp.clip(jax.random.normal(key, shape), -LATENT_LIMIT, LATENT_LIMIT)
 
 
+def _prior_by_row(nets: _Networks, keys: chex.PRNGKey, count: int, num_agents: int) -> chex.Array:
+    """[count, B, N, L] of keys [B]."""
+    return jax.vmap(lambda key: prior(key, count, num_agents, nets.decoder.action_inputs), out_axes=1)(keys)
+
+
 def generate(nets: _Networks, params, obs: chex.Array, avail: chex.Array, latent: chex.Array) -> chex.Array:
     """Actions [K, ..., N, A] of latents [K, ..., N, L], which may lack or repeat axes of obs [..., N, O]."""
     shape = (latent.shape[0], *obs.shape[:-1])
@@ -155,12 +160,13 @@ def latent_divergence(mean: chex.Array, log_std: chex.Array) -> chex.Array:
     return -0.5 * (1.0 + 2.0 * log_std - jnp.square(mean) - jnp.exp(2.0 * log_std))
 
 
-def vae_loss(nets: _Networks, params, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+def vae_loss(nets: _Networks, params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
     """Squared error of the reconstruction, averaged over an agent's dimensions, and half the mean latent KL: [B, N]."""
     encoded = nets.encoder.apply(params["vae"]["encoder"], batch.obs, batch.action)
     mean, log_std = jnp.split(encoded, 2, axis=-1)
     log_std = jnp.clip(log_std, *LOG_STD_BOUNDS)
-    latent = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+    latent = mean + jnp.exp(log_std) * noise
     error = jnp.square(decode(nets, params, batch.obs, latent) - batch.action)
     dimensions = jnp.maximum(jnp.sum(batch.avail, axis=-1), 1)
     reconstruction = jnp.sum(jnp.where(batch.avail, error, 0.0), axis=-1) / dimensions
@@ -178,10 +184,11 @@ def _restricted_policy(state: TrainState, nets: _Networks, obs: chex.Array, avai
     return greedy(q, allowed_actions(logits, avail, state.hyper["threshold"]))
 
 
-def _best_of(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey) -> chex.Array:
+def _best_of(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array, keys: chex.PRNGKey) -> chex.Array:
     """[B, N] max_k q~ over generated and perturbed actions, target networks."""
-    target, latent = state.target_params, nets.decoder.action_inputs
-    generated = generate(nets, state.params, obs, avail, prior(key, state.config.num_samples, *obs.shape[:-1], latent))
+    target = state.target_params
+    latent = _prior_by_row(nets, keys, state.config.num_samples, state.spec.num_agents)
+    generated = generate(nets, state.params, obs, avail, latent)
     moved = perturb(nets, target["perturbation"], obs, avail, generated, state.hyper["reach"])
     points = Support(jnp.moveaxis(moved, 0, -2), None)
     values = networks.of_ensemble(networks.support_values, nets.critic.local, target["critic"]["local"], obs, points)
@@ -202,11 +209,11 @@ def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
     return objective
 
 
-def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, key: chex.PRNGKey):
-    next_key, vae_key, prior_key = jax.random.split(key, 3)
-    next_value = _best_of(state, nets, batch.next_obs, batch.next_avail, next_key)
+def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, axis_name: str | None):
+    next_keys, vae_keys, prior_keys = row_keys(state, batch, 3, axis_name)
+    next_value = _best_of(state, nets, batch.next_obs, batch.next_avail, next_keys)
     y = _target(state, batch, nets.critic.mix(state.target_params["critic"], batch.next_state, next_value))
-    latent = prior(prior_key, 1, *batch.obs.shape[:-1], nets.decoder.action_inputs)
+    latent = _prior_by_row(nets, prior_keys, 1, state.spec.num_agents)
     generated = generate(nets, state.params, batch.obs, batch.avail, latent)[0]
     first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])
 
@@ -218,7 +225,7 @@ def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, key:
         moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, generated, state.hyper["reach"])
         by_name = {
             "critic/td": jnp.sum(jnp.square(q_tot - y), axis=0),
-            "behaviour/loss": vae_loss(nets, params, batch, vae_key),
+            "behaviour/loss": vae_loss(nets, params, batch, vae_keys),
             "policy/loss": -networks.action_values(nets.critic.local, first_critic, batch.obs, moved),
         }
         return by_name, {"critic/q": q_tot[0]}
@@ -234,8 +241,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     nets = _networks(state.spec, state.config)
     if state.spec.discrete:
         return descend(state, batch, _discrete_objective(state, nets, batch), axis_name)
-    key = step_key(state.key, state.step, axis_name)
-    return descend(state, batch, _continuous_objective(state, nets, batch, key), axis_name)
+    return descend(state, batch, _continuous_objective(state, nets, batch, axis_name), axis_name)
 
 
 def act(

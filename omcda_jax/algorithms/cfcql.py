@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from omcda_jax import losses, networks
 from omcda_jax.distributions import Policy, categorical, log_integral
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, hold, new_state, require, step_key
+from omcda_jax.training import check_numbers, descend, hold, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 
@@ -95,14 +95,16 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     Arguments and results are those of `omcda_jax.update`.
     """
     config, hyper, nets = state.config, state.hyper, backbone(state.spec, state.config)
-    draw_next, draw_here, draw_policy = jax.random.split(step_key(state.key, state.step, axis_name), 3)
+    draw_next, draw_here, draw_policy = row_keys(state, batch, 3, axis_name)
+    sample = jax.vmap(lambda policy, key: policy.sample(key))
+    measure = jax.vmap(lambda policy, avail, key, other: policy.measure(avail, key, config.num_samples, other))
     local, frozen, barred = nets.critic.local, state.params["critic"], state.target_params["critic"]
 
     pi = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
     pi_next = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    v_next = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, pi_next.sample(draw_next))
+    v_next = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, sample(pi_next, draw_next))
     y = losses.bellman_target(batch.reward, batch.discount, hyper["discount"], v_next)
-    points = jax.lax.stop_gradient(pi.measure(batch.avail, draw_here, config.num_samples, pi_next))
+    points = jax.lax.stop_gradient(measure(pi, batch.avail, draw_here, pi_next))
 
     w_now = nets.critic.weights(frozen, batch.state)
     behaviour = networks.action_distribution(nets.policy, state.params["behaviour"], batch.obs, batch.avail)
@@ -123,7 +125,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         }
         if not state.spec.discrete:
             policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-            value = networks.action_values(local, frozen["local"], batch.obs, policy.sample(draw_policy))
+            value = networks.action_values(local, frozen["local"], batch.obs, sample(policy, draw_policy))
             by_name["policy/loss"] = -w_now * value
         return by_name, {"critic/q": q_tot, "critic/gap": penalty, "critic/largest_share": jnp.max(agents, axis=-1)}
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from omcda_jax import losses, networks
 from omcda_jax.distributions import Measure, log_integral
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VARIANTS = ("corrected", "released")
@@ -73,11 +73,13 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
     return new_state(key, spec, config, params, targets=list(params))
 
 
-def td_target(state: TrainState, nets: Backbone, batch: Batch, key: chex.PRNGKey) -> chex.Array:
-    """y [B], a' from the online policy: the double-Q choice, or one draw."""
+def td_target(state: TrainState, nets: Backbone, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
+    """y [B], a' from the online policy: the double-Q choice, or one draw with keys [B]."""
     policy = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
     target = state.target_params["critic"]
-    next_value = nets.critic.q_tot(target, batch.next_obs, batch.next_state, policy.sample(key))
+    next_value = nets.critic.q_tot(
+        target, batch.next_obs, batch.next_state, jax.vmap(lambda pi, key: pi.sample(key))(policy, keys)
+    )
     return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
 
 
@@ -102,7 +104,7 @@ def conservative_penalty(
     return jax.nn.logsumexp(values, axis=-1) - chosen + surplus
 
 
-def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
     """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen; released: -q_i(a_i) log pi_i(a_i|o_i): [B, N]."""
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     local = state.params["critic"]["local"]
@@ -110,7 +112,8 @@ def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, key: ch
         q = networks.action_values(nets.critic.local, local, batch.obs, batch.action)
         return -q * policy.log_prob(batch.action)
     weights = nets.critic.weights(state.params["critic"], batch.state)
-    return -weights * networks.action_values(nets.critic.local, local, batch.obs, policy.sample(key))
+    drawn = jax.vmap(lambda pi, key: pi.sample(key))(policy, keys)
+    return -weights * networks.action_values(nets.critic.local, local, batch.obs, drawn)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -119,12 +122,13 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     Arguments and results are those of `omcda_jax.update`.
     """
     config, nets = state.config, backbone(state.spec, state.config)
-    next_key, sample_key, policy_key = jax.random.split(step_key(state.key, state.step, axis_name), 3)
+    next_keys, sample_keys, policy_keys = row_keys(state, batch, 3, axis_name)
 
-    y = td_target(state, nets, batch, next_key)
+    y = td_target(state, nets, batch, next_keys)
     here = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
     there = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    measure = jax.lax.stop_gradient(here.measure(batch.avail, sample_key, config.num_samples, there))
+    measure = jax.vmap(lambda pi, avail, key, other: pi.measure(avail, key, config.num_samples, other))
+    measure = jax.lax.stop_gradient(measure(here, batch.avail, sample_keys, there))
 
     def objective(params):
         weights, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
@@ -140,7 +144,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
             "critic/conservative": state.hyper["penalty"] * penalty,
         }
         if not state.spec.discrete:
-            by_name["policy/loss"] = policy_loss(state, nets, params, batch, policy_key)
+            by_name["policy/loss"] = policy_loss(state, nets, params, batch, policy_keys)
         return by_name, {"critic/q": q_tot, "critic/gap": penalty}
 
     return descend(state, batch, objective, axis_name)

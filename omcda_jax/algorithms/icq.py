@@ -26,7 +26,7 @@ from omcda_jax import losses, networks
 from omcda_jax.distributions import expectation, has_choice
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import batch_log_weights, masked_mean
-from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VARIANTS = ("corrected", "released")
@@ -110,7 +110,8 @@ def policy_log_weights(state: TrainState, nets: Backbone, batch: Batch, mask: ch
     """log rho(adv_i / beta_pi) of the online critics and policy: [B, N]."""
     critic = state.params["critic"]
     policy = networks.action_distribution(nets.policy, state.params["policy"], batch.obs, batch.avail)
-    support = policy.support(step_key(state.key, state.step, axis_name), state.config.num_samples)
+    (keys,) = row_keys(state, batch, 1, axis_name)
+    support = jax.vmap(lambda of_row, key: of_row.support(key, state.config.num_samples))(policy, keys)
     values, chosen = networks.of_ensemble(
         networks.support_and_action_values, nets.critic.local, critic["local"], batch.obs, support, batch.action
     )

@@ -33,7 +33,7 @@ from omcda_jax.distributions import (
     log_integral,
 )
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, new_state, require, step_key
+from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 
@@ -149,26 +149,29 @@ def enumerated_loss(policy: Categorical, q: chex.Array, avail: chex.Array, coeff
     return -coefficient * policy.log_prob(best) - (1 - coefficient) * expectation(q, policy.support())
 
 
-def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
     """The actor's loss of the kind of actions at hand: [B, N]."""
     config, hyper = state.config, state.hyper
     local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
     if state.spec.discrete:
         return enumerated_loss(policy, local(batch.obs), batch.avail, hyper["coefficient"])
 
-    def score(actions):
-        points = Support(jnp.where(policy.avail[..., None, :], actions, 0.0), None)
-        return networks.support_values(nets.critic.local, state.params["critic"]["local"], batch.obs, points)
+    def best(key, obs, avail):
+        def score(actions):
+            points = Support(jnp.where(avail[:, None], actions, 0.0), None)
+            return networks.support_values(nets.critic.local, state.params["critic"]["local"], obs, points)
 
-    found = search(
-        score,
-        key,
-        policy.mean.shape,
-        rounds=config.search_rounds,
-        samples=config.search_samples,
-        elites=config.search_elites,
-        spread=hyper["search_spread"],
-    )
+        return search(
+            score,
+            key,
+            avail.shape,
+            rounds=config.search_rounds,
+            samples=config.search_samples,
+            elites=config.search_elites,
+            spread=hyper["search_spread"],
+        )
+
+    found = jax.vmap(best)(keys, batch.obs, policy.avail)
     found = jnp.where(policy.avail, found, 0.0)
     return rectified_loss(policy, lambda a: local(batch.obs, a)[..., 0], found, hyper["coefficient"])
 
@@ -179,14 +182,16 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     Arguments and results are those of `omcda_jax.update`.
     """
     nets, now, barred = backbone(state.spec, state.config), state.params, state.target_params["critic"]
-    keys = jax.random.split(step_key(state.key, state.step, axis_name), 3)
+    next_keys, measure_keys, search_keys = row_keys(state, batch, 3, axis_name)
 
     proposal = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
     next_proposal = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
-    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).sample(keys[0])
+    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail)
+    chosen = jax.vmap(lambda policy, key: policy.sample(key))(chosen, next_keys)
     next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, chosen)
     y = losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
-    measure = proposal.measure(batch.avail, keys[1], state.config.num_samples, next_proposal)
+    measure = jax.vmap(lambda pi, avail, key, other: pi.measure(avail, key, state.config.num_samples, other))
+    measure = measure(proposal, batch.avail, measure_keys, next_proposal)
 
     def objective(params):
         weights, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
@@ -199,7 +204,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         by_name = {
             "critic/td": jnp.square(q_tot - y),
             "critic/conservative": state.hyper["penalty"] * gap,
-            "policy/loss": policy_loss(state, nets, policy, batch, keys[2]),
+            "policy/loss": policy_loss(state, nets, policy, batch, search_keys),
         }
         return by_name, {"critic/q": q_tot, "critic/gap": gap}
 

@@ -33,7 +33,7 @@ from omcda_jax.allocation import (
 )
 from omcda_jax.distributions import Policy, Support, expectation, has_choice
 from omcda_jax.reductions import largest, loss_share, masked_mean, total
-from omcda_jax.training import apply_gradients, check_numbers, new_state, require, step_key, track
+from omcda_jax.training import apply_gradients, check_numbers, new_state, require, row_keys, track
 from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
 
 VALUE_TARGETS = ("expectation", "in_sample")
@@ -222,10 +222,11 @@ class _Policies(NamedTuple):
     support: Support  # of an expectation under the policy
 
 
-def _policies(nets, params, obs, avail, key, num_samples) -> _Policies:
+def _policies(nets, params, obs, avail, keys, num_samples) -> _Policies:
     policy = networks.action_distribution(nets.policy, params["policy"], obs, avail)
     behaviour = networks.action_distribution(nets.policy, params["behaviour"], obs, avail)
-    return _Policies(policy, behaviour, policy.support(key, num_samples))
+    support = jax.vmap(lambda of_row, key: of_row.support(key, num_samples))(policy, keys)
+    return _Policies(policy, behaviour, support)
 
 
 class _Values(NamedTuple):
@@ -382,13 +383,13 @@ def _objective(params, state: TrainState, batch: Batch, axis_name: str | None) -
     """Sum of all losses; each sees only its own group of `params`, everything else in it is a constant."""
     config, hyper = state.config, state.hyper
     nets = _networks(state.spec, config)
-    key, next_key = jax.random.split(step_key(state.key, state.step, axis_name))
+    keys, next_keys = row_keys(state, batch, 2, axis_name)
     mask = has_choice(batch.avail, state.spec.discrete)
     rows = jnp.ones_like(batch.reward, bool)
     average = functools.partial(loss_share, axis_name=axis_name)
 
-    now = _policies(nets, params, batch.obs, batch.avail, key, config.num_samples)
-    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_key, config.num_samples)
+    now = _policies(nets, params, batch.obs, batch.avail, keys, config.num_samples)
+    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_keys, config.num_samples)
     estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
     solution, weights = conservatism_level(
         estimates.return_advantage,
