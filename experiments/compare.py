@@ -5,9 +5,10 @@
     python experiments/compare.py --report_only
 
 A task is a preset, with `:quality` for another dataset. A cell is one algorithm on one task; its seeds train together,
-by vmap, each on the batches that `run.py` gives that seed. Cells are evaluated at their last update only, greedily. The
-same command goes on where an earlier one stopped and skips what is finished; it writes comparison.md, comparison.csv
-and comparison.json into --directory. Exit status as of run.py.
+by vmap, each on the batches that `run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are
+evaluated after the last update only, greedily. The same command goes on where an earlier one stopped and skips what is
+finished; it writes comparison.md, comparison.csv and comparison.json into --directory. A cell that diverges is told of
+and left out. Exit status as of run.py.
 """
 
 import csv
@@ -17,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,17 +33,15 @@ from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import ExperimentConfig, suggestion, to_dict
 from omcda_jax.evaluate import make_evaluate, summarise
-from omcda_jax.learner import (
-    Interruption,
-    initial_state,
-    make_train_step,
-    train,
-)
-from omcda_jax.metrics import MetricsFile, Progress
+from omcda_jax.learner import Interruption, Layout, NonFiniteMetrics, initial_state, make_train_step, train
+from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.types import ConfigError, Environment, HostEnvironment, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
+SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
 RESAMPLES = 2_000
+# settings that every cell has of its own, and the flags that say them
+OWN = {"algorithm.name": "--algorithms", "seed": "--seeds", "directory": "--directory"}
 
 
 class Cell(NamedTuple):
@@ -86,6 +85,12 @@ def parse(argv: Sequence[str]) -> Command | None:
         return None
     known = ["--tasks", "--algorithms", "--seeds", "--directory", "--report_only", "--config.KEY"]
     assignments = [*DEFAULTS, *(run.assignment(argument, known) for argument in rest)]
+    for key in (assignment.partition("=")[0] for assignment in assignments):
+        if key in OWN:
+            raise ConfigError(f"--config.{key}: expected the flag {OWN[key]} in its place")
+    for name, asked in (("--tasks", values.tasks), ("--algorithms", values.algorithms)):
+        if not asked:
+            raise ConfigError(f"{name}: expected names separated by commas, found none")
     for name in values.algorithms:
         if name not in ALGORITHMS:
             raise ConfigError(f"--algorithms: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
@@ -100,9 +105,9 @@ def parse(argv: Sequence[str]) -> Command | None:
         preset, _, quality = task.partition(":")
         chosen = [*assignments, f"data.quality={quality}"] if quality else assignments
         for name in values.algorithms:
-            config = run.resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"])
+            config = run.resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"], "--tasks")
             label = "-".join(map(str, seeds))
-            folder = os.path.join(os.path.abspath(values.directory), task.replace(":", "_"), name, f"seeds_{label}")
+            folder = os.path.join(os.path.abspath(values.directory), task.replace(":", "-"), name, f"seeds_{label}")
             cells.append(Cell(task, name, config, seeds, folder))
     return Command(cells, os.path.abspath(values.directory), values.report_only)
 
@@ -121,67 +126,90 @@ def population(cell: Cell, environment: Environment | HostEnvironment) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
+def make_judge(cell: Cell, environment: Environment | HostEnvironment) -> Callable[[Any], list[dict[str, Any]]]:
+    """Returns a function of the stacked state: greedy episodes of every seed, summaries with the episodes' returns."""
+    play = make_evaluate(ALGORITHMS[cell.algorithm].act, environment, cell.config.evaluation.episodes)
+
+    def judge(state: Any) -> list[dict[str, Any]]:
+        found = []
+        for place, seed in enumerate(cell.seeds):
+            one = jax.tree.map(lambda leaf: leaf[place], state)  # noqa: B023 called at once
+            episodes = jax.device_get(play(one, jax.random.key(cell.config.evaluation.seed)))
+            found.append({"seed": seed, **summarise(episodes), "returns": np.asarray(episodes.returns).tolist()})
+        return found
+
+    return judge
+
+
+def _devices(trials: int) -> tuple[jax.Device, ...]:
+    """As many local devices as share the trials evenly."""
+    devices = tuple(jax.local_devices())
+    return devices[: max(n for n in range(1, len(devices) + 1) if trials % n == 0)]
+
+
 def train_cell(
-    cell: Cell, environment: Environment | HostEnvironment, loaded: tuple[Any, dict], interruption: Interruption
-) -> tuple[Any, float]:
+    cell: Cell,
+    environment: Environment | HostEnvironment,
+    judge: Callable[[Any], list[dict[str, Any]]],
+    interruption: Interruption,
+) -> tuple[Any, dict[str, Any]]:
     """Trains a cell to its end or to a signal, from its checkpoint if there is one.
 
     Returns:
-        The stacked state and the seconds its training took, over all starts.
+        The stacked state, and what its checkpoint holds beside it: settings, data, seconds of training over all starts.
 
     Raises:
-        ConfigError: the cell's directory holds a run with other settings or on other data.
+        ConfigError: the cell began on other data.
+        DatasetError: as `run.load_data`.
         NonFiniteMetrics: if training diverged.
     """
-    config, algorithm, (dataset, description) = cell.config, ALGORITHMS[cell.algorithm], loaded
-    run.claim(run.Command(config, "train", cell.directory))
-    with Checkpoints(os.path.join(cell.directory, "checkpoints")) as checkpoints:
+    config, algorithm, directory = cell.config, ALGORITHMS[cell.algorithm], cell.directory
+    settings = config.learner
+    dataset, description = run.load_data(config, environment)
+    with Checkpoints(os.path.join(directory, "checkpoints")) as checkpoints:
         state, saved = checkpoints.restore(jax.eval_shape(lambda: population(cell, environment))) or (None, {})
         if saved and saved["data"].get("digest") != description.get("digest"):
-            raise ConfigError(
-                f"{cell.directory}: began on other data than the file now holds; choose another directory"
-            )
+            raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --directory")
         if state is None:
             state = population(cell, environment)
             if config.data.normalise:
                 scale = jax.tree.map(lambda x: jnp.stack([x] * len(cell.seeds)), data.normaliser(dataset))
                 state = state.replace(normaliser=scale)
-        start, settings, began = updates_done(state), config.learner, time.monotonic() - saved.get("seconds", 0.0)
+        start = updates_done(state)
         if start >= settings.updates:
-            return state, saved["seconds"]
-        step = make_train_step(algorithm, data.sample, settings.batch_size, settings.updates_per_call, population=True)
+            return state, saved
+        layout = Layout(_devices(len(cell.seeds)), population=True)
+        step = make_train_step(algorithm, data.sample, settings.batch_size, settings.updates_per_call, layout)
+        state, dataset = layout.place(state), layout.place_dataset(dataset)
         step = step.lower(state, dataset).compile()
+
+        began = time.monotonic() - saved.get("seconds", 0.0)
         progress = Progress(settings.updates, start, run.PROGRESS_METRICS)
-        elapsed = lambda: time.monotonic() - began
-        record = {"config": to_dict(config), "data": description}
-        with MetricsFile(os.path.join(cell.directory, "metrics.jsonl"), start) as rows:
+        latest = {"config": to_dict(config), "data": description, "seconds": 0.0}
+        metrics_path = os.path.join(directory, "metrics.jsonl")
+        with MetricsFile(metrics_path, start) as rows:
+            evaluated = {row["step"] for row in read(metrics_path) if "evaluation/return_mean" in row}
+
+            def log(step, metrics, rate):
+                rows.write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
+
+            def save(state):
+                latest["seconds"] = time.monotonic() - began
+                checkpoints.save(state, latest)
+
+            def look(state):
+                if updates_done(state) not in evaluated:
+                    found = judge(state)
+                    rows.write(updates_done(state), {f"evaluation/{key}": [one[key] for one in found] for key in SHOWN})
+
+            hooks = {"layout": layout, "on_call": progress.update, "log": log, "save": save, "evaluate": look}
             interruption.deferred = True
-            state = train(
-                step,
-                state,
-                dataset,
-                settings,
-                on_call=progress.update,
-                log=lambda step, metrics, rate: rows.write(
-                    step, {"seconds": elapsed(), "updates_per_second": rate} | metrics
-                ),
-                save=lambda state: checkpoints.save(state, record | {"seconds": elapsed()}),
-                stop=lambda: interruption.requested,
-            )
-            interruption.deferred = False
+            try:
+                state = train(step, state, dataset, settings, **hooks, stop=lambda: interruption.requested)
+            finally:
+                interruption.deferred = False
         progress.close()
-    return state, elapsed()
-
-
-def evaluate_cell(cell: Cell, environment: Environment | HostEnvironment, state: Any) -> list[dict[str, Any]]:
-    """Greedy episodes of every seed's policy: summaries with the returns of the episodes."""
-    play = make_evaluate(ALGORITHMS[cell.algorithm].act, environment, cell.config.evaluation.episodes)
-    found = []
-    for place, seed in enumerate(cell.seeds):
-        one = jax.tree.map(lambda leaf, place=place: leaf[place], state)
-        episodes = jax.device_get(play(one, jax.random.key(cell.config.evaluation.seed)))
-        found.append({"seed": seed, **summarise(episodes), "returns": np.asarray(episodes.returns).tolist()})
-    return found
+    return state, latest
 
 
 def read_result(cell: Cell) -> dict[str, Any] | None:
@@ -194,15 +222,11 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
 
 
 def is_finished(cell: Cell) -> bool:
-    """Whether a cell trained to its end.
-
-    Raises:
-        ConfigError: it did with other settings.
-    """
+    """Whether a cell trained to its end and was evaluated as it now asks for."""
     result = read_result(cell)
-    if result:
-        run.claim(run.Command(cell.config, "train", cell.directory))
-    return result is not None and result["step"] == cell.config.learner.updates
+    if result is None or result["step"] < cell.config.learner.updates:
+        return False
+    return result["config"]["evaluation"] == to_dict(cell.config.evaluation)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -230,55 +254,64 @@ def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table shows of one cell."""
+    """What the tables say of one cell."""
     returns = np.array([seed["returns"] for seed in result["evaluation"]])
-    low, high = bootstrap_interval(returns)
+    known, versions = result["data"]["statistics"], result["versions"]
+    commit = f", commit {result['git'][:9]}{' with changes' if result['git_dirty'] else ''}" if result["git"] else ""
     return {
         "mean": float(returns.mean()),
         "sd": float(returns.mean(axis=1).std()),
         "iqm": interquartile_mean(returns),
-        "interval": [low, high],
+        "interval": bootstrap_interval(returns),
         "win_rate": float(np.mean([seed["win_rate"] for seed in result["evaluation"]])),
         "seeds": len(returns),
         "episodes": returns.shape[1],
         "updates": result["step"],
         "updates_per_second": result["step"] / result["training_seconds"],
+        "data_mean": known["return_mean"],
+        "data_sd": known["return_sd"],
+        "made_with": f"omcda-jax {versions['omcda-jax']}, jax {versions['jax']} on {result['device']}{commit}",
     }
 
 
-def markdown(results: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequence[Cell]) -> str:
-    """The table: mean ± standard deviation over seeds, then the interquartile mean with its interval."""
+def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequence[Cell]) -> str:
+    """The table: mean ± standard deviation over seeds, then the interquartile mean with its interval.
+
+    Args:
+        entries: `statistics` of the finished cells by task and algorithm.
+        cells: all of them; an unfinished one shows as a dash.
+    """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    algorithms = list(dict.fromkeys(cell.algorithm for cell in cells))
     lines = [f"| algorithm | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
-    places = {task: 1 for task in tasks}
-    for (task, _), result in results.items():
-        places[task] = 3 if abs(result["data"]["statistics"]["return_mean"]) < 100 else 0
+    of_task = {task: [entry for (name, _), entry in entries.items() if name == task] for task in tasks}
+    places = {task: 0 if found and abs(found[0]["data_mean"]) >= 100 else 3 for task, found in of_task.items()}
 
-    def entry(task, algorithm):
-        if (task, algorithm) not in results:
+    def show(task, algorithm):
+        if (task, algorithm) not in entries:
             return "-"
-        s, p = statistics(results[task, algorithm]), places[task]
-        low, high = s["interval"]
-        return f"{s['mean']:.{p}f} ± {s['sd']:.{p}f}<br>{s['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]"
+        entry, p = entries[task, algorithm], places[task]
+        low, high = entry["interval"]
+        return f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]"
 
-    for algorithm in algorithms:
-        lines.append(f"| {algorithm} | {' | '.join(entry(task, algorithm) for task in tasks)} |")
-    behaviour = []
-    for task in tasks:
-        known = [result["data"]["statistics"] for (name, _), result in results.items() if name == task]
-        p = places[task]
-        behaviour.append(f"{known[0]['return_mean']:.{p}f} ± {known[0]['return_sd']:.{p}f}" if known else "-")
-    lines.append(f"| data | {' | '.join(behaviour)} |")
-    seen = [statistics(result) for result in results.values()]
-    spans = {key: sorted({s[key] for s in seen}) for key in ("seeds", "episodes", "updates")}
-    counts = ", ".join(f"{' or '.join(map(str, span))} {key}" for key, span in spans.items() if span)
-    lines += [
-        "",
-        f"Return of the greedy policy after the last update ({counts}): mean ± standard deviation over seeds; below it "
-        "the interquartile mean of all episodes with its 95 % interval, seeds and episodes resampled. data: mean ± "
-        "standard deviation over the dataset's episodes.",
-    ]
+    def recorded(task):
+        entry = next(iter(of_task[task]), None)
+        return "-" if entry is None else f"{entry['data_mean']:.{places[task]}f} ± {entry['data_sd']:.{places[task]}f}"
+
+    for algorithm in dict.fromkeys(cell.algorithm for cell in cells):
+        lines.append(f"| {algorithm} | {' | '.join(show(task, algorithm) for task in tasks)} |")
+    lines.append(f"| data | {' | '.join(map(recorded, tasks))} |")
+    if entries:
+        spans = {key: sorted({entry[key] for entry in entries.values()}) for key in ("seeds", "episodes", "updates")}
+        counts = {key: " or ".join(map(str, span)) for key, span in spans.items()}
+        lines += [
+            "",
+            f"Return of the greedy policy after {counts['updates']} updates, {counts['seeds']} seeds with "
+            f"{counts['episodes']} episodes each: mean ± standard deviation of the seeds' means; below it the "
+            f"interquartile mean of all episodes with its 95 % bootstrap interval ({RESAMPLES} resamples: as many "
+            "seeds with replacement, then as many episodes of each seed drawn). data: mean ± standard deviation of the "
+            "dataset's episodes. "
+            f"Made with {'; '.join(sorted({entry['made_with'] for entry in entries.values()}))}.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -286,25 +319,16 @@ def write_tables(command: Command) -> str:
     """Writes comparison.md, .csv and .json of all cells with a result; returns the first."""
     found = [(cell, read_result(cell)) for cell in command.cells]
     results = {(cell.task, cell.algorithm): result for cell, result in found if result}
+    entries = {key: statistics(result) for key, result in results.items()}
     text = io.StringIO()
-    columns = [
-        "task",
-        "algorithm",
-        "seed",
-        "updates",
-        "return_mean",
-        "return_sd",
-        "win_rate",
-        "length_mean",
-        "episodes",
-    ]
+    columns = ("task", "algorithm", "seed", "updates", *SHOWN)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for (task, algorithm), result in results.items():
         for seed in result["evaluation"]:
             writer.writerow({"task": task, "algorithm": algorithm, "updates": result["step"], **seed})
-    whole = [{"task": task, "algorithm": a, **statistics(result)} for (task, a), result in results.items()]
-    table = markdown(results, command.cells)
+    whole = [{"task": task, "algorithm": algorithm, **entry} for (task, algorithm), entry in entries.items()]
+    table = markdown(entries, command.cells)
     os.makedirs(command.directory, exist_ok=True)
     for extension, content in (("md", table), ("csv", text.getvalue()), ("json", json.dumps(whole, indent=2))):
         path = os.path.join(command.directory, f"comparison.{extension}")
@@ -314,43 +338,60 @@ def write_tables(command: Command) -> str:
     return table
 
 
+def run_cell(cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption) -> int:
+    """Trains and evaluates a cell and writes its result.json; returns the updates it has behind it.
+
+    Raises:
+        ConfigError, DatasetError, NonFiniteMetrics: as `train_cell`.
+    """
+    judge = make_judge(cell, environment)
+    state, saved = train_cell(cell, environment, judge, interruption)
+    if not interruption.requested:
+        result = {
+            "config": to_dict(cell.config),
+            "seeds": list(cell.seeds),
+            "step": updates_done(state),
+            "evaluation": judge(state),
+            "data": saved["data"],
+            "environment_versions": dict(environment.versions),
+            "training_seconds": saved["seconds"],
+            **report.provenance(),
+        }
+        run.write_json(os.path.join(cell.directory, "result.json"), result)
+    return updates_done(state)
+
+
 def execute(command: Command, interruption: Interruption) -> int:
     """Trains and evaluates what is missing, writes the tables and returns the exit status.
 
     Raises:
         ConfigError, DatasetError: what the user can mend; settings and data of every cell are checked first.
-        NonFiniteMetrics: if a cell diverged; the others are intact.
     """
-    missing = [] if command.report_only else [cell for cell in command.cells if not is_finished(cell)]
-    environments = {cell.task: envs.make(cell.config.data.environment) for cell in missing}
-    for cell in missing:
-        jax.eval_shape(functools.partial(population, cell, environments[cell.task]))
-    for task in dict.fromkeys(cell.task for cell in missing):
-        example = next(cell for cell in missing if cell.task == task)
-        run.load_data(example.config, environments[task])
-    loaded: dict[str, Any] = {}
+    missing, environments, diverged = [], {}, False
+    if not command.report_only:
+        environments = {cell.task: envs.make(cell.config.data.environment) for cell in command.cells}
+        for cell in command.cells:
+            jax.eval_shape(functools.partial(population, cell, environments[cell.task]))
+        for cell in command.cells:
+            run.claim(run.Command(cell.config, "train", cell.directory), "--directory")
+        missing = [cell for cell in command.cells if not is_finished(cell)]
+    for task, cell in {cell.task: cell for cell in missing}.items():
+        run.load_data(cell.config, environments[task])
     for place, cell in enumerate(missing):
         run.say(f"cell {place + 1} of {len(missing)}: {cell.algorithm} on {cell.task}, seeds {cell.seeds}")
-        if cell.task not in loaded:
-            loaded = {cell.task: run.load_data(cell.config, environments[cell.task])}
-        state, seconds = train_cell(cell, environments[cell.task], loaded[cell.task], interruption)
+        try:
+            updates = run_cell(cell, environments[cell.task], interruption)
+        except NonFiniteMetrics as error:
+            print(f"error: {cell.algorithm} on {cell.task} diverged: {error}", file=sys.stderr)
+            diverged = True
+            continue
         if interruption.requested:
-            run.say(f"stopped and saved at update {updates_done(state)}; the same command goes on")
+            run.say(f"stopped and saved at update {updates}; the same command goes on")
             return 75
-        result = {
-            "config": to_dict(cell.config),
-            "seeds": list(cell.seeds),
-            "step": updates_done(state),
-            "evaluation": evaluate_cell(cell, environments[cell.task], state),
-            "data": loaded[cell.task][1],
-            "training_seconds": seconds,
-            **report.provenance(),
-        }
-        run.write_json(os.path.join(cell.directory, "result.json"), result)
         write_tables(command)
     run.say(write_tables(command))
     run.say(f"tables: {os.path.join(command.directory, 'comparison.{md,csv,json}')}")
-    return 0
+    return int(diverged)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -30,7 +30,15 @@ from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import RESUMABLE, ExperimentConfig, apply_overrides, differences, suggestion, to_dict
 from omcda_jax.evaluate import check_video, make_evaluate, record_video, summarise
-from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, initial_state, make_train_step, train
+from omcda_jax.learner import (
+    Interrupted,
+    Interruption,
+    Layout,
+    NonFiniteMetrics,
+    initial_state,
+    make_train_step,
+    train,
+)
 from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.types import Algorithm, ConfigError, DatasetError, Environment, HostEnvironment, TrainState
 
@@ -100,13 +108,18 @@ def parse(argv: Sequence[str]) -> Command | None:
     return Command(config, values.mode, os.path.abspath(values.workdir or os.path.join(*parts)), values.video)
 
 
-def resolve(name: str | None, assignments: Sequence[str]) -> ExperimentConfig:
+def resolve(name: str | None, assignments: Sequence[str], flag: str = "--config") -> ExperimentConfig:
     """Returns a preset with `key=value` assignments applied.
+
+    Args:
+        name: of the preset.
+        assignments: as of `apply_overrides`.
+        flag: that named the preset.
 
     Raises:
         ConfigError: for an unknown name or key or a value that is refused.
     """
-    config = _preset(name)
+    config = _preset(name, flag)
     algorithms = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
     family = config.data.environment.partition("/")[0]
     return apply_overrides(config, assignments, algorithms, BASELINES.get(family))
@@ -131,16 +144,20 @@ def assignment(argument: str, known: Sequence[str]) -> str:
     raise ConfigError(f"{name}: no such flag; {suggestion(name, known)}")
 
 
-def _preset(name: str | None) -> ExperimentConfig:
+def _preset(name: str | None, flag: str) -> ExperimentConfig:
     names = presets()
     if name not in names:
         problem = f"no config {name!r}" if name else "expected a config, found none"
-        raise ConfigError(f"--config: {problem}; {suggestion(name or '', names)}")
+        raise ConfigError(f"{flag}: {problem}; {suggestion(name or '', names)}")
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def claim(command: Command) -> None:
+def claim(command: Command, flag: str = "--workdir") -> None:
     """Makes the run directory and writes its config.json; refuses one with checkpoints of a run with other settings.
+
+    Args:
+        command: what is asked for.
+        flag: that chooses another directory.
 
     Raises:
         ConfigError: naming the settings that differ, or that the directory cannot be written.
@@ -153,7 +170,7 @@ def claim(command: Command) -> None:
         listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
         if listed:
             raise ConfigError(
-                f"{command.directory}: holds a run with other settings ({'; '.join(listed)}); choose another directory"
+                f"{command.directory}: holds a run with other settings ({'; '.join(listed)}); choose another {flag}"
             )
     elif command.mode == "eval":
         raise ConfigError(f"{command.directory}: expected a run to evaluate, found none; train first")
@@ -224,7 +241,7 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
     config, directory = run.command.config, run.command.directory
     dataset, description = load_data(config, run.environment)
     if run.saved and run.saved["data"].get("digest") != description.get("digest"):
-        raise ConfigError(f"{directory}: began on other data than the file now holds; choose another directory")
+        raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --workdir")
     state = run.state
     if state is None:
         state = _fresh_state(run.command, run.algorithm, run.environment)
@@ -233,9 +250,11 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
     start, settings = int(state.step), config.learner
     say(f"resumed at step {start}" if run.saved else "starting at step 0", f"of {settings.updates}, in {directory}")
     began = time.monotonic()
-    step = make_train_step(run.algorithm, data.sample, settings.batch_size, settings.updates_per_call)
+    layout = Layout(tuple(jax.local_devices()))
+    step = make_train_step(run.algorithm, data.sample, settings.batch_size, settings.updates_per_call, layout)
+    state, dataset = layout.place(state), layout.place_dataset(dataset)
     step = step.lower(state, dataset).compile()
-    say(f"compiled the update in {time.monotonic() - began:.1f} s")
+    say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
 
     began = time.monotonic() - run.saved.get("seconds", 0.0)
     progress = Progress(settings.updates, start, PROGRESS_METRICS)
@@ -260,7 +279,16 @@ def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
         interruption.deferred = True
         stop = lambda: interruption.requested
         state = train(
-            step, state, dataset, settings, on_call=progress.update, log=log, save=save, evaluate=look, stop=stop
+            step,
+            state,
+            dataset,
+            settings,
+            layout=layout,
+            on_call=progress.update,
+            log=log,
+            save=save,
+            evaluate=look,
+            stop=stop,
         )
     progress.close()
     return run._replace(state=state, saved=latest)

@@ -6,15 +6,18 @@ import json
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_run import EXPERIMENTS, command, compilation_cache, run, stop_when
 
 from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.metrics import read
 
 __all__ = ["compilation_cache", "run"]  # fixtures
 
 OUT = Path("runs/compare")
+CELL = OUT / "smac_3m/bc/seeds_0-3"
 
 
 @pytest.fixture
@@ -28,6 +31,10 @@ def arguments(*more, algorithms="bc,omiga", updates=40):
     kept = [a for a in command(updates=updates) if a.startswith("--config.") and "algorithm.name" not in a]
     kept = [a for a in kept if "evaluate_every" not in a and "evaluation" not in a]
     return ["compare.py", "--tasks=smac_3m", f"--algorithms={algorithms}", "--seeds=0,3", *kept, *more]
+
+
+def discounted(first, discount=0.99):
+    return sum(0.25 * (1 + (time % 2 == first)) * discount**time for time in range(4))
 
 
 def results():
@@ -48,6 +55,11 @@ def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
         row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
         assert f"{returns.mean():.3f} ± {returns.mean(axis=1).std():.3f}" in row
     assert "| data | 1.500 ± 0.000 |" in table
+    assert "after 40 updates, 2 seeds with 32 episodes each" in table
+    assert f"jax {found['bc']['versions']['jax']} on {found['bc']['device']}" in table
+    assert found["bc"]["data"]["max_return_to_go"] == 1.5, "behaviour cloning discounts nothing"
+    # agent 1 plays every other step, hence at the first and the third or at the second and the fourth
+    assert found["omiga"]["data"]["max_return_to_go"] == pytest.approx(max(discounted(0), discounted(1)), rel=1e-5)
     with open(OUT / "comparison.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["algorithm"], row["seed"]) for row in rows] == [(a, s) for a in ("bc", "omiga") for s in "03"]
@@ -67,12 +79,21 @@ def test_a_finished_comparison_is_only_read_again(compare, capsys):
 
 
 def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
-    assert compare.main(arguments(algorithms="bc")) == 0
+    """Normalised, and evaluated on the way: the logged losses and the final episodes are those of single runs."""
+    options = ("--config.data.normalise=true", "--config.learner.evaluate_every=20")
+    assert compare.main(arguments(*options, algorithms="bc")) == 0
+    together = read(CELL / "metrics.jsonl")
+    assert [row["step"] for row in together if "policy/loss" in row] == [10, 20, 30, 40]
     for place, seed in enumerate((0, 3)):
-        assert run.main(command(f"--config.seed={seed}", updates=40)) == 0
-        alone = json.loads(Path(f"runs/smac_3m/medium/bc/seed_{seed}/metrics.jsonl").read_text().splitlines()[-1])
-        together = json.loads((OUT / "smac_3m/bc/seeds_0-3/metrics.jsonl").read_text().splitlines()[-1])
-        assert together["policy/loss"][place] == pytest.approx(alone["policy/loss"], rel=1e-4)
+        assert run.main(command(*options, "--config.evaluation.episodes=32", f"--config.seed={seed}", updates=40)) == 0
+        alone = read(f"runs/smac_3m/medium/bc/seed_{seed}/metrics.jsonl")
+        for row, expected in zip(together, alone, strict=True):
+            assert row["step"] == expected["step"]
+            for key in {"policy/loss", "evaluation/return_mean"} & expected.keys():
+                assert row[key][place] == pytest.approx(expected[key], rel=1e-4)
+        single = json.loads(Path(f"runs/smac_3m/medium/bc/seed_{seed}/result.json").read_text())
+        final = results()["bc"]["evaluation"][place]
+        assert final["return_mean"] == pytest.approx(single["evaluation"]["return_mean"], rel=1e-6)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, capsys):
@@ -84,26 +105,75 @@ def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, 
     assert compare.main(arguments(algorithms="bc")) == 0
     whole = json.loads(next(Path("whole").glob("*/*/*/result.json")).read_text())
     assert results()["bc"]["evaluation"] == whole["evaluation"]
-    with Checkpoints(OUT / "smac_3m/bc/seeds_0-3/checkpoints") as kept:
-        cell = compare.parse(arguments(algorithms="bc")).cells[0]
-        state, _ = kept.restore(compare.jax.eval_shape(lambda: compare.population(cell, compare.envs.make("smax/toy"))))
-    assert state.step.tolist() == [40, 40]
+    cell = compare.parse(arguments(algorithms="bc")).cells[0]
+    template = jax.eval_shape(lambda: compare.population(cell, compare.envs.make("smax/toy")))
+    states = []
+    for directory in (CELL, "whole/smac_3m/bc/seeds_0-3"):
+        with Checkpoints(Path(directory) / "checkpoints") as kept:
+            states.append(kept.restore(template)[0])
+    assert states[0].step.tolist() == [40, 40]
+    for leaf, expected in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
-def test_other_settings_need_another_directory(compare, capsys):
+def test_a_signal_between_training_and_result_loses_nothing(compare, monkeypatch, capsys):
+    stop_when(monkeypatch, compare, "summarise")
+    assert compare.main(arguments(algorithms="bc")) == 75
+    assert not results()
+    monkeypatch.setattr(compare, "train", lambda *arguments, **options: pytest.fail("trained again"))
     assert compare.main(arguments(algorithms="bc")) == 0
-    assert compare.main(arguments("--config.learner.batch_size=4", algorithms="bc")) == 78
-    assert "learner.batch_size was 8, is 4" in capsys.readouterr().err
+    assert results()["bc"]["step"] == 40
+    assert results()["bc"]["training_seconds"] > 0
+
+
+def test_a_finished_cell_is_extended_or_evaluated_anew(compare, capsys):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    assert compare.main(arguments("--config.evaluation.episodes=5", algorithms="bc")) == 0
+    assert {len(seed["returns"]) for seed in results()["bc"]["evaluation"]} == {5}
+    assert compare.main(arguments("--config.evaluation.episodes=5", algorithms="bc", updates=60)) == 0
+    assert results()["bc"]["step"] == 60
+    assert [row["step"] for row in read(CELL / "metrics.jsonl")] == [10, 20, 30, 40, 50, 60]
+    capsys.readouterr()
+    assert compare.main(arguments("--config.evaluation.episodes=5", algorithms="bc")) == 0
+    assert "cell 1" not in capsys.readouterr().out, "40 of 60 updates are done"
+
+
+def test_a_cell_that_diverges_does_not_keep_the_others_from_their_result(compare, monkeypatch, capsys):
+    train = compare.train
+
+    def diverge(*arguments, **options):
+        diverging.append(0)
+        if len(diverging) == 1:
+            raise compare.NonFiniteMetrics("policy/loss is nan after 10 updates")
+        return train(*arguments, **options)
+
+    diverging = []
+    monkeypatch.setattr(compare, "train", diverge)
+    assert compare.main(arguments()) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: bc on smac_3m diverged: policy/loss is nan after 10 updates\n"
+    assert "| bc | - |" in captured.out and set(results()) == {"omiga"}
+
+
+def test_other_settings_need_another_directory(compare, monkeypatch, capsys):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    monkeypatch.setattr(compare, "run_cell", lambda *arguments: pytest.fail("a cell began before all were checked"))
+    assert compare.main(arguments("--config.learner.batch_size=4", algorithms="omiga,bc")) == 78
+    error = capsys.readouterr().err
+    assert "learner.batch_size was 8, is 4" in error and "--directory" in error
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("--algorithms=bc,omgia", "--algorithms: no algorithm 'omgia'; did you mean 'omiga'?"),
-        ("--tasks=smac_3n", "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
+        ("--tasks=smac_3n", "--tasks: no config 'smac_3n'; did you mean 'smac_3m'?"),
         ("--seeds=0,one", "--seeds: expected numbers separated by commas, found '0,one'"),
         ("--seeds=1,1", "--seeds: expected different numbers of at least 0, found '1,1'"),
         ("--config.learner.updtes=3", "learner.updtes: no such key; did you mean 'learner.updates'?"),
+        ("--config.seed=3", "--config.seed: expected the flag --seeds in its place"),
+        ("--config.algorithm.name=bc", "--config.algorithm.name: expected the flag --algorithms in its place"),
+        ("--tasks=", "--tasks: expected names separated by commas, found none"),
         ("--taks=smac_3m", "--taks: no such flag; did you mean '--tasks'?"),
     ],
 )
@@ -123,6 +193,13 @@ def test_interquartile_mean_counts_edges_in_part(compare):
 def test_the_interval_covers_what_it_should(compare, random):
     same = np.full((3, 8), 2.0)
     assert compare.bootstrap_interval(same) == (2.0, 2.0)
+    # two seeds without spread: both drawn alike with probability a quarter each way, which 2.5 % lies within
+    assert compare.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4])) == (0.0, 1.0)
+    # and half of the resamples have one seed of each, in which the middle half is half zeros
+    assert compare.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4]), level=0.4) == (0.5, 0.5)
+    # one seed leaves its episodes, of which three quarters of a resample are rarely anything but the common one
+    low, high = compare.bootstrap_interval(np.array([[5.0] * 31 + [6.0]]))
+    assert (low, high) == (5.0, 5.0)
     # one episode per seed: the interval is that of the seeds alone; the median of many seeds lies within it
     returns = random.normal(size=(40, 1))
     low, high = compare.bootstrap_interval(returns)

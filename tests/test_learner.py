@@ -10,7 +10,15 @@ import pytest
 
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
-from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, initial_state, make_train_step, train
+from omcda_jax.learner import (
+    Interrupted,
+    Interruption,
+    Layout,
+    NonFiniteMetrics,
+    initial_state,
+    make_train_step,
+    train,
+)
 from omcda_jax.metrics import MetricsFile, Progress, duration, read
 from omcda_jax.types import Algorithm, EnvSpec, TrainState, updates_done
 
@@ -41,15 +49,18 @@ def init(key, spec, config):
 
 
 def update(state, batch, *, axis_name=None):
-    """Moves the mean towards the batch's, with noise of its own key, and notes the last rows drawn."""
+    """Moves the mean towards the batch's, with noise of its own key, and notes the first rows drawn."""
+    if axis_name is not None:
+        batch = jax.lax.all_gather(batch, axis_name, tiled=True)
     noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (3,))
     params = state.params + state.hyper["rate"] * (batch[:3] + noise - state.params)
     new = state.replace(params=params, extra=batch[:3], step=state.step + 1)
     return new, {"mean": params.mean(), "step": state.step.astype(jnp.float32), "vector": params}
 
 
-def sample(dataset, key, batch_size):
-    return dataset[jax.random.randint(key, (batch_size,), 0, dataset.shape[0])]
+def sample(dataset, key, batch_size, part, parts):
+    index = jax.random.randint(key, (batch_size,), 0, dataset.shape[0])
+    return dataset[jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)]
 
 
 ALGORITHM = Algorithm(Settings, init, update, act=None)
@@ -75,10 +86,11 @@ def assert_same(state, other):
 
 
 def test_one_call_does_k_updates_and_averages_their_metrics(train_step):
-    state, metrics = train_step(fresh(), DATASET)
+    state, report = train_step(fresh(), DATASET)
     assert int(state.step) == 5
-    assert metrics["step"] == np.mean([0, 1, 2, 3, 4])
-    assert metrics["vector"].shape == (3,)
+    assert report.metrics["step"] == np.mean([0, 1, 2, 3, 4])
+    assert report.metrics["vector"].shape == (3,)
+    assert not report.skipped.any() and not any(report.suspects.values())
 
 
 def test_calls_of_one_update_equal_one_call_of_five(train_step):
@@ -102,7 +114,8 @@ def test_batches_differ_by_step_and_by_seed_only(train_step):
 
 
 def test_a_population_learns_as_each_of_its_seeds_alone(train_step):
-    together = make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call, population=True)
+    layout = Layout((jax.devices()[0],), population=True)
+    together = make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call, layout)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(seed) for seed in (3, 8)))
     saved, logged = [], []
     stacked = train(
@@ -110,6 +123,7 @@ def test_a_population_learns_as_each_of_its_seeds_alone(train_step):
         stacked,
         DATASET,
         CONFIG,
+        layout=layout,
         log=lambda step, metrics, rate: logged.append((step, metrics["vector"].shape)),
         save=lambda state: saved.append(updates_done(state)),
     )
@@ -212,18 +226,77 @@ def test_going_on_from_a_checkpoint_is_bit_exact(tmp_path, train_step, stop_at):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_metrics_stop_before_anything_is_kept(train_step, value):
+def test_nothing_but_bad_updates_ends_the_run_before_anything_is_kept(train_step, value):
     kept = []
-    with pytest.raises(NonFiniteMetrics, match=r"^mean is (nan|inf) after 5 updates$"):
+    with pytest.raises(NonFiniteMetrics, match=r"^mean was not finite in 10 updates in a row, up to update 10$"):
         train(
             train_step,
             fresh(),
             jnp.full(1000, value),
-            CONFIG,
+            dataclasses.replace(CONFIG, checkpoint_every=10),
             log=lambda step, metrics, rate: kept.append(step),
             save=lambda state: kept.append(state),
         )
     assert kept == []
+
+
+def bad_at(steps):
+    """The algorithm, whose update is not finite at some steps."""
+
+    def broken(state, batch, *, axis_name=None):
+        bad = jnp.isin(state.step, jnp.array(steps))
+        return update(state, jnp.where(bad, jnp.nan, batch), axis_name=axis_name)
+
+    return ALGORITHM._replace(update=broken)
+
+
+def test_a_bad_update_is_skipped_and_counted_and_the_next_batch_goes_on():
+    step = make_train_step(bad_at([3]), sample, CONFIG.batch_size, 1)
+    state, expected = fresh(), fresh()
+    for at in range(5):
+        before = leaves(jax.tree.map(jnp.copy, state))
+        state, report = step(state, DATASET)
+        assert report.skipped.tolist() == [at == 3] and report.suspects["mean"] == (at == 3)
+        assert np.isfinite(report.metrics["mean"]) == (at != 3)
+        if at == 3:
+            for now, then in zip(leaves(state.replace(step=state.step - 1)), before, strict=True):
+                np.testing.assert_array_equal(now, then)
+    assert int(state.step) == 5
+    logged = []
+    whole = make_train_step(bad_at([3, 31]), sample, CONFIG.batch_size, CONFIG.updates_per_call)
+    train(whole, expected, DATASET, CONFIG, log=lambda at, metrics, rate: logged.append((at, metrics)))
+    assert [(at, int(metrics["guard/skipped"])) for at, metrics in logged] == [
+        (10, 1), (20, 1), (30, 1), (40, 2), (50, 2), (60, 2)
+    ]  # fmt: skip
+    assert all(np.isfinite(metrics["mean"]) for _, metrics in logged)
+
+
+@pytest.mark.parametrize("first", [0, 3, 7])
+def test_ten_bad_updates_in_a_row_end_a_run_wherever_calls_begin(first):
+    def run_with(count):
+        step = make_train_step(bad_at(range(first, first + count)), sample, CONFIG.batch_size, 5)
+        return train(step, fresh(), DATASET, CONFIG)
+
+    assert int(run_with(9).step) == 60
+    with pytest.raises(NonFiniteMetrics, match="10 updates in a row"):
+        run_with(10)
+
+
+def test_a_trial_that_diverges_does_not_hurt_its_neighbours(train_step):
+    def broken(state, batch, *, axis_name=None):
+        bad = jax.random.key_data(state.key)[-1] == 8
+        return update(state, jnp.where(bad, jnp.nan, batch), axis_name=axis_name)
+
+    layout = Layout((jax.devices()[0],), population=True)
+    step = make_train_step(ALGORITHM._replace(update=broken), sample, CONFIG.batch_size, 5, layout)
+    logged = []
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), fresh(3), fresh(8))
+    log = lambda at, metrics, rate: logged.append(metrics["guard/skipped"].tolist())
+    done = train(step, stacked, DATASET, CONFIG, layout=layout, log=log)
+    assert logged[-1] == [0, 60]
+    neighbour = train(train_step, fresh(3), DATASET, CONFIG)
+    for leaf, expected in zip(leaves(jax.tree.map(lambda x: x[0], done)), leaves(neighbour), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
 
 def test_signals_are_deferred_or_raised_at_once():

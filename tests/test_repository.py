@@ -11,6 +11,7 @@ import tomllib
 import numpy as np
 
 import omcda_jax
+from omcda_jax import data
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -81,11 +82,19 @@ def test_the_library_examples_run():
     )
     names = {"batches": [batch, batch], "batch": batch, "obs": batch.obs, "avail": batch.avail}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    assert len(blocks) == 3
+    for block in blocks[:2]:
         exec(block, names)
     assert int(names["state"].step) == 2 and names["action"].shape == (rows, n)
     np.testing.assert_allclose(names["metrics"]["allocation/budget"].sum(-1), [0.6, 1.8, 3.0] * 3, rtol=1e-5)
+    arrays = {key: getattr(batch, key) for key in ("obs", "state", "avail", "action", "reward")}
+    arrays["action"], arrays["reward"] = action * (np.arange(rows) < rows - 1)[:, None], normal(rows)
+    arrays["reward"][-1] = 0
+    ends = {"length": np.array([rows - 1], np.int32), "terminated": np.array([True]), "won": np.array([False])}
+    names["dataset"] = data.from_arrays(names["spec"], data.Episodes(**arrays, **ends))
+    assert "updates=20_000" in blocks[2]
+    exec(blocks[2].replace("updates=20_000", "updates=1000, updates_per_call=1000, log_every=1000"), names)
+    assert int(names["state"].step) == 1000
 
 
 def test_the_continuous_integration_runs_the_readme_test_command():

@@ -10,6 +10,7 @@ BASELINES = {
         "icq": IcqConfig(policy_temperature=100.0),
         "omar": OmarConfig(coefficient=0.7),
         "cfcql": CfcqlConfig(penalty=1.0, temperature=0.0),
-        "comadice": ComadiceConfig(max_weight=float("inf")),
+        # in effect no cap; JSON knows no infinity
+        "comadice": ComadiceConfig(max_weight=1e9),
     }
 }

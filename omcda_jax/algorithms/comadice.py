@@ -65,9 +65,7 @@ class ComadiceConfig:
             self, "divergence", self.divergence in losses.F_DIVERGENCES, f"one of {', '.join(losses.F_DIVERGENCES)}"
         )
         require(self, "value_form", self.value_form in VALUE_FORMS, f"one of {', '.join(VALUE_FORMS)}")
-        if self.max_weight is not None:
-            require(self, "max_weight", self.max_weight > 0, "a positive number")
-        check_numbers(self, positive=["alpha"])
+        check_numbers(self, positive=["alpha", "max_weight"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState:

@@ -93,15 +93,18 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
     )
 
 
-def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int) -> Batch:
+def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Numeric = 0, parts: int = 1) -> Batch:
     """Draws transitions uniformly, with replacement.
 
     Args:
         dataset: the data.
         key: typed PRNG key; the same key draws the same rows.
         batch_size: B (static).
+        part: which share of the B rows to read.
+        parts: number of equal shares (static); their rows, one after another, are those of the whole.
     """
     index = jax.random.randint(key, (batch_size,), 0, dataset.rows.shape[0])
+    index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
     return gather(dataset, dataset.rows[index])
 
 
