@@ -12,33 +12,30 @@ and left out. Exit status as of run.py.
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import report
 import run
+import session
 from absl import flags
+from session import SHOWN
 
-from omcda_jax import data, envs
+from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import ExperimentConfig, suggestion, to_dict
-from omcda_jax.evaluate import make_evaluate, summarise
-from omcda_jax.learner import Interruption, Layout, NonFiniteMetrics, initial_state, make_train_step, train
-from omcda_jax.metrics import MetricsFile, Progress, read
+from omcda_jax.learner import Interruption, NonFiniteMetrics
 from omcda_jax.types import ConfigError, Environment, HostEnvironment, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
-SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
 RESAMPLES = 2_000
 # settings that every cell has of its own, and the flags that say them
 OWN = {"algorithm.name": "--algorithms", "seed": "--seeds", "directory": "--directory"}
@@ -81,7 +78,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if values.help:
-        run.say(f"{__doc__}\n{values.get_help()}")
+        session.say(f"{__doc__}\n{values.get_help()}")
         return None
     known = ["--tasks", "--algorithms", "--seeds", "--directory", "--report_only", "--config.KEY"]
     assignments = [*DEFAULTS, *(run.assignment(argument, known) for argument in rest)]
@@ -112,104 +109,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     return Command(cells, os.path.abspath(values.directory), values.report_only)
 
 
-def population(cell: Cell, environment: Environment | HostEnvironment) -> Any:
-    """The cell's states before any update, stacked: leaves [P, ...], P seeds.
-
-    Raises:
-        ConfigError: where the algorithm refuses the settings for this task.
-    """
-    config, algorithm = cell.config, ALGORITHMS[cell.algorithm]
-    states = [
-        initial_state(algorithm, seed, environment.spec, config.algorithm, normalised=config.data.normalise)
-        for seed in cell.seeds
-    ]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def make_judge(cell: Cell, environment: Environment | HostEnvironment) -> Callable[[Any], list[dict[str, Any]]]:
-    """Returns a function of the stacked state: greedy episodes of every seed, summaries with the episodes' returns."""
-    play = make_evaluate(ALGORITHMS[cell.algorithm].act, environment, cell.config.evaluation.episodes)
-
-    def judge(state: Any) -> list[dict[str, Any]]:
-        found = []
-        for place, seed in enumerate(cell.seeds):
-            one = jax.tree.map(lambda leaf: leaf[place], state)  # noqa: B023 called at once
-            episodes = jax.device_get(play(one, jax.random.key(cell.config.evaluation.seed)))
-            found.append({"seed": seed, **summarise(episodes), "returns": np.asarray(episodes.returns).tolist()})
-        return found
-
-    return judge
-
-
-def _devices(trials: int) -> tuple[jax.Device, ...]:
-    """As many local devices as share the trials evenly."""
-    devices = tuple(jax.local_devices())
-    return devices[: max(n for n in range(1, len(devices) + 1) if trials % n == 0)]
-
-
-def train_cell(
-    cell: Cell,
-    environment: Environment | HostEnvironment,
-    judge: Callable[[Any], list[dict[str, Any]]],
-    interruption: Interruption,
-) -> tuple[Any, dict[str, Any]]:
-    """Trains a cell to its end or to a signal, from its checkpoint if there is one.
-
-    Returns:
-        The stacked state, and what its checkpoint holds beside it: settings, data, seconds of training over all starts.
-
-    Raises:
-        ConfigError: the cell began on other data.
-        DatasetError: as `run.load_data`.
-        NonFiniteMetrics: if training diverged.
-    """
-    config, algorithm, directory = cell.config, ALGORITHMS[cell.algorithm], cell.directory
-    settings = config.learner
-    dataset, description = run.load_data(config, environment)
-    with Checkpoints(os.path.join(directory, "checkpoints")) as checkpoints:
-        state, saved = checkpoints.restore(jax.eval_shape(lambda: population(cell, environment))) or (None, {})
-        if saved and saved["data"].get("digest") != description.get("digest"):
-            raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --directory")
-        if state is None:
-            state = population(cell, environment)
-            if config.data.normalise:
-                scale = jax.tree.map(lambda x: jnp.stack([x] * len(cell.seeds)), data.normaliser(dataset))
-                state = state.replace(normaliser=scale)
-        start = updates_done(state)
-        if start >= settings.updates:
-            return state, saved
-        layout = Layout(_devices(len(cell.seeds)), population=True)
-        step = make_train_step(algorithm, data.sample, settings.batch_size, settings.updates_per_call, layout)
-        state, dataset = layout.place(state), layout.place_dataset(dataset)
-        step = step.lower(state, dataset).compile()
-
-        began = time.monotonic() - saved.get("seconds", 0.0)
-        progress = Progress(settings.updates, start, run.PROGRESS_METRICS)
-        latest = {"config": to_dict(config), "data": description, "seconds": 0.0}
-        metrics_path = os.path.join(directory, "metrics.jsonl")
-        with MetricsFile(metrics_path, start) as rows:
-            evaluated = {row["step"] for row in read(metrics_path) if "evaluation/return_mean" in row}
-
-            def log(step, metrics, rate):
-                rows.write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
-
-            def save(state):
-                latest["seconds"] = time.monotonic() - began
-                checkpoints.save(state, latest)
-
-            def look(state):
-                if updates_done(state) not in evaluated:
-                    found = judge(state)
-                    rows.write(updates_done(state), {f"evaluation/{key}": [one[key] for one in found] for key in SHOWN})
-
-            hooks = {"layout": layout, "on_call": progress.update, "log": log, "save": save, "evaluate": look}
-            interruption.deferred = True
-            try:
-                state = train(step, state, dataset, settings, **hooks, stop=lambda: interruption.requested)
-            finally:
-                interruption.deferred = False
-        progress.close()
-    return state, latest
+def job_of(cell: Cell, environment: Environment | HostEnvironment) -> session.Job:
+    """The cell's seeds as a population."""
+    configs = [dataclasses.replace(cell.config, seed=seed) for seed in cell.seeds]
+    return session.Job(configs, cell.directory, environment, population=True, flag="--directory")
 
 
 def read_result(cell: Cell) -> dict[str, Any] | None:
@@ -342,22 +245,29 @@ def run_cell(cell: Cell, environment: Environment | HostEnvironment, interruptio
     """Trains and evaluates a cell and writes its result.json; returns the updates it has behind it.
 
     Raises:
-        ConfigError, DatasetError, NonFiniteMetrics: as `train_cell`.
+        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `session.learn`.
     """
-    judge = make_judge(cell, environment)
-    state, saved = train_cell(cell, environment, judge, interruption)
-    if not interruption.requested:
-        result = {
-            "config": to_dict(cell.config),
-            "seeds": list(cell.seeds),
-            "step": updates_done(state),
-            "evaluation": judge(state),
-            "data": saved["data"],
-            "environment_versions": dict(environment.versions),
-            "training_seconds": saved["seconds"],
-            **report.provenance(),
-        }
-        run.write_json(os.path.join(cell.directory, "result.json"), result)
+    job = job_of(cell, environment)
+    judge, updates = session.make_judge(job), cell.config.learner.updates
+    with session.claimed(cell.directory, cell.config, job.flag):
+        state, saved = session.restore(job)
+        if state is None or updates_done(state) < updates:
+            state, saved = session.learn(job, state, saved, judge, interruption)
+        if updates_done(state) >= updates:
+            guard = saved["guard"]
+            result = {
+                "config": to_dict(cell.config),
+                "seeds": list(cell.seeds),
+                "step": updates_done(state),
+                "evaluation": [{"seed": seed, **one} for seed, one in zip(cell.seeds, judge(state), strict=True)],
+                "skipped": guard["skipped"],
+                "diverged": guard["culprits"],
+                "data": saved["data"],
+                "environment_versions": dict(environment.versions),
+                "training_seconds": saved["seconds"],
+                **report.provenance(),
+            }
+            session.write_json(os.path.join(cell.directory, "result.json"), result)
     return updates_done(state)
 
 
@@ -371,26 +281,25 @@ def execute(command: Command, interruption: Interruption) -> int:
     if not command.report_only:
         environments = {cell.task: envs.make(cell.config.data.environment) for cell in command.cells}
         for cell in command.cells:
-            jax.eval_shape(functools.partial(population, cell, environments[cell.task]))
-        for cell in command.cells:
-            run.claim(run.Command(cell.config, "train", cell.directory), "--directory")
+            jax.eval_shape(job_of(cell, environments[cell.task]).fresh)
+            session.refuse_other_settings(cell.directory, cell.config, "--directory")
         missing = [cell for cell in command.cells if not is_finished(cell)]
     for task, cell in {cell.task: cell for cell in missing}.items():
-        run.load_data(cell.config, environments[task])
+        session.load_data(cell.config, environments[task])
     for place, cell in enumerate(missing):
-        run.say(f"cell {place + 1} of {len(missing)}: {cell.algorithm} on {cell.task}, seeds {cell.seeds}")
+        session.say(f"cell {place + 1} of {len(missing)}: {cell.algorithm} on {cell.task}, seeds {cell.seeds}")
         try:
             updates = run_cell(cell, environments[cell.task], interruption)
         except NonFiniteMetrics as error:
             print(f"error: {cell.algorithm} on {cell.task} diverged: {error}", file=sys.stderr)
             diverged = True
             continue
-        if interruption.requested:
-            run.say(f"stopped and saved at update {updates}; the same command goes on")
+        if updates < cell.config.learner.updates:
+            session.say(f"stopped and saved at update {updates}; the same command goes on")
             return 75
         write_tables(command)
-    run.say(write_tables(command))
-    run.say(f"tables: {os.path.join(command.directory, 'comparison.{md,csv,json}')}")
+    session.say(write_tables(command))
+    session.say(f"tables: {os.path.join(command.directory, 'comparison.{md,csv,json}')}")
     return int(diverged)
 
 
@@ -401,7 +310,7 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
         return 0 if command is None else execute(command, interruption)
 
-    return run.guarded(work)
+    return session.guarded(work)
 
 
 if __name__ == "__main__":

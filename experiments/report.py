@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from omcda_jax import metrics
@@ -79,14 +80,13 @@ def table(result: Mapping[str, Any]) -> str:
     """
     config, final, data = result["config"], result["evaluation"], result["data"]["statistics"]
     algorithm = config["algorithm"]["name"]
-    title = f"{config['name']}: {algorithm} on {config['data']['environment']} {config['data']['quality']}"
     data_error = data["return_sd"] / data["episodes"] ** 0.5
     rows = [
         ["", "return (mean ± se)", "win rate", "episode length", "episodes", ""],
         _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
         _row("data", data["return_mean"], data_error, data, "as recorded"),
     ]
-    parts = [f"{title}, seed {config['seed']}", _align(rows)]
+    parts = [f"{_title(config)}, seed {config['seed']}", _align(rows)]
     agents = _agent_rows(result["metrics"])
     if agents:
         scale = config["data"]["reward_scale"]
@@ -97,6 +97,95 @@ def table(result: Mapping[str, Any]) -> str:
         verdict = "" if value <= bound else "  <- above what any data episode earned: the critic overestimates"
         parts.append(f"return critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
     return "\n".join(parts)
+
+
+def trials(
+    labels: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    guard: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Returns for every trial of a population what it varied and what came of it.
+
+    Args:
+        labels: what each varied, by key.
+        evaluations: of each.
+        metrics: last logged row, lists over trials.
+        guard: counts of the learner's guard.
+    """
+    found = []
+    for trial, (label, evaluation) in enumerate(zip(labels, evaluations, strict=True)):
+        found.append(
+            {
+                "trial": dict(label),
+                "evaluation": {key: value for key, value in evaluation.items() if key != "returns"},
+                "metrics": {key: value[trial] if isinstance(value, list) else value for key, value in metrics.items()},
+                "skipped": guard["skipped"][trial],
+                "diverged": guard["culprits"][trial],
+            }
+        )
+    return found
+
+
+def trials_table(result: Mapping[str, Any]) -> str:
+    """Returns a population's result as lines of text: every trial, then means over the seeds of those alike.
+
+    A trial that diverged is marked with the metric that was first not finite, and left out of the means.
+
+    Args:
+        result: what run.py writes to result.json for trials, or `shares` makes of several.
+    """
+    listed, data = result["trials"], result["data"]["statistics"]
+    varied = list(listed[0]["trial"])
+    rows = [[*varied, "return (mean ± se)", "win rate", "episode length", "skipped", ""]]
+    for one in listed:
+        final = one["evaluation"]
+        _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
+        note = f"diverged: {one['diverged']}" if one["diverged"] else ""
+        rows.append([*(f"{value:g}" for value in one["trial"].values()), *numbers, str(one["skipped"]), note])
+    _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
+    rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
+    episodes = listed[0]["evaluation"]["episodes"]
+    heading = f"{_title(result['config'])}, {len(listed)} trials, {episodes} greedy episodes each"
+    parts = [heading, _align(rows)]
+    groups: dict[tuple, list] = {}
+    for one in listed:
+        groups.setdefault(tuple((k, v) for k, v in one["trial"].items() if k != "seed"), []).append(one)
+    if len(groups) < len(listed):
+        keys = [key for key in varied if key != "seed"]
+        rows = [[*keys, "return (mean ± sd over seeds)", "win rate", "trials", "diverged"]]
+        for group, members in groups.items():
+            sound = [one["evaluation"] for one in members if not one["diverged"]]
+            returns, wins = ([one[key] for one in sound] for key in ("return_mean", "win_rate"))
+            shown = [f"{fmean(returns):.3f} ± {pstdev(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
+            rows.append(
+                [*(f"{value:g}" for _, value in group), *shown, str(len(sound)), str(len(members) - len(sound))]
+            )
+        parts += ["", _align(rows)]
+    return "\n".join(parts)
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    data = config["data"]
+    return f"{config['name']}: {config['algorithm']['name']} on {data['environment']} {data['quality']}"
+
+
+def shares(directory: str) -> dict[str, Any] | None:
+    """Returns the results of all shares of a population as one, or None while some are missing.
+
+    Args:
+        directory: that holds `share_0_of_N` and so on.
+    """
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    count = max((int(name.rpartition("_")[2]) for name in names if name.startswith("share_")), default=0)
+    paths = [os.path.join(directory, f"share_{index}_of_{count}", "result.json") for index in range(count)]
+    if not paths or not all(map(os.path.exists, paths)):
+        return None
+    results = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            results.append(json.load(file))
+    return {**results[0], "trials": [one for result in results for one in result["trials"]]}
 
 
 def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
@@ -176,11 +265,16 @@ def _draw_returns(axis: Any, evaluations: Sequence[Mapping[str, Any]], result: M
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the table of the run in `arguments[0]` and remakes its plot; returns the exit status."""
-    if len(arguments) != 1 or not os.path.isfile(os.path.join(arguments[0], "result.json")):
-        print("error: expected one directory of a finished run (one that holds result.json)", file=sys.stderr)
-        return 78
-    with open(os.path.join(arguments[0], "result.json"), encoding="utf-8") as file:
-        result = json.load(file)
+    result = shares(arguments[0]) if len(arguments) == 1 else None
+    if result is None:
+        if len(arguments) != 1 or not os.path.isfile(os.path.join(arguments[0], "result.json")):
+            print("error: expected one directory of a finished run (one that holds result.json)", file=sys.stderr)
+            return 78
+        with open(os.path.join(arguments[0], "result.json"), encoding="utf-8") as file:
+            result = json.load(file)
+    if "trials" in result:
+        print(trials_table(result))
+        return 0
     print(table(result))
     try:
         print(f"plot: {plot(arguments[0], result)}")

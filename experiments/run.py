@@ -2,70 +2,76 @@
 
     python experiments/run.py --config=smac_5m6m
     python experiments/run.py --config=smac_5m6m --config.data.quality=good --config.seed=1
+    python experiments/run.py --config=smac_3m --config.learner.mode=trials \\
+        --config.learner.trials='seed=0..3; algorithm.d_tot=0.6,1.8'
     python experiments/run.py --config=list
 
 The same command goes on where an earlier one stopped; a finished run is evaluated again. Exit status: 0 done, 75
 stopped by a signal and saved (run the same command again), 78 a setting or a file to mend, 1 anything else.
+
+One trial runs on all devices of all processes: --distributed joins the processes of a cluster that JAX detects (Slurm,
+TPU pods, ...), --coordinator, --num_processes and --process_id say them by hand. Trials are shared among processes that
+know nothing of each other, by --num_processes and --process_id alone.
 """
 
 import ast
 import functools
 import importlib
-import json
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import absl.logging
 import jax
+import numpy as np
 import report
+import session
 from absl import flags
 from configs._baselines import BASELINES
+from session import Job, Switches, by_first, checkpoints_of, is_first, say, without_returns, write_json
 
-from omcda_jax import data, envs
+from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.checkpoint import Checkpoints
-from omcda_jax.config import RESUMABLE, ExperimentConfig, apply_overrides, differences, suggestion, to_dict
-from omcda_jax.evaluate import check_video, make_evaluate, record_video, summarise
-from omcda_jax.learner import (
-    Interrupted,
-    Interruption,
-    Layout,
-    NonFiniteMetrics,
-    initial_state,
-    make_train_step,
-    train,
-)
-from omcda_jax.metrics import MetricsFile, Progress, read
-from omcda_jax.types import Algorithm, ConfigError, DatasetError, Environment, HostEnvironment, TrainState
+from omcda_jax.checkpoint import check_free
+from omcda_jax.config import ExperimentConfig, apply_overrides, expand_trials, suggestion, to_dict
+from omcda_jax.evaluate import check_video, record_video
+from omcda_jax.learner import Interruption
+from omcda_jax.metrics import read
+from omcda_jax.types import ConfigError, TrainState, updates_done
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
-PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
 
-say = functools.partial(print, flush=True)
+
+class Processes(NamedTuple):
+    """Which processes share the work; None where the cluster's environment says it."""
+
+    join: bool = False
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
 
 
 class Command(NamedTuple):
-    """What the command line asks for: a resolved config, train or eval, the run's directory, a file for a video."""
+    """What the command line asks for.
+
+    Attributes:
+        config: resolved.
+        mode: train or eval.
+        directory: of the run.
+        video: file for a film of one episode, or None.
+        checkpoint: which one `eval` and `video` use, latest or best.
+        processes: who shares the work.
+        switches: ways to look into training.
+    """
 
     config: ExperimentConfig
     mode: str
     directory: str
     video: str | None = None
-
-
-class Run(NamedTuple):
-    """What a run works with; `state` is None where nothing was saved yet, `saved` the metadata of its checkpoint."""
-
-    command: Command
-    algorithm: Algorithm
-    environment: Environment | HostEnvironment
-    checkpoints: Checkpoints
-    state: TrainState | None
-    saved: dict[str, Any]
+    checkpoint: str = "latest"
+    processes: Processes = Processes()
+    switches: Switches = Switches()
 
 
 def presets() -> dict[str, str]:
@@ -86,11 +92,22 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "preset, or `list` to see them all", flag_values=values)
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
+    switch = functools.partial(flags.DEFINE_boolean, flag_values=values)
+    text("config", None, "preset, or `list` to see them all")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
-    flags.DEFINE_string("workdir", None, "run directory, instead of one named after the config", flag_values=values)
-    flags.DEFINE_string("video", None, "film one greedy episode into this .gif or .mp4", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    text("workdir", None, "run directory, instead of one named after the config")
+    flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --mode=eval takes", flag_values=values)
+    text("video", None, "film one greedy episode into this .gif or .mp4")
+    switch("distributed", False, "join the other processes of a cluster that JAX detects")
+    text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
+    number("num_processes", None, "how many processes share the work")
+    number("process_id", None, "which one this is")
+    switch("profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
+    switch("debug_nans", False, "stop with a traceback at the first operation that gives no number")
+    switch("help", False, "show this", short_name="h")
+    known = [f"--{name}" for name in values if name not in ("h", "help")]
     try:
         rest = values(list(argv), known_only=True)[1:]
     except flags.Error as error:
@@ -101,11 +118,41 @@ def parse(argv: Sequence[str]) -> Command | None:
         for name, description in presets().items():
             say(f"  {name:<32} {description}")
         return None
-    known = ["--config", "--config.KEY", "--mode", "--workdir", "--video"]
-    assignments = [assignment(argument, known) for argument in rest]
+    assignments = [assignment(argument, [*known, "--config.KEY"]) for argument in rest]
     config = resolve(values.config, assignments)
-    parts = (config.directory, config.name, config.data.quality, config.algorithm.name, f"seed_{config.seed}")
-    return Command(config, values.mode, os.path.abspath(values.workdir or os.path.join(*parts)), values.video)
+    seed = f"seed_{config.seed}" if config.learner.mode == "data" else "trials"
+    parts = (config.directory, config.name, config.data.quality, config.algorithm.name, seed)
+    return Command(
+        config=config,
+        mode=values.mode,
+        directory=os.path.abspath(values.workdir or os.path.join(*parts)),
+        video=values.video,
+        checkpoint=values.checkpoint,
+        processes=_processes(values, config),
+        switches=Switches(values.profile, values.debug_nans),
+    )
+
+
+def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
+    told = Processes(
+        join=values.distributed or values.coordinator is not None,
+        coordinator=values.coordinator,
+        count=values.num_processes,
+        index=values.process_id,
+    )
+    if (told.count is None) != (told.index is None):
+        raise ConfigError("--num_processes, --process_id: expected both or neither, found one")
+    if told.count is not None and not told.index < told.count:
+        raise ConfigError(f"--process_id: expected less than --num_processes={told.count}, found {told.index}")
+    if config.learner.mode == "trials" and told.join:
+        raise ConfigError(
+            "--distributed: trials know nothing of each other; give --num_processes and --process_id only"
+        )
+    if config.learner.mode == "data" and told.count is not None and not told.join:
+        raise ConfigError(
+            "--num_processes: one trial on several processes needs --coordinator=HOST:PORT or --distributed"
+        )
+    return told
 
 
 def resolve(name: str | None, assignments: Sequence[str], flag: str = "--config") -> ExperimentConfig:
@@ -152,226 +199,105 @@ def _preset(name: str | None, flag: str) -> ExperimentConfig:
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def claim(command: Command, flag: str = "--workdir") -> None:
-    """Makes the run directory and writes its config.json; refuses one with checkpoints of a run with other settings.
-
-    Args:
-        command: what is asked for.
-        flag: that chooses another directory.
-
-    Raises:
-        ConfigError: naming the settings that differ, or that the directory cannot be written.
-    """
-    path = os.path.join(command.directory, "config.json")
-    current = to_dict(command.config)
-    if os.path.exists(path) and os.path.isdir(_checkpoints(command)):
-        with open(path, encoding="utf-8") as file:
-            changed = differences(json.load(file), current)
-        listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
-        if listed:
-            raise ConfigError(
-                f"{command.directory}: holds a run with other settings ({'; '.join(listed)}); choose another {flag}"
-            )
-    elif command.mode == "eval":
-        raise ConfigError(f"{command.directory}: expected a run to evaluate, found none; train first")
-    try:
-        os.makedirs(command.directory, exist_ok=True)
-        write_json(path, current)
-    except OSError as error:
-        raise ConfigError(f"{command.directory}: cannot write the run directory: {error.strerror}") from error
-
-
-def _checkpoints(command: Command) -> str:
-    return os.path.join(command.directory, "checkpoints")
-
-
-def write_json(path: str, value: Any) -> None:
-    """Writes a JSON file in one piece: it is the old one or the new one, never half of either."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-    os.replace(temporary, path)
-
-
-def load_data(
-    config: ExperimentConfig, environment: Environment | HostEnvironment
-) -> tuple[data.Dataset, dict[str, Any]]:
-    """Returns the dataset on the device and its metadata, collecting it if it is missing; says what it holds.
-
-    Raises:
-        ConfigError, DatasetError: as `data.ensure` and `data.load`.
-    """
-    asked = config.data
-    path = asked.path
-    if path is None:
-        sizes = {"episodes": asked.episodes, "transitions": asked.transitions}
-        path = data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes)
-    dataset, metadata = data.load(
-        path, spec=environment.spec, environment=asked.environment, reward_scale=asked.reward_scale
-    )
-    if metadata.get("quality", asked.quality) != asked.quality:
-        raise DatasetError(f"{path}: quality: expected {asked.quality!r}, found {metadata['quality']!r}")
-    found = metadata["statistics"]
-    say(
-        f"data {path}: {found['transitions']} transitions in {found['episodes']} episodes, return "
-        f"{found['return_mean']:.3f} ± {found['return_sd']:.3f} (sd), win rate {found['win_rate']:.3f}, "
-        f"{data.memory_bytes(dataset) / 1e6:.1f} MB in memory"
-    )
-    for package, version in metadata.get("versions", {}).items():
-        here = environment.versions.get(package, version)
-        if here != version:
-            say(f"warning: the data were made with {package} {version}, evaluation uses {here}")
-    discount = getattr(config.algorithm, "discount", 1.0)
-    metadata["max_return_to_go"] = float(data.max_return_to_go(dataset, discount)) / asked.reward_scale
-    return dataset, metadata
-
-
-def _fresh_state(command: Command, algorithm: Algorithm, environment: Environment | HostEnvironment) -> TrainState:
-    config = command.config
-    return initial_state(algorithm, config.seed, environment.spec, config.algorithm, normalised=config.data.normalise)
-
-
-def learn(run: Run, evaluate: Any, interruption: Interruption) -> Run:
-    """Trains to the end or to a signal; every state saved carries what a later start needs.
-
-    Raises:
-        ConfigError: if the data are not those the run began with.
-        DatasetError, NonFiniteMetrics: as `load_data` and `learner.train`.
-    """
-    config, directory = run.command.config, run.command.directory
-    dataset, description = load_data(config, run.environment)
-    if run.saved and run.saved["data"].get("digest") != description.get("digest"):
-        raise ConfigError(f"{directory}: began on other data than the file now holds; choose another --workdir")
-    state = run.state
-    if state is None:
-        state = _fresh_state(run.command, run.algorithm, run.environment)
-        if config.data.normalise:
-            state = state.replace(normaliser=data.normaliser(dataset))
-    start, settings = int(state.step), config.learner
-    say(f"resumed at step {start}" if run.saved else "starting at step 0", f"of {settings.updates}, in {directory}")
-    began = time.monotonic()
-    layout = Layout(tuple(jax.local_devices()))
-    step = make_train_step(run.algorithm, data.sample, settings.batch_size, settings.updates_per_call, layout)
-    state, dataset = layout.place(state), layout.place_dataset(dataset)
-    step = step.lower(state, dataset).compile()
-    say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
-
-    began = time.monotonic() - run.saved.get("seconds", 0.0)
-    progress = Progress(settings.updates, start, PROGRESS_METRICS)
-    latest = {"config": to_dict(config), "data": description, "seconds": 0.0}
-
-    metrics_path = os.path.join(directory, "metrics.jsonl")
-    with MetricsFile(metrics_path, start) as rows:
-        evaluated = {row["step"] for row in read(metrics_path) if "evaluation/return_mean" in row}
-
-        def log(step, metrics, rate):
-            rows.write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
-
-        def save(state):
-            latest["seconds"] = time.monotonic() - began
-            run.checkpoints.save(state, latest)
-
-        def look(state):
-            if int(state.step) not in evaluated:
-                summary = evaluate(state)
-                rows.write(int(state.step), {f"evaluation/{key}": value for key, value in summary.items()})
-
-        interruption.deferred = True
-        stop = lambda: interruption.requested
-        state = train(
-            step,
-            state,
-            dataset,
-            settings,
-            layout=layout,
-            on_call=progress.update,
-            log=log,
-            save=save,
-            evaluate=look,
-            stop=stop,
-        )
-    progress.close()
-    return run._replace(state=state, saved=latest)
-
-
-def finish(run: Run, evaluate: Any) -> dict[str, Any]:
-    """Evaluates the state, writes result.json and returns what it holds."""
-    began = time.monotonic()
-    evaluation = evaluate(run.state)
-    learning = report.learning_summary(read(os.path.join(run.command.directory, "metrics.jsonl")))
-    result = {
-        "config": to_dict(run.command.config),
-        "step": int(run.state.step),
-        "finished": int(run.state.step) >= run.command.config.learner.updates,
-        "evaluation": evaluation,
-        **learning,
-        "data": run.saved["data"],
-        "environment_versions": dict(run.environment.versions),
-        "training_seconds": run.saved["seconds"],
-        "evaluation_seconds": time.monotonic() - began,
-        **report.provenance(),
-    }
-    write_json(os.path.join(run.command.directory, "result.json"), result)
-    return result
-
-
 def execute(command: Command, interruption: Interruption) -> int:
     """Does what the command asks for and returns the exit status.
 
     Raises:
         ConfigError, DatasetError: what the user can mend, before anything is compiled.
-        NonFiniteMetrics: if training diverged.
+        NonFiniteMetrics, StorageError: as `session.learn`.
     """
-    config, directory = command.config, command.directory
-    algorithm = ALGORITHMS[config.algorithm.name]
+    config, directory, told = command.config, command.directory, command.processes
+    if told.join:
+        session.join(told.coordinator, told.count, told.index, interruption)
+    labels, configs = [{}], [config]
+    if config.learner.mode == "trials":
+        labels, configs = zip(*expand_trials(config), strict=True)
+        if told.count is not None:
+            mine = np.array_split(np.arange(len(configs)), told.count)[told.index]
+            if not len(mine):
+                raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {told.count}")
+            labels, configs = labels[mine[0] : mine[-1] + 1], configs[mine[0] : mine[-1] + 1]
+            directory = os.path.join(directory, f"share_{told.index}_of_{told.count}")
+    by_first(lambda: check_free(directory, "--workdir"))
     environment = envs.make(config.data.environment)
     if command.video:
         check_video(environment, command.video)
-    template = jax.eval_shape(lambda: _fresh_state(command, algorithm, environment))
-    claim(command)
-    with Checkpoints(_checkpoints(command)) as checkpoints:
-        state, saved = checkpoints.restore(template) or (None, {})
-        run = Run(command, algorithm, environment, checkpoints, state, saved)
-        play = make_evaluate(algorithm.act, environment, config.evaluation.episodes)
-        evaluate = lambda state: summarise(jax.device_get(play(state, jax.random.key(config.evaluation.seed))))
-        if command.mode == "train" and (state is None or int(state.step) < config.learner.updates):
-            run = learn(run, evaluate, interruption)
+    population = config.learner.mode == "trials"
+    job = Job(configs, directory, environment, population, switches=command.switches)
+    jax.eval_shape(job.fresh)
+    if command.mode == "eval" and not os.path.isdir(checkpoints_of(directory, command.checkpoint)):
+        raise ConfigError(f"{directory}: expected a run to evaluate, found none; train first")
+    with session.claimed(directory, config):
+        state, saved = session.restore(job, command.checkpoint)
+        judge = session.make_judge(job)
+        if command.mode == "train" and (state is None or updates_done(state) < config.learner.updates):
+            state, saved = session.learn(job, state, saved, judge, interruption)
+            step = updates_done(state)
+            if step < config.learner.updates:
+                say(f"stopped and saved at step {step} of {config.learner.updates}; the same command goes on")
+                return 75
         elif state is None:
             raise ConfigError(f"{directory}: expected a checkpoint to evaluate, found none; train first")
         else:
-            say(f"{directory}: evaluating step {int(state.step)}, no training")
-        result = None if interruption.requested else finish(run, evaluate)
-    if interruption.requested:
-        say(f"stopped and saved at step {int(run.state.step)} of {config.learner.updates}; the same command goes on")
-        return 75
-    say(report.table(result))
-    try:
-        say(f"plot: {report.plot(directory, result)}")
-    except ConfigError as error:
-        say(error)
-    say(f"result: {os.path.join(directory, 'result.json')}")
-    if command.video:
-        record_video(algorithm.act, environment, run.state, command.video, seed=config.evaluation.seed)
-        say(f"video: {command.video}")
+            say(f"{directory}: evaluating step {updates_done(state)}, no training")
+        result = finish(job, state, saved, judge, labels, command.checkpoint)
+    if is_first():
+        show(command, job, state, result)
     return 0
 
 
-def guarded(work: Callable[[Interruption], int]) -> int:
-    """Does `work` and returns its exit status, or that of what stopped it, told in one line."""
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        with warnings.catch_warnings(), Interruption() as interruption:
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            return work(interruption)
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 78
-    except NonFiniteMetrics as error:
-        print(f"error: training diverged: {error}; what was saved before is intact", file=sys.stderr)
-        return 1
-    except Interrupted as signal_name:
-        print(f"stopped by {signal_name} with nothing to save; the same command starts again", file=sys.stderr)
-        return 75
+def finish(
+    job: Job, state: TrainState, saved: dict[str, Any], judge: Any, labels: Sequence[dict], which: str
+) -> dict[str, Any]:
+    """Evaluates the state, writes result.json (of the best checkpoint result_best.json), returns what it holds."""
+    began, config = time.monotonic(), job.config
+    found = judge(state)
+    evaluated = time.monotonic() - began
+    if not is_first():
+        return {}
+    learning = report.learning_summary(read(os.path.join(job.directory, "metrics.jsonl")))
+    result = {
+        "config": to_dict(config),
+        "step": updates_done(state),
+        "finished": updates_done(state) >= config.learner.updates,
+    }
+    if job.population:
+        result["trials"] = report.trials(labels, found, learning["metrics"], saved["guard"])
+    else:
+        result |= {"evaluation": without_returns(found[0]), **learning}
+        if which == "latest":
+            with session.Best(job, jax.eval_shape(job.fresh)) as best:
+                best.offer(state, found[0], saved)
+    result |= {
+        "data": saved["data"],
+        "environment_versions": dict(job.environment.versions),
+        "training_seconds": saved["seconds"],
+        "evaluation_seconds": evaluated,
+        **session.fingerprints(job.directory, state),
+        **report.provenance(),
+    }
+    write_json(os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json"), result)
+    return result
+
+
+def show(command: Command, job: Job, state: TrainState, result: dict[str, Any]) -> None:
+    """Prints the table, draws the plot and makes the film."""
+    if job.population:
+        say(report.trials_table(result))
+        shares = report.shares(command.directory)
+        if shares:
+            say(f"all shares of {command.directory}:\n{report.trials_table(shares)}")
+    else:
+        say(report.table(result))
+        try:
+            say(f"plot: {report.plot(job.directory, result)}")
+        except ConfigError as error:
+            say(error)
+    say(f"result: {os.path.join(job.directory, 'result.json')}")
+    if command.video:
+        one = jax.tree.map(lambda leaf: leaf[0], state) if job.population else state
+        record_video(job.algorithm.act, job.environment, one, command.video, seed=job.config.evaluation.seed)
+        say(f"video: {command.video}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -381,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
         return 0 if command is None else execute(command, interruption)
 
-    return guarded(work)
+    return session.guarded(work)
 
 
 if __name__ == "__main__":

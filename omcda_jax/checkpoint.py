@@ -1,64 +1,98 @@
-"""Checkpoints of a TrainState that are verified when read; the only module that knows orbax.
+"""Checkpoints of a TrainState that are verified when read, and a lock on their run; the only module that knows orbax.
 
 Orbax writes a step atomically but checks nothing when it reads: a flipped bit comes back as a wrong number. So every
-leaf's SHA-256 is stored beside the state and compared on restore, and a damaged step gives way to the one before it.
+leaf's SHA-256 is stored beside the state and compared on restore; a damaged step is put aside and the one before it
+taken. One process writes and reads a directory, alone and without devices: leaves go to disk as NumPy arrays.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import socket
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
+# Raised by whoever changes what a record or a state's leaves on disk mean.
+SCHEMA = 2
+QUARANTINE = "quarantine"
+_LOCK = "lock"
+
+
+class StorageError(RuntimeError):
+    """A checkpoint could not be written; the message names the directory, the bytes and what is still there."""
+
 
 class Checkpoints:
-    """The newest checkpoints of one run; a context manager.
+    """The newest checkpoints of one run; a context manager that leaves only when the last one is on disk.
 
     Args:
         directory: where the steps lie; made by the first `save`.
         keep: how many of the newest steps stay.
+        wait: `save` returns once its step is on disk, not while a thread still writes it.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, *, wait: bool = False):
         self.directory = os.path.abspath(directory)
         self._keep = keep
+        self._wait = wait
         self._open_manager = None
-        self._damaged: list[int] = []
+        self._bytes = 0
 
-    def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
-        """Writes one step and returns once it is complete on disk.
+    def save(self, state: TrainState, metadata: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Copies one step to the host and writes it in the background.
 
         Args:
             state: unreplicated state; its `step` names the checkpoint.
             metadata: JSON values to keep with it.
+            replace: steps that are not older than this one are removed first.
 
         Raises:
             RuntimeError: if this step or a later one is already there.
+            StorageError: this step, or the one before it, could not be written.
         """
-        manager, step = self._manager(), updates_done(state)
-        # A damaged newer step would make orbax skip this one without a word.
-        for damaged in [found for found in self._damaged if found >= step]:
-            manager.delete(damaged)
-            self._damaged.remove(damaged)
-        leaves = {name: _fingerprint(leaf) for name, leaf in _named_leaves(state)}
-        record = {"metadata": dict(metadata), "leaves": leaves}
+        step, leaves = updates_done(state), jax.tree.map(_to_host, state)
+        fingerprints = {name: _fingerprint(leaf) for name, leaf in _named_leaves(leaves)}
+        record = {"schema": SCHEMA, "metadata": dict(metadata), "leaves": fingerprints}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record | {"sha256": _digest_json(record)})
+            state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record | {"sha256": _digest_json(record)})
         )
-        if not manager.save(step, args=items):
-            raise RuntimeError(
-                f"{self.directory}: step {step} was not saved; newest step there: {manager.latest_step()}"
-            )
+        with self._told():
+            manager = self._manager()
+            manager.wait_until_finished()
+            self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
+            if replace:
+                for later in [found for found in manager.all_steps() if found >= step]:
+                    manager.delete(later)
+            saved = manager.save(step, args=items)
+        if not saved:
+            newest = manager.latest_step()
+            raise RuntimeError(f"{self.directory}: step {step} was not saved; newest step there: {newest}")
+        if self._wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the step saved last is on disk.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._open_manager is not None:
+            with self._told():
+                self._open_manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
-        """Reads the newest step that is whole; a damaged one is skipped with a warning that names it.
+        """Reads the newest step that is whole; a damaged one moves to `quarantine` with a warning that names it.
 
         Args:
             template: a state of the same structure; shapes and dtypes are enough (`jax.eval_shape` of `init`).
@@ -67,7 +101,7 @@ class Checkpoints:
             (state, metadata), or None where no readable step exists.
 
         Raises:
-            ConfigError: if a whole step holds a state of another structure, shape or dtype than `template`.
+            ConfigError: if a whole step holds a state of another structure, shape, dtype or schema.
         """
         if not os.path.isdir(self.directory):
             return None
@@ -75,21 +109,34 @@ class Checkpoints:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 record = _read_record(manager, step)
-                self._check_template(step, record["leaves"], template)
-                return _read_state(manager, step, record["leaves"], template), record["metadata"]
+                self._check_template(step, record, template)
+                leaves = _read_leaves(manager, step, record["leaves"], template)
             except ConfigError:
                 raise
             except Exception as error:  # whatever orbax raises on a damaged file
-                self._damaged.append(step)
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"checkpoint {self.directory}/{step} is damaged and skipped: {reason}", stacklevel=2)
+                aside = self._quarantine(step)
+                warnings.warn(
+                    f"checkpoint {self.directory}/{step} is damaged and put aside as {aside}: {reason}", stacklevel=2
+                )
+                manager.reload()
+            else:
+                return jax.tree.map(_from_host, leaves, template), record["metadata"]
         return None
 
     def close(self) -> None:
-        """Frees orbax's resources."""
-        if self._open_manager is not None:
-            self._open_manager.close()
-            self._open_manager = None
+        """Waits for the last step and frees orbax's resources.
+
+        Raises:
+            StorageError: the last step could not be written.
+        """
+        manager, self._open_manager = self._open_manager, None
+        if manager is not None:
+            with self._told():
+                try:
+                    manager.wait_until_finished()
+                finally:
+                    manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -99,21 +146,113 @@ class Checkpoints:
 
     def _manager(self) -> ocp.CheckpointManager:
         if self._open_manager is None:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-            )
-            self._open_manager = ocp.CheckpointManager(self.directory, options=options)
+            options = {"max_to_keep": self._keep, "cleanup_tmp_directories": True}
+            if jax.process_count() > 1:
+                # without this orbax waits for all processes at every step
+                index = jax.process_index()
+                options["create"] = False
+                options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+                )
+                os.makedirs(self.directory, exist_ok=True)
+            self._open_manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(**options))
         return self._open_manager
 
-    def _check_template(self, step: int, leaves: Mapping[str, Any], template: TrainState) -> None:
-        expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(template)}
-        found = {name: entry[:2] for name, entry in leaves.items()}
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever orbax raises while it writes becomes one line."""
+        try:
+            yield
+        except Exception as error:  # OSError, or tensorstore's own words for it
+            self._open_manager = None
+            whole = sorted(int(name) for name in _listed(self.directory) if name.isdigit())
+            raise StorageError(
+                f"{self.directory}: a checkpoint could not be written ({str(error).splitlines()[0][:200]}): "
+                f"{self._bytes} bytes and some more needed, {_free_bytes(self.directory)} free; "
+                f"{f'step {whole[-1]} is there' if whole else 'no step is there'}"
+            ) from error
+
+    def _quarantine(self, step: int) -> str:
+        folder = os.path.join(os.path.dirname(self.directory), QUARANTINE)
+        name = f"{os.path.basename(self.directory)}-{step}"
+        aside = os.path.join(folder, name)
+        os.makedirs(folder, exist_ok=True)
+        if os.path.exists(aside):
+            shutil.rmtree(aside)
+        os.rename(os.path.join(self.directory, str(step)), aside)
+        return aside
+
+    def _check_template(self, step: int, record: Mapping[str, Any], template: TrainState) -> None:
+        here = f"checkpoint {self.directory}/{step}"
+        schema = record.get("schema", 1)
+        if schema != SCHEMA:
+            raise ConfigError(
+                f"{here}: schema: expected {SCHEMA}, found {schema}; finish the run with the version of omcda-jax that "
+                "began it, or start anew in another directory"
+            )
+        abstract = jax.tree.map(_on_disk, template)
+        expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(abstract)}
+        found = {name: entry[:2] for name, entry in record["leaves"].items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ConfigError(
-                    f"checkpoint {self.directory}/{step}: {name}: expected {_describe(expected.get(name))}, "
-                    f"found {_describe(found.get(name))}"
+                    f"{here}: {name}: expected {_describe(expected.get(name))}, found {_describe(found.get(name))}"
                 )
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[None]:
+    """Holds a run directory for this process; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        directory: an existing one.
+        flag: what chooses another directory, for the message.
+
+    Raises:
+        ConfigError: another process holds it; its host and process are named.
+    """
+    with open(os.path.join(directory, _LOCK), "a+", encoding="utf-8") as file:
+        _take(file, directory, flag)
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
+    """Looks whether `exclusive` would be granted, before dear work; leaves no trace.
+
+    Args:
+        directory: as `exclusive`; it may be missing.
+        flag: as `exclusive`.
+
+    Raises:
+        ConfigError: as `exclusive`.
+    """
+    path = os.path.join(directory, _LOCK)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            _take(file, directory, flag)
+
+
+def _take(file: TextIO, directory: str | os.PathLike, flag: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ConfigError(
+            f"{directory}: another run is at work here ({file.read().strip()}); wait for it, stop it, or choose "
+            f"another {flag}"
+        ) from None
+
+
+def digest(tree: Any) -> str:
+    """Returns the SHA-256 over names, shapes, dtypes and bytes of all leaves: equal only for bit-equal trees.
+
+    Args:
+        tree: of arrays and typed keys.
+    """
+    return _digest_json({name: _fingerprint(leaf) for name, leaf in _named_leaves(jax.tree.map(_to_host, tree))})
 
 
 def _read_record(manager: ocp.CheckpointManager, step: int) -> dict:
@@ -123,13 +262,12 @@ def _read_record(manager: ocp.CheckpointManager, step: int) -> dict:
     return record
 
 
-def _read_state(
-    manager: ocp.CheckpointManager, step: int, leaves: Mapping[str, Any], template: TrainState
-) -> TrainState:
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+def _read_leaves(manager: ocp.CheckpointManager, step: int, fingerprints: Mapping[str, Any], template: Any) -> Any:
+    # orbax restores to what the template's leaves are: NumPy arrays here, whatever the devices
+    places = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.tree.map(_on_disk, template))
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(places))).state
     for name, leaf in _named_leaves(state):
-        if _fingerprint(leaf) != leaves[name]:
+        if _fingerprint(leaf) != fingerprints[name]:
             raise ValueError(f"{name} does not match its checksum")
     return state
 
@@ -138,11 +276,29 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _fingerprint(leaf: jax.Array) -> list:
-    """Shape, dtype and SHA-256 of the bytes of one leaf; a typed key counts by its data."""
-    typed_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    values = np.asarray(jax.random.key_data(leaf) if typed_key else leaf)
-    return [list(leaf.shape), str(leaf.dtype), hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()]
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    """A copy: the buffer may be donated while a thread still writes it; a typed key becomes its data."""
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _on_disk(leaf: Any) -> jax.ShapeDtypeStruct:
+    if _is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _from_host(value: np.ndarray, like: Any) -> jax.Array:
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(value))
+    return jnp.asarray(value)
+
+
+def _fingerprint(leaf: np.ndarray) -> list:
+    return [list(leaf.shape), str(leaf.dtype), hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()]
 
 
 def _digest_json(record: Mapping[str, Any]) -> str:
@@ -151,3 +307,13 @@ def _digest_json(record: Mapping[str, Any]) -> str:
 
 def _describe(entry: list | None) -> str:
     return f"{entry[1]}{entry[0]}" if entry else "nothing"
+
+
+def _listed(directory: str) -> list[str]:
+    return os.listdir(directory) if os.path.isdir(directory) else []
+
+
+def _free_bytes(directory: str) -> int:
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    return shutil.disk_usage(directory).free

@@ -6,12 +6,13 @@ Algorithm settings are whatever frozen dataclass the algorithm defines; this mod
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import types as builtin_types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from omcda_jax.types import ConfigError
 
@@ -45,6 +46,8 @@ class DataConfig:
         seed: seed of the collection.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
+        shards: V, equal cuts of the data; batch row r comes from cut r * V // learner.batch_size, and of several
+            processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
     """
@@ -57,6 +60,7 @@ class DataConfig:
     path: str | None = None
     reward_scale: float = 1.0
     normalise: bool = False
+    shards: int = 1
 
     def __post_init__(self):
         family, _, scenario = self.environment.partition("/")
@@ -68,6 +72,7 @@ class DataConfig:
         for key, size in asked.items():
             require(size >= 1, key, "at least 1", size)
         require(self.seed >= 0, "data.seed", "at least 0", self.seed)
+        require(self.shards >= 1, "data.shards", "at least 1", self.shards)
         scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)
         require(scale_is_valid, "data.reward_scale", "a positive number", self.reward_scale)
 
@@ -84,6 +89,8 @@ class LearnerConfig:
         log_every: updates between two rows of metrics.
         checkpoint_every: updates between two checkpoints (one more is written at the end).
         evaluate_every: updates between two evaluations; 0 evaluates only the final policy.
+        mode: `data` trains one trial, its batch spread over all devices; `trials` a population, spread over devices.
+        trials: the population, a grid such as `seed=0..3; algorithm.d_tot=0.6,1.8`.
     """
 
     updates: int
@@ -92,8 +99,14 @@ class LearnerConfig:
     log_every: int = 200
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
+    mode: Literal["data", "trials"] = "data"
+    trials: str = ""
 
     def __post_init__(self):
+        if self.mode == "trials":
+            require(self.trials, "learner.trials", "a grid such as 'seed=0..3; algorithm.d_tot=0.6,1.8'", self.trials)
+        else:
+            require(not self.trials, "learner.mode", "trials, for learner.trials is set", self.mode)
         for name in ("updates", "batch_size", "updates_per_call", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"learner.{name}", "at least 1", getattr(self, name))
         require(self.evaluate_every >= 0, "learner.evaluate_every", "0 or more", self.evaluate_every)
@@ -144,6 +157,8 @@ class ExperimentConfig:
 
     def __post_init__(self):
         require(self.seed >= 0, "seed", "at least 0", self.seed)
+        shards = self.data.shards
+        require(self.learner.batch_size % shards == 0, "data.shards", "a divisor of learner.batch_size", shards)
 
 
 def require(condition: Any, key: str, expected: str, found: Any) -> None:
@@ -200,6 +215,50 @@ def apply_overrides(
             branch = branch.setdefault(section, {})
         branch[field] = text
     return _rebuild(config, tree, "")
+
+
+def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
+    """Returns what `learner.trials` varies and the settings, for every trial of the grid, the last key fastest.
+
+    The grid is `key=value,value,...` for each key, separated by semicolons; a..b stands for all whole numbers from a to
+    b. Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
+
+    Args:
+        config: with a grid in `learner.trials`.
+
+    Raises:
+        ConfigError: for a key that cannot vary, no value, or a value of another type.
+    """
+    hints = typing.get_type_hints(type(config.algorithm))
+    numbers = [
+        f"algorithm.{field.name}" for field in dataclasses.fields(config.algorithm) if hints[field.name] is float
+    ]
+    axes = {}
+    for part in filter(None, map(str.strip, config.learner.trials.split(";"))):
+        key, _, listed = (text.strip() for text in part.partition("="))
+        values = [value for text in filter(None, listed.split(",")) for value in _span(text.strip())]
+        require(values, f"learner.trials: {key}", "key=value,value,...", part)
+        require(key not in axes, f"learner.trials: {key}", "each key once", config.learner.trials)
+        require(key in ("seed", *numbers), f"learner.trials: {key}", "seed or one of " + ", ".join(numbers), key)
+        axes[key] = values
+    require(axes, "learner.trials", "key=value,value,...", config.learner.trials)
+    trials = []
+    for values in itertools.product(*axes.values()):
+        varied = dict(zip(axes, values, strict=True))
+        settings = apply_overrides(config, [f"{key}={value}" for key, value in varied.items()], {})
+        label = {key: getattr(settings.algorithm, key.partition(".")[2], settings.seed) for key in varied}
+        trials.append((label, settings))
+    return trials
+
+
+def _span(text: str) -> list[str]:
+    first, dots, last = text.partition("..")
+    if not dots:
+        return [text]
+    try:
+        return [str(number) for number in range(int(first), int(last) + 1)]
+    except ValueError:
+        raise ConfigError(f"learner.trials: expected two whole numbers around '..', found {text!r}") from None
 
 
 def to_dict(config: Any) -> dict:

@@ -4,10 +4,11 @@ A batch is a pure function of the state's key and step, so a state restored at s
 never stopped. The dataset is an argument of the compiled call: resident on the device and never copied into it.
 """
 
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
+from jax.experimental import multihost_utils
 
 from omcda_jax.config import LearnerConfig, require
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, updates_done
@@ -64,7 +66,7 @@ class Layout:
     """How states lie on devices: one trial spread over all of them by rows of its batch, or a population of trials.
 
     Attributes:
-        devices: local devices; several make the training call a pmap.
+        devices: several make the training call a pmap. All of `jax.devices()` or, in one process, any local ones.
         population: the state is a stack of trials, leaves [P, ...], P a multiple of the number of devices.
     """
 
@@ -76,8 +78,13 @@ class Layout:
         """Whether there is more than one device."""
         return len(self.devices) > 1
 
+    @property
+    def local(self) -> list[jax.Device]:
+        """Those of this process."""
+        return [device for device in self.devices if device.process_index == jax.process_index()]
+
     def place(self, state: TrainState) -> TrainState:
-        """The state as the training call takes it.
+        """The state, the same in every process, as the training call takes it.
 
         Raises:
             ConfigError: a population that the devices cannot share evenly.
@@ -85,14 +92,14 @@ class Layout:
         if not self.spread:
             return state
         if not self.population:
-            return jax_utils.replicate(state, self.devices)
+            return jax_utils.replicate(state, self.local)
         trials = np.size(state.step)
         require(trials % len(self.devices) == 0, "trials", f"a multiple of the {len(self.devices)} devices", trials)
         return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), state)
 
     def place_dataset(self, dataset: Any) -> Any:
-        """The dataset as the training call takes it: whole on every device."""
-        return jax_utils.replicate(dataset, self.devices) if self.spread else dataset
+        """The dataset as the training call takes it: what this process holds of it, whole on each of its devices."""
+        return jax_utils.replicate(dataset, self.local) if self.spread else dataset
 
     def collect(self, tree: Any) -> Any:
         """What `place` was given, or metrics of the training call, without the devices' axis."""
@@ -101,6 +108,27 @@ class Layout:
         if not self.population:
             return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def broadcast(tree: Any) -> Any:
+    """Returns process 0's leaves in every process; what the others pass gives shapes and dtypes alone."""
+    if jax.process_count() == 1:
+        return tree
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    plain = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
+    sent = multihost_utils.broadcast_one_to_all(plain)
+    return jax.tree.map(
+        lambda leaf, like: jax.random.wrap_key_data(jnp.asarray(leaf)) if is_key(like) else jnp.asarray(leaf),
+        sent,
+        tree,
+    )
+
+
+def anywhere(condition: bool) -> bool:
+    """Returns whether the condition holds in any process; all of them must ask at the same point."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(np.any(multihost_utils.process_allgather(np.array(condition))))
 
 
 class Report(NamedTuple):
@@ -146,9 +174,8 @@ def make_train_step(
     require(batch_size % parts == 0, "learner.batch_size", f"a multiple of the {parts} devices", batch_size)
 
     def update_once(state: TrainState, dataset: Any) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, _BATCH_STREAM), state.step)
         part = jax.lax.axis_index(_AXIS) if over_rows else 0
-        batch = sample(dataset, key, batch_size, part, parts)
+        batch = _draw(sample, dataset, state, batch_size, part, parts)
         new, metrics = algorithm.update(state, batch, axis_name=_AXIS if over_rows else None)
         finite = _all_finite((metrics, new.params))
         learnt = ("params", "target_params", "opt_state", "extra")
@@ -170,8 +197,49 @@ def make_train_step(
     if layout.population:
         train_step = jax.vmap(train_step, in_axes=(0, None))
     if layout.spread:
-        return jax.pmap(train_step, axis_name=_AXIS, devices=layout.devices, donate_argnums=0)
+        devices = None if len(layout.devices) == jax.device_count() else layout.devices
+        return jax.pmap(train_step, axis_name=_AXIS, devices=devices, donate_argnums=0)
     return jax.jit(train_step, donate_argnums=0)
+
+
+def make_debug_step(
+    algorithm: Algorithm, sample: Callable[..., Batch], batch_size: int, updates_per_call: int
+) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
+    """Returns what `make_train_step` does for one trial on one device, without scan, donation and guard.
+
+    An update that brings forth anything that is not finite is done again operation by operation: where the guarded
+    step would skip it in silence, this one raises FloatingPointError at the first operation that gave no number.
+
+    Args:
+        algorithm, sample, batch_size, updates_per_call: as `make_train_step`.
+    """
+
+    def update_once(state, dataset):
+        return algorithm.update(state, _draw(sample, dataset, state, batch_size, 0, 1))
+
+    compiled = jax.jit(update_once)
+
+    def train_step(state, dataset):
+        rows = []
+        for _ in range(updates_per_call):
+            new, metrics = compiled(state, dataset)
+            if not _all_finite((metrics, new.params)):
+                with jax.disable_jit(), jax.debug_nans(True):
+                    update_once(state, dataset)
+                step = updates_done(state)
+                raise FloatingPointError(f"update {step} gave infinite numbers, or none when compiled")
+            state = new
+            rows.append(metrics)
+        means = jax.tree.map(lambda *values: np.mean(values, axis=0), *rows)
+        return state, Report(means, np.zeros(updates_per_call, bool), dict.fromkeys(means, np.False_))
+
+    return train_step
+
+
+def _draw(sample: Any, dataset: Any, state: TrainState, batch_size: int, part: Any, parts: int) -> Batch:
+    """The batch of the state's step: a function of its key and step alone."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _BATCH_STREAM), state.step)
+    return sample(dataset, key, batch_size, part, parts)
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -183,6 +251,51 @@ def _mean_where(kept: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0.0), axis=0) / jnp.sum(kept)
 
 
+class Guard:
+    """Counts skipped updates, and knows the trials that did nothing else.
+
+    Args:
+        trials: P, how many there are.
+        saved: `counts` of an earlier start, to go on from.
+
+    Attributes:
+        skipped: [P] int, updates skipped.
+        in_a_row: [P] int, how many of them just now, without a kept one between.
+        culprits: [P], for a trial that once skipped PATIENCE updates in a row the first metric that was not finite
+            then; None for all others.
+    """
+
+    def __init__(self, trials: int = 1, saved: Mapping[str, Any] | None = None):
+        saved = saved or {}
+        self.skipped = np.array(saved.get("skipped", [0] * trials))
+        self.in_a_row = np.array(saved.get("in_a_row", [0] * trials))
+        self.culprits: list[str | None] = list(saved.get("culprits", [None] * trials))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {"skipped": self.skipped.tolist(), "in_a_row": self.in_a_row.tolist(), "culprits": self.culprits}
+
+    def look(self, step: int, report: Report) -> None:
+        """Takes in what a call came to.
+
+        Raises:
+            NonFiniteMetrics: every trial has skipped PATIENCE updates in a row.
+        """
+        longest = self.in_a_row
+        for now in np.atleast_2d(report.skipped).T:
+            self.in_a_row = np.where(now, self.in_a_row + 1, 0)
+            self.skipped = self.skipped + now
+            longest = np.maximum(longest, self.in_a_row)
+        for trial in np.flatnonzero(longest >= PATIENCE):
+            bad = [name for name, found in sorted(report.suspects.items()) if np.atleast_1d(found)[trial]]
+            self.culprits[trial] = self.culprits[trial] or (bad[0] if bad else "a parameter")
+        if all(self.culprits):
+            raise NonFiniteMetrics(
+                f"{self.culprits[0]} was not finite in {PATIENCE} updates in a row, up to update {step}"
+            )
+
+
 def train(
     train_step: Callable[[TrainState, Any], tuple[TrainState, Report]],
     state: TrainState,
@@ -190,6 +303,7 @@ def train(
     config: LearnerConfig,
     *,
     layout: Layout | None = None,
+    guard: Guard | None = None,
     on_call: Callable[[int, Metrics], None] = lambda step, metrics: None,
     log: Callable[[int, Metrics, float], None] = lambda step, metrics, rate: None,
     save: Callable[[TrainState], None] = lambda state: None,
@@ -204,13 +318,15 @@ def train(
         dataset: what `train_step` takes; as `layout.place_dataset` gives it.
         config: numbers of updates.
         layout: None: one trial on one device. States are handed on, and returned, as `layout.collect` gives them.
+        guard: counts of earlier starts to go on from; None: from zero. It is up to date whenever a hook is called.
         on_call: `on_call(step, metrics)` after every call, for progress on the screen.
         log: `log(step, metrics, updates_per_second)` every `log_every` updates; metrics of the latest call, with
             `guard/skipped`, the updates skipped since the start, and the rate over the calls since the last log.
         save: called every `checkpoint_every` updates and at the end.
         evaluate: called every `evaluate_every` updates, before the next call and so not after the last one; a state
             that starts at such a step is evaluated first, for a stop may have come between.
-        stop: polled after every call and every evaluation.
+        stop: polled after every call and every evaluation; of one trial spread over processes, one is enough to
+            stop all of them after the same update.
 
     Returns:
         The state after the last update done.
@@ -221,12 +337,13 @@ def train(
     """
     layout = layout or Layout((jax.devices()[0],))
     step = saved = updates_done(state)
-    guard = _Guard(layout.population)
+    guard = guard or Guard(np.size(state.step) if layout.population else 1)
+    stopping = stop if layout.population else lambda: anywhere(stop())
     logged, seconds = step, 0.0
-    while step < config.updates and not stop():
+    while step < config.updates and not stopping():
         if config.evaluate_every and step and step % config.evaluate_every == 0:
             evaluate(layout.collect(state))
-            if stop():
+            if stopping():
                 break
         began = time.perf_counter()
         state, report = train_step(state, dataset)
@@ -234,7 +351,7 @@ def train(
         seconds += time.perf_counter() - began
         step += config.updates_per_call
         guard.look(step, report)
-        metrics = report.metrics | {"guard/skipped": guard.skipped}
+        metrics = report.metrics | {"guard/skipped": guard.skipped if layout.population else guard.skipped[0]}
         on_call(step, metrics)
         if step % config.log_every == 0 or step >= config.updates:
             log(step, metrics, (step - logged) / seconds)
@@ -246,29 +363,6 @@ def train(
     if step > saved:
         save(state)
     return state
-
-
-class _Guard:
-    """Counts skipped updates and ends a run that does nothing else."""
-
-    def __init__(self, population: bool):
-        self._population = population
-        self._in_a_row = 0
-        self.skipped = 0
-
-    def look(self, step: int, report: Report) -> None:
-        skipped = np.atleast_2d(report.skipped)
-        streak, longest = np.broadcast_to(self._in_a_row, len(skipped)), self._in_a_row
-        for now in skipped.T:
-            streak = np.where(now, streak + 1, 0)
-            longest = np.maximum(longest, streak)
-        self._in_a_row = streak
-        total = self.skipped + skipped.sum(axis=1)
-        self.skipped = total if self._population else total[0]
-        if np.all(longest >= PATIENCE):
-            suspects = [name for name, bad in sorted(report.suspects.items()) if np.any(bad)]
-            name = suspects[0] if suspects else "a parameter"
-            raise NonFiniteMetrics(f"{name} was not finite in {PATIENCE} updates in a row, up to update {step}")
 
 
 class Interruption:
@@ -289,6 +383,22 @@ class Interruption:
 
     def __exit__(self, *unused: Any) -> None:
         self._restore()
+
+    def renew(self) -> None:
+        """Takes the signals back from whoever took them since."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within a deferred stretch: a signal breaks off what is inside, and no more than that."""
+        self.deferred = False
+        try:
+            yield
+        except Interrupted:
+            pass
+        finally:
+            self.deferred = True
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -118,7 +118,9 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(tmp_path, damage):
     fill(directory)
     damage(directory / "30")
     with Checkpoints(directory) as checkpoints:
-        with pytest.warns(UserWarning, match=f"{directory}/30 is damaged and skipped: "):
+        with pytest.warns(
+            UserWarning, match=f"{directory}/30 is damaged and put aside as {tmp_path}/quarantine/c-30: "
+        ):
             state, metadata = checkpoints.restore(template())
         assert_same(state, make_state(20))
         assert metadata["seconds"] == 2.5

@@ -98,7 +98,7 @@ def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
 
 def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, capsys):
     assert compare.main(arguments("--directory=whole", algorithms="bc")) == 0
-    stop_when(monkeypatch, compare.Progress, "update", lambda self, step, metrics: step == 20, signal.SIGTERM)
+    stop_when(monkeypatch, compare.session.Progress, "update", lambda self, step, metrics: step == 20, signal.SIGTERM)
     assert compare.main(arguments(algorithms="bc")) == 75
     assert "stopped and saved at update 20" in capsys.readouterr().out
     assert not results()
@@ -106,10 +106,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, 
     whole = json.loads(next(Path("whole").glob("*/*/*/result.json")).read_text())
     assert results()["bc"]["evaluation"] == whole["evaluation"]
     cell = compare.parse(arguments(algorithms="bc")).cells[0]
-    template = jax.eval_shape(lambda: compare.population(cell, compare.envs.make("smax/toy")))
+    template = jax.eval_shape(compare.job_of(cell, compare.envs.make("smax/toy")).fresh)
     states = []
     for directory in (CELL, "whole/smac_3m/bc/seeds_0-3"):
-        with Checkpoints(Path(directory) / "checkpoints") as kept:
+        with Checkpoints(Path(directory) / "checkpoints/latest") as kept:
             states.append(kept.restore(template)[0])
     assert states[0].step.tolist() == [40, 40]
     for leaf, expected in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
@@ -117,10 +117,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, 
 
 
 def test_a_signal_between_training_and_result_loses_nothing(compare, monkeypatch, capsys):
-    stop_when(monkeypatch, compare, "summarise")
+    stop_when(monkeypatch, compare.session, "summarise")
     assert compare.main(arguments(algorithms="bc")) == 75
     assert not results()
-    monkeypatch.setattr(compare, "train", lambda *arguments, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(compare.session, "train", lambda *arguments, **options: pytest.fail("trained again"))
     assert compare.main(arguments(algorithms="bc")) == 0
     assert results()["bc"]["step"] == 40
     assert results()["bc"]["training_seconds"] > 0
@@ -139,7 +139,7 @@ def test_a_finished_cell_is_extended_or_evaluated_anew(compare, capsys):
 
 
 def test_a_cell_that_diverges_does_not_keep_the_others_from_their_result(compare, monkeypatch, capsys):
-    train = compare.train
+    train = compare.session.train
 
     def diverge(*arguments, **options):
         diverging.append(0)
@@ -148,7 +148,7 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_their_result(compare
         return train(*arguments, **options)
 
     diverging = []
-    monkeypatch.setattr(compare, "train", diverge)
+    monkeypatch.setattr(compare.session, "train", diverge)
     assert compare.main(arguments()) == 1
     captured = capsys.readouterr()
     assert captured.err == "error: bc on smac_3m diverged: policy/loss is nan after 10 updates\n"

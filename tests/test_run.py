@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
-from omcda_jax import data, envs
-from omcda_jax.checkpoint import Checkpoints
+from omcda_jax import data, envs, learner
+from omcda_jax.checkpoint import Checkpoints, exclusive
 from omcda_jax.metrics import read
 from omcda_jax.types import Environment, EnvSpec, TimeStep
 
@@ -144,6 +146,7 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
         "metrics.jsonl",
         "result.json",
         "curves.png",
+        "lock",
     }
     result = result_of()
     assert (result["step"], result["finished"]) == (60, True)
@@ -175,16 +178,16 @@ def stop_when(monkeypatch, owner, name, condition=lambda *arguments: True, numbe
 
 def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stopped(run, monkeypatch, capsys):
     assert run.main(command(f"--workdir={Path('whole').resolve()}")) == 0
-    stop_when(monkeypatch, run.Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
+    stop_when(monkeypatch, run.session.Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
     capsys.readouterr()
     assert run.main(command()) == 75
     assert "stopped and saved at step 30 of 60; the same command goes on" in capsys.readouterr().out
     assert not (DIRECTORY / "result.json").exists()
     assert run.main(command()) == 0
     assert "resumed at step 30 of 60" in capsys.readouterr().out
-    with Checkpoints(DIRECTORY / "checkpoints") as resumed, Checkpoints("whole/checkpoints") as whole:
+    with Checkpoints(DIRECTORY / "checkpoints/latest") as resumed, Checkpoints("whole/checkpoints/latest") as whole:
         template = jax.eval_shape(
-            lambda: run.initial_state(run.ALGORITHMS["bc"], 0, SPEC, run.parse(command()).config.algorithm)
+            lambda: learner.initial_state(run.ALGORITHMS["bc"], 0, SPEC, run.parse(command()).config.algorithm)
         )
         states = [jax.tree.leaves(checkpoints.restore(template)[0].params) for checkpoints in (resumed, whole)]
     for leaf, expected in zip(*states, strict=True):
@@ -194,18 +197,19 @@ def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stoppe
 
 
 def test_a_signal_in_any_other_phase_loses_nothing(run, monkeypatch, capsys):
-    stop_when(monkeypatch, run.data, "load")
+    stop_when(monkeypatch, run.session.data, "load")
     assert run.main(command()) == 75
-    assert "stopped by SIGTERM with nothing to save" in capsys.readouterr().err
-    stop_when(monkeypatch, run, "summarise")
+    assert "stopped by SIGTERM with nothing more to save" in capsys.readouterr().err
+    stop_when(monkeypatch, run.session, "summarise")
     assert run.main(command()) == 75
     assert "stopped and saved at step 30 of 60" in capsys.readouterr().out
-    stop_when(monkeypatch, run.Checkpoints, "save")
+    stop_when(monkeypatch, run.session.Checkpoints, "save", lambda kept, *_: kept.directory.endswith("latest"))
     assert run.main(command()) == 75
     assert "stopped and saved at step 40 of 60" in capsys.readouterr().out
     stop_when(monkeypatch, run, "finish")
     assert run.main(command()) == 75
-    assert "stopped and saved at step 60 of 60" in capsys.readouterr().out
+    assert "stopped by SIGTERM with nothing more to save" in capsys.readouterr().err
+    assert not (DIRECTORY / "result.json").exists()
     assert run.main(command()) == 0
     assert [row["step"] for row in learning_curve() if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
 
@@ -249,7 +253,9 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
     ],
 )
 def test_mistakes_end_with_one_line_and_status_78(run, monkeypatch, capsys, more, message):
-    monkeypatch.setattr(run, "make_train_step", lambda *arguments: pytest.fail("compiled before the mistake was seen"))
+    monkeypatch.setattr(
+        run.session, "make_train_step", lambda *arguments: pytest.fail("compiled before the mistake was seen")
+    )
     assert run.main(command(*more)) == 78
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -293,11 +299,11 @@ def test_divergence_stops_with_status_1_and_says_where(run, capsys):
 def test_a_damaged_checkpoint_costs_only_its_steps(run, capsys):
     assert run.main(command()) == 0
     whole = result_of()
-    newest = DIRECTORY / "checkpoints" / "60"
+    newest = DIRECTORY / "checkpoints/latest/60"
     (newest / "record" / "metadata").write_text("{}")
     assert run.main(command()) == 0
     captured = capsys.readouterr()
-    assert f"warning: checkpoint {newest.resolve()} is damaged and skipped" in captured.err
+    assert f"warning: checkpoint {newest.resolve()} is damaged and put aside" in captured.err
     assert "resumed at step 40 of 60" in captured.out
     assert result_of()["evaluation"] == whole["evaluation"]
 
@@ -432,3 +438,135 @@ def test_a_video_of_an_environment_without_a_renderer_is_refused_before_training
     assert run.main(command("--video=film.gif")) == 78
     assert capsys.readouterr().err == "error: video: environment smax/toy has no renderer\n"
     assert not DIRECTORY.exists()
+
+
+GRID = ("--config.learner.mode=trials", "--config.learner.trials=seed=0..1; algorithm.learning_rate=0.01,1e30")
+TRIALS = Path("runs/smac_3m/medium/bc/trials")
+
+
+def test_trials_train_side_by_side_and_one_that_diverges_hurts_no_other(run, capsys):
+    assert run.main(command(*GRID)) == 0
+    out = capsys.readouterr().out
+    found = result_of(TRIALS)["trials"]
+    assert [one["trial"] for one in found] == [
+        {"seed": seed, "algorithm.learning_rate": rate} for seed in (0, 1) for rate in (0.01, 1e30)
+    ]
+    assert [one["diverged"] for one in found] == [None, "policy/loss", None, "policy/loss"]
+    assert [one["skipped"] for one in found] == [0, 59, 0, 59]
+    assert out.count("diverged: policy/loss") == 2
+    assert "4 trials, 4 greedy episodes each" in out
+    for seed in (0, 1):
+        assert run.main(command(f"--config.seed={seed}")) == 0
+        alone = result_of(Path(f"runs/smac_3m/medium/bc/seed_{seed}"))
+        assert found[2 * seed]["evaluation"]["return_mean"] == pytest.approx(alone["evaluation"]["return_mean"])
+        assert found[2 * seed]["metrics"]["policy/loss"] == pytest.approx(alone["metrics"]["policy/loss"], rel=1e-4)
+    means = [one["evaluation"]["return_mean"] for one in found]
+    groups = [line.split() for line in out.splitlines() if line.split()[-2:] in (["2", "0"], ["0", "2"])]
+    assert groups[0][:4] == ["0.01", f"{(means[0] + means[2]) / 2:.3f}", "±", f"{abs(means[0] - means[2]) / 2:.3f}"]
+    assert groups[1] == ["1e+30", "-", "-", "0", "2"]
+
+
+def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypatch, capsys):
+    grid = (GRID[0], "--config.learner.trials=seed=0,1,2")
+    assert run.main(command(*grid, "--workdir=whole")) == 0
+    stop_when(monkeypatch, run.session.Progress, "update", lambda self, step, metrics: step == 30)
+    share = lambda index: run.main(command(*grid, "--num_processes=2", f"--process_id={index}"))
+    assert share(0) == 75
+    assert share(1) == 0
+    assert "all shares" not in capsys.readouterr().out
+    assert share(0) == 0
+    assert "all shares of" in capsys.readouterr().out
+    trials = run.report.shares(str(TRIALS))["trials"]
+    expected = result_of(Path("whole"))["trials"]
+    assert [one["trial"] for one in trials] == [{"seed": seed} for seed in (0, 1, 2)]
+    for one, other in zip(trials, expected, strict=True):
+        assert one["evaluation"]["return_mean"] == pytest.approx(other["evaluation"]["return_mean"])
+    assert run.report.main([str(TRIALS)]) == 0
+    assert "3 trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([GRID[0]], "learner.trials: expected a grid such as"),
+        ([GRID[1]], "learner.mode: expected trials, for learner.trials is set"),
+        ([GRID[0], "--config.learner.trials=seed"], "learner.trials: seed: expected key=value,value,..."),
+        ([GRID[0], "--config.learner.trials=seed=0..x"], "expected two whole numbers around '..', found '0..x'"),
+        ([GRID[0], "--config.learner.trials=seed=1;seed=2"], "learner.trials: seed: expected each key once"),
+        ([GRID[0], "--config.learner.trials=algorithm.hidden_sizes=8"], "expected seed or one of algorithm."),
+        ([GRID[0], "--config.learner.trials=seed=-1"], "seed: expected at least 0, found -1"),
+        ([*GRID, "--distributed"], "--distributed: trials know nothing of each other"),
+        ([*GRID, "--num_processes=9", "--process_id=8"], "--num_processes: expected at most 4, the trials, found 9"),
+        (["--num_processes=2"], "--num_processes, --process_id: expected both or neither, found one"),
+        (["--num_processes=2", "--process_id=2"], "--process_id: expected less than --num_processes=2, found 2"),
+        (["--num_processes=2", "--process_id=0"], "needs --coordinator=HOST:PORT or --distributed"),
+        (["--distributed"], "--distributed: no cluster found to join"),
+        (["--config.data.shards=3"], "data.shards: expected a divisor of learner.batch_size, found 3"),
+    ],
+)
+def test_mistakes_in_sharing_the_work(run, capsys, more, message):
+    assert run.main(command(*more)) == 78
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch):
+    returns = iter([1.9, 1.0, 1.2])
+    summarise = run.session.summarise
+    monkeypatch.setattr(run.session, "summarise", lambda found: summarise(found) | {"return_mean": next(returns)})
+    assert run.main(command("--config.learner.evaluate_every=20")) == 0
+    names = lambda which: sorted(path.name for path in (DIRECTORY / "checkpoints" / which).iterdir())
+    assert (names("latest"), names("best")) == (["40", "60"], ["20"])
+    monkeypatch.setattr(run.session, "summarise", summarise)
+    assert run.main(command("--config.learner.evaluate_every=20", "--mode=eval", "--checkpoint=best")) == 0
+    assert json.loads((DIRECTORY / "result_best.json").read_text())["step"] == 20
+    assert result_of()["step"] == 60
+
+
+def test_a_second_run_in_the_same_directory_is_refused_and_a_dead_one_is_not_in_the_way(run, capsys):
+    DIRECTORY.mkdir(parents=True)
+    (DIRECTORY / "lock").write_text("host elsewhere, process 1\n")
+    with exclusive(DIRECTORY):
+        assert run.main(command()) == 78
+    error = capsys.readouterr().err
+    assert f"another run is at work here (host {socket.gethostname()}, process {os.getpid()})" in error
+    assert "--workdir" in error and error.count("\n") == 1
+    assert run.main(command(updates=10)) == 0
+
+
+def test_equal_runs_have_equal_fingerprints(run):
+    found = []
+    for directory, seed in (("first", 0), ("second", 0), ("third", 1)):
+        assert run.main(command(f"--workdir={directory}", f"--config.seed={seed}", updates=20)) == 0
+        found.append([result_of(Path(directory))[key] for key in ("state_sha256", "metrics_sha256")])
+    assert found[0] == found[1]
+    assert all(a != b for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_debugging_stops_at_the_operation_that_gave_no_number(run):
+    with pytest.raises(FloatingPointError, match="nan"):
+        run.main(command("--debug_nans", "--config.algorithm.learning_rate=1e30"))
+
+
+def test_a_profile_is_written(run, capsys):
+    assert run.main(command("--profile")) == 0
+    assert "profile of calls 2 to 4" in capsys.readouterr().out
+    assert list((DIRECTORY / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_full_disk_is_one_line_and_the_step_before_stays(run, monkeypatch, capsys):
+    """Orbax's own error, raised where its thread would have."""
+    original = ocp.CheckpointManager.save
+
+    def save(self, step, **options):
+        if step == 40:
+            raise OSError(28, "No space left on device")
+        return original(self, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    assert run.main(command()) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device" in error and "bytes" in error and "step 20 is there" in error
+    monkeypatch.undo()

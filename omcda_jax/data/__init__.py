@@ -10,6 +10,7 @@ from omcda_jax.data.dataset import (
     normaliser,
     returns,
     sample,
+    shard,
     statistics,
 )
 from omcda_jax.data.hdf5 import load, memory_bytes, read, read_metadata, write
@@ -29,6 +30,7 @@ __all__ = [
     "read_metadata",
     "returns",
     "sample",
+    "shard",
     "statistics",
     "write",
 ]

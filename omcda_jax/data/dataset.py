@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omcda_jax.config import require
 from omcda_jax.types import Batch, DatasetError, EnvSpec, Normaliser
+
+_ROWWISE = ("obs", "state", "avail", "action", "reward", "discount", "first")
 
 
 class Episodes(NamedTuple):
@@ -52,8 +55,11 @@ class Dataset:
         reward: [T] float32, scaled.
         discount: [T] float32, 0 where the step ended the task, else 1 (a time limit is not an end); 0 on final rows.
         first: [T] bool, the row starts an episode.
-        rows: [M] int32, the rows that can be sampled.
+        rows: [M] int32, the rows that can be sampled, one shard after another.
+        starts: [H + 1] int32, where in `rows` the H shards that are here start, and the end of the last.
+        first_shard: [] int32, the first shard that is here.
         spec: the task's sizes (static).
+        shards: V, of the whole dataset (static).
     """
 
     obs: chex.Array
@@ -64,7 +70,10 @@ class Dataset:
     discount: chex.Array
     first: chex.Array
     rows: chex.Array
+    starts: chex.Array
+    first_shard: chex.Array
     spec: EnvSpec = flax.struct.field(pytree_node=False)
+    shards: int = flax.struct.field(pytree_node=False, default=1)
 
 
 def gather(dataset: Dataset, rows: chex.Array) -> Batch:
@@ -94,18 +103,54 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
 
 
 def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Numeric = 0, parts: int = 1) -> Batch:
-    """Draws transitions uniformly, with replacement.
+    """Draws transitions uniformly with replacement, batch row r from shard r * V // B.
+
+    A row's draw depends on the key and its place in the whole batch alone, not on how many devices or processes share
+    the work.
 
     Args:
-        dataset: the data.
+        dataset: the data; at least the shards of the rows asked for.
         key: typed PRNG key; the same key draws the same rows.
         batch_size: B (static).
         part: which share of the B rows to read.
         parts: number of equal shares (static); their rows, one after another, are those of the whole.
     """
-    index = jax.random.randint(key, (batch_size,), 0, dataset.rows.shape[0])
+    shard = np.arange(batch_size) * dataset.shards // batch_size - dataset.first_shard
+    index = jax.random.randint(key, (batch_size,), dataset.starts[shard], dataset.starts[shard + 1])
     index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
     return gather(dataset, dataset.rows[index])
+
+
+def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Dataset:
+    """Cuts a dataset into V shards of consecutive transitions, as equal as can be, and returns those of one process.
+
+    Args:
+        dataset: the whole, uncut.
+        shards: V, a multiple of the number of processes.
+        process: which one's.
+        processes: how many share the batch.
+
+    Raises:
+        ConfigError: the processes cannot share the shards evenly, or there are more shards than transitions.
+    """
+    count = dataset.rows.shape[0]
+    require(shards % processes == 0, "data.shards", f"a multiple of the {processes} processes", shards)
+    require(shards <= count, "data.shards", f"at most {count}, the number of transitions", shards)
+    each = shards // processes
+    starts = np.arange(process * each, (process + 1) * each + 1) * count // shards
+    rows = np.asarray(dataset.rows)[starts[0] : starts[-1]]
+    # `gather` looks two rows ahead, for the successor and for whether an episode follows it
+    first, end = rows[0], rows[-1] + 3
+    here = np.arange(first, end) % dataset.first.shape[0]
+    cut = lambda values: jnp.asarray(np.asarray(values)[here])
+    return Dataset(
+        **{name: cut(getattr(dataset, name)) for name in _ROWWISE},
+        rows=jnp.asarray(rows - first),
+        starts=jnp.asarray(starts - starts[0], jnp.int32),
+        first_shard=jnp.int32(process * each),
+        spec=dataset.spec,
+        shards=shards,
+    )
 
 
 def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0, source: str = "dataset") -> Dataset:
@@ -138,6 +183,8 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
         discount=jnp.asarray(discount),
         first=jnp.asarray(first),
         rows=jnp.asarray(rows),
+        starts=jnp.asarray([0, len(rows)], jnp.int32),
+        first_shard=jnp.int32(0),
         spec=spec,
     )
 
