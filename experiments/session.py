@@ -431,8 +431,12 @@ def _compiled(job: Job, layout: Layout, state: TrainState, dataset: Any) -> tupl
         return make_debug_step(job.algorithm, data.sample, *sizes), state, dataset
     step = make_train_step(job.algorithm, data.sample, *sizes, layout)
     state, dataset = layout.place(state), layout.place_dataset(dataset)
-    step = step.lower(state, dataset).compile()
-    say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
+    if jax.process_count() > 1:
+        # ahead of time pmap takes global arrays only, at the call each process's own
+        say(f"training on {len(layout.devices)} devices; the first call compiles the update")
+    else:
+        step = step.lower(state, dataset).compile()
+        say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
     return step, state, dataset
 
 
