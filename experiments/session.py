@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import absl.logging
 import jax
@@ -36,6 +37,8 @@ from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.types import ConfigError, DatasetError, Environment, HostEnvironment, TrainState, updates_done
 
 PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
+# Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
+HEARTBEAT = 20
 TIMES = ("seconds", "updates_per_second")
 # What every evaluation leaves in the metrics of a population.
 SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
@@ -153,7 +156,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, inte
     """
     if not jax.distributed.is_initialized():
         try:
-            jax.distributed.initialize(coordinator, processes, index)
+            jax.distributed.initialize(coordinator, processes, index, heartbeat_timeout_seconds=HEARTBEAT)
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
@@ -472,12 +475,18 @@ def _as_arrays(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]
 
 
 def guarded(work: Callable[[Interruption], int]) -> int:
-    """Does `work` and returns its exit status, or that of what stopped it, told in one line."""
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    """Does `work` and returns its exit status, or that of what stopped it, told in one line.
+
+    One of several processes that goes alone, or is left alone, ends here: an orderly end would wait for the others.
+    """
+    # orbax logs as errors, with tracebacks, what it raises as well; asyncio likewise
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     tell = functools.partial(print, file=sys.stderr, flush=True)
     try:
         with warnings.catch_warnings(), Interruption() as interruption:
             warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
+            sys.unraisablehook = _unraisable
             return work(interruption)
     except (ConfigError, DatasetError) as error:
         tell(f"error: {error}")
@@ -490,6 +499,8 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         return 1
     except Interrupted as signal_name:
         tell(f"stopped by {signal_name} with nothing more to save; the same command goes on")
+        if jax.distributed.is_initialized():
+            os._exit(75)
         return 75
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
@@ -498,5 +509,19 @@ def guarded(work: Callable[[Interruption], int]) -> int:
             f"error: another process is gone ({str(error).splitlines()[0][:200]}); the same commands go on from the "
             "latest checkpoint"
         )
-        # leaving in the orderly way would wait for the process that is gone
         os._exit(75)
+
+
+def _unraisable(found: Any) -> None:
+    # what orbax leaves behind where a read or a write failed, which is told as an error of its own
+    if "Event loop is closed" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process; one that a signal stopped at once, for an orderly end trips over a compilation broken off."""
+    if status == 75 and not jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(75)
+    sys.exit(status)

@@ -114,10 +114,10 @@ class Checkpoints:
             except ConfigError:
                 raise
             except Exception as error:  # whatever orbax raises on a damaged file
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 aside = self._quarantine(step)
                 warnings.warn(
-                    f"checkpoint {self.directory}/{step} is damaged and put aside as {aside}: {reason}", stacklevel=2
+                    f"checkpoint {self.directory}/{step} is damaged and put aside as {aside}: {_shortened(error)}",
+                    stacklevel=2,
                 )
                 manager.reload()
             else:
@@ -167,7 +167,7 @@ class Checkpoints:
             self._open_manager = None
             whole = sorted(int(name) for name in _listed(self.directory) if name.isdigit())
             raise StorageError(
-                f"{self.directory}: a checkpoint could not be written ({str(error).splitlines()[0][:200]}): "
+                f"{self.directory}: a checkpoint could not be written ({_shortened(error)}): "
                 f"{self._bytes} bytes and some more needed, {_free_bytes(self.directory)} free; "
                 f"{f'step {whole[-1]} is there' if whole else 'no step is there'}"
             ) from error
@@ -307,6 +307,12 @@ def _digest_json(record: Mapping[str, Any]) -> str:
 
 def _describe(entry: list | None) -> str:
     return f"{entry[1]}{entry[0]}" if entry else "nothing"
+
+
+def _shortened(error: Exception) -> str:
+    """The first line; of a long one, which names file after file, what it begins and ends with."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 160 else f"{text[:60]} ... {text[-90:]}"
 
 
 def _listed(directory: str) -> list[str]:

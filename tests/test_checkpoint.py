@@ -1,3 +1,4 @@
+import os
 import warnings
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.checkpoint import Checkpoints, StorageError, check_free, digest, exclusive
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=4, action_dim=5, discrete=True)
@@ -156,3 +157,49 @@ def test_another_structure_or_dtype_is_an_error(tmp_path):
             checkpoints.restore(abstract.replace(hyper=dict(abstract.hyper, more=scalar)))
         with pytest.raises(ConfigError, match=r"step: expected int16\[\], found int32\[\]"):
             checkpoints.restore(abstract.replace(step=jax.ShapeDtypeStruct((), jnp.int16)))
+
+
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
+    """The buffers are donated to the next update while a thread still writes."""
+    double = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
+    state = make_state(10)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(state, {})
+        double(state.params)
+    assert_same(restore(tmp_path / "c")[0], make_state(10))
+
+
+def test_a_step_saved_again_replaces_those_after_it(tmp_path):
+    fill(tmp_path / "c", steps=(10, 20))
+    with Checkpoints(tmp_path / "c", wait=True) as checkpoints:
+        checkpoints.save(make_state(15), {"again": True}, replace=True)
+        state, metadata = checkpoints.restore(template())
+    assert (int(state.step), metadata) == (15, {"again": True})
+
+
+def test_a_step_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=f"{tmp_path}/file/c: a checkpoint could not be written") as caught:
+        fill(tmp_path / "file" / "c")
+    assert "bytes" in str(caught.value) and "no step is there" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_digest_tells_every_bit_and_every_name():
+    state = make_state(10)
+    weights, bias = state.params["policy"]["w"], jnp.ones(4)
+    changed = state.replace(params={"policy": {"w": jnp.nextafter(weights, weights + 1), "b": bias}})
+    renamed = {"policy": {"v": weights, "b": bias}}
+    assert digest(state) == digest(make_state(10))
+    assert len({digest(one) for one in (state, changed, state.replace(params=renamed), make_state(11))}) == 4
+
+
+def test_a_directory_is_held_by_one_at_a_time(tmp_path):
+    with exclusive(tmp_path):
+        for attempt in (lambda *arguments: exclusive(*arguments).__enter__(), check_free):
+            with pytest.raises(ConfigError, match=f"process {os.getpid()}\\).*another --workdir"):
+                attempt(tmp_path, "--workdir")
+    check_free(tmp_path)
+    check_free(tmp_path / "missing")
+    with exclusive(tmp_path):
+        pass

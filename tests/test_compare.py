@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_run import EXPERIMENTS, command, compilation_cache, run, stop_when
+from test_run import command, compilation_cache, run, stop_when
 
+from benchmarks.toy import EXPERIMENTS
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.metrics import read
 

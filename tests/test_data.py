@@ -106,6 +106,47 @@ def test_sampling_vmaps_and_depends_on_the_key_only():
     assert not np.array_equal(many.reward[0], many.reward[1])
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shards_give_every_batch_row_its_own_stretch_whoever_holds_it(processes):
+    whole = data.from_arrays(SPEC, make_episodes((2, 3, 1, 4), (True, False, True, False)))
+    rows = np.array_split(np.asarray(whole.rows), [2, 5, 7])  # 10 transitions in quarters, rounded down
+    parts = [data.shard(whole, 4, process, processes) for process in range(processes)]
+    drawn = [[], [], [], []]
+    for step in range(60):
+        key = jax.random.fold_in(jax.random.key(1), step)
+        found = [data.sample(part, key, 8, process, processes) for process, part in enumerate(parts)]
+        batch = jax.tree.map(lambda *values: np.concatenate(values), *found)
+        for quarter in range(4):
+            drawn[quarter].extend(batch.obs[2 * quarter : 2 * quarter + 2])
+        expected = data.sample(data.shard(whole, 4, 0, 1), key, 8)
+        for leaf, other in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(leaf, other)
+    for quarter, own in enumerate(rows):
+        seen = {value.tobytes() for value in drawn[quarter]}
+        assert seen == {np.asarray(whole.obs[row]).tobytes() for row in own}
+
+
+def test_shards_hold_their_share_only_and_read_across_their_edges_rightly():
+    whole = data.from_arrays(SPEC, make_episodes((50,) * 4, (True,) * 4))
+    for process in range(4):
+        part = data.shard(whole, 4, process, 4)
+        assert part.obs.shape[0] <= 53
+        own = np.asarray(whole.rows)[50 * process : 50 * process + 50]
+        for leaf, other in zip(
+            jax.tree.leaves(data.gather(part, part.rows)), jax.tree.leaves(data.gather(whole, own)), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.mark.parametrize(
+    ("shards", "processes", "message"),
+    [(3, 2, "a multiple of the 2 processes, found 3"), (6, 1, "at most 5, the number of transitions, found 6")],
+)
+def test_shards_that_do_not_fit_are_refused(shards, processes, message):
+    with pytest.raises(ConfigError, match=f"data.shards: expected {message}"):
+        data.shard(data.from_arrays(SPEC, make_episodes()), shards, 0, processes)
+
+
 def test_one_step_episode():
     dataset = data.from_arrays(SPEC, make_episodes((1,), (True,)))
     np.testing.assert_array_equal(dataset.rows, [0])

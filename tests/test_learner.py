@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import os
 import signal
 
@@ -11,11 +12,15 @@ import pytest
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import (
+    Guard,
     Interrupted,
     Interruption,
     Layout,
     NonFiniteMetrics,
+    anywhere,
+    broadcast,
     initial_state,
+    make_debug_step,
     make_train_step,
     train,
 )
@@ -297,6 +302,63 @@ def test_a_trial_that_diverges_does_not_hurt_its_neighbours(train_step):
     neighbour = train(train_step, fresh(3), DATASET, CONFIG)
     for leaf, expected in zip(leaves(jax.tree.map(lambda x: x[0], done)), leaves(neighbour), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+
+
+def test_the_guard_goes_on_counting_after_a_restart():
+    step = make_train_step(bad_at(range(6, 18)), sample, CONFIG.batch_size, 5)
+    guard = Guard()
+    state, report = step(fresh(), DATASET)
+    for at in (5, 10):
+        guard.look(at, jax.device_get(report))
+        state, report = step(state, DATASET)
+    assert (guard.counts["skipped"], guard.counts["in_a_row"]) == ([4], [4])
+    again = Guard(saved=json.loads(json.dumps(guard.counts)))
+    again.look(15, jax.device_get(report))
+    assert again.skipped.tolist() == [9]
+    _, report = step(state, DATASET)
+    with pytest.raises(NonFiniteMetrics, match="mean was not finite in 10 updates in a row, up to update 20"):
+        again.look(20, jax.device_get(report))
+
+
+def test_a_debug_step_does_the_same_updates_and_stops_at_the_first_without_a_number(train_step):
+    debug = make_debug_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call)
+    (state, report), (expected, other) = debug(fresh(), DATASET), train_step(fresh(), DATASET)
+    for leaf, wanted in zip(leaves(state), leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
+    np.testing.assert_allclose(report.metrics["vector"], other.metrics["vector"], rtol=1e-6)
+
+    def broken(state, batch, *, axis_name=None):
+        return update(state, jnp.where(state.step == 3, jnp.log(batch - 2000.0), batch), axis_name=axis_name)
+
+    debug = make_debug_step(ALGORITHM._replace(update=broken), sample, CONFIG.batch_size, CONFIG.updates_per_call)
+    with pytest.raises(FloatingPointError, match="log"):
+        debug(fresh(), DATASET)
+
+
+def test_one_process_broadcasts_and_agrees_with_itself():
+    state = fresh()
+    assert broadcast(state) is state
+    assert [anywhere(condition) for condition in (False, True)] == [False, True]
+
+
+def test_a_signal_breaks_off_one_stretch_only():
+    with Interruption() as interruption:
+        interruption.deferred = True
+        done = []
+        with interruption.at_once():
+            done.append("before")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("after")
+        assert done == ["before"] and interruption.requested and interruption.deferred
+
+
+def test_signals_taken_by_another_are_taken_back():
+    with Interruption() as interruption:
+        interruption.deferred = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interruption.renew()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
 
 
 def test_signals_are_deferred_or_raised_at_once():

@@ -10,66 +10,17 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
+from benchmarks.toy import EXPERIMENTS, SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs, learner
 from omcda_jax.checkpoint import Checkpoints, exclusive
 from omcda_jax.metrics import read
-from omcda_jax.types import Environment, EnvSpec, TimeStep
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)
-LENGTH = 4
 MAKE = envs.make
-
-
-def toy():
-    """Four steps, each paying a quarter per agent that plays action 1; won if every one did."""
-
-    def show(time, reward, total):
-        return TimeStep(
-            obs=jnp.broadcast_to(time / LENGTH, (2, 3)),
-            state=jnp.broadcast_to(time / LENGTH, (2,)),
-            avail=jnp.ones((2, 3), bool),
-            reward=reward,
-            terminated=time == LENGTH,
-            truncated=jnp.array(False),
-            won=total == 2.0,
-        )
-
-    def reset(key):
-        nothing = (jnp.float32(0), jnp.float32(0))
-        return nothing, show(jnp.float32(0), jnp.float32(0), jnp.float32(0))
-
-    def step(key, env_state, action):
-        reward = 0.25 * (action == 1).sum().astype(jnp.float32)
-        time, total = env_state[0] + 1, env_state[1] + reward
-        return (time, total), show(time, reward, total)
-
-    return Environment("smax/toy", SPEC, LENGTH, 2.0, {"toysim": "1.0"}, reset, step)
-
-
-def toy_episodes(count=6):
-    """Agent 0 always plays 1, agent 1 every other step: every return is 4 x 0.25 + 2 x 0.25 = 1.5."""
-    rows = count * (LENGTH + 1)
-    time = np.tile(np.arange(LENGTH + 1, dtype=np.float32), count)
-    playing = time < LENGTH
-    second = np.where((np.arange(rows) % 2) == 0, 1, 2)
-    action = np.stack([np.where(playing, 1, 0), np.where(playing, second, 0)], axis=1).astype(np.int32)
-    return data.Episodes(
-        obs=np.broadcast_to((time / LENGTH)[:, None, None], (rows, 2, 3)).astype(np.float32),
-        state=np.broadcast_to((time / LENGTH)[:, None], (rows, 2)).astype(np.float32),
-        avail=np.ones((rows, 2, 3), bool),
-        action=action,
-        reward=(0.25 * (action == 1).sum(axis=1) * playing).astype(np.float32),
-        length=np.full(count, LENGTH, np.int32),
-        terminated=np.ones(count, bool),
-        won=np.zeros(count, bool),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,31 +45,14 @@ def run(monkeypatch, tmp_path):
     """The runner's module, with the toy for a simulator and its dataset at data.h5 of the working directory."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     module = importlib.import_module("run")
-    monkeypatch.setattr(module.envs, "make", lambda name: toy())
+    monkeypatch.setattr(module.envs, "make", lambda name: environment())
     monkeypatch.chdir(tmp_path)
-    metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "1.0"}}
-    data.write("data.h5", SPEC, toy_episodes(), metadata)
+    write("data.h5")
     return module
 
 
 def command(*more, updates=60):
-    return [
-        "run.py",
-        "--config=smac_3m",
-        "--config.algorithm.name=bc",
-        "--config.algorithm.hidden_sizes=8",
-        "--config.algorithm.learning_rate=0.01",
-        "--config.data.environment=smax/toy",
-        "--config.data.path=data.h5",
-        f"--config.learner.updates={updates}",
-        "--config.learner.updates_per_call=10",
-        "--config.learner.log_every=10",
-        "--config.learner.checkpoint_every=20",
-        "--config.learner.evaluate_every=30",
-        "--config.learner.batch_size=8",
-        "--config.evaluation.episodes=4",
-        *more,
-    ]
+    return ["run.py", *arguments("data.h5", *more, updates=updates)]
 
 
 DIRECTORY = Path("runs/smac_3m/medium/bc/seed_0")
@@ -279,7 +213,7 @@ def test_a_start_that_failed_claims_nothing(run, capsys):
 def test_other_data_than_the_run_began_with_are_refused(run, capsys):
     assert run.main(command(updates=10)) == 0
     metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "0.9"}}
-    data.write("data.h5", SPEC, toy_episodes(7), metadata)
+    data.write("data.h5", SPEC, episodes(7), metadata)
     assert run.main(command(updates=20)) == 78
     captured = capsys.readouterr()
     assert "began on other data" in captured.err

@@ -1,0 +1,140 @@
+"""The runner on a simulator small enough to be stopped, killed and damaged a hundred times.
+
+    python -m benchmarks.toy write DATA.h5
+    python -m benchmarks.toy run [signal=PHASE:DELAY] --config=smac_3m ...
+
+`run` is `experiments/run.py` with this simulator in SMAX's place; with `signal` the process gets SIGTERM DELAY seconds
+after it enters a phase for the first time: data, compile, train, evaluate, save or result.
+"""
+
+import functools
+import importlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax import data
+from omcda_jax.types import Environment, EnvSpec, TimeStep
+
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
+SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)
+LENGTH = 4
+VERSIONS = {"toysim": "1.0"}
+
+
+def environment() -> Environment:
+    """Four steps, each paying a quarter per agent that plays action 1; won if every one did."""
+
+    def show(time, reward, total):
+        return TimeStep(
+            obs=jnp.broadcast_to(time / LENGTH, (2, 3)),
+            state=jnp.broadcast_to(time / LENGTH, (2,)),
+            avail=jnp.ones((2, 3), bool),
+            reward=reward,
+            terminated=time == LENGTH,
+            truncated=jnp.array(False),
+            won=total == 2.0,
+        )
+
+    def reset(key):
+        nothing = (jnp.float32(0), jnp.float32(0))
+        return nothing, show(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+    def step(key, env_state, action):
+        reward = 0.25 * (action == 1).sum().astype(jnp.float32)
+        time, total = env_state[0] + 1, env_state[1] + reward
+        return (time, total), show(time, reward, total)
+
+    return Environment("smax/toy", SPEC, LENGTH, 2.0, VERSIONS, reset, step)
+
+
+def episodes(count: int = 6) -> data.Episodes:
+    """Agent 0 always plays 1, agent 1 every other step: every return is 4 x 0.25 + 2 x 0.25 = 1.5."""
+    rows = count * (LENGTH + 1)
+    time = np.tile(np.arange(LENGTH + 1, dtype=np.float32), count)
+    playing = time < LENGTH
+    second = np.where((np.arange(rows) % 2) == 0, 1, 2)
+    action = np.stack([np.where(playing, 1, 0), np.where(playing, second, 0)], axis=1).astype(np.int32)
+    return data.Episodes(
+        obs=np.broadcast_to((time / LENGTH)[:, None, None], (rows, 2, 3)).astype(np.float32),
+        state=np.broadcast_to((time / LENGTH)[:, None], (rows, 2)).astype(np.float32),
+        avail=np.ones((rows, 2, 3), bool),
+        action=action,
+        reward=(0.25 * (action == 1).sum(axis=1) * playing).astype(np.float32),
+        length=np.full(count, LENGTH, np.int32),
+        terminated=np.ones(count, bool),
+        won=np.zeros(count, bool),
+    )
+
+
+def write(path: str | os.PathLike) -> None:
+    """Writes the simulator's dataset."""
+    data.write(path, SPEC, episodes(), {"environment": "smax/toy", "quality": "medium", "versions": VERSIONS})
+
+
+def arguments(path: str | os.PathLike, *more: str, updates: int = 60) -> list[str]:
+    """A command line of a run on the dataset at `path`, behaviour cloning by a tiny network."""
+    return [
+        "--config=smac_3m",
+        "--config.algorithm.name=bc",
+        "--config.algorithm.hidden_sizes=8",
+        "--config.algorithm.learning_rate=0.01",
+        "--config.data.environment=smax/toy",
+        f"--config.data.path={path}",
+        f"--config.learner.updates={updates}",
+        "--config.learner.updates_per_call=10",
+        "--config.learner.log_every=10",
+        "--config.learner.checkpoint_every=20",
+        "--config.learner.evaluate_every=30",
+        "--config.learner.batch_size=8",
+        "--config.evaluation.episodes=4",
+        *more,
+    ]
+
+
+def _signal_in(session, phase: str, delay: float) -> None:
+    import jax
+
+    places = {
+        "data": (session.data, "load"),
+        "compile": (jax.stages.Lowered, "compile"),
+        "train": (session.Progress, "update"),
+        "evaluate": (session, "summarise"),
+        "save": (session.Checkpoints, "save"),
+        "result": (session, "fingerprints"),
+    }
+    owner, name = places[phase]
+    original, entered = getattr(owner, name), []
+
+    @functools.wraps(original)
+    def wrapped(*arguments, **options):
+        if not entered:
+            entered.append(phase)
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def main(argv: list[str]) -> None:
+    """Does what the module's docstring says; `run` ends the process."""
+    if argv[1] == "write":
+        write(argv[2])
+        return
+    sys.path.insert(0, str(EXPERIMENTS))
+    run = importlib.import_module("run")
+    run.envs.make = lambda name: environment()
+    rest = argv[2:]
+    if rest and rest[0].startswith("signal="):
+        phase, _, delay = rest.pop(0).partition("=")[2].partition(":")
+        _signal_in(run.session, phase, float(delay))
+    run.session.leave(run.main(["run.py", *rest]))
+
+
+if __name__ == "__main__":
+    main(sys.argv)
