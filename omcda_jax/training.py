@@ -24,6 +24,27 @@ def require(config: Any, key: str, condition: Any, expected: str) -> None:
         raise ConfigError(f"{config.name}: {key}: expected {expected}, found {getattr(config, key)!r}")
 
 
+@dataclasses.dataclass(frozen=True)
+class CriticSettings:
+    """What the methods with a mixed critic have in common, with OMIGA's code for a model.
+
+    Attributes:
+        discount: per step.
+        learning_rate: of Adam.
+        target_rate: weight of the newest networks in the moving averages that make targets.
+        policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
+        hidden_sizes: of all networks but the mixers.
+        mixer_hidden: width of the mixers' layers.
+    """
+
+    discount: float = 0.99
+    learning_rate: float = 5e-4
+    target_rate: float = 0.005
+    policy_average_rate: float = 1.0
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    mixer_hidden: int = 64
+
+
 def check_numbers(config: Any, positive: Sequence[str] = (), rates: Sequence[str] = ()) -> None:
     """Checks the numbers all algorithms share, as far as `config` has them, and further ones by name.
 

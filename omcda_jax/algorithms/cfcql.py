@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from omcda_jax import losses, networks
 from omcda_jax.distributions import Policy, categorical, log_integral
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, hold, new_state, require, row_keys
+from omcda_jax.training import CriticSettings, check_numbers, descend, hold, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class CfcqlConfig:
+class CfcqlConfig(CriticSettings):
     """Settings of CFCQL.
 
     Attributes:
@@ -34,7 +34,6 @@ class CfcqlConfig:
         temperature: T of the agents' weights; 0 weighs them alike, 100 is all but the hard choice of one.
         behaviour_updates: first updates, in which only the clone learns.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
-        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
@@ -42,12 +41,6 @@ class CfcqlConfig:
     temperature: float = 0.5
     behaviour_updates: int = 4_000
     num_samples: int = 10
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "cfcql"
 
     def __post_init__(self):

@@ -27,14 +27,14 @@ from omcda_jax import losses, networks
 from omcda_jax.distributions import has_choice
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import masked_mean
-from omcda_jax.training import advance, check_numbers, gradient_step, new_state, require
+from omcda_jax.training import CriticSettings, advance, check_numbers, gradient_step, new_state, require
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VALUE_FORMS = ("released", "dual")
 
 
 @dataclasses.dataclass(frozen=True)
-class ComadiceConfig:
+class ComadiceConfig(CriticSettings):
     """Settings of ComaDICE.
 
     Attributes:
@@ -44,7 +44,6 @@ class ComadiceConfig:
         max_weight: cap on every agent's w(x) in the policy's weight; the released code has 2 where actions are
             discrete and none where they are continuous.
         learning_rate: of Adam; the released code's.
-        discount, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
@@ -52,12 +51,7 @@ class ComadiceConfig:
     divergence: str = "soft_chi_square"
     value_form: str = "released"
     max_weight: float = 2.0
-    discount: float = 0.99
     learning_rate: float = 1e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "comadice"
 
     def __post_init__(self):

@@ -22,33 +22,26 @@ import jax.numpy as jnp
 from omcda_jax import losses, networks
 from omcda_jax.distributions import Measure, log_integral
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
+from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VARIANTS = ("corrected", "released")
 
 
 @dataclasses.dataclass(frozen=True)
-class CqlConfig:
+class CqlConfig(CriticSettings):
     """Settings of CQL-MA.
 
     Attributes:
         penalty: weight of the conservative penalty, CQL's alpha; 0 is plain value decomposition.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
         variant: "corrected" or "released", see the module.
-        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
     penalty: float = 1.0
     num_samples: int = 10
     variant: str = "corrected"
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "cql"
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ from omcda_jax import losses, networks
 from omcda_jax.distributions import expectation, has_choice
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import batch_log_weights, masked_mean
-from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
+from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VARIANTS = ("corrected", "released")
@@ -34,7 +34,7 @@ RELEASED_DECAY = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
-class IcqConfig:
+class IcqConfig(CriticSettings):
     """Settings of MA-ICQ.
 
     Attributes:
@@ -42,7 +42,6 @@ class IcqConfig:
         value_temperature: beta_Q, in units of return.
         num_samples: actions drawn for the baseline E_pi q, where actions are continuous.
         variant: "corrected" or "released", see the module.
-        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
@@ -50,12 +49,6 @@ class IcqConfig:
     value_temperature: float = 1000.0
     num_samples: int = 4
     variant: str = "corrected"
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "icq"
 
     def __post_init__(self):

@@ -33,12 +33,12 @@ from omcda_jax.distributions import (
     log_integral,
 )
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
+from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class OmarConfig:
+class OmarConfig(CriticSettings):
     """Settings of OMAR.
 
     Attributes:
@@ -48,7 +48,6 @@ class OmarConfig:
         search_rounds, search_samples, search_elites: rounds of the cross-entropy method, actions drawn in each, and
             how many of the best the next round is fitted to.
         search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
-        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
@@ -59,12 +58,6 @@ class OmarConfig:
     search_samples: int = 20
     search_elites: int = 5
     search_spread: float = 2.0
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "omar"
 
     def __post_init__(self):

@@ -20,27 +20,20 @@ import jax.numpy as jnp
 from omcda_jax import losses, networks
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import largest
-from omcda_jax.training import check_numbers, descend, new_state
+from omcda_jax.training import CriticSettings, check_numbers, descend, new_state
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class OmigaConfig:
+class OmigaConfig(CriticSettings):
     """Settings of OMIGA.
 
     Attributes:
         alpha: conservatism level, the same for all agents; in units of return per nat.
-        discount, learning_rate, target_rate, policy_average_rate, hidden_sizes, mixer_hidden: as of OMCDA.
         name: key of the algorithm.
     """
 
     alpha: float = 10.0
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
     name: str = "omiga"
 
     def __post_init__(self):
