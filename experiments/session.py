@@ -374,7 +374,7 @@ def learn(
     template = jax.eval_shape(job.fresh)
     with contextlib.ExitStack() as opened:
         first = is_first()
-        rows = opened.enter_context(MetricsFile(metrics_path if first else os.devnull, start))
+        rows = opened.enter_context(MetricsFile(metrics_path, start)) if first else None
         checkpoints = opened.enter_context(Checkpoints(checkpoints_of(directory)))
         best = opened.enter_context(Best(job, template))
         evaluated = {row["step"] for row in read(metrics_path) if "evaluation/return_mean" in row}
@@ -386,8 +386,12 @@ def learn(
             if first:
                 progress.update(step, metrics)
 
+        def write(step, values):
+            if first:
+                rows.write(step, values)
+
         def log(step, metrics, rate):
-            rows.write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
+            write(step, {"seconds": time.monotonic() - began, "updates_per_second": rate} | metrics)
 
         def save(state):
             latest.update(seconds=time.monotonic() - began, guard=guard.counts)
@@ -404,7 +408,7 @@ def learn(
             if found:
                 best.offer(state, found[0], latest)
                 values = {key: [one[key] for one in found] for key in SHOWN} if job.population else found[0]
-                rows.write(step, {f"evaluation/{key}": value for key, value in without_returns(values).items()})
+                write(step, {f"evaluation/{key}": value for key, value in without_returns(values).items()})
 
         hooks = {"layout": layout, "guard": guard, "on_call": on_call, "log": log, "save": save, "evaluate": look}
         interruption.deferred = True

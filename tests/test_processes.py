@@ -1,6 +1,8 @@
 """One trial on several processes of this machine, joined by gloo: the same numbers as on one."""
 
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -41,3 +43,16 @@ def test_a_mistake_ends_every_process_with_status_78(whole):
     run = Run(whole.directory, "--config.algorithm.hidden_sizes=9", updates=200, processes=2).go()
     assert run.codes == [78, 78], run.err
     assert all("holds a run with other settings" in error for error in run.err)
+
+
+def test_processes_that_only_help_write_nothing(whole):
+    """Neither beside the run nor in the system's places for what is thrown away."""
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert {path.name for path in whole.directory.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "lock",
+        "metrics.jsonl",
+        "result.json",
+    }
