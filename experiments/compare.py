@@ -7,8 +7,8 @@
 A task is a preset, with `:quality` for another dataset. A cell is one algorithm on one task; its seeds train together,
 by vmap, each on the batches that `run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are
 evaluated after the last update only, greedily. The same command goes on where an earlier one stopped and skips what is
-finished; it writes comparison.md, comparison.csv and comparison.json into --directory. A cell that diverges is told of
-and left out. Exit status as of run.py.
+finished; it writes comparison.md, comparison.csv and comparison.json into --directory. A seed that diverges is counted
+and left out of the means, a cell of which all do is told of and left out. Exit status as of run.py.
 """
 
 import csv
@@ -157,8 +157,9 @@ def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables say of one cell."""
-    returns = np.array([seed["returns"] for seed in result["evaluation"]])
+    """What the tables say of one cell; seeds that diverged are counted and left out of the rest."""
+    sound = [seed for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True) if not culprit]
+    returns = np.array([seed["returns"] for seed in sound])
     known, versions = result["data"]["statistics"], result["versions"]
     commit = f", commit {result['git'][:9]}{' with changes' if result['git_dirty'] else ''}" if result["git"] else ""
     return {
@@ -166,8 +167,9 @@ def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
         "sd": float(returns.mean(axis=1).std()),
         "iqm": interquartile_mean(returns),
         "interval": bootstrap_interval(returns),
-        "win_rate": float(np.mean([seed["win_rate"] for seed in result["evaluation"]])),
-        "seeds": len(returns),
+        "win_rate": float(np.mean([seed["win_rate"] for seed in sound])),
+        "seeds": len(result["evaluation"]),
+        "diverged": len(result["evaluation"]) - len(sound),
         "episodes": returns.shape[1],
         "updates": result["step"],
         "updates_per_second": result["step"] / result["training_seconds"],
@@ -194,7 +196,8 @@ def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequen
             return "-"
         entry, p = entries[task, algorithm], places[task]
         low, high = entry["interval"]
-        return f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]"
+        lost = f"<br>{entry['diverged']} diverged" if entry["diverged"] else ""
+        return f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]{lost}"
 
     def recorded(task):
         entry = next(iter(of_task[task]), None)

@@ -225,7 +225,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     population = config.learner.mode == "trials"
     job = Job(configs, directory, environment, population, switches=command.switches)
     jax.eval_shape(job.fresh)
-    if command.mode == "eval" and not os.path.isdir(checkpoints_of(directory, command.checkpoint)):
+    if command.mode == "eval" and not by_first(lambda: os.path.isdir(checkpoints_of(directory, command.checkpoint))):
         raise ConfigError(f"{directory}: expected a run to evaluate, found none; train first")
     with session.claimed(directory, config):
         state, saved = session.restore(job, command.checkpoint)

@@ -219,3 +219,18 @@ def test_a_family_of_tasks_has_baselines_of_its_own(compare):
     assert found["mujoco_hopper_medium", "cql"].num_samples == 10, "OMCDA's draws are not CQL's"
     assert found["mujoco_hopper_medium", "comadice"].learning_rate == 1e-4
     assert all(cell.config.evaluation.episodes == 32 and not cell.config.learner.evaluate_every for cell in cells)
+
+
+def test_a_seed_that_diverged_is_named_and_left_out_of_the_means(compare, capsys):
+    assert compare.main(arguments(algorithms="bc")) == 0
+    [path] = OUT.glob("*/*/*/result.json")
+    result = json.loads(path.read_text())
+    assert (result["skipped"], result["diverged"]) == ([0, 0], [None, None])
+    result["diverged"][1] = "policy/loss"
+    result["evaluation"][1]["returns"] = [9.0] * 32
+    path.write_text(json.dumps(result))
+    capsys.readouterr()
+    assert compare.main(arguments("--report_only", algorithms="bc")) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| bc |"))
+    mean = np.mean(result["evaluation"][0]["returns"])
+    assert f"| {mean:.3f} ± 0.000<br>" in row and row.endswith("<br>1 diverged |")
