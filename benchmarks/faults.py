@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -116,8 +117,9 @@ class Run:
 
 
 def _resumed_at(said: str) -> int:
-    words = said.split("resumed at step ")
-    return int(words[1].split()[0]) if len(words) > 1 else 0
+    """Where a start went on from; one that found all updates done only evaluates them."""
+    found = re.search(r"(?:resumed at|evaluating) step (\d+)", said)
+    return int(found[1]) if found else 0
 
 
 def _until(process: subprocess.Popen, words: str, surely: bool = True) -> str:
