@@ -50,6 +50,11 @@ class DataConfig:
             processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
+        action_scale: of a foreign file: continuous actions are divided by it.
+        clip_actions: of a foreign file: continuous actions beyond ±1 are brought there.
+        rewards: of a foreign file: `reward`, or `return_to_go` to be undone.
+        team_reward: of a foreign file with another reward for each agent: their mean or sum.
+        time_limit: of a foreign file that does not say so: episodes of so many steps were cut by the clock.
     """
 
     environment: str
@@ -61,6 +66,11 @@ class DataConfig:
     reward_scale: float = 1.0
     normalise: bool = False
     shards: int = 1
+    action_scale: float = 1.0
+    clip_actions: bool = False
+    rewards: Literal["reward", "return_to_go"] = "reward"
+    team_reward: Literal["mean", "sum"] | None = None
+    time_limit: int | None = None
 
     def __post_init__(self):
         family, _, scenario = self.environment.partition("/")

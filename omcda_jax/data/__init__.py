@@ -7,17 +7,20 @@ from omcda_jax.data.dataset import (
     from_arrays,
     gather,
     max_return_to_go,
+    memory_bytes,
     normaliser,
     returns,
     sample,
     shard,
     statistics,
 )
-from omcda_jax.data.hdf5 import load, memory_bytes, read, read_metadata, write
+from omcda_jax.data.formats import Repairs, load
+from omcda_jax.data.hdf5 import read, read_metadata, write
 
 __all__ = [
     "Dataset",
     "Episodes",
+    "Repairs",
     "default_path",
     "ensure",
     "from_arrays",

@@ -230,6 +230,15 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
     }
 
 
+def memory_bytes(dataset: Dataset) -> int:
+    """Returns the bytes a dataset takes on the device.
+
+    Args:
+        dataset: the data.
+    """
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(dataset))
+
+
 def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
     """Returns the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
 

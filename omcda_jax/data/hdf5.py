@@ -34,14 +34,13 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from omcda_jax.data.dataset import Dataset, Episodes, check, from_arrays, statistics
+from omcda_jax.data.dataset import Episodes, check, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 FORMAT = "omcda-jax-dataset"
@@ -75,23 +74,41 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         DatasetError: the episodes are not valid, or the disk refuses the file.
         ConfigError: h5py is not installed.
     """
-    h5py = require()
     check(spec, episodes, str(path))
     attributes = _flatten(
         {**metadata, "spec": dataclasses.asdict(spec), "statistics": statistics(episodes)}
         | {"format": FORMAT, "format_version": VERSION}
     )
     attributes["digest"] = _digest(episodes, attributes)
-    # built in memory: HDF5 can crash the interpreter when it meets a full disk itself
-    # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
-    options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
-    with h5py.File("dataset", "w", **options) as file:
+
+    def fill(file):
         file.attrs.update(attributes)
         for key, value in episodes._asdict().items():
             rows = max(1, _CHUNK_BYTES // max(1, value[0].nbytes))
             chunks = (min(rows, len(value)), *value.shape[1:])
             compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
             file.create_dataset(key, data=value, chunks=chunks, **compression)
+
+    store(path, fill)
+
+
+def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
+    """Writes an HDF5 file; the path holds either the whole file or what it held before.
+
+    Args:
+        path: where; its folder is made if missing.
+        fill: puts the contents into the open h5py file.
+
+    Raises:
+        DatasetError: the disk refuses the file.
+        ConfigError: h5py is not installed.
+    """
+    h5py = require()
+    # built in memory: HDF5 can crash the interpreter when it meets a full disk itself
+    # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
+    options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
+    with h5py.File("dataset", "w", **options) as file:
+        fill(file)
         file.flush()
         image = file.id.get_file_image()
     path = Path(path)
@@ -124,7 +141,7 @@ def read_metadata(path: str | os.PathLike, *, environment: str | None = None) ->
         DatasetError: no such file, not a dataset file, or of another environment.
         ConfigError: h5py is not installed.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _unflatten(_attributes(file, path, environment))
 
 
@@ -147,12 +164,12 @@ def read(
             not finite, illegal actions, no episodes.
         ConfigError: h5py is not installed.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         attributes = _attributes(file, path, environment)
         metadata = _unflatten(attributes)
         found = _spec(metadata, path)
         if spec is not None and spec != found:
-            raise DatasetError(f"{path}: spec: expected {_sizes(spec)}, found {_sizes(found)}")
+            raise DatasetError(f"{path}: spec: expected {sizes(spec)}, found {sizes(found)}")
         missing = sorted(set(Episodes._fields) - set(file))
         if missing:
             raise DatasetError(
@@ -176,40 +193,13 @@ def read(
     return found, episodes, metadata
 
 
-def load(
-    path: str | os.PathLike,
-    *,
-    spec: EnvSpec | None = None,
-    environment: str | None = None,
-    reward_scale: float = 1.0,
-) -> tuple[Dataset, dict[str, Any]]:
-    """Reads a dataset file and places it on the device.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Any]:
+    """Opens an HDF5 file for reading; whatever a damaged one raises becomes a DatasetError.
 
     Args:
         path: the file.
-        spec: the sizes it must have; None accepts any.
-        environment: the environment it must be of; None accepts any.
-        reward_scale: rewards are multiplied by it; the metadata's statistics stay in the environment's own units.
-
-    Raises:
-        DatasetError, ConfigError: as `read`.
     """
-    found, episodes, metadata = read(path, spec=spec, environment=environment)
-    return from_arrays(found, episodes, reward_scale=reward_scale, source=str(path)), metadata
-
-
-def memory_bytes(dataset: Dataset) -> int:
-    """Returns the bytes a dataset takes on the device.
-
-    Args:
-        dataset: the data.
-    """
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(dataset))
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    """Opens a file for reading; whatever a damaged one makes HDF5 raise becomes a DatasetError."""
     h5py = require()
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "nothing there"
@@ -263,7 +253,12 @@ def _spec(metadata: Mapping[str, Any], path: str | os.PathLike) -> EnvSpec:
     return EnvSpec(**{key: stored[key] for key in expected})
 
 
-def _sizes(spec: EnvSpec) -> str:
+def sizes(spec: EnvSpec) -> str:
+    """Says a task's sizes in words.
+
+    Args:
+        spec: the sizes.
+    """
     kind = "discrete" if spec.discrete else "continuous"
     return (
         f"{spec.num_agents} agents, {spec.obs_dim} observation and {spec.state_dim} state features,"

@@ -1,0 +1,262 @@
+"""The SMAC episodes of MADT and OMIGA: a folder of files of torch.save, read without torch and without running them.
+
+A file is one episode: a list over agents of lists over steps of [state, obs, action, reward, done, legal actions].
+There is no observation after the last step; an episode whose last step is not `done` loses that step.
+
+A pickle is a program. This one may call nothing but what rebuilds arrays, tensors and ordered dictionaries.
+"""
+
+import codecs
+import collections
+import io
+import os
+import pickle
+import re
+import zipfile
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.formats import rows
+from omcda_jax.types import DatasetError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
+_STORAGES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "?",
+}
+_STEP = ("state", "obs", "action", "reward", "done", "legal actions")
+
+
+class _Storage(NamedTuple):
+    """Names a torch storage's type of number."""
+
+    dtype: np.dtype
+
+
+def is_torch_file(path: str) -> bool:
+    """Tells a file of torch.save, of both its layouts, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(len(_LEGACY_START))
+    if start == _LEGACY_START:
+        return True
+    if not start.startswith(b"PK") or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+
+
+def read(path: str) -> tuple[Episodes, list[str]]:
+    """Reads one file or a folder of them, in the natural order of their names.
+
+    Args:
+        path: the file or folder.
+
+    Returns:
+        The episodes, and notes on what was made of them.
+
+    Raises:
+        DatasetError: a file is damaged, asks for more than arrays, or its lists are not the layout's.
+    """
+    notes = []
+    parts = []
+    for file in _files(path):
+        part = _episode(load(file), file)
+        if part is None:
+            notes.append(f"{file}: no step that has a successor: left out")
+        else:
+            parts.append(part)
+    if not parts:
+        raise DatasetError(f"{path}: expected at least one episode, found none")
+    cut = sum(not part.terminated[0] for part in parts)
+    if cut:
+        notes.append(f"{cut} episodes end without `done`; what followed is not stored: their last step is left out")
+    widths = {key: {getattr(part, key).shape[1:] for part in parts} for key in ("obs", "state", "avail")}
+    for key, shapes in widths.items():
+        if len(shapes) > 1:
+            raise DatasetError(f"{path}: {key}: expected one shape in all episodes, found {sorted(shapes)}")
+    return Episodes(*(np.concatenate(field) for field in zip(*parts, strict=True))), notes
+
+
+def _files(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    natural = lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [os.path.join(path, name) for name in sorted(os.listdir(path), key=natural) if not name.startswith(".")]
+
+
+def _episode(agents: Any, source: str) -> Episodes | None:
+    if not isinstance(agents, list) or not agents or not all(isinstance(steps, list) for steps in agents):
+        raise DatasetError(f"{source}: expected a list over agents of lists of steps, found {type(agents).__name__}")
+    lengths = {len(steps) for steps in agents}
+    if len(lengths) > 1 or 0 in lengths:
+        raise DatasetError(f"{source}: expected as many steps of every agent, found {sorted(lengths)}")
+    for agent, steps in enumerate(agents):
+        for t, step in enumerate(steps):
+            if not isinstance(step, list | tuple) or len(step) != len(_STEP):
+                raise DatasetError(
+                    f"{source}: agent {agent}, step {t}: expected [{', '.join(_STEP)}], found {step!r:.80}"
+                )
+    # [T, N, ...]
+    column = lambda k: rows.numbers(
+        [[np.asarray(steps[t][k]).reshape(-1) for steps in agents] for t in range(len(agents[0]))],
+        source,
+        _STEP[k],
+        (3,),
+    )
+    state, obs, action, reward, done, avail = (column(k) for k in range(len(_STEP)))
+    ended = bool(done[-1].all())
+    length = len(obs) - (not ended)
+    if length == 0:
+        return None
+    seen = {"obs": obs, "state": rows.shared_state(state), "avail": avail != 0}
+    steps = {**seen, "action": action[..., 0].astype(np.int64), "reward": reward[..., 0]}
+    joined = rows.with_final_rows(
+        {key: values[:length] for key, values in steps.items()},
+        {key: values[-1:] for key, values in seen.items()},
+        np.array([length]),
+    )
+    return rows.episodes(joined, [length], [ended])
+
+
+def load(path: str) -> Any:
+    """Returns what torch.save wrote, tensors as arrays.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DatasetError: damaged, or a pickle that asks for anything but arrays, tensors and plain containers.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return _load_zip(archive)
+        with open(path, "rb") as file:
+            return _load_legacy(file)
+    except DatasetError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise DatasetError(f"{path}: expected a file of torch.save, found: {error}") from error
+    # a damaged pickle surfaces as almost any exception class
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path}: expected an intact file of torch.save, found: {what[:200]}") from error
+
+
+def _load_zip(archive: zipfile.ZipFile) -> Any:
+    (main,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+    folder = main.removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise pickle.UnpicklingError("numbers in big-endian order")
+
+    def storage(kind, key, count):
+        values = np.frombuffer(archive.read(f"{folder}data/{key}"), kind.dtype)
+        if len(values) != count:
+            raise pickle.UnpicklingError(f"storage {key} of {len(values)} numbers, expected {count}")
+        return values
+
+    return _Unpickler(io.BytesIO(archive.read(main)), storage).load()
+
+
+def _load_legacy(file: BinaryIO) -> Any:
+    """Before torch 1.6: five pickles, then the storages one after another."""
+    refuse = lambda *_: (_ for _ in ()).throw(pickle.UnpicklingError("a tensor before the data"))
+    plain = lambda: _Unpickler(file, refuse).load()
+    if plain() != _LEGACY_MAGIC:
+        raise pickle.UnpicklingError("another magic number")
+    plain(), plain()
+    storages: dict[str, np.ndarray] = {}
+    size = os.fstat(file.fileno()).st_size
+
+    def storage(kind, key, count):
+        if not 0 <= count * kind.dtype.itemsize <= size:
+            raise pickle.UnpicklingError(f"storage {key} of {count} numbers, more than the file holds")
+        return storages.setdefault(key, np.zeros(count, kind.dtype))
+
+    found = _Unpickler(file, storage).load()
+    for key in plain():
+        count = int(np.frombuffer(file.read(8), "<i8")[0])
+        if count != len(storages[key]):
+            raise pickle.UnpicklingError(f"storage {key} of {count} numbers, expected {len(storages[key])}")
+        storages[key][:] = np.frombuffer(file.read(count * storages[key].itemsize), storages[key].dtype)
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, storage: Any):
+        super().__init__(file, encoding="latin1")
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _Storage(np.dtype(_STORAGES[name]))
+        try:
+            return _ALLOWED[module.replace("numpy.core", "numpy._core"), name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"a pickle that calls {module}.{name}, which is not run") from None
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        match pid:
+            case ("storage", _Storage() as kind, key, _, int(count), *_):
+                return self._storage(kind, str(key), count)
+        raise pickle.UnpicklingError(f"an unknown reference {pid!r:.80}")
+
+
+def _tensor(storage, offset, size, stride, *_):
+    """A view, for legacy storages are filled later; bounds are checked, as_strided does not."""
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride), default=0) < 0 or (np.prod(size) and last >= len(storage)):
+        raise pickle.UnpicklingError(f"a tensor of shape {size} beyond its storage of {len(storage)} numbers")
+    if not np.prod(size):
+        return np.zeros(size, storage.dtype)
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text in {encoding}")
+    return codecs.encode(text, "latin1")
+
+
+def _dtype(name: str, *_: Any) -> np.dtype:
+    return np.dtype(name)
+
+
+def _array_class(*_):
+    raise pickle.UnpicklingError("numpy.ndarray called by itself")
+
+
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> np.ndarray:
+    if kind is not _array_class:
+        raise pickle.UnpicklingError(f"an array of class {kind!r}")
+    return np.ndarray.__new__(np.ndarray, (0,), "b")
+
+
+def _scalar(dtype: np.dtype, content: bytes) -> np.generic:
+    return np.frombuffer(content, dtype, 1)[0]
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy", "ndarray"): _array_class,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+}

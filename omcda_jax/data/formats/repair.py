@@ -1,0 +1,127 @@
+"""What published datasets do differently: found and told of, mended only where the user says so.
+
+Readers of foreign formats hand over episodes as their file has them; everything here works on those.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from omcda_jax.data.dataset import Episodes, final_rows
+from omcda_jax.types import ConfigError, DatasetError
+
+
+@dataclasses.dataclass(frozen=True)
+class Repairs:
+    """How a foreign file's numbers are to be read; the defaults take them as they are.
+
+    Attributes:
+        action_scale: continuous actions are divided by it; the published HAPPO datasets want 4 (ComaDICE's loader).
+        clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
+        rewards: `reward`, or `return_to_go` where each number is the sum of all rewards still to come (as the MADT
+            loader makes them), which is undone.
+        team_reward: of several different rewards per step, one for each agent: their `mean` or `sum`; None refuses.
+        time_limit: episodes of so many steps were cut by the clock, though their file says they ended. None: as told.
+    """
+
+    action_scale: float = 1.0
+    clip_actions: bool = False
+    rewards: Literal["reward", "return_to_go"] = "reward"
+    team_reward: Literal["mean", "sum"] | None = None
+    time_limit: int | None = None
+
+    def __post_init__(self):
+        if not (np.isfinite(self.action_scale) and self.action_scale > 0):
+            raise ConfigError(f"action_scale: expected a positive number, found {self.action_scale}")
+        if self.time_limit is not None and self.time_limit < 1:
+            raise ConfigError(f"time_limit: expected at least 1, found {self.time_limit}")
+
+
+def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
+    """Applies what the user asked for.
+
+    Args:
+        episodes: as a reader gives them; the reward may be [T, N].
+        repairs: what to mend.
+        source: what error messages call the data.
+
+    Raises:
+        DatasetError: the agents' rewards differ and `team_reward` does not say what to make of it.
+        ConfigError: a repair that the data have no use for.
+    """
+    reward = _team(episodes.reward, repairs.team_reward, source)
+    final = final_rows(episodes.length)
+    if repairs.rewards == "return_to_go":
+        reward = reward - np.append(reward[1:], 0.0).astype(np.float32)
+        reward[final] = 0.0
+    action = episodes.action
+    continuous = action.dtype.kind == "f"
+    if not continuous and (repairs.action_scale != 1.0 or repairs.clip_actions):
+        raise ConfigError(f"{source}: action_scale and clip_actions: expected continuous actions, found discrete ones")
+    if repairs.action_scale != 1.0:
+        action = action / np.float32(repairs.action_scale)
+    if repairs.clip_actions:
+        action = np.clip(action, -1.0, 1.0)
+    terminated = episodes.terminated
+    if repairs.time_limit is not None:
+        if episodes.length.max(initial=0) > repairs.time_limit:
+            raise ConfigError(
+                f"{source}: time_limit: expected at least {episodes.length.max()}, the longest episode,"
+                f" found {repairs.time_limit}"
+            )
+        terminated = terminated & (episodes.length < repairs.time_limit)
+    return episodes._replace(reward=reward, action=action, terminated=terminated)
+
+
+def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
+    if reward.ndim == 1:
+        return reward
+    if rule is not None:
+        return getattr(reward, rule)(axis=1, dtype=np.float32)
+    different = (reward != reward[:, :1]).any(axis=1)
+    if different.any():
+        row = int(different.argmax())
+        raise DatasetError(
+            f"{source}: reward: expected one reward for the team, found {reward[row]} in row {row};"
+            " team_reward=mean or team_reward=sum says what to make of it"
+        )
+    return reward[:, 0].copy()
+
+
+def quirks(episodes: Episodes) -> list[str]:
+    """Returns one line for each oddity that changes what is learned, with the repair that undoes it.
+
+    Args:
+        episodes: with a reward [T].
+    """
+    found = []
+    if episodes.action.dtype.kind == "f" and (largest := float(np.abs(episodes.action).max(initial=0))) > 1:
+        found.append(
+            f"actions reach ±{largest:.3g}, beyond ±1: action_scale={largest:.3g} or clip_actions=True makes them fit"
+        )
+    if _looks_like_return_to_go(episodes):
+        found.append(
+            "rewards never rise within any episode, as returns-to-go do: rewards=return_to_go undoes that, if so"
+        )
+    longest = int(episodes.length.max(initial=0))
+    ended = (episodes.length == longest) & episodes.terminated
+    # one length that many share, and the longest one, is the clock's
+    if len(ended) > 1 and ended.sum() > max(1, 0.05 * len(ended)) and longest >= 50:
+        found.append(
+            f"{ended.sum()} of {len(ended)} episodes last {longest} steps, the longest, and count as ended by the"
+            f" task: time_limit={longest} counts them as cut by the clock"
+        )
+    return found
+
+
+def _looks_like_return_to_go(episodes: Episodes) -> bool:
+    final = final_rows(episodes.length)
+    step = np.diff(episodes.reward.astype(np.float64))
+    # a step onto an episode's final row or into the next episode says nothing
+    inside = np.ones(len(step), bool)
+    inside[final[:-1]] = inside[final - 1] = False
+    changes = step[inside]
+    slack = 1e-6 * np.abs(episodes.reward).max(initial=0)
+    long = episodes.length >= 3
+    return bool(long.any() and (changes <= slack).all() and (changes < -slack).mean() > 0.1)
