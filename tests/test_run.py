@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 from benchmarks.toy import EXPERIMENTS, SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs, learner
 from omcda_jax.checkpoint import Checkpoints, exclusive
+from omcda_jax.data import formats
 from omcda_jax.metrics import read
 
 MAKE = envs.make
@@ -218,6 +220,18 @@ def test_other_data_than_the_run_began_with_are_refused(run, capsys):
     captured = capsys.readouterr()
     assert "began on other data" in captured.err
     assert "warning: the data were made with toysim 0.9, evaluation uses 1.0" in captured.out
+
+
+def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
+    found = episodes()._replace(terminated=np.zeros(6, bool))
+    formats.write("vault", "vault", SPEC, found, {})
+    assert run.main(command("--config.data.path=vault")) == 0
+    assert "note: vault: 6 episodes were cut by the clock" in capsys.readouterr().out
+    assert result_of()["step"] == 60
+    shutil.rmtree("vault")
+    formats.write("vault", "vault", SPEC, found._replace(reward=2 * found.reward), {})
+    assert run.main(command("--config.data.path=vault", updates=80)) == 78
+    assert "began on other data" in capsys.readouterr().err
 
 
 def test_divergence_stops_with_status_1_and_says_where(run, capsys):

@@ -79,7 +79,7 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         {**metadata, "spec": dataclasses.asdict(spec), "statistics": statistics(episodes)}
         | {"format": FORMAT, "format_version": VERSION}
     )
-    attributes["digest"] = _digest(episodes, attributes)
+    attributes["digest"] = digest(episodes, attributes)
 
     def fill(file):
         file.attrs.update(attributes)
@@ -188,7 +188,7 @@ def read(
                 raise DatasetError(f"{path}: {key}: expected an array with rows, found {arrays[key]!r}")
     episodes = Episodes(**arrays)
     check(found, episodes, str(path))
-    if attributes.get("digest") != _digest(episodes, attributes):
+    if attributes.get("digest") != digest(episodes, attributes):
         raise DatasetError(f"{path}: digest: damaged or edited, expected the SHA-256 of the contents, found another")
     return found, episodes, metadata
 
@@ -287,7 +287,13 @@ def _unflatten(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
+def digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of arrays and attributes, a `digest` among them left out.
+
+    Args:
+        episodes: the data.
+        attributes: JSON-ready.
+    """
     total = hashlib.sha256()
     for key, value in episodes._asdict().items():
         total.update(f"{key} {value.dtype.str} {value.shape}".encode())

@@ -36,7 +36,7 @@ class Found(NamedTuple):
         format: one of `NAMES`.
         spec: sizes, read off the arrays of a foreign file.
         episodes: the data, checked.
-        metadata: as of `hdf5.read`; of a foreign file its format and statistics.
+        metadata: as of `hdf5.read`; of a foreign file its format, its statistics and the digest of its arrays.
         notes: lines on what was left out and what looks odd.
     """
 
@@ -125,7 +125,7 @@ def read(
         raise DatasetError("; ".join([str(error), *odd])) from error
     if spec is not None and spec != found:
         raise DatasetError(f"{path}: spec: expected {hdf5.sizes(spec)}, found {hdf5.sizes(found)}")
-    metadata = {"format": kind, "statistics": statistics(episodes)}
+    metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
     return Found(kind, found, episodes, metadata, (*notes, *odd))
 
 
@@ -180,7 +180,7 @@ def write(
         raise ConfigError(f"{path}: expected nothing there, found a {'folder' if path.is_dir() else 'file'}")
     check(spec, episodes, os.fspath(path))
     if kind == "omcda":
-        hdf5.write(path, spec, episodes, {key: value for key, value in metadata.items() if key != "format"})
+        hdf5.write(path, spec, episodes, metadata)
         return ()
     if kind == "omiga":
         if spec.discrete:

@@ -1,0 +1,144 @@
+"""Datasets from the command line.
+
+    python -m omcda_jax.data verify PATH              check everything there is to check
+    python -m omcda_jax.data card PATH --out=FOLDER   describe it: card.md, card.json, card.png
+    python -m omcda_jax.data convert FROM TO          write it in another format
+
+PATH is a file or folder of any format of omcda_jax.data.formats. What a foreign file does differently is told; flags
+mend it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from omcda_jax.data import card, formats, manifest
+from omcda_jax.types import ConfigError, DatasetError
+
+COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO")}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns 0, or 78 after one line on what is the user's to mend.
+
+    Args:
+        argv: the program's name, the command, its paths and flags.
+    """
+    try:
+        values = _flags()
+        try:
+            words = values(list(argv))[1:]
+        except flags.Error as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        if values.help or not words:
+            print(__doc__.strip())
+            return 0
+        command, *paths = words
+        if command not in COMMANDS or len(paths) != len(COMMANDS.get(command, ())):
+            known = "; ".join(" ".join((name, *needed)) for name, needed in COMMANDS.items())
+            raise ConfigError(f"expected one of {known}, found {' '.join(words)!r}")
+        {"verify": verify, "card": describe, "convert": convert}[command](*paths, values)
+        return 0
+    except (ConfigError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 78
+
+
+def verify(path: str, values: Any) -> None:
+    """Checks a dataset, its manifest first if there is one, and prints what it holds.
+
+    Args:
+        path: the dataset.
+        values: parsed flags.
+
+    Raises:
+        DatasetError, ConfigError: whatever is wrong.
+    """
+    began = time.monotonic()
+    sums = values.manifest or manifest.find(path)
+    if sums and os.path.exists(path):
+        print(f"{manifest.verify(path, sums)} files match {sums}")
+    found = _read(path, values)
+    print(f"{path}: whole and sound, format {found.format}, checked in {time.monotonic() - began:.1f} s")
+    for key, value in found.metadata["statistics"].items():
+        print(f"  {key:<16} {value:.6g}")
+
+
+def describe(path: str, values: Any) -> None:
+    """Writes a dataset's card.
+
+    Args:
+        path: the dataset.
+        values: parsed flags.
+
+    Raises:
+        DatasetError, ConfigError: whatever is wrong.
+    """
+    found = _read(path, values)
+    numbers = card.describe(found.spec, found.episodes)
+    name = os.path.basename(os.path.normpath(path))
+    written = card.write(values.out or f"{os.path.normpath(path)}.card", name, numbers, found.metadata, found.notes)
+    print(card.markdown(name, numbers, found.metadata, found.notes))
+    print(f"wrote {', '.join(str(file) for file in written)}")
+
+
+def convert(path: str, target: str, values: Any) -> None:
+    """Writes a dataset in another format.
+
+    Args:
+        path: the dataset.
+        target: where.
+        values: parsed flags.
+
+    Raises:
+        DatasetError, ConfigError: whatever is wrong.
+    """
+    found = _read(path, values)
+    given = {key: values[key].value for key in ("environment", "quality") if values[key].value is not None}
+    origin = {"description": f"converted from {found.format}"} if found.format != "omcda" else {}
+    repairs = {key: value for key, value in dataclasses.asdict(_repairs(values)).items() if value is not None}
+    metadata = {**found.metadata, **origin, **({"repairs": repairs} if origin else {}), **given}
+    metadata = {key: value for key, value in metadata.items() if key not in ("statistics", "spec", "digest", "format")}
+    lost = formats.write(target, values.format, found.spec, found.episodes, metadata)
+    print(f"wrote {target}: {len(found.episodes.length)} episodes, format {values.format}")
+    for what in lost:
+        print(f"note: {target}: the format has no room for {what}")
+
+
+def _read(path: str, values: Any) -> formats.Found:
+    found = formats.read(path, repairs=_repairs(values))
+    for note in found.notes:
+        print(f"note: {path}: {note}")
+    return found
+
+
+def _repairs(values: Any) -> formats.Repairs:
+    return formats.Repairs(**{field.name: values[field.name].value for field in dataclasses.fields(formats.Repairs)})
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    define = lambda kind, *arguments, **more: getattr(flags, f"DEFINE_{kind}")(*arguments, flag_values=values, **more)
+    enumeration = functools.partial(define, "enum")
+    define("float", "action_scale", 1.0, "Divide continuous actions by it.")
+    define("boolean", "clip_actions", False, "Bring continuous actions beyond ±1 there.")
+    enumeration("rewards", "reward", ["reward", "return_to_go"], "What the file's rewards are.")
+    enumeration("team_reward", None, ["mean", "sum"], "What to make of rewards that differ between agents.")
+    define("integer", "time_limit", None, "Episodes of so many steps were cut by the clock.")
+    define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
+    define("string", "out", None, "Folder of the card; PATH.card by default.")
+    enumeration("format", "omcda", list(formats.WRITTEN), "What to convert to.")
+    define("string", "environment", None, "Name of the environment to write into the converted file.")
+    define("string", "quality", None, "Name of the quality to write into the converted file.")
+    define("boolean", "help", False, "Show this.", short_name="h")
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

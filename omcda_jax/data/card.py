@@ -1,0 +1,173 @@
+"""What is in a dataset, as numbers, a Markdown page and a picture."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omcda_jax.data.dataset import Episodes, final_rows, returns, statistics
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
+
+BINS = 20
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
+    """Returns a dataset's numbers, JSON-ready; returns are undiscounted and in the environment's own units.
+
+    Coverage is the share of distinct pairs among all transitions, of state and joint action and of each agent's
+    observation and action, as OG-MARL reports it: 1 where no pair comes twice. Entropy is that of an agent's actions
+    over the whole dataset in nats; of continuous ones the mean over dimensions, in `BINS` equal bins of [-1, 1].
+
+    Args:
+        spec: the task's sizes.
+        episodes: the data, checked.
+    """
+    steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
+    obs, state, action = episodes.obs[steps], episodes.state[steps], episodes.action[steps]
+    # a dimension that an agent does not have says nothing of it
+    own = episodes.avail[steps].any(axis=0)
+    total = returns(episodes)
+    return {
+        "spec": {
+            "agents": spec.num_agents,
+            "observation": spec.obs_dim,
+            "state": spec.state_dim,
+            "actions": spec.action_dim,
+            "discrete": spec.discrete,
+        },
+        "statistics": statistics(episodes),
+        "return_quantiles": {str(q): float(np.percentile(total, q)) for q in QUANTILES},
+        "return_histogram": _histogram(total),
+        "length_histogram": _histogram(episodes.length.astype(np.float64)),
+        "coverage": {
+            "joint": _distinct(state, action),
+            "agents": [_distinct(obs[:, agent], action[:, agent]) for agent in range(spec.num_agents)],
+        },
+        "action_entropy": [_entropy(action[:, agent], own[agent], spec.discrete) for agent in range(spec.num_agents)],
+        "largest_entropy": float(np.log(spec.action_dim if spec.discrete else BINS)),
+    }
+
+
+def write(
+    path: str | os.PathLike, name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]
+) -> list[Path]:
+    """Writes card.md, card.json and, where matplotlib is there, card.png.
+
+    Args:
+        path: a folder, made if missing.
+        name: of the dataset, its file for instance.
+        numbers: as `describe` returns them.
+        metadata: the file's own attributes.
+        notes: what its reader had to say.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DatasetError: the folder cannot be written.
+        ConfigError: matplotlib is not installed; the other two are written then.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "card.md").write_text(markdown(name, numbers, metadata, notes))
+        plain = {key: value for key, value in metadata.items() if key != "statistics"}
+        content = {"name": name, **numbers, "metadata": plain, "notes": list(notes)}
+        (folder / "card.json").write_text(json.dumps(content, indent=2))
+        _plot(folder / "card.png", name, numbers)
+    except OSError as error:
+        raise DatasetError(f"{folder}: expected a folder to write to, found: {error.strerror}") from error
+    except ImportError as error:
+        raise ConfigError(f"card.png needs a package ({error}): pip install 'omcda-jax[plot]'") from error
+    return [folder / f"card.{kind}" for kind in ("md", "json", "png")]
+
+
+def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        name, numbers, metadata, notes: as of `write`.
+    """
+    spec, found = numbers["spec"], numbers["statistics"]
+    facts = {
+        "made from": metadata.get("description"),
+        "environment": metadata.get("environment"),
+        "quality": metadata.get("quality"),
+        "versions": ", ".join(f"{key} {value}" for key, value in metadata.get("versions", {}).items()),
+        "sizes": f"{spec['agents']} agents, {spec['observation']} observation and {spec['state']} state features,"
+        f" {spec['actions']} {'discrete actions' if spec['discrete'] else 'action dimensions'}",
+        "episodes": found["episodes"],
+        "transitions": found["transitions"],
+        "return": f"{found['return_mean']:.4g} ± {found['return_sd']:.4g} (sd)",
+        "length": f"{found['length_mean']:.4g}, {found['length_min']} to {found['length_max']}",
+        "ended by the task": f"{found['terminated_rate']:.1%}",
+        "won": f"{found['win_rate']:.1%}",
+    }
+    quantiles = numbers["return_quantiles"]
+    row = lambda *cells: f"| {' | '.join(str(cell) for cell in cells)} |"
+    agents = zip(numbers["coverage"]["agents"], numbers["action_entropy"], strict=True)
+    lines = [
+        f"# {name}",
+        "",
+        *(f"- {key}: {value}" for key, value in facts.items() if value not in (None, "")),
+        "",
+        row("return at percentile", *quantiles),
+        row("---", *("---" for _ in quantiles)),
+        row("", *(f"{value:.4g}" for value in quantiles.values())),
+        "",
+        f"Distinct pairs of state and joint action: {numbers['coverage']['joint']:.3f} of all transitions.",
+        "",
+        row("agent", "distinct pairs of observation and action", "entropy of its actions"),
+        row("---", "---", "---"),
+        *(
+            row(agent, f"{distinct:.3f}", f"{entropy:.3f} of {numbers['largest_entropy']:.3f} nats")
+            for agent, (distinct, entropy) in enumerate(agents)
+        ),
+    ]
+    if notes:
+        lines += ["", "Notes:", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _histogram(values: np.ndarray) -> dict[str, list[float]]:
+    counts, edges = np.histogram(values, BINS)
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
+
+
+def _distinct(seen: np.ndarray, action: np.ndarray) -> float:
+    parts = [np.ascontiguousarray(values.reshape(len(values), -1)) for values in (seen, action)]
+    pairs = np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+    return len(np.unique(pairs.view(np.dtype((np.void, pairs.shape[1]))))) / len(pairs)
+
+
+def _entropy(action: np.ndarray, own: np.ndarray, discrete: bool) -> float:
+    if discrete:
+        return _entropy_of(np.bincount(action))
+    dimensions = [np.histogram(action[:, k], BINS, (-1, 1))[0] for k in np.flatnonzero(own)]
+    return float(np.mean([_entropy_of(counts) for counts in dimensions]))
+
+
+def _entropy_of(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum()) + 0.0
+
+
+def _plot(path: Path, name: str, numbers: Mapping[str, Any]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, key in zip(axes, ("return", "length"), strict=False):
+        histogram = numbers[f"{key}_histogram"]
+        axis.stairs(histogram["counts"], histogram["edges"], fill=True)
+        axis.set(xlabel=key, ylabel="episodes")
+    entropy = numbers["action_entropy"]
+    axes[2].bar(range(len(entropy)), entropy)
+    axes[2].axhline(numbers["largest_entropy"], linestyle=":", color="black")
+    axes[2].set(xlabel="agent", ylabel="entropy of its actions (nats)", xticks=range(len(entropy)))
+    figure.suptitle(name)
+    figure.savefig(path, dpi=120)

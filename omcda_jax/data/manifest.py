@@ -1,0 +1,78 @@
+"""Checksums beside data: manifests as sha256sum writes them, one line `<SHA-256>  <path>` per file."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from omcda_jax.types import DatasetError
+
+
+def find(path: str | os.PathLike) -> Path | None:
+    """Returns the manifest that lies with a dataset: FILE.sha256, or SHA256SUMS in the folder; None without one.
+
+    Args:
+        path: a file or folder.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    candidates = (path.with_name(f"{path.name}.sha256"), folder / "SHA256SUMS")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
+    """Compares every file of a dataset with its line in a manifest, whose paths start at the manifest's folder.
+
+    Args:
+        path: a file or folder.
+        manifest: the file of checksums.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        DatasetError: a file is missing, not listed, or of another content; the manifest is missing or no manifest.
+    """
+    path, manifest = Path(path), Path(manifest).absolute()
+    listed = _read(manifest)
+    files = (
+        sorted(file for file in path.absolute().rglob("*") if file.is_file()) if path.is_dir() else [path.absolute()]
+    )
+    there = {os.path.relpath(file, manifest.parent): file for file in files if file != manifest}
+    inside = os.path.relpath(path.absolute(), manifest.parent)
+    for name in listed:
+        below = inside == "." or name == inside or name.startswith(f"{inside}{os.sep}")
+        if below and name not in there:
+            raise DatasetError(f"{path}: {name}: expected a file, as {manifest} lists it, found nothing there")
+    for name, file in there.items():
+        if name not in listed:
+            raise DatasetError(f"{path}: {name}: expected a line in {manifest}, found none")
+        found = sha256(file)
+        if found != listed[name]:
+            raise DatasetError(f"{path}: {name}: expected SHA-256 {listed[name]}, found {found}")
+    return len(there)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Returns a file's SHA-256 in hexadecimal.
+
+    Args:
+        path: the file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(manifest: Path) -> dict[str, str]:
+    try:
+        lines = manifest.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{manifest}: expected a file of checksums, found: {error}") from error
+    listed = {}
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition(" ")
+        # sha256sum marks text files by a second blank, binary ones by a star
+        name = name[1:]
+        if len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef") or not name:
+            raise DatasetError(f"{manifest}: line {number}: expected '<SHA-256>  <path>', found {line[:80]!r}")
+        listed[os.path.normpath(name)] = digest.lower()
+    return listed
