@@ -1,29 +1,46 @@
 """Simulators behind two small protocols, `types.Environment` for those written in JAX and `types.HostEnvironment`.
 
-Each family is imported only when it is asked for.
+Each family is imported only when it is asked for. A family that is not one of ours is a module of the user's with a
+function `make(scenario)`, see experiments/templates.
 """
 
 import difflib
 import importlib
+import importlib.util
 
 from omcda_jax.types import ConfigError, Environment, HostEnvironment
 
-FAMILIES = {"smax": "omcda_jax.envs.smax", "mamujoco": "omcda_jax.envs.mamujoco"}
+FAMILIES = {
+    "smax": "omcda_jax.envs.smax",
+    "mamujoco": "omcda_jax.envs.mamujoco",
+    "pettingzoo": "omcda_jax.envs.pettingzoo",
+}
 
 
 def make(name: str) -> Environment | HostEnvironment:
     """Builds the environment called `family/scenario`, for instance `smax/3m` or `mamujoco/Hopper_3x1`.
 
     Args:
-        name: a family of `FAMILIES`, a slash, and one of the family's scenarios.
+        name: a family of `FAMILIES` or an importable module, a slash, and one of the family's scenarios.
 
     Raises:
         ConfigError: no such family or scenario, or the family's optional package is not installed.
     """
     family, slash, scenario = name.partition("/")
-    if family not in FAMILIES or not slash or not scenario:
+    module = FAMILIES.get(family, family)
+    if not slash or not scenario or (family not in FAMILIES and not _importable(family)):
         known = ", ".join(f"{known}/<scenario>" for known in FAMILIES)
         close = difflib.get_close_matches(family, FAMILIES, n=1)
         hint = f" (did you mean {close[0]}/{scenario or '<scenario>'}?)" if close else ""
-        raise ConfigError(f"environment: expected one of {known}, found {name!r}{hint}")
-    return importlib.import_module(FAMILIES[family]).make(scenario)
+        raise ConfigError(f"environment: expected one of {known} or <your module>/<scenario>, found {name!r}{hint}")
+    builder = getattr(importlib.import_module(module), "make", None)
+    if builder is None:
+        raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")
+    return builder(scenario)
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,154 @@
+"""Environments of users: the templates, modules by name, and PettingZoo's parallel API."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omcda_jax import data, envs
+from omcda_jax.envs.pettingzoo import _Single
+from omcda_jax.types import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def paths(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+
+
+def random_episodes(environment, episodes, seed=0):
+    """Uniform actions on a host environment of discrete actions."""
+    rng, rows, lengths, ends = np.random.default_rng(seed), [], [], []
+    simulators = environment.open(1)
+    for episode in range(episodes):
+        shown, length = simulators.reset(np.array([0]), np.array([episode])), 0
+        done = False
+        while not done:
+            action = rng.integers(0, environment.spec.action_dim, (1, environment.spec.num_agents)).astype(np.int32)
+            after = simulators.step(np.array([0]), action)
+            rows.append((shown.obs[0], shown.state[0], shown.avail[0], action[0], after.reward[0]))
+            shown, length = after, length + 1
+            done = bool((after.terminated | after.truncated)[0])
+        rows.append((shown.obs[0], shown.state[0], shown.avail[0], np.zeros_like(action[0]), np.float32(0)))
+        lengths.append(length)
+        ends.append(bool(shown.terminated[0]))
+    obs, state, avail, action, reward = (np.stack(values) for values in zip(*rows, strict=True))
+    ends = np.array(ends)
+    return data.Episodes(obs, state, avail, action, reward, np.array(lengths, np.int32), ends, ends)
+
+
+@pytest.mark.parametrize("name", ["in_jax", "in_python"])
+def test_templates_are_short_and_learn_from_the_command_line(name, tmp_path, monkeypatch, capsys):
+    assert len((ROOT / "experiments" / "templates" / f"{name}.py").read_text().splitlines()) <= 40
+    game = envs.make("templates.in_python/9")
+    monkeypatch.chdir(tmp_path)
+    own = {"environment": f"templates.{name}/9", "quality": "random"}
+    data.write("data.h5", game.spec, random_episodes(game, 60), own)
+    run = importlib.import_module("run")
+    settings = {
+        "algorithm.name": "bcq",
+        "algorithm.hidden_sizes": "32",
+        "algorithm.learning_rate": 0.003,
+        "data.environment": f"templates.{name}/9",
+        "data.quality": "random",
+        "data.path": "data.h5",
+        "learner.updates": 600,
+        "learner.log_every": 600,
+        "learner.evaluate_every": 0,
+        "learner.checkpoint_every": 600,
+        "evaluation.episodes": 16,
+    }
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    assert run.main(["run.py", "--config=smac_3m", *flags, "--workdir=out"]) == 0
+    result = json.loads(Path("out/result.json").read_text())
+    # chance meets in the middle now and then; whoever learned walks there
+    assert result["evaluation"]["return_mean"] > data.read("data.h5")[2]["statistics"]["return_mean"] + 3
+
+
+def test_a_module_without_make_is_named():
+    with pytest.raises(ConfigError, match=r"environment json/9: expected a function make\(scenario\) in json"):
+        envs.make("json/9")
+
+
+def test_pettingzoo_discrete():
+    environment = envs.make("pettingzoo/particles?horizon=9")
+    spec = environment.spec
+    assert (spec.num_agents, spec.obs_dim, spec.state_dim, spec.action_dim, spec.discrete) == (2, 3, 6, 3, True)
+    assert environment.horizon == 9 and "pettingzoo" in environment.versions
+    simulators = environment.open(2)
+    first = simulators.reset(np.array([0, 1]), np.array([3, 4]))
+    start = [np.random.default_rng(seed).integers(10) for seed in (3, 4)]
+    np.testing.assert_array_equal(first.obs[:, 0], np.repeat(start, 3).reshape(2, 3))
+    np.testing.assert_array_equal(first.obs[:, 1], first.obs[:, 0] * [1, 1, 0])
+    np.testing.assert_array_equal(first.state, first.obs.reshape(2, 6))
+    assert first.avail.all() and first.reward.sum() == 0
+    both, action = np.array([0, 1]), np.array([[1, 2], [0, 1]])
+    second = simulators.step(both, action)
+    np.testing.assert_array_equal(second.reward, [2, 2])  # the mean of 1 and 3
+    after = simulators.step(both, action)
+    # the short one left: it sees nothing and can do nothing
+    assert not after.obs[:, 1].any() and not (after.terminated | after.truncated).any()
+    np.testing.assert_array_equal(after.avail[0], [[1, 1, 1], [1, 0, 0]])
+    last = simulators.step(both[1:], action[1:])
+    np.testing.assert_array_equal(last.reward, [0.5])
+    last = simulators.step(both[1:], action[1:])
+    assert last.truncated.all() and not last.terminated.any()
+    np.testing.assert_array_equal(last.obs[0, 0], [start[1] + 4] * 3)
+
+
+def test_pettingzoo_horizon_cuts_what_does_not_end_itself():
+    simulators = envs.make("pettingzoo/particles?horizon=3&limit=100").open(1)
+    simulators.reset(np.array([0]), np.array([0]))
+    ends = [simulators.step(np.array([0]), np.zeros((1, 2), int)).truncated[0] for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+def test_pettingzoo_actions_reach_the_environment_in_its_own_units():
+    particles = importlib.import_module("particles")
+    env = particles.parallel_env(continuous=True)
+    single = _Single(env, "particles")
+    assert single.spec.action_dim == 2 and not single.spec.discrete
+    shown = single.reset(0)
+    np.testing.assert_array_equal(shown.avail, [[1, 1], [1, 0]])
+    single.step(np.array([[-1.0, 1.0], [0.0, 9.0]]))
+    np.testing.assert_allclose(env.last["tall"], [0.0, 6.0])
+    np.testing.assert_allclose(env.last["short"], [3.0])
+    env = particles.parallel_env()
+    single = _Single(env, "particles")
+    single.reset(0)
+    single.step(np.array([2, 0]))
+    assert env.last == {"tall": 7, "short": 5}
+
+
+def test_pettingzoo_action_masks():
+    shown = envs.make("pettingzoo/particles?horizon=3&masked=True").open(1).reset(np.array([0]), np.array([0]))
+    np.testing.assert_array_equal(shown.avail[0], [[0, 1, 1], [0, 1, 1]])
+
+
+def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
+    environment = envs.make("pettingzoo/mpe2.simple_spread_v3?N=2")
+    assert environment.horizon == 25
+    episodes = random_episodes(environment, 3)
+    np.testing.assert_array_equal(episodes.length, [25, 25, 25])
+    assert not episodes.terminated.any()
+    data.from_arrays(environment.spec, episodes)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("nowhere.at_all", "expected a module with parallel_env: No module named 'nowhere'"),
+        ("json", "expected a module with parallel_env: module 'json' has no attribute"),
+        ("particles", "expected ?horizon=STEPS, for it does not tell its own"),
+        ("particles?horizon=3&speed=2", "options: parallel_env() got an unexpected keyword argument 'speed'"),
+        ("particles?horizon=3&mixed=True", "actions: expected all Discrete or all Box, found Box, Discrete"),
+    ],
+)
+def test_pettingzoo_mistakes(scenario, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        envs.make(f"pettingzoo/{scenario}")
