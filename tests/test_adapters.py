@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +154,83 @@ def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
 def test_pettingzoo_mistakes(scenario, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         envs.make(f"pettingzoo/{scenario}")
+
+
+class FakeStarCraft:
+    """Answers as smac documents."""
+
+    def __init__(self, map_name, seed=None):
+        self.seed, self.t, self.closed = seed, 0, False
+
+    def get_env_info(self):
+        return {"n_agents": 2, "obs_shape": 3, "state_shape": 4, "n_actions": 5, "episode_limit": 3}
+
+    def reset(self):
+        self.t = 0
+
+    def get_obs(self):
+        return [np.full(3, self.t + agent, np.float32) for agent in range(2)]
+
+    def get_state(self):
+        return np.full(4, self.t, np.float32)
+
+    def get_avail_actions(self):
+        return [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+
+    def step(self, actions):
+        assert actions == [1, 0] and all(type(action) is int for action in actions)
+        self.t += 1
+        if self.seed == 7 and self.t == 2:
+            return 12.0, True, {"battle_won": True}
+        if self.t == 3:
+            return 0.5, True, {"episode_limit": True, "battle_won": False}
+        return 0.5, False, {}
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def smac(monkeypatch):
+    def get_map_params(name):
+        return {"3m": {}}[name]
+
+    modules = {
+        "smac": {},
+        "smac.env": {"StarCraft2Env": FakeStarCraft},
+        "smac.env.starcraft2": {},
+        "smac.env.starcraft2.maps": {"get_map_params": get_map_params},
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_smac(smac):
+    environment = envs.make("smac/3m")
+    spec = environment.spec
+    assert (spec.num_agents, spec.obs_dim, spec.state_dim, spec.action_dim, spec.discrete) == (2, 3, 4, 5, True)
+    assert (environment.horizon, environment.max_return) == (3, 20.0)
+    simulators = environment.open(2)
+    both, action = np.array([0, 1]), np.array([[1, 0], [1, 0]])
+    shown = simulators.reset(both, np.array([7, 8]))
+    np.testing.assert_array_equal(shown.obs, [[[0, 0, 0], [1, 1, 1]]] * 2)
+    np.testing.assert_array_equal(shown.avail, [[[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]] * 2)
+    simulators.step(both, action)
+    shown = simulators.step(both, action)
+    np.testing.assert_array_equal(shown.terminated, [True, False])
+    np.testing.assert_array_equal(shown.won, [True, False])
+    np.testing.assert_array_equal(shown.reward, [12.0, 0.5])
+    np.testing.assert_array_equal(shown.state, np.full((2, 4), 2))
+    shown = simulators.step(both[1:], action[1:])
+    assert shown.truncated[0] and not shown.terminated[0] and not shown.won[0]
+    simulators.close()
+
+
+def test_smac_says_what_to_install_and_which_map_it_does_not_know(smac, monkeypatch):
+    with pytest.raises(ConfigError, match="smac scenario: expected one of SMAC's maps, found 'nowhere'"):
+        envs.make("smac/nowhere")
+    monkeypatch.setitem(sys.modules, "smac.env", None)
+    with pytest.raises(ConfigError, match=r"pip install git\+https://github.com/oxwhirl/smac.git, and StarCraft II"):
+        envs.make("smac/3m")

@@ -13,6 +13,7 @@ from omcda_jax.types import ConfigError, Environment, HostEnvironment
 FAMILIES = {
     "smax": "omcda_jax.envs.smax",
     "mamujoco": "omcda_jax.envs.mamujoco",
+    "smac": "omcda_jax.envs.smac",
     "pettingzoo": "omcda_jax.envs.pettingzoo",
 }
 
