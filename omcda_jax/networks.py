@@ -234,6 +234,17 @@ def backbone(spec: EnvSpec, config: Any) -> Backbone:
     )
 
 
+def init_backbone(key: chex.PRNGKey, nets: Backbone, spec: EnvSpec) -> dict[str, Any]:
+    """Parameters of policy, critic and value networks, by name."""
+    policy_key, critic_key, value_key = jax.random.split(key, 3)
+    obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
+    return {
+        "policy": initialise(nets.policy, policy_key, obs),
+        "critic": init_mixed_critic(nets.critic, critic_key, spec),
+        "value": initialise(nets.value, value_key, obs),
+    }
+
+
 def act_by_policy(
     state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
 ) -> chex.Array:

@@ -64,15 +64,8 @@ class ComadiceConfig(CriticSettings):
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState:
     """Fresh networks for the task's sizes, both multipliers 0; `key` is also the run's key."""
-    nets, keys = backbone(spec, config), jax.random.split(key, 3)
-    obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
-    params = {
-        "policy": networks.initialise(nets.policy, keys[0], obs),
-        "critic": networks.init_mixed_critic(nets.critic, keys[1], spec),
-        "value": networks.initialise(nets.value, keys[2], obs),
-        "lambda_v": jnp.zeros(()),
-        "lambda_e": jnp.zeros(()),
-    }
+    multipliers = {"lambda_v": jnp.zeros(()), "lambda_e": jnp.zeros(())}
+    params = networks.init_backbone(key, backbone(spec, config), spec) | multipliers
     return new_state(key, spec, config, params, targets=["policy", "critic", "value"])
 
 

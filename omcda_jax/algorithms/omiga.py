@@ -42,13 +42,7 @@ class OmigaConfig(CriticSettings):
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmigaConfig) -> TrainState:
     """Fresh networks for the task's sizes; `key` is also the run's key."""
-    nets, keys = backbone(spec, config), jax.random.split(key, 3)
-    obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
-    params = {
-        "policy": networks.initialise(nets.policy, keys[0], obs),
-        "critic": networks.init_mixed_critic(nets.critic, keys[1], spec),
-        "value": networks.initialise(nets.value, keys[2], obs),
-    }
+    params = networks.init_backbone(key, backbone(spec, config), spec)
     return new_state(key, spec, config, params, targets=["policy", "critic", "value"])
 
 
