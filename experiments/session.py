@@ -1,7 +1,6 @@
 """What run.py and compare.py share: directories, data, processes, and training that can be stopped and goes on."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import logging
@@ -241,9 +240,12 @@ def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Da
         path = by_first(
             lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes))
         )
-    repairs = data.Repairs(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(data.Repairs)})
     dataset, metadata = data.load(
-        path, spec=environment.spec, environment=asked.environment, reward_scale=asked.reward_scale, repairs=repairs
+        path,
+        spec=environment.spec,
+        environment=asked.environment,
+        reward_scale=asked.reward_scale,
+        repairs=asked.repairs,
     )
     for note in metadata["notes"]:
         say(f"note: {path}: {note}")

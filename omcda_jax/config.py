@@ -34,9 +34,39 @@ RESUMABLE = frozenset(
 SHARED = ("discount", "learning_rate", "target_rate", "policy_average_rate", "hidden_sizes", "mixer_hidden")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repairs:
+    """How a foreign file's numbers are to be read; the defaults take them as they are.
+
+    Attributes:
+        action_scale: continuous actions are divided by it; the published HAPPO datasets want 4 (ComaDICE's loader).
+        clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
+        rewards: `reward`, or `return_to_go` where each number is the sum of all rewards still to come (as the MADT
+            loader makes them), which is undone.
+        team_reward: of several different rewards per step, one for each agent: their `mean` or `sum`; None refuses.
+        time_limit: episodes of so many steps were cut by the clock, though their file says they ended. None: as told.
+    """
+
+    action_scale: float = 1.0
+    clip_actions: bool = False
+    rewards: Literal["reward", "return_to_go"] = "reward"
+    team_reward: Literal["mean", "sum"] | None = None
+    time_limit: int | None = None
+
+    def __post_init__(self):
+        scale_is_valid = self.action_scale > 0 and math.isfinite(self.action_scale)
+        require(scale_is_valid, "action_scale", "a positive number", self.action_scale)
+        require(self.time_limit is None or self.time_limit >= 1, "time_limit", "at least 1", self.time_limit)
+
+    @property
+    def repairs(self) -> "Repairs":
+        """These settings alone, of whatever they are part of."""
+        return Repairs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Repairs)})
+
+
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which offline dataset to learn from.
+class DataConfig(Repairs):
+    """Which offline dataset to learn from, and how to read it where it is a foreign one.
 
     Attributes:
         environment: `family/scenario`, for instance `smax/5m_vs_6m`.
@@ -50,11 +80,6 @@ class DataConfig:
             processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
-        action_scale: of a foreign file: continuous actions are divided by it.
-        clip_actions: of a foreign file: continuous actions beyond ±1 are brought there.
-        rewards: of a foreign file: `reward`, or `return_to_go` to be undone.
-        team_reward: of a foreign file with another reward for each agent: their mean or sum.
-        time_limit: of a foreign file that does not say so: episodes of so many steps were cut by the clock.
     """
 
     environment: str
@@ -66,13 +91,9 @@ class DataConfig:
     reward_scale: float = 1.0
     normalise: bool = False
     shards: int = 1
-    action_scale: float = 1.0
-    clip_actions: bool = False
-    rewards: Literal["reward", "return_to_go"] = "reward"
-    team_reward: Literal["mean", "sum"] | None = None
-    time_limit: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         family, _, scenario = self.environment.partition("/")
         require(family and scenario, "data.environment", "family/scenario such as smax/3m", self.environment)
         require(self.quality, "data.quality", "a name", self.quality)

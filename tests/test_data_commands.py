@@ -127,7 +127,10 @@ def test_repairs_by_flag_are_kept_in_the_file(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["look", "data.h5"], "expected one of verify PATH; card PATH; convert FROM TO, found 'look data.h5'"),
+        (
+            ["look", "data.h5"],
+            "expected one of verify PATH; card PATH; convert FROM TO; download NAME, found 'look data.h5'",
+        ),
         (["convert", "data.h5"], "found 'convert data.h5'"),
         (["verify", "none.h5"], "none.h5: expected a dataset file, found nothing there"),
         (["verify", "data.h5", "--speed=3"], "Unknown command line flag 'speed'"),

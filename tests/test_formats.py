@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from omcda_jax import data
+from omcda_jax.config import Repairs
 from omcda_jax.data import formats
 from omcda_jax.data.dataset import Episodes, final_rows
-from omcda_jax.data.formats import Repairs, madt
+from omcda_jax.data.formats import madt
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 FIXTURES = Path(__file__).parent / "fixtures"

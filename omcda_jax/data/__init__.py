@@ -1,5 +1,6 @@
 """Offline datasets: collecting, storing, checking and sampling them."""
 
+from omcda_jax.config import Repairs
 from omcda_jax.data.collect import default_path, ensure
 from omcda_jax.data.dataset import (
     Dataset,
@@ -14,7 +15,7 @@ from omcda_jax.data.dataset import (
     shard,
     statistics,
 )
-from omcda_jax.data.formats import Repairs, load
+from omcda_jax.data.formats import load
 from omcda_jax.data.hdf5 import read, read_metadata, write
 
 __all__ = [

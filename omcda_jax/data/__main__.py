@@ -3,9 +3,11 @@
     python -m omcda_jax.data verify PATH              check everything there is to check
     python -m omcda_jax.data card PATH --out=FOLDER   describe it: card.md, card.json, card.png
     python -m omcda_jax.data convert FROM TO          write it in another format
+    python -m omcda_jax.data download NAME            fetch an archive of OG-MARL's, core/smac_v1/5m_vs_6m for instance
 
 PATH is a file or folder of any format of omcda_jax.data.formats. What a foreign file does differently is told; flags
-mend it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
+mend it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit. Downloads need the extra
+`hub`, go on where they stopped, and come from --endpoint or HF_ENDPOINT, --repository and --revision.
 """
 
 import dataclasses
@@ -18,10 +20,11 @@ from typing import Any
 
 from absl import flags
 
-from omcda_jax.data import card, formats, manifest
+from omcda_jax.config import Repairs
+from omcda_jax.data import card, formats, hub, manifest
 from omcda_jax.types import ConfigError, DatasetError
 
-COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO")}
+COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         if command not in COMMANDS or len(paths) != len(COMMANDS.get(command, ())):
             known = "; ".join(" ".join((name, *needed)) for name, needed in COMMANDS.items())
             raise ConfigError(f"expected one of {known}, found {' '.join(words)!r}")
-        {"verify": verify, "card": describe, "convert": convert}[command](*paths, values)
+        {"verify": verify, "card": describe, "convert": convert, "download": download}[command](*paths, values)
         return 0
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -111,6 +114,24 @@ def convert(path: str, target: str, values: Any) -> None:
         print(f"note: {target}: the format has no room for {what}")
 
 
+def download(name: str, values: Any) -> None:
+    """Fetches an archive from a hub and unpacks it.
+
+    Args:
+        name: the archive's path in the repository.
+        values: parsed flags.
+
+    Raises:
+        DatasetError, ConfigError: whatever is wrong.
+    """
+    where = {key: values[key].value for key in ("repository", "revision", "endpoint")}
+    found = hub.download(name, values.out or os.path.join("datasets", where["repository"]), **where)
+    if not found:
+        print(f"note: {name}: no vault in the archive")
+    for path in found:
+        print(f"{path}: a vault; --config.data.path={path} learns from it")
+
+
 def _read(path: str, values: Any) -> formats.Found:
     found = formats.read(path, repairs=_repairs(values))
     for note in found.notes:
@@ -118,8 +139,8 @@ def _read(path: str, values: Any) -> formats.Found:
     return found
 
 
-def _repairs(values: Any) -> formats.Repairs:
-    return formats.Repairs(**{field.name: values[field.name].value for field in dataclasses.fields(formats.Repairs)})
+def _repairs(values: Any) -> Repairs:
+    return Repairs(**{field.name: values[field.name].value for field in dataclasses.fields(Repairs)})
 
 
 def _flags() -> flags.FlagValues:
@@ -132,10 +153,13 @@ def _flags() -> flags.FlagValues:
     enumeration("team_reward", None, ["mean", "sum"], "What to make of rewards that differ between agents.")
     define("integer", "time_limit", None, "Episodes of so many steps were cut by the clock.")
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
-    define("string", "out", None, "Folder of the card; PATH.card by default.")
+    define("string", "out", None, "Folder of the card, PATH.card by default; of downloads, datasets/REPOSITORY.")
     enumeration("format", "omcda", list(formats.WRITTEN), "What to convert to.")
     define("string", "environment", None, "Name of the environment to write into the converted file.")
     define("string", "quality", None, "Name of the quality to write into the converted file.")
+    define("string", "repository", hub.REPOSITORY, "Repository of datasets to download from.")
+    define("string", "revision", "main", "Branch, tag or commit to download.")
+    define("string", "endpoint", None, "Address of the hub or of its mirror.")
     define("boolean", "help", False, "Show this.", short_name="h")
     return values
 

@@ -5,7 +5,6 @@ neither on how many are played at once nor on how many were asked for.
 """
 
 import contextlib
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from omcda_jax.data import behaviour, hdf5
 from omcda_jax.data.dataset import Episodes
 from omcda_jax.envs import make
+from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, Environment, HostEnvironment
 
 CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
@@ -94,7 +94,7 @@ def collect(
         "seed": seed,
         "transitions": transitions,
         "rollouts": played,
-        "versions": {**environment.versions, "numpy": np.__version__, **_version("omcda-jax")},
+        "versions": {**environment.versions, "numpy": np.__version__, **installed("omcda-jax")},
     }
     joined = (np.concatenate(field) for field in zip(*kept, strict=True))
     return Episodes(*joined), metadata
@@ -345,10 +345,3 @@ def _require_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: expected a folder to write datasets to, found: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{folder}: expected a folder that can be written to, found a read-only one")
-
-
-def _version(package: str) -> dict[str, str]:
-    try:
-        return {package: importlib.metadata.version(package)}
-    except importlib.metadata.PackageNotFoundError:
-        return {}

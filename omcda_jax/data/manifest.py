@@ -52,6 +52,22 @@ def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
     return len(there)
 
 
+def write(path: str | os.PathLike) -> Path:
+    """Writes PATH.sha256, the manifest that `find` finds.
+
+    Args:
+        path: a file or folder.
+
+    Returns:
+        The manifest.
+    """
+    path = Path(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    target = path.with_name(f"{path.name}.sha256")
+    target.write_text("".join(f"{sha256(file)}  {file.relative_to(path.parent)}\n" for file in files))
+    return target
+
+
 def sha256(path: str | os.PathLike) -> str:
     """Returns a file's SHA-256 in hexadecimal.
 

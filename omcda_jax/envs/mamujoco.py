@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import difflib
 import functools
-import importlib.metadata
 import io
 import os
 import re
@@ -20,6 +19,7 @@ import warnings
 
 import numpy as np
 
+from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, Simulators, TimeStep
 
 # Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
@@ -66,13 +66,12 @@ def make(scenario: str) -> HostEnvironment:
     )
     horizon, selection = env.single_agent_env._max_episode_steps, _selection(env, spec)
     env.close()
-    packages = ("mujoco", "gymnasium", "gymnasium-robotics")
     return HostEnvironment(
         name=f"mamujoco/{scenario}",
         spec=spec,
         horizon=horizon,
         max_return=None,
-        versions={package: importlib.metadata.version(package) for package in packages},
+        versions=installed("mujoco", "gymnasium", "gymnasium-robotics"),
         open=lambda copies: _open(scenario, spec, horizon, selection, copies),
     )
 

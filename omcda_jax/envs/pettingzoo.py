@@ -8,7 +8,6 @@ legal actions.
 """
 
 import importlib
-import importlib.metadata
 from ast import literal_eval
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,6 +15,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from omcda_jax.envs.copies import host_environment
+from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, TimeStep
 
 
@@ -52,7 +52,7 @@ def make(scenario: str) -> HostEnvironment:
         spec,
         horizon,
         lambda: _Single(build(**options), scenario),
-        versions=_versions(module_name.partition(".")[0]),
+        versions=installed("pettingzoo", module_name.partition(".")[0]),
     )
 
 
@@ -148,13 +148,3 @@ def _value(text: str) -> Any:
         return literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _versions(package: str) -> dict[str, str]:
-    found = {}
-    for name in ("pettingzoo", package):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

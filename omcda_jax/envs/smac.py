@@ -4,11 +4,10 @@ Written against smac's documented interface and tested with a stand-in; not run 
 one stream of episodes from the seed of its start, so unlike elsewhere an episode does not follow from its own seed.
 """
 
-import importlib.metadata
-
 import numpy as np
 
 from omcda_jax.envs.copies import host_environment
+from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, TimeStep
 
 MAX_RETURN = 20.0  # smac's rewards are scaled to it unless told otherwise
@@ -37,10 +36,14 @@ def make(scenario: str) -> HostEnvironment:
         raise ConfigError(f"smac scenario: expected one of SMAC's maps, found {scenario!r}") from error
     info = StarCraft2Env(map_name=scenario).get_env_info()
     spec = EnvSpec(info["n_agents"], info["obs_shape"], info["state_shape"], info["n_actions"], discrete=True)
-    versions = {package: _version(package) for package in ("smac", "pysc2")}
     build = lambda: _Single(lambda seed: StarCraft2Env(map_name=scenario, seed=seed))
     return host_environment(
-        f"smac/{scenario}", spec, info["episode_limit"], build, max_return=MAX_RETURN, versions=versions
+        f"smac/{scenario}",
+        spec,
+        info["episode_limit"],
+        build,
+        max_return=MAX_RETURN,
+        versions=installed("smac", "pysc2"),
     )
 
 
@@ -72,10 +75,3 @@ class _Single:
             truncated=cut,
             won=bool(info.get("battle_won", False)),
         )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -11,13 +11,13 @@ The global state is brought to the scale of the observations (see `_scale_state`
 import contextlib
 import difflib
 import functools
-import importlib.metadata
 import io
 import sys
 
 import jax
 import jax.numpy as jnp
 
+from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
 
 HORIZON = 100
@@ -102,7 +102,7 @@ def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environm
         spec=spec,
         horizon=HORIZON,
         max_return=2.0,
-        versions={package: importlib.metadata.version(package) for package in ("jaxmarl", "jax")},
+        versions=installed("jaxmarl", "jax"),
         reset=_allow_rank_promotion(reset),
         step=_allow_rank_promotion(step),
     )

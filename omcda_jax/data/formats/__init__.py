@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omcda_jax.config import Repairs
 from omcda_jax.data import hdf5
-from omcda_jax.data.dataset import Dataset, Episodes, check, from_arrays, statistics
+from omcda_jax.data.dataset import Dataset, Episodes, check, place, statistics
 from omcda_jax.data.formats import cfcql, madt, omar, omiga, vault
-from omcda_jax.data.formats.repair import Repairs, quirks, repaired
+from omcda_jax.data.formats.repair import quirks, repaired
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 NAMES = ("omcda", "omiga", "cfcql", "omar", "vault", "madt")
@@ -150,8 +151,7 @@ def load(
         DatasetError, ConfigError: as `read`.
     """
     found = read(path, spec=spec, environment=environment, repairs=repairs)
-    dataset = from_arrays(found.spec, found.episodes, reward_scale=reward_scale, source=os.fspath(path))
-    return dataset, found.metadata | {"notes": found.notes}
+    return place(found.spec, found.episodes, reward_scale), found.metadata | {"notes": found.notes}
 
 
 def write(

@@ -174,8 +174,7 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
 
 def _load_legacy(file: BinaryIO) -> Any:
     """Before torch 1.6: five pickles, then the storages one after another."""
-    refuse = lambda *_: (_ for _ in ()).throw(pickle.UnpicklingError("a tensor before the data"))
-    plain = lambda: _Unpickler(file, refuse).load()
+    plain = lambda: _Unpickler(file, _no_storage).load()
     if plain() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("another magic number")
     plain(), plain()
@@ -194,6 +193,10 @@ def _load_legacy(file: BinaryIO) -> Any:
             raise pickle.UnpicklingError(f"storage {key} of {count} numbers, expected {len(storages[key])}")
         storages[key][:] = np.frombuffer(file.read(count * storages[key].itemsize), storages[key].dtype)
     return found
+
+
+def _no_storage(*_):
+    raise pickle.UnpicklingError("a tensor where none belongs")
 
 
 class _Unpickler(pickle.Unpickler):

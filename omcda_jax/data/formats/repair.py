@@ -3,39 +3,11 @@
 Readers of foreign formats hand over episodes as their file has them; everything here works on those.
 """
 
-import dataclasses
-from typing import Literal
-
 import numpy as np
 
+from omcda_jax.config import Repairs
 from omcda_jax.data.dataset import Episodes, final_rows
 from omcda_jax.types import ConfigError, DatasetError
-
-
-@dataclasses.dataclass(frozen=True)
-class Repairs:
-    """How a foreign file's numbers are to be read; the defaults take them as they are.
-
-    Attributes:
-        action_scale: continuous actions are divided by it; the published HAPPO datasets want 4 (ComaDICE's loader).
-        clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
-        rewards: `reward`, or `return_to_go` where each number is the sum of all rewards still to come (as the MADT
-            loader makes them), which is undone.
-        team_reward: of several different rewards per step, one for each agent: their `mean` or `sum`; None refuses.
-        time_limit: episodes of so many steps were cut by the clock, though their file says they ended. None: as told.
-    """
-
-    action_scale: float = 1.0
-    clip_actions: bool = False
-    rewards: Literal["reward", "return_to_go"] = "reward"
-    team_reward: Literal["mean", "sum"] | None = None
-    time_limit: int | None = None
-
-    def __post_init__(self):
-        if not (np.isfinite(self.action_scale) and self.action_scale > 0):
-            raise ConfigError(f"action_scale: expected a positive number, found {self.action_scale}")
-        if self.time_limit is not None and self.time_limit < 1:
-            raise ConfigError(f"time_limit: expected at least 1, found {self.time_limit}")
 
 
 def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:

@@ -1,0 +1,178 @@
+"""Datasets from a repository on the Hugging Face Hub, by default OG-MARL's, whose vaults come as zip archives.
+
+Archives are large, so an interrupted download goes on where it stopped; `huggingface_hub` finds and names the file but
+begins again each time (version 2), hence the transfer here.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omcda_jax.data import manifest
+from omcda_jax.data.formats import vault
+from omcda_jax.types import ConfigError, DatasetError
+
+REPOSITORY = "InstaDeepAI/og-marl"
+_PIECE = 1 << 20  # bytes read at once
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+def download(
+    name: str,
+    out: str | os.PathLike,
+    *,
+    repository: str = REPOSITORY,
+    revision: str = "main",
+    endpoint: str | None = None,
+    log: Callable[[str], None] = print,
+) -> list[Path]:
+    """Fetches an archive, compares it with the hub's SHA-256 and unpacks it.
+
+    The folder `out/name` then holds the archive's contents, `origin.json` (repository, file, revision, size, SHA-256)
+    and beside every vault a manifest for `verify`. A folder that is there already is left as it is.
+
+    Args:
+        name: the archive's path in the repository, with or without `.zip`, such as `core/smac_v1/5m_vs_6m`.
+        out: the folder that `name` is put into.
+        repository: of datasets; a mirror's for instance.
+        revision: a branch, tag or commit.
+        endpoint: the hub's address; None is the one of the environment variable HF_ENDPOINT, or huggingface.co.
+        log: called with one line of text now and then.
+
+    Returns:
+        The vaults in the folder.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed, there is no such archive, or a folder cannot be written.
+        DatasetError: the connection broke (the same call goes on), or the archive is damaged.
+    """
+    hub = _require()
+    name = name.strip("/").removesuffix(".zip")
+    if not name or ".." in Path(name).parts:
+        raise ConfigError(f"NAME: expected an archive's path such as core/smac_v1/5m_vs_6m, found {name!r}")
+    target = Path(out) / name
+    if not target.is_dir():
+        archive = _find(hub, name, repository, revision, endpoint)
+        partial = target.with_name(f"{target.name}.{archive['sha256'][:16]}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _transfer(archive, partial, log)
+            _unpack(archive, partial, target)
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            done = partial.stat().st_size if partial.exists() else 0
+            raise DatasetError(
+                f"{archive['file']}: {done} of {archive['size']} bytes, then: {error};"
+                " the same command goes on from there"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{target}: cannot write: {error.strerror or error}") from error
+    return sorted(folder for folder in target.rglob("*") if folder.is_dir() and _is_vault(folder))
+
+
+def _require() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError(f"downloads need huggingface_hub ({error}): pip install 'omcda-jax[hub]'") from error
+    return huggingface_hub
+
+
+def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | None) -> dict[str, Any]:
+    """Where the archive lies, how large it is and its SHA-256, which the hub keeps of every large file."""
+    where = f"{repository}/{name}.zip at {revision}"
+    try:
+        url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
+        found = hub.get_hf_file_metadata(url, endpoint=endpoint)
+    except hub.errors.LocalEntryNotFoundError as error:
+        raise DatasetError(f"{where}: the hub does not answer: {_one_line(error)}") from error
+    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
+        raise ConfigError(f"{where}: expected an archive on the hub, found: {_one_line(error)}") from error
+    # whatever the hub's client is built on has errors of its own
+    except Exception as error:
+        raise DatasetError(f"{where}: the hub does not answer: {_one_line(error)}") from error
+    etag = (found.etag or "").lower()
+    if len(etag) != 64 or found.size is None:
+        raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {found.size} and {etag!r}")
+    # the address of the store the hub sends us to is signed; our token is for the hub alone
+    headers = hub.utils.build_hf_headers() if found.location == url else {}
+    return {
+        "repository": repository,
+        "file": f"{name}.zip",
+        "revision": found.commit_hash or revision,
+        "size": found.size,
+        "sha256": etag,
+        "location": found.location,
+        "headers": headers,
+    }
+
+
+def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]) -> None:
+    """Appends what is missing to the partial file."""
+    size = archive["size"]
+    done = partial.stat().st_size if partial.exists() else 0
+    if done < size:
+        free = shutil.disk_usage(partial.parent).free
+        if free < size - done:
+            raise ConfigError(f"{partial.parent}: expected room for {size - done} bytes, found {free} free")
+        words = f"{archive['repository']}/{archive['file']}: {size / 1e6:.1f} MB"
+        log(f"{words}, going on after {done / 1e6:.1f} MB" if done else words)
+        request = urllib.request.Request(archive["location"], headers=archive["headers"] | {"Range": f"bytes={done}-"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            # 200 is the whole file, from a server that knows no ranges
+            if answer.status != 206:
+                done = 0
+            with open(partial, "ab" if done else "wb") as file:
+                _copy(answer, file, done, size, log)
+    found = manifest.sha256(partial)
+    if found != archive["sha256"]:
+        partial.unlink()
+        raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {found}; begin again")
+
+
+def _copy(answer: Any, file: Any, done: int, size: int, log: Callable[[str], None]) -> None:
+    began = told = time.monotonic()
+    first = done
+    while piece := answer.read(_PIECE):
+        file.write(piece)
+        done += len(piece)
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            rate = (done - first) / (told - began)
+            log(f"  {done / 1e6:.1f} of {size / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s, {(size - done) / rate:.0f} s left")
+    if done < size:
+        raise ConnectionError("the connection was closed")
+
+
+def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
+    """Makes the folder, whole or not at all, and removes the archive."""
+    unpacked = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial) as file:
+            file.extractall(unpacked)
+        origin = {key: archive[key] for key in ("repository", "file", "revision", "size", "sha256")}
+        (unpacked / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
+        for folder in list(unpacked.rglob("*")):
+            if folder.is_dir() and _is_vault(folder):
+                manifest.write(folder)
+        os.rename(unpacked, target)
+    except zipfile.BadZipFile as error:
+        raise DatasetError(f"{archive['file']}: expected a zip archive, found: {error}") from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    partial.unlink()
+
+
+def _is_vault(folder: Path) -> bool:
+    return vault.matches(set(os.listdir(folder)))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,187 @@
+"""Downloads, from a hub on this machine."""
+
+import hashlib
+import http.server
+import io
+import json
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+
+from omcda_jax.data import __main__ as command
+from omcda_jax.data import formats, hub
+from omcda_jax.data.dataset import Episodes
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
+
+NAME = "core/smac_v1/tiny"
+SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=4, action_dim=2, discrete=True)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def episodes():
+    random = np.random.default_rng(0)
+    rows = 8
+    action = random.integers(0, 2, (rows, 2)).astype(np.int32)
+    reward = random.normal(size=rows).astype(np.float32)
+    action[[3, 7]], reward[[3, 7]] = 0, 0
+    return Episodes(
+        obs=random.normal(size=(rows, 2, 3)).astype(np.float32),
+        state=random.normal(size=(rows, 4)).astype(np.float32),
+        avail=np.ones((rows, 2, 2), bool),
+        action=action,
+        reward=reward,
+        length=np.array([3, 3], np.int32),
+        terminated=np.ones(2, bool),
+        won=np.zeros(2, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bytes of an archive with one vault, as the hub has them."""
+    folder = tmp_path_factory.mktemp("archive")
+    formats.write(folder / "tiny.vlt" / "Good", "vault", SPEC, episodes(), {})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            file.write(path, path.relative_to(folder))
+    return packed.getvalue()
+
+
+class Hub:
+    """A server that answers as the hub does; `breaks_after` bytes it closes a transfer, once."""
+
+    def __init__(self, content):
+        self.content = content
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.breaks_after = None
+        self.knows_ranges = True
+        self.ranges = []
+        self.tokens = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *unused):
+                pass
+
+            def do_HEAD(self):
+                hub.tokens.append(self.headers.get("Authorization"))
+                if self.path != f"/datasets/{hub_name}/resolve/main/{NAME}.zip":
+                    self.send_response(404)
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Linked-Etag", f'"{hub.sha256}"')
+                self.send_header("X-Linked-Size", str(len(hub.content)))
+                self.send_header("ETag", f'"{hub.sha256}"')
+                self.send_header("Content-Length", str(len(hub.content)))
+                self.end_headers()
+
+            def do_GET(self):
+                hub.ranges.append(self.headers["Range"])
+                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if hub.knows_ranges else 0
+                self.send_response(206 if hub.knows_ranges else 200)
+                self.send_header("Content-Length", str(len(hub.content) - start))
+                self.end_headers()
+                end, hub.breaks_after = hub.breaks_after, None
+                self.wfile.write(hub.content[start:end])
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+hub_name = hub.REPOSITORY
+
+
+@pytest.fixture
+def server(archive, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    served = Hub(archive)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def test_a_downloaded_vault_reads_as_it_was_written(server, tmp_path, capsys):
+    arguments = ["data", "download", f"{NAME}.zip", f"--endpoint={server.endpoint}", f"--out={tmp_path}"]
+    assert command.main(arguments) == 0
+    vault = tmp_path / NAME / "tiny.vlt" / "Good"
+    assert str(vault) in capsys.readouterr().out
+    np.testing.assert_array_equal(formats.read(vault).episodes.reward, episodes().reward)
+    origin = json.loads((tmp_path / NAME / "origin.json").read_text())
+    assert (origin["sha256"], origin["revision"]) == (server.sha256, COMMIT)
+    assert command.main(["data", "verify", str(vault)]) == 0
+    assert "files match" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "core/smac_v1").iterdir()] == ["tiny"]
+
+
+def test_a_folder_that_is_there_is_not_fetched_again(server, tmp_path):
+    first = hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert hub.download(NAME, tmp_path, endpoint=server.endpoint) == first
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_broken_transfer_goes_on(server, tmp_path, knows_ranges):
+    server.breaks_after, server.knows_ranges = 1000, knows_ranges
+    with pytest.raises(DatasetError, match=rf"1000 of {len(server.content)} bytes.*the same command goes on"):
+        hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert server.ranges == ["bytes=0-", "bytes=1000-"]
+
+
+def test_another_archive_under_the_name_is_not_appended_to_the_first(server, tmp_path):
+    server.breaks_after = 1000
+    with pytest.raises(DatasetError):
+        hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    server.content += b"\0"
+    server.sha256 = hashlib.sha256(server.content).hexdigest()
+    hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert server.ranges == ["bytes=0-", "bytes=0-"]
+
+
+def test_damaged_bytes_are_refused_and_thrown_away(server, tmp_path):
+    server.content = bytes(byte ^ (index == 500) for index, byte in enumerate(server.content))
+    with pytest.raises(DatasetError, match=f"expected SHA-256 {server.sha256}, found"):
+        hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_is_no_archive_is_refused(server, tmp_path):
+    server.content = b"not a zip file"
+    server.sha256 = hashlib.sha256(server.content).hexdigest()
+    with pytest.raises(DatasetError, match="expected a zip archive"):
+        hub.download(NAME, tmp_path, endpoint=server.endpoint)
+
+
+@pytest.mark.parametrize(
+    "name, more, message",
+    [
+        ("core/smac_v1/huge", {}, "core/smac_v1/huge.zip at main: expected an archive on the hub"),
+        (NAME, {"repository": "someone/else"}, "someone/else/core/smac_v1/tiny.zip"),
+        ("../../etc/passwd", {}, "NAME: expected an archive's path"),
+    ],
+)
+def test_what_is_not_there_is_named(server, tmp_path, name, more, message):
+    with pytest.raises(ConfigError, match=message):
+        hub.download(name, tmp_path, endpoint=server.endpoint, **more)
+
+
+def test_no_hub_at_all(tmp_path, capsys):
+    arguments = ["data", "download", NAME, "--endpoint=http://127.0.0.1:9", f"--out={tmp_path}"]
+    assert command.main(arguments) == 78
+    error = capsys.readouterr().err
+    assert error.startswith("error: InstaDeepAI/og-marl/core/smac_v1/tiny.zip at main: the hub does not answer")
+    assert error.count("\n") == 1
+
+
+def test_the_token_goes_to_the_hub(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert server.tokens == ["Bearer secret"]
