@@ -9,6 +9,7 @@ row passes when all tries did. Prints Markdown; exit status 1 if a row fails. F9
 one must be root. Left to clusters: sweep engines (F18), other file systems, NCCL and TPU networks.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -68,9 +69,7 @@ class Run:
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         }
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            coordinator = f"localhost:{free.getsockname()[1]}"
+        coordinator = f"localhost:{_free_port()}"
         base = [sys.executable, "-m", "benchmarks.toy", "run", *first]
         base += toy.arguments(self.directory.parent / "data.h5", f"--workdir={self.directory}", updates=self._updates)
         base += ["--config.data.shards=4", "--config.learner.log_every=100", "--config.learner.checkpoint_every=20"]
@@ -114,6 +113,15 @@ class Run:
         """Of the logged updates."""
         rows = map(json.loads, (self.directory / "metrics.jsonl").read_text().splitlines())
         return [row["policy/loss"] for row in rows if "policy/loss" in row]
+
+
+def _free_port() -> int:
+    """Below those the kernel takes for outgoing connections: one of them may be gone when the server starts."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
 
 
 def _resumed_at(said: str) -> int:

@@ -228,10 +228,12 @@ def _refuse(directory: str, saved: Mapping[str, Any], current: Mapping[str, Any]
 
 
 def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Dataset, dict[str, Any]]:
-    """Returns the dataset on the device and its metadata, collecting it if it is missing; says what it holds.
+    """Returns the dataset, where its placement has it, and its metadata, collecting it if it is missing.
+
+    Says how large it is before it is read, and what it holds.
 
     Raises:
-        ConfigError, DatasetError: as `data.ensure` and `data.load`.
+        ConfigError, DatasetError: as `data.ensure` and `data.load`; or it is larger than the device's free memory.
     """
     asked = config.data
     path = asked.path
@@ -240,12 +242,14 @@ def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Da
         path = by_first(
             lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes))
         )
+    _require_room(path, asked.placement)
     dataset, metadata = data.load(
         path,
         spec=environment.spec,
         environment=asked.environment,
         reward_scale=asked.reward_scale,
         repairs=asked.repairs,
+        placement=asked.placement,
     )
     for note in metadata["notes"]:
         say(f"note: {path}: {note}")
@@ -255,7 +259,7 @@ def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Da
     say(
         f"data {path}: {found['transitions']} transitions in {found['episodes']} episodes, return "
         f"{found['return_mean']:.3f} ± {found['return_sd']:.3f} (sd), win rate {found['win_rate']:.3f}, "
-        f"{data.memory_bytes(dataset) / 1e6:.1f} MB in memory"
+        f"{data.memory_bytes(dataset) / 1e6:.1f} MB on the {asked.placement}"
     )
     for package, version in metadata.get("versions", {}).items():
         here = environment.versions.get(package, version)
@@ -264,6 +268,33 @@ def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Da
     discount = getattr(config.algorithm, "discount", 1.0)
     metadata["max_return_to_go"] = float(data.max_return_to_go(dataset, discount)) / asked.reward_scale
     return dataset, metadata
+
+
+def _require_room(path: str, placement: str) -> None:
+    """Says how large the data are, and refuses those that the device has no room for."""
+    needed, device = data.stored_bytes(path), jax.local_devices()[0]
+    free = free_bytes(device)
+    # devices of a CPU share its memory
+    needed *= len(jax.local_devices()) if device.platform == "cpu" and placement == "device" else 1
+    room = "" if free is None else f", {free / 1e6:.0f} MB free on the device"
+    say(f"data {path}: {needed / 1e6:.1f} MB to read{room}")
+    if placement == "device" and free is not None and needed > free:
+        raise ConfigError(
+            f"data.placement: expected data that the device has room for, found {needed / 1e6:.1f} MB in {path} and "
+            f"{free / 1e6:.1f} MB free; --config.data.placement=host keeps them on the host"
+        )
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Returns the memory that is free on a device, of a CPU what the system says is available; None: unknown."""
+    found = device.memory_stats() or {}
+    if "bytes_limit" in found:
+        return found["bytes_limit"] - found.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def make_judge(job: Job) -> Callable[[TrainState], list[dict[str, Any]]]:
@@ -366,19 +397,18 @@ def learn(
         if config.data.normalise:
             spread = lambda x: jnp.stack([x] * len(job.configs)) if job.population else x
             state = state.replace(normaliser=jax.tree.map(spread, data.normaliser(dataset)))
-    if config.data.shards > 1:
-        dataset = _own_shards(dataset, config.data.shards)
     start, layout = updates_done(state), job.layout()
     say(f"resumed at step {start}" if saved else "starting at step 0", f"of {settings.updates}, in {directory}")
-    step, state, dataset = _compiled(job, layout, state, dataset)
 
-    began = time.monotonic() - saved.get("seconds", 0.0)
-    progress = Progress(settings.updates, start, PROGRESS_METRICS)
     guard = Guard(len(job.configs), saved.get("guard"))
     latest = {"config": to_dict(config), "data": description, "seconds": 0.0, "guard": guard.counts}
     metrics_path = os.path.join(directory, "metrics.jsonl")
     template = jax.eval_shape(job.fresh)
     with contextlib.ExitStack() as opened:
+        dataset_at = opened.enter_context(_feed(config, dataset, layout))
+        step, state = _compiled(job, layout, state, dataset_at(start))
+        began = time.monotonic() - saved.get("seconds", 0.0)
+        progress = Progress(settings.updates, start, PROGRESS_METRICS)
         first = is_first()
         rows = opened.enter_context(MetricsFile(metrics_path, start)) if first else None
         checkpoints = opened.enter_context(Checkpoints(checkpoints_of(directory)))
@@ -419,7 +449,7 @@ def learn(
         hooks = {"layout": layout, "guard": guard, "on_call": on_call, "log": log, "save": save, "evaluate": look}
         interruption.deferred = True
         try:
-            state = train(step, state, dataset, settings, **hooks, stop=lambda: interruption.requested)
+            state = train(step, state, dataset_at, settings, **hooks, stop=lambda: interruption.requested)
             checkpoints.wait()
         finally:
             interruption.deferred = False
@@ -428,29 +458,44 @@ def learn(
     return state, latest
 
 
-def _own_shards(dataset: data.Dataset, shards: int) -> data.Dataset:
-    owners = [device.process_index for device in jax.devices()]
-    if owners != sorted(owners):
-        raise ConfigError(f"data.shards: expected 1 where devices do not follow their processes, found {shards}")
-    return data.shard(dataset, shards, jax.process_index(), jax.process_count())
+@contextlib.contextmanager
+def _feed(config: ExperimentConfig, dataset: data.Dataset, layout: Layout) -> Iterator[Callable[[int], Any]]:
+    """Gives the function of the number of updates done that returns what the training call is to draw from."""
+    shards, process, processes = config.data.shards, jax.process_index(), jax.process_count()
+    if shards > 1:
+        owners = [device.process_index for device in jax.devices()]
+        if owners != sorted(owners):
+            raise ConfigError(f"data.shards: expected 1 where devices do not follow their processes, found {shards}")
+    if config.data.placement == "device":
+        placed = layout.place_dataset(data.shard(dataset, shards, process, processes) if shards > 1 else dataset)
+        yield lambda step: placed
+        return
+    # without shards every process draws from the same windows
+    several = (process, processes) if shards > 1 else (0, 1)
+    which = {"process": several[0], "processes": several[1], "place": layout.place_dataset}
+    windows = data.Windows(dataset, config.data, config.learner, **which)
+    say(f"windows of the data: {windows.count} an epoch, each for {windows.updates} updates")
+    with windows:
+        yield windows
 
 
-def _compiled(job: Job, layout: Layout, state: TrainState, dataset: Any) -> tuple[Any, TrainState, Any]:
+def _compiled(job: Job, layout: Layout, state: TrainState, dataset: Any) -> tuple[Any, TrainState]:
+    """The training call for data like these, and the state as it takes it."""
     settings, began = job.config.learner, time.monotonic()
     sizes = (settings.batch_size, settings.updates_per_call)
     if job.switches.debug_nans:
         if job.population or jax.device_count() > 1:
             raise ConfigError("--debug_nans: expected one trial on one device, found more")
-        return make_debug_step(job.algorithm, data.sample, *sizes), state, dataset
+        return make_debug_step(job.algorithm, data.sample, *sizes), state
     step = make_train_step(job.algorithm, data.sample, *sizes, layout)
-    state, dataset = layout.place(state), layout.place_dataset(dataset)
+    state = layout.place(state)
     if jax.process_count() > 1:
         # ahead of time pmap takes global arrays only, at the call each process's own
         say(f"training on {len(layout.devices)} devices; the first call compiles the update")
     else:
         step = step.lower(state, dataset).compile()
         say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
-    return step, state, dataset
+    return step, state
 
 
 @contextlib.contextmanager

@@ -76,6 +76,9 @@ class DataConfig(Repairs):
         seed: seed of the collection.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
+        placement: `device`: all data are there; `host`: they stay in memory or, memory-mapped, on the disk, and a
+            window of them is on the device at a time, see `omcda_jax.data.Windows`.
+        window: how much of data on the host is on the device at a time, in megabytes; a second window is on its way.
         shards: V, equal cuts of the data; batch row r comes from cut r * V // learner.batch_size, and of several
             processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
@@ -90,6 +93,8 @@ class DataConfig(Repairs):
     path: str | None = None
     reward_scale: float = 1.0
     normalise: bool = False
+    placement: Literal["device", "host"] = "device"
+    window: float = 256.0
     shards: int = 1
 
     def __post_init__(self):
@@ -104,6 +109,7 @@ class DataConfig(Repairs):
             require(size >= 1, key, "at least 1", size)
         require(self.seed >= 0, "data.seed", "at least 0", self.seed)
         require(self.shards >= 1, "data.shards", "at least 1", self.shards)
+        require(self.window > 0 and math.isfinite(self.window), "data.window", "a positive number", self.window)
         scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)
         require(scale_is_valid, "data.reward_scale", "a positive number", self.reward_scale)
 

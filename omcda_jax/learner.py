@@ -99,7 +99,7 @@ class Layout:
 
     def place_dataset(self, dataset: Any) -> Any:
         """The dataset as the training call takes it: what this process holds of it, whole on each of its devices."""
-        return jax_utils.replicate(dataset, self.local) if self.spread else dataset
+        return jax_utils.replicate(dataset, self.local) if self.spread else jax.device_put(dataset)
 
     def collect(self, tree: Any) -> Any:
         """What `place` was given, or metrics of the training call, without the devices' axis."""
@@ -315,7 +315,8 @@ def train(
     Args:
         train_step: from `make_train_step`, with `config.updates_per_call` and this layout.
         state: donated; where to start, whatever its step; as `layout.place` gives it.
-        dataset: what `train_step` takes; as `layout.place_dataset` gives it.
+        dataset: what `train_step` takes, as `layout.place_dataset` gives it; or a function of the number of updates
+            done that returns what the next call takes.
         config: numbers of updates.
         layout: None: one trial on one device. States are handed on, and returned, as `layout.collect` gives them.
         guard: counts of earlier starts to go on from; None: from zero. It is up to date whenever a hook is called.
@@ -339,6 +340,7 @@ def train(
     step = saved = updates_done(state)
     guard = guard or Guard(np.size(state.step) if layout.population else 1)
     stopping = stop if layout.population else lambda: anywhere(stop())
+    dataset_at = dataset if callable(dataset) else lambda step: dataset
     logged, seconds = step, 0.0
     while step < config.updates and not stopping():
         if config.evaluate_every and step and step % config.evaluate_every == 0:
@@ -346,7 +348,7 @@ def train(
             if stopping():
                 break
         began = time.perf_counter()
-        state, report = train_step(state, dataset)
+        state, report = train_step(state, dataset_at(step))
         report = jax.device_get(layout.collect(report))
         seconds += time.perf_counter() - began
         step += config.updates_per_call

@@ -369,7 +369,7 @@ EDITS = {
         lambda f: replaced(f, "obs", f["obs"][()].astype(np.float64)),
         "obs: expected float32, found float64",
     ),
-    "group": (lambda f: (f.pop("obs"), f.create_group("obs")), "expected an intact HDF5 file"),
+    "group": (lambda f: (f.pop("obs"), f.create_group("obs")), "obs: expected an array with rows, found <HDF5 group"),
     "scalar": (lambda f: replaced(f, "won", True), "won: expected an array with rows"),
     "spec missing": (lambda f: f.attrs.pop("spec.obs_dim"), "spec.obs_dim: expected int, found None"),
     "wrong agents": (shrink_agents, "obs: expected shape (7, 3, 3), found (7, 2, 3)"),
@@ -380,13 +380,46 @@ EDITS = {
 }
 
 
+@pytest.mark.parametrize("placement", ["device", "host"])
 @pytest.mark.parametrize("case", EDITS)
-def test_edited_files_are_refused(file, case):
+def test_edited_files_are_refused(file, case, placement):
     change, message = EDITS[case]
     edit(file, change)
     with pytest.raises(DatasetError) as error:
-        data.load(file)
+        data.load(file, placement=placement)
     assert message in one_line(error, file)
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_mapped_arrays_are_the_file_s(file):
+    assert data.stored_bytes(file) == sum(value.nbytes for value in make_episodes())
+    spec, episodes, metadata = data.read(file)
+    for _ in range(2):
+        found = hdf5.mapped(file)
+        assert (found[0], found[2]) == (spec, metadata)
+        for key, value in found[1]._asdict().items():
+            assert isinstance(value, np.memmap) and not value.flags.writeable
+            np.testing.assert_array_equal(value, getattr(episodes, key))
+    assert sorted(os.listdir(file.parent)) == [file.name, f"{file.name}.rows"]
+
+
+def test_rows_of_another_file_or_cut_short_are_unpacked_again(file):
+    hdf5.mapped(file)
+    rows = Path(f"{file}.rows")
+    (rows / "obs.npy").write_bytes((rows / "obs.npy").read_bytes()[:-8])
+    np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes().obs)
+    data.write(file, SPEC, make_episodes(seed=1), METADATA)
+    np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes(seed=1).obs)
+
+
+def test_a_full_disk_leaves_no_half_unpacked_rows(file, monkeypatch):
+    def full(*unused):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(DatasetError, match=r"data.h5.rows: could not write the unpacked rows: No space left on device"):
+        hdf5.mapped(file)
+    assert os.listdir(file.parent) == [file.name]
 
 
 def test_mismatch_with_what_is_expected(file):

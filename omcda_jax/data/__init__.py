@@ -15,13 +15,15 @@ from omcda_jax.data.dataset import (
     shard,
     statistics,
 )
-from omcda_jax.data.formats import load
+from omcda_jax.data.formats import load, stored_bytes
 from omcda_jax.data.hdf5 import read, read_metadata, write
+from omcda_jax.data.windows import Windows
 
 __all__ = [
     "Dataset",
     "Episodes",
     "Repairs",
+    "Windows",
     "default_path",
     "ensure",
     "from_arrays",
@@ -36,5 +38,6 @@ __all__ = [
     "sample",
     "shard",
     "statistics",
+    "stored_bytes",
     "write",
 ]

@@ -1,4 +1,4 @@
-"""Offline data: whole episodes as they come from a file, and the same rows on the device, ready to be sampled.
+"""Offline data: whole episodes as they come from a file, and the same rows ready to be sampled on the device.
 
 An episode of L steps takes L + 1 consecutive rows. Row t holds what the team saw, did and was paid at step t; the last
 row holds the true final observation, state and legal actions, and zeros for the action and the reward, which do not
@@ -17,6 +17,8 @@ from omcda_jax.config import require
 from omcda_jax.types import Batch, DatasetError, EnvSpec, Normaliser
 
 _ROWWISE = ("obs", "state", "avail", "action", "reward", "discount", "first")
+_ALIGNMENT = 64  # bytes; JAX shares NumPy's memory on a CPU where it is aligned so
+_BLOCK = 1 << 24  # bytes looked at together
 
 
 class Episodes(NamedTuple):
@@ -45,7 +47,7 @@ class Episodes(NamedTuple):
 
 @flax.struct.dataclass
 class Dataset:
-    """T rows on the device, of which M have a successor and can be sampled.
+    """T rows of which M have a successor and can be sampled: JAX arrays on the device, NumPy arrays on the host.
 
     Attributes:
         obs: [T, N, O] float32.
@@ -144,23 +146,76 @@ def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Datase
     Raises:
         ConfigError: the processes cannot share the shards evenly, or there are more shards than transitions.
     """
+    own = own_shards(dataset, shards, process, processes)
+    return put(take(dataset, shard_edges(dataset, shards), own, shards))
+
+
+def own_shards(dataset: Dataset, shards: int, process: int, processes: int) -> range:
+    """Returns which of V shards are one process's.
+
+    Args:
+        dataset, shards, process, processes: as of `shard`.
+
+    Raises:
+        ConfigError: as `shard`.
+    """
     count = dataset.rows.shape[0]
     require(shards % processes == 0, "data.shards", f"a multiple of the {processes} processes", shards)
     require(shards <= count, "data.shards", f"at most {count}, the number of transitions", shards)
     each = shards // processes
-    starts = np.arange(process * each, (process + 1) * each + 1) * count // shards
-    rows = np.asarray(dataset.rows)[starts[0] : starts[-1]]
+    return range(process * each, (process + 1) * each)
+
+
+def shard_edges(dataset: Dataset, shards: int, pieces: int = 1) -> np.ndarray:
+    """Returns where pieces of consecutive entries of `rows` start and end, P in each of V shards: [V, P, 2] int64.
+
+    Args:
+        dataset: the whole, uncut.
+        shards: V.
+        pieces: P, as equal as can be.
+    """
+    count = dataset.rows.shape[0]
+    bounds = np.arange(shards + 1) * count // shards
+    edges = bounds[:-1, None] + np.diff(bounds)[:, None] * np.arange(pieces + 1) // pieces
+    return np.stack([edges[:, :-1], edges[:, 1:]], axis=-1)
+
+
+def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: np.ndarray | None = None) -> Dataset:
+    """Copies pieces of a dataset into one on the host, whose shape is that of any other pieces of the same edges.
+
+    Args:
+        dataset: the whole, uncut.
+        edges: [V, P, 2] from `shard_edges`.
+        own: the shards to take from, H of them.
+        shards: V.
+        chosen: [H, C] which pieces of each; None takes all.
+    """
+    rows, first = np.asarray(dataset.rows), np.asarray(dataset.first)
+    total, size = len(first), int((edges[..., 1] - edges[..., 0]).max())
     # `gather` looks two rows ahead, for the successor and for whether an episode follows it
-    first, end = rows[0], rows[-1] + 3
-    here = np.arange(first, end) % dataset.first.shape[0]
-    cut = lambda values: jnp.asarray(np.asarray(values)[here])
+    begin, end = rows[edges[..., 0]].astype(np.int64), rows[edges[..., 1] - 1].astype(np.int64) + 3
+    span = int((end - begin).max())
+    chosen = np.tile(np.arange(edges.shape[1]), (len(own), 1)) if chosen is None else chosen
+    places = chosen.size
+    arrays = {name: getattr(dataset, name) for name in _ROWWISE}
+    cut = {name: aligned((places * span, *values.shape[1:]), values.dtype) for name, values in arrays.items()}
+    entries, starts = np.zeros(places * size, np.int32), np.zeros(len(own) + 1, np.int32)
+    filled = place = 0
+    for index, shard in enumerate(own):
+        for piece in chosen[index]:
+            start, stop = begin[shard, piece], min(end[shard, piece], total)
+            into = slice(place * span, place * span + int(stop - start))
+            for name, values in arrays.items():
+                cut[name][into] = values[start:stop]
+            # after the last row of all comes the first one
+            cut["first"][into.stop : place * span + int(end[shard, piece] - start)] = True
+            here = rows[slice(*edges[shard, piece])] - start + place * span
+            entries[filled : filled + len(here)] = here
+            filled += len(here)
+            place += 1
+        starts[index + 1] = filled
     return Dataset(
-        **{name: cut(getattr(dataset, name)) for name in _ROWWISE},
-        rows=jnp.asarray(rows - first),
-        starts=jnp.asarray(starts - starts[0], jnp.int32),
-        first_shard=jnp.int32(process * each),
-        spec=dataset.spec,
-        shards=shards,
+        **cut, rows=entries, starts=starts, first_shard=np.int32(own.start), spec=dataset.spec, shards=shards
     )
 
 
@@ -177,11 +232,11 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
         DatasetError: whatever `check` finds.
     """
     check(spec, episodes, source)
-    return place(spec, episodes, reward_scale)
+    return put(arrange(spec, episodes, reward_scale))
 
 
-def place(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dataset:
-    """Places checked episodes on the device.
+def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dataset:
+    """Makes a dataset on the host of checked episodes, whose large arrays it shares.
 
     Args:
         spec: the task's sizes.
@@ -197,18 +252,41 @@ def place(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Datas
     discount[final[episodes.terminated] - 1] = 0.0
     rows = np.delete(np.arange(len(episodes.reward), dtype=np.int32), final)
     return Dataset(
-        obs=jnp.asarray(episodes.obs),
-        state=jnp.asarray(episodes.state),
-        avail=jnp.asarray(episodes.avail),
-        action=jnp.asarray(episodes.action),
-        reward=jnp.asarray(episodes.reward * np.float32(reward_scale)),
-        discount=jnp.asarray(discount),
-        first=jnp.asarray(first),
-        rows=jnp.asarray(rows),
-        starts=jnp.asarray([0, len(rows)], jnp.int32),
-        first_shard=jnp.int32(0),
+        obs=episodes.obs,
+        state=episodes.state,
+        avail=episodes.avail,
+        action=episodes.action,
+        reward=episodes.reward * np.float32(reward_scale),
+        discount=discount,
+        first=first,
+        rows=rows,
+        starts=np.array([0, len(rows)], np.int32),
+        first_shard=np.int32(0),
         spec=spec,
     )
+
+
+def put(dataset: Dataset) -> Dataset:
+    """Places a dataset of the host on the device; on a CPU what is aligned is shared, not copied.
+
+    Args:
+        dataset: of NumPy arrays, not to be written to any more.
+    """
+    return jax.device_put(dataset)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an array of zeros whose memory JAX can share on a CPU.
+
+    Args:
+        shape: of the array.
+        dtype: of the array.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+    return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def final_rows(length: np.ndarray) -> np.ndarray:
@@ -291,13 +369,16 @@ def normaliser(dataset: Dataset) -> Normaliser:
     """
 
     def scale(values):
-        values = np.asarray(values, np.float64)[rows]
-        spread = values.std(axis=0)
+        # in blocks and two passes, for double precision of everything at once would be twice the dataset
+        width = max(1, _BLOCK // values[0].nbytes)
+        blocks = lambda: (np.asarray(values[rows[at : at + width]], np.float64) for at in range(0, len(rows), width))
+        mean = sum(block.sum(axis=0) for block in blocks()) / len(rows)
+        spread = np.sqrt(sum(np.square(block - mean).sum(axis=0) for block in blocks()) / len(rows))
         factor = np.where(spread < 1e-4, 0.0, 1.0 / np.maximum(spread, 1e-4))
-        return jnp.asarray(values.mean(axis=0), jnp.float32), jnp.asarray(factor, jnp.float32)
+        return jnp.asarray(mean, jnp.float32), jnp.asarray(factor, jnp.float32)
 
     rows = np.asarray(dataset.rows)
-    return Normaliser(*scale(dataset.obs), *scale(dataset.state))
+    return Normaliser(*scale(np.asarray(dataset.obs)), *scale(np.asarray(dataset.state)))
 
 
 def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
@@ -327,10 +408,19 @@ def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
             raise DatasetError(f"{source}: {key}: expected {np.dtype(dtype)}, found {value.dtype}")
         if value.shape != shape:
             raise DatasetError(f"{source}: {key}: expected shape {shape}, found {value.shape}")
-        if value.dtype == np.float32 and not np.isfinite(value).all():
-            row = int(np.argwhere(~np.isfinite(value))[0, 0])
+        if value.dtype == np.float32 and (row := _not_finite(value)) is not None:
             raise DatasetError(f"{source}: {key}: expected finite numbers, found nan or inf in row {row}")
     _check_actions(spec, episodes, source)
+
+
+def _not_finite(values: np.ndarray) -> int | None:
+    """The first row with a nan or inf."""
+    width = max(1, _BLOCK // max(1, values[:1].nbytes))
+    for start in range(0, len(values), width):
+        finite = np.isfinite(values[start : start + width])
+        if not finite.all():
+            return start + int(np.argwhere(~finite)[0, 0])
+    return None
 
 
 def _check_bookkeeping(episodes: Episodes, source: str) -> None:
@@ -349,6 +439,9 @@ def _check_bookkeeping(episodes: Episodes, source: str) -> None:
             f"{source}: length: expected at least 1 step, found {episodes.length[episode]} in episode {episode}"
         )
     expected = int(episodes.length.sum(dtype=np.int64)) + count
+    largest = np.iinfo(np.int32).max
+    if expected > largest:
+        raise DatasetError(f"{source}: length: expected at most {largest} rows in all, found {expected}")
     for key in ("obs", "state", "avail", "action", "reward"):
         if len(getattr(episodes, key)) != expected:
             found = len(getattr(episodes, key))

@@ -29,18 +29,21 @@ Attributes of the root; a dot groups related ones:
     versions.<package>                 versions the rollouts were made with
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes, check, statistics
+from omcda_jax.data.dataset import Episodes, aligned, check, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 FORMAT = "omcda-jax-dataset"
@@ -165,32 +168,126 @@ def read(
         ConfigError: h5py is not installed.
     """
     with opened(path) as file:
-        attributes = _attributes(file, path, environment)
-        metadata = _unflatten(attributes)
-        found = _spec(metadata, path)
-        if spec is not None and spec != found:
-            raise DatasetError(f"{path}: spec: expected {sizes(spec)}, found {sizes(found)}")
-        missing = sorted(set(Episodes._fields) - set(file))
-        if missing:
-            raise DatasetError(
-                f"{path}: {', '.join(missing)}: missing; expected {', '.join(Episodes._fields)},"
-                f" found {', '.join(sorted(file)) or 'nothing'}"
-            )
-        arrays = {}
-        for key in Episodes._fields:
-            try:
-                arrays[key] = file[key][()]
-            except (OSError, RuntimeError, ValueError) as error:
-                raise DatasetError(
-                    f"{path}: {key}: damaged, expected intact checksums, found: {_one_line(error)}"
-                ) from error
-            if not isinstance(arrays[key], np.ndarray) or arrays[key].ndim == 0:
-                raise DatasetError(f"{path}: {key}: expected an array with rows, found {arrays[key]!r}")
-    episodes = Episodes(**arrays)
-    check(found, episodes, str(path))
-    if attributes.get("digest") != digest(episodes, attributes):
-        raise DatasetError(f"{path}: digest: damaged or edited, expected the SHA-256 of the contents, found another")
+        attributes, metadata, found = _described(file, path, spec, environment)
+        episodes = Episodes(*(_whole(file, key, path) for key in Episodes._fields))
+    with concurrent.futures.ThreadPoolExecutor(1) as aside:
+        hashed = aside.submit(digest, episodes, attributes)
+        check(found, episodes, str(path))
+    _compare(attributes, hashed.result(), path)
     return found, episodes, metadata
+
+
+def mapped(
+    path: str | os.PathLike, *, spec: EnvSpec | None = None, environment: str | None = None
+) -> tuple[EnvSpec, Episodes, dict[str, Any]]:
+    """Reads a dataset file as `read` does, but leaves its arrays on the disk, memory-mapped.
+
+    What is compressed cannot be mapped, so the first time the arrays are unpacked, block by block, into the folder
+    PATH.rows, and checked there as `read` checks them; later the file's digest alone is compared with the folder's.
+
+    Args:
+        path, spec, environment: as of `read`.
+
+    Returns:
+        As `read`, with read-only `np.memmap` for arrays.
+
+    Raises:
+        DatasetError, ConfigError: as `read`; or the folder cannot be written.
+    """
+    folder = Path(f"{os.fspath(path)}.rows")
+    with opened(path) as file:
+        attributes, metadata, found = _described(file, path, spec, environment)
+        if _unpacked(folder, attributes) is None:
+            _unpack(file, folder, found, attributes, path)
+    episodes = _unpacked(folder, attributes)
+    if episodes is None:
+        raise DatasetError(f"{folder}: expected the unpacked rows of {path}, found others; remove it")
+    return found, episodes, metadata
+
+
+def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
+    """The folder's arrays if it is of the file with these attributes, and whole."""
+    try:
+        if (folder / "digest").read_text() != attributes.get("digest"):
+            return None
+        return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in Episodes._fields))
+    except (OSError, ValueError):
+        return None
+
+
+def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
+    partial = None
+    try:
+        partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+        for key in Episodes._fields:
+            stored = _stored(file, key, path)
+            if not stored.size:
+                raise DatasetError(f"{path}: {key}: expected at least one episode, found shape {stored.shape}")
+            # plain writes, for a mapped file on a full disk ends the interpreter
+            with open(partial / f"{key}.npy", "wb") as out:
+                header = {"descr": stored.dtype.str, "fortran_order": False, "shape": stored.shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                width = stored.chunks[0] if stored.chunks else len(stored)
+                for start in range(0, len(stored), width):
+                    out.write(_read(lambda at=start: stored[at : at + width], key, path))  # noqa: B023 called at once
+        (partial / "digest").write_text(str(attributes.get("digest")))
+        episodes = _unpacked(partial, attributes)
+        check(found, episodes, str(path))
+        _compare(attributes, digest(episodes, attributes), path)
+        # another process may have been as quick
+        if _unpacked(folder, attributes) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(partial, folder)
+    except OSError as error:
+        raise DatasetError(f"{folder}: could not write the unpacked rows: {error.strerror or error}") from error
+    finally:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _described(
+    file: Any, path: str | os.PathLike, spec: EnvSpec | None, environment: str | None
+) -> tuple[dict[str, Any], dict[str, Any], EnvSpec]:
+    """Attributes as stored, the same as mappings, and the sizes; all that can be said before any array is read."""
+    attributes = _attributes(file, path, environment)
+    metadata = _unflatten(attributes)
+    found = _spec(metadata, path)
+    if spec is not None and spec != found:
+        raise DatasetError(f"{path}: spec: expected {sizes(spec)}, found {sizes(found)}")
+    missing = sorted(set(Episodes._fields) - set(file))
+    if missing:
+        raise DatasetError(
+            f"{path}: {', '.join(missing)}: missing; expected {', '.join(Episodes._fields)},"
+            f" found {', '.join(sorted(file)) or 'nothing'}"
+        )
+    return attributes, metadata, found
+
+
+def _whole(file: Any, key: str, path: str | os.PathLike) -> np.ndarray:
+    stored = _stored(file, key, path)
+    array = aligned(stored.shape, stored.dtype)
+    if array.size:
+        _read(lambda: stored.read_direct(array), key, path)
+    return array
+
+
+def _stored(file: Any, key: str, path: str | os.PathLike) -> Any:
+    stored = _read(lambda: file[key], key, path)
+    if not getattr(stored, "shape", ()) or stored.dtype.hasobject:
+        raise DatasetError(f"{path}: {key}: expected an array with rows, found {stored!r}")
+    return stored
+
+
+def _read(how: Callable[[], Any], key: str, path: str | os.PathLike) -> Any:
+    try:
+        return how()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DatasetError(f"{path}: {key}: damaged, expected intact checksums, found: {_one_line(error)}") from error
+
+
+def _compare(attributes: Mapping[str, Any], found: str, path: str | os.PathLike) -> None:
+    if attributes.get("digest") != found:
+        raise DatasetError(f"{path}: digest: damaged or edited, expected the SHA-256 of the contents, found another")
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import hdf5
-from omcda_jax.data.dataset import Dataset, Episodes, check, place, statistics
+from omcda_jax.data.dataset import Dataset, Episodes, arrange, check, put, statistics
 from omcda_jax.data.formats import cfcql, madt, omar, omiga, vault
 from omcda_jax.data.formats.repair import quirks, repaired
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
@@ -93,6 +93,7 @@ def read(
     spec: EnvSpec | None = None,
     environment: str | None = None,
     repairs: Repairs | None = None,
+    mapped: bool = False,
 ) -> Found:
     """Reads a dataset of any known format and checks everything there is to check.
 
@@ -101,6 +102,7 @@ def read(
         spec: the sizes it must have; None accepts any.
         environment: the environment it must be of; None accepts any. Foreign files do not say.
         repairs: what to mend in a foreign file; None mends nothing.
+        mapped: leave the arrays of the own format on the disk, see `hdf5.mapped`; foreign files are read into memory.
 
     Raises:
         DatasetError: one line naming the file, the key, what was expected and what was found.
@@ -111,7 +113,8 @@ def read(
     if kind == "omcda":
         if asked != Repairs():
             raise ConfigError(f"{path}: expected no repairs of the project's own format, found {asked}")
-        return Found(kind, *hdf5.read(path, spec=spec, environment=environment), ())
+        read_own = hdf5.mapped if mapped else hdf5.read
+        return Found(kind, *read_own(path, spec=spec, environment=environment), ())
     if kind in _HDF5:
         with hdf5.opened(path) as file:
             episodes, notes = _HDF5[kind].read(file, path)
@@ -137,12 +140,14 @@ def load(
     environment: str | None = None,
     reward_scale: float = 1.0,
     repairs: Repairs | None = None,
+    placement: Literal["device", "host"] = "device",
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Reads a dataset of any known format and places it on the device.
+    """Reads a dataset of any known format and places it on the device, or keeps it on the host.
 
     Args:
         path, spec, environment, repairs: as of `read`.
         reward_scale: rewards are multiplied by it; the metadata's statistics stay in the environment's own units.
+        placement: `host` keeps NumPy arrays: of the own format memory-mapped ones, see `hdf5.mapped`.
 
     Returns:
         The dataset, and the metadata with the reader's `notes`.
@@ -150,8 +155,31 @@ def load(
     Raises:
         DatasetError, ConfigError: as `read`.
     """
-    found = read(path, spec=spec, environment=environment, repairs=repairs)
-    return place(found.spec, found.episodes, reward_scale), found.metadata | {"notes": found.notes}
+    on_host = placement == "host"
+    found = read(path, spec=spec, environment=environment, repairs=repairs, mapped=on_host)
+    dataset = arrange(found.spec, found.episodes, reward_scale)
+    return dataset if on_host else put(dataset), found.metadata | {"notes": found.notes}
+
+
+def stored_bytes(path: str | os.PathLike) -> int:
+    """Returns how much the arrays of a file or folder take once they are unpacked, by its headers alone.
+
+    Of the own format it is what they take in memory, of the others about that.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        DatasetError, ConfigError: as `sniff`; or a vault's description is damaged.
+    """
+    path, kind = os.fspath(path), sniff(path)
+    if kind == "omcda" or kind in _HDF5:
+        with hdf5.opened(path) as file:
+            return sum(getattr(stored, "nbytes", 0) for stored in file.values())
+    if kind == "vault":
+        return vault.stored_bytes(path)
+    # torch's and NumPy's files are not compressed
+    return sum(entry.stat().st_size for entry in os.scandir(path)) if os.path.isdir(path) else os.path.getsize(path)
 
 
 def write(

@@ -99,6 +99,20 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     return rows.episodes(joined, length[keep], ~truncated[keep]), notes
 
 
+def stored_bytes(path: str) -> int:
+    """Returns the bytes of a vault's written rows, unpacked, of all its arrays.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        DatasetError: metadata or arrays are missing or damaged.
+    """
+    arrays = [_array(path, name) for name, _ in _leaves(_structure(path))]
+    row = sum(int(np.prod(array.shape[2:])) * array.dtype.numpy_dtype.itemsize for array in arrays)
+    return int(_array(path, "vault_index").read().result()[0]) * row
+
+
 def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]) -> None:
     """Writes a vault, which flashbax reads too; the observation after the last step is lost, as in all vaults.
 

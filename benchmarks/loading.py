@@ -1,0 +1,158 @@
+"""Reading a dataset beside plain h5py, and learning from data on the device beside windows of data on the host.
+
+    python -m benchmarks.loading                    # collects what is missing: a few minutes the first time
+    python -m benchmarks.loading --data=FILE.h5     # any file of the project's own format
+
+The first table: time and peak memory of `omcda_jax.data.load`, checks and placement included, and of h5py reading the
+same arrays into NumPy, each in a process of its own, the best of `--repeats`, in turns. Memory is what a process takes
+above what it had before it began. `host` is with the rows unpacked already, `unpack` the first time.
+
+The second: batches drawn per second and nothing else, and updates per second of OMCDA, from data on the device and from
+windows of about an eighth of the data on the host. Runs on whatever JAX finds; a CPU shares the host's memory, so there
+the ratio is the price of reading and copying windows.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+WAYS = ("h5py", "device", "unpack", "host")
+FLAGS = flags.FLAGS
+flags.DEFINE_list("data", [], "files to read; none: a million transitions of Hopper, 1,000 episodes of two SMAX tasks")
+flags.DEFINE_integer("repeats", 3, "of every measurement")
+flags.DEFINE_integer("batch_size", 128, "transitions of a batch")
+flags.DEFINE_integer("updates", 400, "of every measurement of throughput")
+flags.DEFINE_string("measure", None, "one row, as JSON: what this program asks of itself")
+
+
+def load(path: str, way: str) -> dict[str, float]:
+    """Returns the seconds one way of reading took, and the megabytes at its peak."""
+    import h5py
+    import jax
+
+    from omcda_jax import data
+
+    jax.block_until_ready(jax.numpy.zeros(3))
+    # the peak is counted anew from here
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before, began = _megabytes("VmRSS"), time.perf_counter()
+    if way == "h5py":
+        with h5py.File(path) as file:
+            held = {key: file[key][()] for key in file}
+    else:
+        held = jax.block_until_ready(data.load(path, placement="device" if way == "device" else "host")[0])
+    seconds, peak = time.perf_counter() - began, _megabytes("VmHWM") - before
+    del held
+    return {"seconds": seconds, "megabytes": peak}
+
+
+def throughput(path: str, placement: str) -> dict[str, float]:
+    """Returns batches drawn and updates made per second, the best of the calls after the first."""
+    import jax
+
+    from omcda_jax import data
+    from omcda_jax.algorithms import ALGORITHMS
+    from omcda_jax.config import DataConfig, LearnerConfig
+    from omcda_jax.learner import initial_state, make_train_step
+    from omcda_jax.types import Algorithm
+
+    dataset, _ = data.load(path, placement=placement)
+    size = data.memory_bytes(dataset)
+    per_call = 50
+    learner = LearnerConfig(updates=10**9, batch_size=FLAGS.batch_size, updates_per_call=per_call)
+    omcda = ALGORITHMS["omcda"]
+    # what a batch holds is summed, so that all of it is read
+    look = lambda state, batch, *, axis_name=None: (state, {"sum": sum(x.sum() for x in jax.tree.leaves(batch))})
+    found = {}
+    for name, algorithm in {"batches": Algorithm(omcda.config, omcda.init, look, omcda.act), "updates": omcda}.items():
+        # long enough for many windows
+        calls = max(4, FLAGS.updates // per_call) if name == "updates" else 400
+        state = initial_state(algorithm, 0, dataset.spec, algorithm.config())
+        step = make_train_step(algorithm, data.sample, FLAGS.batch_size, per_call)
+        windows = data.Windows(dataset, DataConfig("any/data", window=size / 8e6), learner)
+        with windows:
+            at = windows if placement == "host" else lambda step: dataset
+            state, report = step(state, at(0))
+            jax.block_until_ready(report)
+            began = time.perf_counter()
+            for call in range(1, calls + 1):
+                state, report = step(state, at(call * per_call))
+                jax.block_until_ready(report)
+        found[name] = calls * per_call / (time.perf_counter() - began)
+    return found | {"megabytes": size / 1e6, "windows": windows.count, "each": windows.updates}
+
+
+def _megabytes(key: str) -> float:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1e3
+
+
+def _ask(**what: str) -> dict[str, float]:
+    line = [sys.executable, "-m", "benchmarks.loading", f"--measure={json.dumps(what)}"]
+    line += [f"--batch_size={FLAGS.batch_size}", f"--updates={FLAGS.updates}"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(_) -> None:
+    """Prints both tables."""
+    if FLAGS.measure:
+        asked = json.loads(FLAGS.measure)
+        print(json.dumps(load(**asked) if "way" in asked else throughput(**asked)))
+        return
+    from omcda_jax import data
+
+    show = lambda *cells: print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+    told = lambda line: print(line, file=sys.stderr)
+    files = FLAGS.data or [
+        data.ensure("mamujoco/Hopper_3x1", "medium", transitions=1_000_000, log=told),
+        data.ensure("smax/5m_vs_6m", "medium", episodes=1000, log=told),
+        data.ensure("smax/2s3z", "medium", episodes=1000, log=told),
+    ]
+    files = [os.path.abspath(file) for file in files]
+    show("file", "MB stored", "MB of arrays", "read by", "seconds", "of h5py's", "peak MB", "of h5py's")
+    show(*["---"] * 8)
+    for file in files:
+        rows = {way: [] for way in WAYS}
+        for _ in range(FLAGS.repeats):
+            shutil.rmtree(f"{file}.rows", ignore_errors=True)
+            for way in WAYS:
+                rows[way].append(_ask(path=file, way=way))
+        best = {way: {key: min(row[key] for row in rows[way]) for key in rows[way][0]} for way in WAYS}
+        name = "/".join(pathlib.Path(file).with_suffix("").parts[-3:])
+        facts = (name, f"{os.path.getsize(file) / 1e6:.0f}", f"{data.stored_bytes(file) / 1e6:.0f}")
+        for way in WAYS:
+            ratio = {key: best[way][key] / best["h5py"][key] for key in best[way]}
+            seconds, megabytes = best[way]["seconds"], best[way]["megabytes"]
+            figures = (f"{seconds:.2f}", f"{ratio['seconds']:.2f}", f"{megabytes:.0f}", f"{ratio['megabytes']:.2f}")
+            show(*(facts if way == "h5py" else [""] * 3), way, *figures)
+    print()
+    show("file", "placement", "windows", "updates each", "batches/s", "of the device's", "updates/s", "of the device's")
+    show(*["---"] * 8)
+    for file in files:
+        found = {}
+        for _ in range(FLAGS.repeats):
+            for placement in ("device", "host"):
+                row = _ask(path=file, placement=placement)
+                for key in ("batches", "updates"):
+                    row[key] = max(row[key], found.get(placement, row)[key])
+                found[placement] = row
+        name = "/".join(pathlib.Path(file).with_suffix("").parts[-3:])
+        for placement, row in found.items():
+            ratio = {key: row[key] / found["device"][key] for key in ("batches", "updates")}
+            windows = (row["windows"], row["each"]) if placement == "host" else ("", "")
+            figures = [f"{row[key]:.0f} | {ratio[key]:.2f}" for key in ("batches", "updates")]
+            show(name if placement == "device" else "", placement, *windows, *figures)
+
+
+if __name__ == "__main__":
+    app.run(main)

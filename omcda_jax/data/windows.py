@@ -1,0 +1,96 @@
+"""Data that stay on the host: at any time a window of them is on the device to be learned from.
+
+Drawing single rows from a disk costs an access each. Here the transitions are cut into pieces of consecutive ones,
+every epoch deals all pieces out to windows in an order of its own, and batches are drawn from the window that is there,
+about as many transitions as it holds, while a thread reads the next one. Which pieces an update draws from follows from
+its number, so nothing but the number is needed to go on after a stop. Data that fit one window give the very batches
+they give on the device.
+"""
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from omcda_jax.config import DataConfig, LearnerConfig
+from omcda_jax.data.dataset import Dataset, memory_bytes, own_shards, put, shard_edges, take
+
+PIECES = 64  # of a window
+
+
+class Windows:
+    """A function of the number of updates done that gives the part of a dataset to draw the next batches from.
+
+    A context manager, which ends the reading thread. Two windows are on the device at once, the one in use and the
+    next.
+
+    Args:
+        dataset: the whole, on the host.
+        data: `window`, `shards` and `seed` are used, the last for the order of the pieces.
+        learner: numbers of updates and the batch size are used.
+        process: which process this is, of several that share the batch.
+        processes: how many share it.
+        place: brings a window to where the training call wants it.
+
+    Attributes:
+        count: W, windows in an epoch.
+        updates: each window is drawn from.
+
+    Raises:
+        ConfigError: as `data.shard`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        data: DataConfig,
+        learner: LearnerConfig,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        place: Callable[[Dataset], Any] = put,
+    ):
+        transitions = dataset.rows.shape[0]
+        wanted = max(learner.batch_size, data.window * 1e6 * transitions / memory_bytes(dataset))
+        self._dataset, self._place, self._shards, self._seed = dataset, place, data.shards, data.seed
+        self._own = own_shards(dataset, data.shards, process, processes)
+        smallest = transitions // data.shards
+        self.count = min(int(np.ceil(transitions / wanted)), smallest)
+        self._pieces = max(1, min(PIECES // data.shards, smallest // self.count))
+        self._edges = shard_edges(dataset, data.shards, self.count * self._pieces)
+        calls = transitions / self.count / learner.batch_size / learner.updates_per_call
+        self.updates = max(1, round(calls)) * learner.updates_per_call
+        self._last = self._number(max(0, learner.updates - 1))
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="windows")
+        self._coming: dict[int, concurrent.futures.Future] = {}
+        self._here: tuple[int, Any] = (-1, None)
+
+    def __call__(self, step: int) -> Any:
+        """The window that updates from `step` on draw from, as `place` gives it."""
+        number = self._number(step)
+        if number != self._here[0]:
+            coming = self._coming.pop(number, None) or self._reader.submit(self._read, number)
+            self._here = (number, coming.result())
+            self._coming = {}
+            if number < self._last:
+                self._coming[number + 1] = self._reader.submit(self._read, number + 1)
+        return self._here[1]
+
+    def __enter__(self) -> "Windows":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
+    def _number(self, step: int) -> int:
+        # one window holds the same in every epoch
+        return step // self.updates if self.count > 1 else 0
+
+    def _read(self, number: int) -> Any:
+        epoch, place = divmod(number, self.count)
+        mine = slice(place * self._pieces, (place + 1) * self._pieces)
+        total = self.count * self._pieces
+        orders = [np.random.default_rng((self._seed, epoch, shard)).permutation(total) for shard in self._own]
+        chosen = np.stack([np.sort(order[mine]) for order in orders])
+        return self._place(take(self._dataset, self._edges, self._own, self._shards, chosen))
