@@ -1,11 +1,12 @@
 """Reading a dataset beside plain h5py, and learning from data on the device beside windows of data on the host.
 
     python -m benchmarks.loading                    # collects what is missing: a few minutes the first time
-    python -m benchmarks.loading --data=FILE.h5     # any file of the project's own format
+    python -m benchmarks.loading --data=FILE.h5     # any HDF5 file
 
 The first table: time and peak memory of `omcda_jax.data.load`, checks and placement included, and of h5py reading the
 same arrays into NumPy, each in a process of its own, the best of `--repeats`, in turns. Memory is what a process takes
-above what it had before it began. `host` is with the rows unpacked already, `unpack` the first time.
+above what it had before it began. `host` is with the rows unpacked already, `unpack` the first time. A copy in OMIGA's
+layout stands for foreign files.
 
 The second: batches drawn per second and nothing else, and updates per second of OMCDA, from data on the device and from
 windows of about an eighth of the data on the host. Runs on whatever JAX finds; a CPU shares the host's memory, so there
@@ -110,6 +111,7 @@ def main(_) -> None:
         print(json.dumps(load(**asked) if "way" in asked else throughput(**asked)))
         return
     from omcda_jax import data
+    from omcda_jax.data import formats
 
     show = lambda *cells: print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
     told = lambda line: print(line, file=sys.stderr)
@@ -118,19 +120,26 @@ def main(_) -> None:
         data.ensure("smax/5m_vs_6m", "medium", episodes=1000, log=told),
         data.ensure("smax/2s3z", "medium", episodes=1000, log=told),
     ]
+    if not FLAGS.data:
+        foreign = files[0].with_name(f"{files[0].stem}_omiga.h5")
+        if not foreign.exists():
+            spec, episodes, _ = data.read(files[0])
+            formats.write(foreign, "omiga", spec, episodes, {})
+        files.insert(1, foreign)
     files = [os.path.abspath(file) for file in files]
     show("file", "MB stored", "MB of arrays", "read by", "seconds", "of h5py's", "peak MB", "of h5py's")
     show(*["---"] * 8)
     for file in files:
-        rows = {way: [] for way in WAYS}
+        own = formats.sniff(file) == "omcda"
+        rows = {way: [] for way in (WAYS if own else WAYS[:2])}
         for _ in range(FLAGS.repeats):
             shutil.rmtree(f"{file}.rows", ignore_errors=True)
-            for way in WAYS:
+            for way in rows:
                 rows[way].append(_ask(path=file, way=way))
-        best = {way: {key: min(row[key] for row in rows[way]) for key in rows[way][0]} for way in WAYS}
+        best = {way: {key: min(row[key] for row in rows[way]) for key in rows[way][0]} for way in rows}
         name = "/".join(pathlib.Path(file).with_suffix("").parts[-3:])
         facts = (name, f"{os.path.getsize(file) / 1e6:.0f}", f"{data.stored_bytes(file) / 1e6:.0f}")
-        for way in WAYS:
+        for way in rows:
             ratio = {key: best[way][key] / best["h5py"][key] for key in best[way]}
             seconds, megabytes = best[way]["seconds"], best[way]["megabytes"]
             figures = (f"{seconds:.2f}", f"{ratio['seconds']:.2f}", f"{megabytes:.0f}", f"{ratio['megabytes']:.2f}")
@@ -138,7 +147,7 @@ def main(_) -> None:
     print()
     show("file", "placement", "windows", "updates each", "batches/s", "of the device's", "updates/s", "of the device's")
     show(*["---"] * 8)
-    for file in files:
+    for file in (file for file in files if formats.sniff(file) == "omcda"):
         found = {}
         for _ in range(FLAGS.repeats):
             for placement in ("device", "host"):

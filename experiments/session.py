@@ -227,30 +227,67 @@ def _refuse(directory: str, saved: Mapping[str, Any], current: Mapping[str, Any]
         raise ConfigError(f"{directory}: holds a run with other settings ({'; '.join(listed)}); choose another {flag}")
 
 
-def load_data(config: ExperimentConfig, environment: Simulator) -> tuple[data.Dataset, dict[str, Any]]:
-    """Returns the dataset, where its placement has it, and its metadata, collecting it if it is missing.
+class Loaded(NamedTuple):
+    """A dataset as it was read.
 
-    Says how large it is before it is read, and what it holds.
+    Attributes:
+        path: where from.
+        dataset: on the device or the host, as the settings say.
+        metadata: as `data.load` gives it.
+    """
+
+    path: str
+    dataset: data.Dataset
+    metadata: dict[str, Any]
+
+
+def read_data(config: ExperimentConfig) -> Loaded | None:
+    """Reads the dataset without asking for a simulator; None where it is still to be collected.
+
+    Says how large it is before it is read.
 
     Raises:
-        ConfigError, DatasetError: as `data.ensure` and `data.load`; or it is larger than the device's free memory.
+        ConfigError, DatasetError: as `data.load`; or it is larger than the device's free memory.
     """
     asked = config.data
     path = asked.path
     if path is None:
         sizes = {"episodes": asked.episodes, "transitions": asked.transitions}
-        path = by_first(
-            lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes))
-        )
+        path = os.fspath(data.default_path(asked.environment, asked.quality, seed=asked.seed, **sizes))
+        if not os.path.exists(path):
+            return None
     _require_room(path, asked.placement)
-    dataset, metadata = data.load(
+    found = data.load(
         path,
-        spec=environment.spec,
         environment=asked.environment,
         reward_scale=asked.reward_scale,
         repairs=asked.repairs,
         placement=asked.placement,
     )
+    return Loaded(path, *found)
+
+
+def load_data(
+    config: ExperimentConfig, environment: Simulator, loaded: Loaded | None = None
+) -> tuple[data.Dataset, dict[str, Any]]:
+    """Returns the dataset, where its placement has it, and its metadata, collecting it if it is missing.
+
+    Says what it holds.
+
+    Args:
+        config: the settings.
+        environment: the simulator it must fit.
+        loaded: what `read_data` found, if it was asked.
+
+    Raises:
+        ConfigError, DatasetError: as `data.ensure` and `read_data`; or the simulator has other sizes.
+    """
+    asked = config.data
+    if loaded is None and asked.path is None:
+        sizes = {"episodes": asked.episodes, "transitions": asked.transitions}
+        by_first(lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes)))
+    path, dataset, metadata = loaded or read_data(config)
+    data.require_spec(path, environment.spec, dataset.spec)
     for note in metadata["notes"]:
         say(f"note: {path}: {note}")
     if metadata.get("quality", asked.quality) != asked.quality:
@@ -371,6 +408,7 @@ def learn(
     saved: Mapping[str, Any],
     judge: Callable[[TrainState], list[dict[str, Any]]],
     interruption: Interruption,
+    loaded: Loaded | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains to the end or to a signal; every state saved carries what a later start needs.
 
@@ -380,6 +418,7 @@ def learn(
         saved: likewise.
         judge: from `make_judge`.
         interruption: polled between calls.
+        loaded: as of `load_data`.
 
     Returns:
         The state, and what its checkpoint holds beside it: settings, data, guard's counts, seconds of training.
@@ -389,7 +428,7 @@ def learn(
         DatasetError, NonFiniteMetrics, StorageError: as `load_data`, `learner.train` and `Checkpoints.save`.
     """
     config, directory, settings = job.config, job.directory, job.config.learner
-    dataset, description = load_data(config, job.environment)
+    dataset, description = load_data(config, job.environment, loaded)
     if saved and saved["data"].get("digest") != description.get("digest"):
         raise ConfigError(f"{directory}: began on other data than the file now holds; choose another {job.flag}")
     if state is None:

@@ -60,7 +60,7 @@ def test_the_main_command_runs_at_reduced_size(tmp_path):
     assert list(result_file.parent.glob("*.png"))
 
 
-def test_the_library_examples_run():
+def test_the_library_examples_run(tmp_path, monkeypatch):
     n, o, s, a, rows = 3, 30, 48, 9, 8
     random = np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
@@ -82,7 +82,7 @@ def test_the_library_examples_run():
     )
     names = {"batches": [batch, batch], "batch": batch, "obs": batch.obs, "avail": batch.avail}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks[:2]:
         exec(block, names)
     assert int(names["state"].step) == 2 and names["action"].shape == (rows, n)
@@ -91,9 +91,12 @@ def test_the_library_examples_run():
     arrays["action"], arrays["reward"] = action * (np.arange(rows) < rows - 1)[:, None], normal(rows)
     arrays["reward"][-1] = 0
     ends = {"length": np.array([rows - 1], np.int32), "terminated": np.array([True]), "won": np.array([False])}
-    names["dataset"] = data.from_arrays(names["spec"], data.Episodes(**arrays, **ends))
-    assert "updates=20_000" in blocks[2]
-    exec(blocks[2].replace("updates=20_000", "updates=1000, updates_per_call=1000, log_every=1000"), names)
+    monkeypatch.chdir(tmp_path)
+    names |= arrays | ends
+    exec(blocks[2], names)
+    assert data.read("mine.h5", spec=names["spec"])[2]["statistics"]["transitions"] == rows - 1
+    assert "updates=20_000" in blocks[3]
+    exec(blocks[3].replace("updates=20_000", "updates=1000, updates_per_call=1000, log_every=1000"), names)
     assert int(names["state"].step) == 1000
 
 

@@ -16,7 +16,7 @@ from omcda_jax.data.dataset import (
     statistics,
 )
 from omcda_jax.data.formats import load, stored_bytes
-from omcda_jax.data.hdf5 import read, read_metadata, write
+from omcda_jax.data.hdf5 import read, read_metadata, require_spec, write
 from omcda_jax.data.windows import Windows
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "normaliser",
     "read",
     "read_metadata",
+    "require_spec",
     "returns",
     "sample",
     "shard",

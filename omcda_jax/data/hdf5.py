@@ -252,8 +252,8 @@ def _described(
     attributes = _attributes(file, path, environment)
     metadata = _unflatten(attributes)
     found = _spec(metadata, path)
-    if spec is not None and spec != found:
-        raise DatasetError(f"{path}: spec: expected {sizes(spec)}, found {sizes(found)}")
+    if spec is not None:
+        require_spec(path, spec, found)
     missing = sorted(set(Episodes._fields) - set(file))
     if missing:
         raise DatasetError(
@@ -350,12 +350,22 @@ def _spec(metadata: Mapping[str, Any], path: str | os.PathLike) -> EnvSpec:
     return EnvSpec(**{key: stored[key] for key in expected})
 
 
-def sizes(spec: EnvSpec) -> str:
-    """Says a task's sizes in words.
+def require_spec(path: str | os.PathLike, expected: EnvSpec, found: EnvSpec) -> None:
+    """Compares the sizes of a dataset with those of a task.
 
     Args:
-        spec: the sizes.
+        path: of the dataset.
+        expected: the task's.
+        found: the dataset's.
+
+    Raises:
+        DatasetError: they differ.
     """
+    if expected != found:
+        raise DatasetError(f"{path}: spec: expected {_sizes(expected)}, found {_sizes(found)}")
+
+
+def _sizes(spec: EnvSpec) -> str:
     kind = "discrete" if spec.discrete else "continuous"
     return (
         f"{spec.num_agents} agents, {spec.obs_dim} observation and {spec.state_dim} state features,"

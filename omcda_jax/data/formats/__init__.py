@@ -127,8 +127,8 @@ def read(
         check(found, episodes, path)
     except DatasetError as error:
         raise DatasetError("; ".join([str(error), *odd])) from error
-    if spec is not None and spec != found:
-        raise DatasetError(f"{path}: spec: expected {hdf5.sizes(spec)}, found {hdf5.sizes(found)}")
+    if spec is not None:
+        hdf5.require_spec(path, spec, found)
     metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
     return Found(kind, found, episodes, metadata, (*notes, *odd))
 

@@ -61,16 +61,19 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     notes = [f"{(~kept).sum()} episodes without a step: left out"] if not kept.all() else []
     if not kept.any():
         raise DatasetError(f"{source}: filled: expected at least one episode with a step, found none")
-    inside = np.arange(slots + 1)[None] <= length[:, None]
-    inside &= kept[:, None]
-    pad = lambda values: np.append(values, values[:, -1:], axis=1)[inside]
-    actions = found["actions"].reshape(*found["actions"].shape[:3])
+    episode, step = np.nonzero((np.arange(slots + 1)[None] <= length[:, None]) & kept[:, None])
+    # the last slot stands for the row that would come after it
+    picked = episode * slots + np.minimum(step, slots - 1)
+    agents = found["actions"].shape[2]
+    found["actions"], found["reward"] = found["actions"].reshape(count, slots, agents), flat("reward")
+    # the arrays are large: each is let go once it is cut
+    pick = lambda key: (whole := found.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
     values = {
-        "obs": pad(found["obs"]),
-        "state": pad(found["state"]),
-        "avail": pad(found["avail_actions"]) != 0,
-        "action": pad(actions.astype(np.int64)),
-        "reward": pad(flat("reward")),
+        "obs": pick("obs"),
+        "state": pick("state"),
+        "avail": pick("avail_actions") != 0,
+        "action": pick("actions").astype(np.int64),
+        "reward": pick("reward"),
     }
     length, ended = length[kept], ended[kept]
     final = final_rows(length)

@@ -36,7 +36,7 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     rows.require_keys(list(file), KEYS, source)
     found = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in zip(KEYS, _RANKS, strict=True)}
     rows.require_rows(found, source)
-    state, obs, action, reward, done = found.values()
+    obs, action, done = found["o"], found["a"], found["d"]
     if action.dtype.kind != "f":
         raise DatasetError(f"{source}: a: expected floating-point actions, found {action.dtype}")
     if obs.shape[1] != action.shape[1]:
@@ -57,13 +57,13 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     keep = np.ones(kept, bool)
     keep[ends[empty]] = False
     length = length[~empty]
-    cut = lambda values: values[:kept][keep]
+    # the arrays are large: none is copied that need not be, or held longer
+    cut = lambda values: values[:kept] if keep.all() else values[:kept][keep]
+    state = cut(found.pop("s"))
+    state = rows.shared_state(state) if state.ndim == 3 else state
+    values = {"obs": cut(obs), "state": state, "action": cut(action), "reward": cut(found["r"].reshape(len(done), -1))}
     final = final_rows(length)
-    action, reward = cut(action).copy(), cut(reward.reshape(len(reward), -1)).copy()
-    action[final], reward[final] = 0, 0
-    if state.ndim == 3:
-        state = rows.shared_state(state)
-    values = {"obs": cut(obs), "state": cut(state), "action": action, "reward": reward}
+    values["action"][final], values["reward"][final] = 0, 0
     return rows.episodes(values, length, np.ones(len(length), bool)), notes
 
 

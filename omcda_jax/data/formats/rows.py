@@ -57,7 +57,7 @@ def require_rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
 def shared_state(state: np.ndarray) -> np.ndarray:
     """Makes the team's state out of one state for each agent, [T, N, S] to [T, S], or [T, N * S] where they differ."""
     if (state == state[:, :1]).all():
-        return state[:, 0]
+        return state[:, 0].copy()
     return state.reshape(len(state), -1)
 
 
