@@ -31,7 +31,15 @@ RESUMABLE = frozenset(
 
 
 # What a preset says of these goes with it to another algorithm; all else is the other algorithm's own.
-SHARED = ("discount", "learning_rate", "target_rate", "policy_average_rate", "hidden_sizes", "mixer_hidden")
+SHARED = (
+    "discount",
+    "learning_rate",
+    "target_rate",
+    "policy_average_rate",
+    "hidden_sizes",
+    "mixer_hidden",
+    "critic_layer_norm",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

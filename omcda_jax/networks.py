@@ -161,9 +161,10 @@ class MixedCritic(NamedTuple):
         return self.mix(params, state, action_values(self.local, params["local"], obs, action))
 
 
-def mixed_critic(spec: EnvSpec, hidden_sizes: Sequence[int], mixer_hidden: int) -> MixedCritic:
-    """The critic of a task; local values as `critic_network`."""
-    return MixedCritic(critic_network(spec, hidden_sizes), ReturnMixer(spec.num_agents, mixer_hidden))
+def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:
+    """The critic of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
+    local = critic_network(spec, config.hidden_sizes, config.critic_layer_norm)
+    return MixedCritic(local, ReturnMixer(spec.num_agents, config.mixer_hidden))
 
 
 def init_mixed_critic(critic: MixedCritic, key: chex.PRNGKey, spec: EnvSpec, ensemble: int | None = None) -> Any:
@@ -226,10 +227,10 @@ class Backbone(NamedTuple):
 
 
 def backbone(spec: EnvSpec, config: Any) -> Backbone:
-    """The networks of a task, by an algorithm's `hidden_sizes` and `mixer_hidden`."""
+    """The networks of a task, by an algorithm's settings, see `mixed_critic`."""
     return Backbone(
         policy=policy_network(spec, config.hidden_sizes),
-        critic=mixed_critic(spec, config.hidden_sizes, config.mixer_hidden),
+        critic=mixed_critic(spec, config),
         value=value_network(config.hidden_sizes),
     )
 

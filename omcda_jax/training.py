@@ -35,6 +35,7 @@ class CriticSettings:
         policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
         hidden_sizes: of all networks but the mixers.
         mixer_hidden: width of the mixers' layers.
+        critic_layer_norm: normalise the hidden layers of the action values.
     """
 
     discount: float = 0.99
@@ -43,6 +44,7 @@ class CriticSettings:
     policy_average_rate: float = 1.0
     hidden_sizes: tuple[int, ...] = (256, 256)
     mixer_hidden: int = 64
+    critic_layer_norm: bool = False
 
 
 def check_numbers(config: Any, positive: Sequence[str] = (), rates: Sequence[str] = ()) -> None:

@@ -376,12 +376,15 @@ def test_the_policy_that_acts_is_an_average(name):
     chex.assert_trees_all_equal(newest.target_params["policy"], newest.params["policy"])
 
 
-def test_layer_norm_bounds_what_a_critic_says_far_from_the_data():
+@pytest.mark.parametrize(
+    ("config", "metric"), [(OmcdaConfig, "critic/q_return"), (OmigaConfig, "critic/q"), (BcqConfig, "critic/q")]
+)
+def test_layer_norm_bounds_what_a_critic_says_far_from_the_data(config, metric):
     def spread(layer_norm):
-        state = omcda_jax.init(jax.random.key(0), CONTINUOUS, OmcdaConfig(critic_layer_norm=layer_norm, **SMALL))
+        state = omcda_jax.init(jax.random.key(0), CONTINUOUS, config(critic_layer_norm=layer_norm, **SMALL))
         far = make_batch(0, spec=CONTINUOUS)
-        _, metrics = UPDATE(state, far.replace(obs=1e4 * far.obs))
-        return abs(float(metrics["critic/q_return"]))
+        _, metrics = UPDATE(state, far.replace(obs=1e6 * far.obs))
+        return abs(float(metrics[metric]))
 
     assert spread(True) < 10 < 100 < spread(False)
 

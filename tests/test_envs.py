@@ -154,19 +154,36 @@ def test_features_are_of_order_one(battles):
 
 
 def test_a_shift_moves_the_team_and_nobody_else(environment):
-    shifted = smax.make("3m", shift=(0.5, 12.0))
+    shifted = smax.make("3m", shift=(0.5, 6.0, 12.0))
     assert shifted.name != environment.name
     _, now = jax.jit(jax.vmap(shifted.reset))(keys(5))
     height = 32 * units(now.state)[..., 2]
     # units start within two map units of the middle, 16, and are pushed apart a little
     assert np.abs(height[:, ALLIES:] - 16).max() < 3
     centre = height[:, :ALLIES].mean(1)
-    assert centre.min() > 13 and 25 < centre.max() < 31
+    assert centre.min() > 13 and 25 < centre.max() < 31 and not ((centre > 19) & (centre < 21)).any()
     assert np.ptp(height[:, :ALLIES], axis=1).max() < 6
     moved = centre > 19
     assert 0.2 < moved.mean() < 0.7
     # the observation shows the same battle as the state
     np.testing.assert_allclose(now.obs[:, :, -8], units(now.state)[:, :ALLIES, 2], rtol=1e-5)
+
+
+def test_fewer_enemies_are_dead_from_the_start_and_the_battle_goes_on(environment):
+    easier = smax.make("3m", fewer=(0.5, 0.9))
+    assert easier.name != environment.name
+    env_state, now = jax.jit(jax.vmap(easier.reset))(keys(5))
+    health = units(now.state)[..., 0]
+    assert (health[:, : ALLIES + 1] > 0).all()
+    dead = (health[:, ALLIES + 1 :] == 0).mean()
+    # half of the starts, of the others .45 of the two that may be dead
+    assert 0.1 < dead < 0.35
+    action = jnp.full((len(health), ALLIES), 4)
+    _, after = jax.jit(jax.vmap(easier.step))(keys(6), env_state, action)
+    still = health[:, ALLIES:] == 0
+    assert (units(after.state)[:, ALLIES:, 0][still] == 0).all() and not after.terminated.any()
+    # what is legal against an enemy in range is never a dead one
+    assert not after.avail[..., 5:][np.broadcast_to(still[:, None], (len(health), ALLIES, 3))].any()
 
 
 def test_corridor_is_ours():
@@ -190,10 +207,20 @@ def test_unknown_names_say_what_there_is(name, says):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("shift", [(1.5, 5.0), (0.5, 13.0), (0.5, -1.0)])
-def test_bad_shifts_are_refused(shift):
-    with pytest.raises(ConfigError, match="shift"):
-        smax.make("3m", shift=shift)
+@pytest.mark.parametrize(
+    "starts",
+    [
+        {"shift": (1.5, 0.0, 5.0)},
+        {"shift": (0.5, 0.0, 13.0)},
+        {"shift": (0.5, -1.0, 5.0)},
+        {"shift": (0.5, 6.0, 5.0)},
+        {"fewer": (1.5, 0.5)},
+        {"fewer": (0.5, -0.5)},
+    ],
+)
+def test_starts_that_cannot_be_are_refused(starts):
+    with pytest.raises(ConfigError, match=f"smax {next(iter(starts))}: expected 0 <= probability"):
+        smax.make("3m", **starts)
 
 
 def test_missing_jaxmarl_says_how_to_install_it(monkeypatch):

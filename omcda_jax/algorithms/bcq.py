@@ -61,6 +61,7 @@ class BcqConfig:
     target_rate: float = 0.005
     hidden_sizes: tuple[int, ...] = (256, 256)
     mixer_hidden: int = 64
+    critic_layer_norm: bool = False
     name: str = "bcq"
 
     def __post_init__(self):
@@ -84,7 +85,7 @@ class _Networks(NamedTuple):
 def _networks(spec: EnvSpec, config: BcqConfig) -> _Networks:
     latent, hidden = 2 * spec.action_dim, tuple(config.hidden_sizes)
     return _Networks(
-        critic=networks.mixed_critic(spec, hidden, config.mixer_hidden),
+        critic=networks.mixed_critic(spec, config),
         head=networks.AgentNetwork(hidden, spec.action_dim),
         encoder=networks.AgentNetwork(tuple(config.vae_hidden), 2 * latent, action_inputs=spec.action_dim),
         decoder=networks.AgentNetwork(tuple(config.vae_hidden), spec.action_dim, action_inputs=latent),

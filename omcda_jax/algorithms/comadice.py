@@ -14,6 +14,7 @@ The default `value_form="released"` stops the gradients through g and the traili
 hence as their figures were made: v then minimises alpha E g(x), a one-sided regression towards q, which is not the
 dual. The steps are taken one after another: critic, value and lambda_v, lambda_e, policy, each seeing the ones before
 it. (The released continuous class gives the value step the critic from before its step; here both kinds see it after.)
+Agents without a choice count neither in omega nor in E w(x) for lambda_e.
 """
 
 import dataclasses

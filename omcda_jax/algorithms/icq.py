@@ -2,7 +2,8 @@
 
 Source: Yang, Ma, Li, Zheng, Zhang, Huang, Yang, Zhao, "Believe What You See: Implicit Constraint Approach for Offline
 Multi-Agent Reinforcement Learning" (NeurIPS 2021), on the matched backbone: feed-forward, one-step targets, the linear
-mixer with its bias. With rho(X) = B softmax over the batch of X, stopped, so that weights average one:
+mixer with its bias. With rho(X) = B softmax over the batch of X, stopped, so that weights average one (in the target
+over the rows that bootstrap):
 
     y     = r + gamma nu rho(Q_tot(s',a') / beta_Q) Q_tot(s',a')            target networks, a' the data's next action
     L_q   = mean (Q_tot - y)^2
@@ -10,9 +11,9 @@ mixer with its bias. With rho(X) = B softmax over the batch of X, stopped, so th
     adv_i = q_i(a_i) - E_pi q_i                                             continuous: times w_i
 
 Continuous actions have two local critics under one mixer, each with its own regression; values take the smaller.
-`variant="released"` (continuous only) is the form of the OMIGA authors' comparison: weights that sum to one over the
-batch instead of averaging one, decaying by 0.8 gamma along the (shuffled) batch in the target, the smaller critic
-regressed alone, and no baseline in the advantage.
+`variant="released"` (continuous only) is the form of the OMIGA authors' comparison, where value_temperature is 10:
+weights that sum to about one over the batch instead of averaging one, decaying by 0.8 gamma along the (shuffled) batch
+in the target, the smaller critic regressed alone, and no baseline in the advantage.
 """
 
 import dataclasses

@@ -4,14 +4,15 @@ Source: Pan, Huang, Ma, Xu, "Plan Better Amid Conservatism: Offline Multi-Agent 
 Rectification" (ICML 2022). With c the mixing coefficient:
 
     continuous   L_pi = c mean |pi(o_i) - a*_i|^2 - (1 - c) mean q_i(o_i, pi(o_i)),   pi(o) = tanh(mean)
-                 a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method
+                 a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method;
+                 the policy is deterministic: targets take its action, the penalty's proposals are that with noise
     discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) E_pi q_i
                  a*_i the legal argmax of q_i, for the actions can be enumerated
 
 CFCQL's code, the one discrete form in use, has -adv_i log pi(a_i|o_i) on the data's actions in place of -E_pi q_i. That
 has no lower bound: it makes whatever is worse than average ever less likely, and in a bandit the logits grew into the
 tens of thousands and ended at the wrong action. Search and values are frozen in the actor's loss. The critic, its
-target (double Q-learning, or an action of the policy) and its exact penalty are those described for CQL-MA.
+target (double Q-learning, or the policy's action) and its penalty are those described for CQL-MA.
 """
 
 import dataclasses
@@ -48,6 +49,7 @@ class OmarConfig(CriticSettings):
         search_rounds, search_samples, search_elites: rounds of the cross-entropy method, actions drawn in each, and
             how many of the best the next round is fitted to.
         search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
+        proposal_spread: standard deviation of the penalty's proposals about the policy's action, before the tanh.
         name: key of the algorithm.
     """
 
@@ -58,13 +60,14 @@ class OmarConfig(CriticSettings):
     search_samples: int = 20
     search_elites: int = 5
     search_spread: float = 2.0
+    proposal_spread: float = 0.2
     name: str = "omar"
 
     def __post_init__(self):
         for key in ("num_samples", "search_rounds"):
             require(self, key, getattr(self, key) >= 1, "at least 1")
         require(self, "search_elites", 2 <= self.search_elites <= self.search_samples, "2 up to search_samples")
-        check_numbers(self, positive=["search_spread"])
+        check_numbers(self, positive=["search_spread", "proposal_spread"])
         if self.coefficient is not None:
             require(self, "coefficient", 0 <= self.coefficient <= 1, "between 0 and 1")
             require(self, "penalty", self.penalty >= 0, "0 or more")
@@ -169,18 +172,25 @@ def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch,
     return rectified_loss(policy, lambda a: local(batch.obs, a)[..., 0], found, hyper["coefficient"])
 
 
+def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
+    """What the penalty draws actions from: a continuous policy's mean with noise, for its own width is not learnt."""
+    if isinstance(policy, Categorical):
+        return policy
+    return dataclasses.replace(policy, log_std=jnp.full_like(policy.mean, jnp.log(spread)))
+
+
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """One step of critic and policy, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """
     nets, now, barred = backbone(state.spec, state.config), state.params, state.target_params["critic"]
-    next_keys, measure_keys, search_keys = row_keys(state, batch, 3, axis_name)
+    measure_keys, search_keys = row_keys(state, batch, 2, axis_name)
 
-    proposal = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
-    next_proposal = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
-    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail)
-    chosen = jax.vmap(lambda policy, key: policy.sample(key))(chosen, next_keys)
+    here = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
+    there = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
+    proposal, next_proposal = (proposals(policy, state.hyper["proposal_spread"]) for policy in (here, there))
+    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).mode()
     next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, chosen)
     y = losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
     measure = jax.vmap(lambda pi, avail, key, other: pi.measure(avail, key, state.config.num_samples, other))

@@ -24,14 +24,18 @@ HORIZON = 100
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
 
 
-def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environment:
+def make(
+    scenario: str, *, shift: tuple[float, float, float] | None = None, fewer: tuple[float, float] | None = None
+) -> Environment:
     """Builds one SMAX scenario as two pure functions.
 
     Args:
         scenario: a JaxMARL scenario name such as `3m`, `2s3z`, `5m_vs_6m`, `8m`, `6h_vs_8z`, or `corridor`
             (6 zealots against 24 zerglings).
-        shift: `(probability, limit)`: with that probability an episode starts with the whole team moved north by the
-            same distance, uniform in [0, limit] map units. For training behaviour policies only.
+        shift: `(probability, least, limit)`: with that probability an episode starts with the whole team moved north by
+            the same distance, uniform in [least, limit] map units. For training behaviour policies only.
+        fewer: `(probability, limit)`: with that probability every enemy but the first starts dead by a chance that is
+            drawn for the episode, uniform in [0, limit]. For training behaviour policies only.
 
     Raises:
         ConfigError: unknown scenario, a shift out of range, or JaxMARL is not installed.
@@ -49,8 +53,10 @@ def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environm
         close = difflib.get_close_matches(scenario, scenarios, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigError(f"smax scenario: expected one of {', '.join(sorted(scenarios))}, found {scenario!r}{hint}")
-    if shift is not None and not (0 <= shift[0] <= 1 and 0 <= shift[1] <= 12):
-        raise ConfigError(f"smax shift: expected 0 <= probability <= 1 and 0 <= limit <= 12, found {shift}")
+    if shift is not None and not (0 <= shift[0] <= 1 and 0 <= shift[1] <= shift[2] <= 12):
+        raise ConfigError(f"smax shift: expected 0 <= probability <= 1 and 0 <= least <= limit <= 12, found {shift}")
+    if fewer is not None and not (0 <= fewer[0] <= 1 and 0 <= fewer[1] <= 1):
+        raise ConfigError(f"smax fewer: expected 0 <= probability <= 1 and 0 <= limit <= 1, found {fewer}")
 
     env = HeuristicEnemySMAX(scenario=scenarios[scenario], max_steps=HORIZON)
     num_agents, num_units = env.num_allies, env.num_allies + env.num_enemies
@@ -78,11 +84,19 @@ def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environm
         reset_key, chance_key, distance_key = jax.random.split(key, 3)
         obs, env_state = env.reset(reset_key)
         if shift is not None:
-            probability, limit = shift
+            probability, least, limit = shift
             moved = jax.random.bernoulli(chance_key, probability)
-            distance = jnp.where(moved, jax.random.uniform(distance_key, maxval=limit), 0.0)
+            distance = jnp.where(moved, jax.random.uniform(distance_key, minval=least, maxval=limit), 0.0)
             positions = env_state.state.unit_positions.at[:num_agents, 1].add(distance)
             env_state = env_state.replace(state=env_state.state.replace(unit_positions=positions))
+        if fewer is not None:
+            probability, limit = fewer
+            each_key, chance_key, share_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+            share = jnp.where(jax.random.bernoulli(chance_key, probability), limit, 0.0) * jax.random.uniform(share_key)
+            alive = (jax.random.uniform(each_key, (num_units,)) >= share) | (jnp.arange(num_units) <= num_agents)
+            health = jnp.where(alive, env_state.state.unit_health, 0.0)
+            env_state = env_state.replace(state=env_state.state.replace(unit_alive=alive, unit_health=health))
+        if shift is not None or fewer is not None:
             obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
         no = jnp.zeros((), bool)
         return _strong(env_state), show(env_state, obs, 0.0, no, no, no)
@@ -98,7 +112,7 @@ def make(scenario: str, *, shift: tuple[float, float] | None = None) -> Environm
         return _strong(env_state), show(env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
 
     return Environment(
-        name=f"smax/{scenario}" + ("" if shift is None else " (shifted starts)"),
+        name=f"smax/{scenario}" + ("" if shift is None and fewer is None else " (easier starts)"),
         spec=spec,
         horizon=HORIZON,
         max_return=2.0,

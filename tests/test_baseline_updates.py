@@ -1,0 +1,237 @@
+"""What the baselines' equations come to inside their updates, with real networks: closed forms and identities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_algorithms import CONFIGS, CONTINUOUS, SPEC, UPDATE, after, make_batch
+
+import omcda_jax
+from omcda_jax import networks
+from omcda_jax.algorithms import bcq, cfcql, cql, icq, omar
+from omcda_jax.distributions import Measure, tanh_gaussian
+from omcda_jax.networks import backbone
+from omcda_jax.training import row_keys
+
+BASELINES = ["bc", "bcq", "cql", "icq", "omar", "omiga", "cfcql", "comadice"]
+
+
+def with_hyper(state, **numbers):
+    return state.replace(hyper={**state.hyper, **{key: jnp.float32(value) for key, value in numbers.items()}})
+
+
+def close(got, expected, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), got, expected)
+
+
+def test_double_q_learning_takes_the_best_legal_action():
+    """With one legal action next, the target is that action's value, whatever the others are worth."""
+    state, batch = after(CONFIGS["cql"]), make_batch(4)
+    nets, only = backbone(SPEC, state.config), np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
+    batch = batch.replace(next_avail=only)
+    y = cql.td_target(state, nets, batch, jax.random.split(jax.random.key(0), 24))
+    value = nets.critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, jnp.full((24, 3), 2))
+    np.testing.assert_allclose(y, batch.reward + 0.99 * batch.discount * value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("bc", "policy"),
+        ("icq", "policy"),
+        ("omiga", "policy"),
+        ("omar", "policy"),
+        ("bcq", "head"),
+        ("cfcql", "behaviour"),
+    ],
+)
+def test_an_agent_without_a_choice_teaches_no_policy(name, group):
+    state, batch = after(CONFIGS[name]), make_batch(13)
+    if name == "cfcql":
+        state = state.replace(step=jnp.int32(0))
+    avail, action, obs = batch.avail.copy(), batch.action.copy(), batch.obs.copy()
+    avail[:, 0], action[:, 0] = np.arange(4) == 0, 0
+    batch = batch.replace(avail=avail, action=action)
+    obs[:, 0] += 1.0
+    found = [UPDATE(state, one)[0].params[group] for one in (batch, batch.replace(obs=obs))]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_bcq_acts_within_the_actions_it_learns_with():
+    """Threshold 1 leaves the behaviour's mode alone."""
+    state, batch = with_hyper(after(CONFIGS["bcq"]), threshold=1.0), make_batch(5)
+    logits = bcq._networks(SPEC, state.config).head.apply(state.params["head"], batch.obs)
+    expected = np.argmax(np.where(batch.avail, logits, -1e9), axis=-1)
+    np.testing.assert_array_equal(omcda_jax.act(state, batch.obs, batch.avail), expected)
+
+
+def test_the_joint_penalty_is_n_times_the_counterfactual_one_by_enumeration(random):
+    q, weights, bias = random.normal(size=(3, 4)), np.abs(random.normal(size=3)), 0.7
+    chosen = weights * q[np.arange(3), [1, 3, 0]]
+    team = bias + chosen.sum()
+    joint = [bias + sum(weights[i] * q[i, a[i]] for i in range(3)) for a in np.ndindex(4, 4, 4)]
+    alone = [[team - chosen[i] + weights[i] * q[i, a] for a in range(4)] for i in range(3)]
+    counterfactual = np.mean([np.log(np.exp(one).sum()) for one in alone])
+    np.testing.assert_allclose(3 * counterfactual - 3 * team, np.log(np.exp(joint).sum()) - team)
+    gap = np.log(np.exp(weights[:, None] * q).sum(axis=1)) - chosen
+    even = cfcql.counterfactual_penalty(gap, cfcql.agent_weights(jnp.arange(3.0), 0.0))
+    np.testing.assert_allclose(3 * even, np.log(np.exp(joint).sum()) - team, rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0, 100.0])
+def test_a_constant_value_costs_cfcql_the_logarithm_of_the_legal_count(temperature):
+    weights = cfcql.agent_weights(jnp.array([[0.1, 0.2, 0.7]]), temperature)
+    penalty = cfcql.counterfactual_penalty(jnp.full((1, 3), np.log(3.0)), weights)
+    np.testing.assert_allclose(penalty, 1.098612, atol=1e-5)
+
+
+def test_the_penalty_leaves_the_bias_alone():
+    state, batch = after(CONFIGS["cql"]), make_batch(1)
+    nets, measure = backbone(SPEC, state.config), Measure(None, jnp.where(batch.avail, 0.0, -1e9))
+
+    def penalty(mixer):
+        weights = nets.critic.mixer.apply(mixer, batch.state)[0]
+        values, chosen = networks.support_and_action_values(
+            nets.critic.local, state.params["critic"]["local"], batch.obs, measure, batch.action
+        )
+        return cql.conservative_penalty(weights[..., None] * values, measure, weights * chosen).sum()
+
+    gradient = jax.grad(penalty)(state.params["critic"]["mixer"])["params"]
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["Dense_2"]))
+    assert (gradient["Dense_1"]["kernel"] != 0).any()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_proposals_are_weighed_by_their_own_densities(dimensions):
+    everything = jnp.ones((1, 1, dimensions), bool)
+    normal = lambda mean, log_std: tanh_gaussian(
+        jnp.full(everything.shape, mean), jnp.full(everything.shape, log_std), everything
+    )
+    here, there = normal(0.4, -0.3), normal(-0.5, 0.0)
+    measure = here.measure(everything, jax.random.key(0), 10, there)
+    density = lambda policy, actions: jax.vmap(policy.log_prob, in_axes=2, out_axes=2)(actions)
+    uniform, own, next_own = (slice(10 * part, 10 * part + 10) for part in range(3))
+    # a density of 2^-d on [-1, 1]^d, and the mean of 30 draws: d = 1, K = 10 alone in the sum gives log 10 + log 2
+    np.testing.assert_allclose(measure.log_weights[..., uniform], dimensions * np.log(2) - np.log(30), atol=1e-5)
+    for part, policy in ((own, here), (next_own, there)):
+        expected = -density(policy, measure.actions[..., part, :]) - np.log(30)
+        np.testing.assert_allclose(measure.log_weights[..., part], expected, atol=1e-3)
+
+
+def test_equal_next_values_of_8_and_rewards_of_1_make_icq_s_target_8_92():
+    state = after(CONFIGS["icq"], updates=0)
+    target = jax.tree.map(jnp.zeros_like, state.target_params["critic"])
+    target["mixer"]["params"]["Dense_2"]["bias"] = jnp.array([8.0])
+    state = state.replace(target_params={**state.target_params, "critic": target})
+    ones, none = np.ones(4, np.float32), np.zeros(4, bool)
+    batch = make_batch(0, size=4).replace(reward=ones, discount=ones, last=none)
+    y, _ = icq.td_target(state, backbone(SPEC, state.config), batch, None)
+    np.testing.assert_allclose(y, 8.92, rtol=1e-6)
+
+
+def test_at_a_high_temperature_icq_s_critic_is_sarsa_s():
+    state, batch = with_hyper(after(CONFIGS["icq"]), value_temperature=1e9), make_batch(1)
+    batch, nets, target = batch.replace(last=np.zeros(24, bool)), backbone(SPEC, state.config), state.target_params
+    critic = {"local": jax.tree.map(lambda x: x[0], target["critic"]["local"]), "mixer": target["critic"]["mixer"]}
+    value = nets.critic.q_tot(critic, batch.next_obs, batch.next_state, batch.next_action)
+    y, _ = icq.td_target(state, nets, batch, None)
+    np.testing.assert_allclose(y, batch.reward + 0.99 * batch.discount * value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_search_s_second_round_is_drawn_about_the_first_one_s_elites():
+    seen, key = [], jax.random.key(0)
+
+    def score(actions):
+        seen.append(np.asarray(actions))
+        return actions[..., 0]
+
+    omar.search(score, key, (1000, 1), rounds=2, samples=20, elites=5, spread=0.3)
+    elites = np.sort(seen[0][..., 0], axis=1)[:, -5:]
+    noise = np.asarray(jax.random.normal(jax.random.split(key, 2)[1], (1000, 20, 1)))[..., 0]
+    spread = elites.std(axis=1, ddof=1)[:, None]
+    np.testing.assert_allclose(
+        seen[1][..., 0], np.clip(elites.mean(axis=1)[:, None] + spread * noise, -1, 1), atol=1e-5
+    )
+
+
+def test_omar_evaluates_the_policy_that_acts():
+    """The width of its policy network is not learnt and changes nothing: neither targets nor proposals have it."""
+    state, batch = after(CONFIGS["omar"], spec=CONTINUOUS), make_batch(2, spec=CONTINUOUS)
+    last = state.params["policy"]["params"]["Dense_2"]
+    wider = {"kernel": last["kernel"].at[:, 2:].add(0.5), "bias": last["bias"].at[2:].add(0.5)}
+    policy = {"params": {**state.params["policy"]["params"], "Dense_2": wider}}
+    other = state.replace(params={**state.params, "policy": policy})
+    (one, metrics), (two, again) = UPDATE(state, batch), UPDATE(other, batch)
+    jax.tree.map(np.testing.assert_array_equal, one.params["critic"], two.params["critic"])
+    jax.tree.map(np.testing.assert_array_equal, metrics, again)
+
+
+def test_without_imitation_omar_s_actor_is_cql_s():
+    """For mixer weights of one and a policy without width, whose draws are its mode."""
+    state, batch = after(CONFIGS["cql"], spec=CONTINUOUS), make_batch(3, spec=CONTINUOUS)
+    nets = backbone(CONTINUOUS, state.config)
+    mixer, policy = state.params["critic"]["mixer"]["params"], state.params["policy"]["params"]
+    ones = {"kernel": jnp.zeros_like(mixer["Dense_1"]["kernel"]), "bias": jnp.ones(3)}
+    narrow = {
+        "kernel": policy["Dense_2"]["kernel"].at[:, 2:].set(0.0),
+        "bias": policy["Dense_2"]["bias"].at[2:].set(-20.0),
+    }
+    params = {
+        "policy": {"params": {**policy, "Dense_2": narrow}},
+        "critic": {**state.params["critic"], "mixer": {"params": {**mixer, "Dense_1": ones}}},
+    }
+    state = state.replace(params=params)
+    ascent = with_hyper(after(CONFIGS["omar"], updates=0, spec=CONTINUOUS).replace(params=params), coefficient=0.0)
+    keys = row_keys(state, batch, 1)[0]
+
+    def of_cql(policy):
+        return cql.policy_loss(state, nets, {**params, "policy": policy}, batch, keys).mean()
+
+    def of_omar(policy):
+        proposed = networks.action_distribution(nets.policy, policy, batch.obs, batch.avail)
+        return omar.policy_loss(ascent, nets, proposed, batch, keys).mean()
+
+    one, two = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(loss)(params["policy"]))])
+        for loss in (of_cql, of_omar)
+    )
+    # the narrowest width the networks allow is e^-5, not nothing
+    assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
+    assert abs(np.linalg.norm(one) / np.linalg.norm(two) - 1) < 0.02
+
+
+@pytest.mark.parametrize("starts", [[0, 3], []])
+def test_comadice_counts_the_values_of_the_batch_s_first_steps(starts):
+    state, first = after(CONFIGS["comadice"]), np.isin(np.arange(24), starts)
+    batch = make_batch(2).replace(first=first)
+    values = np.asarray(backbone(SPEC, state.config).value.apply(state.params["value"], batch.obs))[..., 0]
+    expected = 0.01 * values[first].mean() if starts else 0.0
+    np.testing.assert_allclose(UPDATE(state, batch)[1]["value/start"], expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_agents_swapped_with_their_rows_of_the_networks_learn_swapped(name):
+    order = np.array([2, 0, 1])
+
+    def swap(tree, path=()):
+        if "kernel" not in tree:
+            return {key: swap(value, (*path, key)) if isinstance(value, dict) else value for key, value in tree.items()}
+        kernel, bias = tree["kernel"], tree["bias"]
+        if path[-1] == "Dense_0" and kernel.shape[-2] == SPEC.obs_dim + 3:
+            kernel = kernel.at[..., -3:, :].set(kernel[..., -3:, :][..., order, :])
+        if "mixer" in path and path[-1] == "Dense_1":
+            kernel, bias = kernel[..., order], bias[..., order]
+        return {"kernel": kernel, "bias": bias}
+
+    state, batch = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS[name]), make_batch(25)
+    if name == "cfcql":  # past its cloning
+        state = state.replace(step=jnp.int32(2))
+    fields = ("obs", "avail", "action", "next_obs", "next_avail", "next_action")
+    swapped = batch.replace(**{field: np.asarray(getattr(batch, field))[:, order] for field in fields})
+    other = state.replace(params=swap(state.params), target_params=swap(state.target_params))
+    # the optimisers' first moments are the gradients, up to a factor
+    moments = lambda state: {group: found[1].mu for group, found in state.opt_state.items()}
+    expected = {
+        group: swap(mu) if isinstance(mu, dict) else mu for group, mu in moments(UPDATE(state, batch)[0]).items()
+    }
+    close(moments(UPDATE(other, swapped)[0]), expected, atol=1e-6)
