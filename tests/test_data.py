@@ -72,6 +72,15 @@ def test_bookkeeping_of_two_episodes():
     assert dataset.rows.dtype == jnp.int32 and dataset.action.dtype == jnp.int32
 
 
+def test_arrays_in_memory_stay_the_caller_s():
+    episodes = make_episodes()
+    mine = data.dataset.aligned(episodes.obs.shape, np.float32)
+    mine[:] = episodes.obs
+    dataset = data.from_arrays(SPEC, episodes._replace(obs=mine))
+    mine[:] = 0
+    np.testing.assert_array_equal(dataset.obs, episodes.obs)
+
+
 def test_gather_reads_each_row_and_its_successor():
     episodes = make_episodes()
     batch = data.gather(data.from_arrays(SPEC, episodes), jnp.array([1, 5, 3]))

@@ -232,7 +232,8 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
         DatasetError: whatever `check` finds.
     """
     check(spec, episodes, source)
-    return put(arrange(spec, episodes, reward_scale))
+    # a copy, for the caller may write to the arrays again
+    return jax.tree.map(jnp.array, arrange(spec, episodes, reward_scale))
 
 
 def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dataset:
