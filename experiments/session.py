@@ -283,10 +283,15 @@ def load_data(
         ConfigError, DatasetError: as `data.ensure` and `read_data`; or the simulator has other sizes.
     """
     asked = config.data
-    if loaded is None and asked.path is None:
+    if asked.path is None:
+        # all processes ask, whatever they found themselves; where the file is there nothing is done
         sizes = {"episodes": asked.episodes, "transitions": asked.transitions}
-        by_first(lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes)))
-    path, dataset, metadata = loaded or read_data(config)
+        collect = lambda: os.fspath(data.ensure(asked.environment, asked.quality, seed=asked.seed, log=say, **sizes))
+        where = by_first(collect)
+    loaded = loaded or read_data(config)
+    if loaded is None:
+        raise DatasetError(f"{where}: expected the dataset that the first process collected, found nothing there")
+    path, dataset, metadata = loaded
     data.require_spec(path, environment.spec, dataset.spec)
     for note in metadata["notes"]:
         say(f"note: {path}: {note}")

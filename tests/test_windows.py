@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+import omcda_jax
 from benchmarks import toy
 from benchmarks.faults import Run
 from omcda_jax import data
-from omcda_jax.config import DataConfig, LearnerConfig
+from omcda_jax.config import DataConfig, ExperimentConfig, LearnerConfig
 from omcda_jax.data.dataset import arrange
-from omcda_jax.types import ConfigError, EnvSpec
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=True)
 ROW = 2 * 3 * 4 + 2 * 4 + 2 * 4 + 2 * 4 + 4 + 4 + 1  # bytes
@@ -168,6 +169,15 @@ def test_learning_from_windows_is_resumed_to_the_bit(place):
     assert parts.codes == [75], parts.err
     parts.go()
     assert parts.resumed_at > 0 and parts.same_end_as(whole)
+
+
+def test_a_process_that_does_not_see_what_another_collected_says_so(monkeypatch):
+    import session
+
+    config = ExperimentConfig("toy", omcda_jax.BcConfig(), DataConfig("smax/toy"), LearnerConfig(updates=100))
+    monkeypatch.setattr(session.data, "ensure", lambda *arguments, **options: "elsewhere.h5")
+    with pytest.raises(DatasetError, match=r"elsewhere.h5: expected the dataset that the first process collected"):
+        session.load_data(config, toy.environment())
 
 
 def test_data_larger_than_the_device_are_refused_before_they_are_read(place, monkeypatch):
