@@ -73,11 +73,11 @@ def throughput(path: str, placement: str) -> dict[str, float]:
     look = lambda state, batch, *, axis_name=None: (state, {"sum": sum(x.sum() for x in jax.tree.leaves(batch))})
     found = {}
     for name, algorithm in {"batches": Algorithm(omcda.config, omcda.init, look, omcda.act), "updates": omcda}.items():
-        # long enough for many windows
-        calls = max(4, FLAGS.updates // per_call) if name == "updates" else 400
+        windows = data.Windows(dataset, DataConfig("any/data", window=size / 8e6), learner)
+        # long enough for several windows
+        calls = max(FLAGS.updates if name == "updates" else 20_000, 3 * windows.updates) // per_call
         state = initial_state(algorithm, 0, dataset.spec, algorithm.config())
         step = make_train_step(algorithm, data.sample, FLAGS.batch_size, per_call)
-        windows = data.Windows(dataset, DataConfig("any/data", window=size / 8e6), learner)
         with windows:
             at = windows if placement == "host" else lambda step: dataset
             state, report = step(state, at(0))
@@ -133,7 +133,8 @@ def main(_) -> None:
         own = formats.sniff(file) == "omcda"
         rows = {way: [] for way in (WAYS if own else WAYS[:2])}
         for _ in range(FLAGS.repeats):
-            shutil.rmtree(f"{file}.rows", ignore_errors=True)
+            if own:
+                shutil.rmtree(f"{file}.rows", ignore_errors=True)
             for way in rows:
                 rows[way].append(_ask(path=file, way=way))
         best = {way: {key: min(row[key] for row in rows[way]) for key in rows[way][0]} for way in rows}

@@ -221,7 +221,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     by_first(lambda: check_free(directory, "--workdir"))
     begins = command.mode == "train" and not os.path.isdir(checkpoints_of(directory))
     # a simulator takes seconds to import, a damaged file is found at once
-    loaded = session.read_data(config) if begins else None
+    early = [session.read_data(config)] if begins else []
     environment = envs.make(config.data.environment)
     if command.video:
         check_video(environment, command.video)
@@ -234,7 +234,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         state, saved = session.restore(job, command.checkpoint)
         judge = session.make_judge(job)
         if command.mode == "train" and (state is None or updates_done(state) < config.learner.updates):
-            state, saved = session.learn(job, state, saved, judge, interruption, loaded)
+            state, saved = session.learn(job, state, saved, judge, interruption, early.pop() if early else None)
             step = updates_done(state)
             if step < config.learner.updates:
                 say(f"stopped and saved at step {step} of {config.learner.updates}; the same command goes on")

@@ -314,16 +314,17 @@ def load_data(
 
 def _require_room(path: str, placement: str) -> None:
     """Says how large the data are, and refuses those that the device has no room for."""
-    needed, device = data.stored_bytes(path), jax.local_devices()[0]
+    stored, device = data.stored_bytes(path), jax.local_devices()[0]
     free = free_bytes(device)
     # devices of a CPU share its memory
-    needed *= len(jax.local_devices()) if device.platform == "cpu" and placement == "device" else 1
+    copies = len(jax.local_devices()) if device.platform == "cpu" else 1
     room = "" if free is None else f", {free / 1e6:.0f} MB free on the device"
-    say(f"data {path}: {needed / 1e6:.1f} MB to read{room}")
-    if placement == "device" and free is not None and needed > free:
+    say(f"data {path}: {stored / 1e6:.1f} MB to read{room}")
+    if placement == "device" and free is not None and stored * copies > free:
+        each = f" for each of {copies} devices" if copies > 1 else ""
         raise ConfigError(
-            f"data.placement: expected data that the device has room for, found {needed / 1e6:.1f} MB in {path} and "
-            f"{free / 1e6:.1f} MB free; --config.data.placement=host keeps them on the host"
+            f"data.placement: expected data that the device has room for, found {stored / 1e6:.1f} MB{each} in {path} "
+            f"and {free / 1e6:.1f} MB free; --config.data.placement=host keeps them on the host"
         )
 
 
@@ -434,6 +435,7 @@ def learn(
     """
     config, directory, settings = job.config, job.directory, job.config.learner
     dataset, description = load_data(config, job.environment, loaded)
+    del loaded
     if saved and saved["data"].get("digest") != description.get("digest"):
         raise ConfigError(f"{directory}: began on other data than the file now holds; choose another {job.flag}")
     if state is None:
@@ -450,6 +452,8 @@ def learn(
     template = jax.eval_shape(job.fresh)
     with contextlib.ExitStack() as opened:
         dataset_at = opened.enter_context(_feed(config, dataset, layout))
+        # what is placed may be a part or a copy; the whole is not to stay beside it
+        del dataset
         step, state = _compiled(job, layout, state, dataset_at(start))
         began = time.monotonic() - saved.get("seconds", 0.0)
         progress = Progress(settings.updates, start, PROGRESS_METRICS)
@@ -512,6 +516,7 @@ def _feed(config: ExperimentConfig, dataset: data.Dataset, layout: Layout) -> It
             raise ConfigError(f"data.shards: expected 1 where devices do not follow their processes, found {shards}")
     if config.data.placement == "device":
         placed = layout.place_dataset(data.shard(dataset, shards, process, processes) if shards > 1 else dataset)
+        del dataset
         yield lambda step: placed
         return
     # without shards every process draws from the same windows

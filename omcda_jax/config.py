@@ -81,12 +81,13 @@ class DataConfig(Repairs):
         quality: name of the behaviour that made the data, for instance `medium`.
         episodes: how many episodes the dataset has; used when it must be collected. None: `transitions` rules.
         transitions: how many transitions it has at least, in whole episodes. None: `episodes` rules.
-        seed: seed of the collection.
+        seed: of the collection, and of the order of windows where data stay on the host.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
         placement: `device`: all data are there; `host`: they stay in memory or, memory-mapped, on the disk, and a
             window of them is on the device at a time, see `omcda_jax.data.Windows`.
-        window: how much of data on the host is on the device at a time, in megabytes; a second window is on its way.
+        window: about how many megabytes of data on the host are on the device at a time, all shards together; a second
+            window is on its way.
         shards: V, equal cuts of the data; batch row r comes from cut r * V // learner.batch_size, and of several
             processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become

@@ -417,8 +417,17 @@ def test_rows_of_another_file_or_cut_short_are_unpacked_again(file):
     rows = Path(f"{file}.rows")
     (rows / "obs.npy").write_bytes((rows / "obs.npy").read_bytes()[:-8])
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes().obs)
+    (rows / "state.npy").write_bytes(b"")
+    np.testing.assert_array_equal(hdf5.mapped(file)[1].state, make_episodes().state)
+    assert rows.stat().st_mode & 0o777 == 0o777 & ~_umask()
     data.write(file, SPEC, make_episodes(seed=1), METADATA)
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes(seed=1).obs)
+
+
+def _umask():
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 def test_a_full_disk_leaves_no_half_unpacked_rows(file, monkeypatch):

@@ -83,6 +83,7 @@ class Hub:
                 self.end_headers()
 
             def do_GET(self):
+                hub.tokens.append(self.headers.get("Authorization"))
                 hub.ranges.append(self.headers["Range"])
                 start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if hub.knows_ranges else 0
                 self.send_response(206 if hub.knows_ranges else 200)
@@ -184,4 +185,4 @@ def test_no_hub_at_all(tmp_path, capsys):
 def test_the_token_goes_to_the_hub(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     hub.download(NAME, tmp_path, endpoint=server.endpoint)
-    assert server.tokens == ["Bearer secret"]
+    assert server.tokens == ["Bearer secret"] * 2

@@ -184,6 +184,6 @@ def test_data_larger_than_the_device_are_refused_before_they_are_read(place, mon
     import session
 
     monkeypatch.setattr(session, "free_bytes", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"data.placement: .*found 0.0 MB .* --config.data.placement=host keeps them"):
+    with pytest.raises(ConfigError, match=r"data.placement: .*found 0.0 MB.* --config.data.placement=host keeps them"):
         session._require_room(str(place / "data.h5"), "device")
     session._require_room(str(place / "data.h5"), "host")

@@ -36,7 +36,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -211,14 +210,15 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
         if (folder / "digest").read_text() != attributes.get("digest"):
             return None
         return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in Episodes._fields))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
 
 
 def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
-    partial = None
+    partial = folder.with_name(f"{folder.name}.{os.uname().nodename}.{os.getpid()}.partial")
     try:
-        partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         for key in Episodes._fields:
             stored = _stored(file, key, path)
             if not stored.size:
@@ -230,19 +230,24 @@ def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, An
                 width = stored.chunks[0] if stored.chunks else len(stored)
                 for start in range(0, len(stored), width):
                     out.write(_read(lambda at=start: stored[at : at + width], key, path))  # noqa: B023 called at once
+                out.flush()
+                os.fsync(out.fileno())
         (partial / "digest").write_text(str(attributes.get("digest")))
         episodes = _unpacked(partial, attributes)
         check(found, episodes, str(path))
         _compare(attributes, digest(episodes, attributes), path)
-        # another process may have been as quick
         if _unpacked(folder, attributes) is None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.rename(partial, folder)
+            try:
+                os.rename(partial, folder)
+            except OSError:
+                # another process may have been as quick
+                if _unpacked(folder, attributes) is None:
+                    raise
     except OSError as error:
         raise DatasetError(f"{folder}: could not write the unpacked rows: {error.strerror or error}") from error
     finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _described(

@@ -124,7 +124,10 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
             raise ConfigError(f"{partial.parent}: expected room for {size - done} bytes, found {free} free")
         words = f"{archive['repository']}/{archive['file']}: {size / 1e6:.1f} MB"
         log(f"{words}, going on after {done / 1e6:.1f} MB" if done else words)
-        request = urllib.request.Request(archive["location"], headers=archive["headers"] | {"Range": f"bytes={done}-"})
+        request = urllib.request.Request(archive["location"], headers={"Range": f"bytes={done}-"})
+        for name, value in archive["headers"].items():
+            # whoever the hub redirects to has no business with our token
+            request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             # 200 is the whole file, from a server that knows no ranges
             if answer.status != 206:

@@ -2,9 +2,9 @@
 
 Drawing single rows from a disk costs an access each. Here the transitions are cut into pieces of consecutive ones,
 every epoch deals all pieces out to windows in an order of its own, and batches are drawn from the window that is there,
-about as many transitions as it holds, while a thread reads the next one. Which pieces an update draws from follows from
-its number, so nothing but the number is needed to go on after a stop. Data that fit one window give the very batches
-they give on the device.
+as many transitions as it holds to the nearest training call, while a thread reads the next one. Which pieces an update
+draws from follows from its number, so nothing but the number is needed to go on after a stop. Data that fit one window
+give the very batches they give on the device.
 """
 
 import concurrent.futures
