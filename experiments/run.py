@@ -220,7 +220,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             directory = os.path.join(directory, f"share_{told.index}_of_{told.count}")
     by_first(lambda: check_free(directory, "--workdir"))
     begins = command.mode == "train" and not os.path.isdir(checkpoints_of(directory))
-    # a simulator takes seconds to import, a damaged file is found at once
+    # a simulator takes seconds to import, a damaged file is found at once; handed on without being kept here
     early = [session.read_data(config)] if begins else []
     environment = envs.make(config.data.environment)
     if command.video:

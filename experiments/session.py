@@ -520,9 +520,9 @@ def _feed(config: ExperimentConfig, dataset: data.Dataset, layout: Layout) -> It
         yield lambda step: placed
         return
     # without shards every process draws from the same windows
-    several = (process, processes) if shards > 1 else (0, 1)
-    which = {"process": several[0], "processes": several[1], "place": layout.place_dataset}
-    windows = data.Windows(dataset, config.data, config.learner, **which)
+    process, processes = (process, processes) if shards > 1 else (0, 1)
+    share = {"process": process, "processes": processes, "place": layout.place_dataset}
+    windows = data.Windows(dataset, config.data, config.learner, **share)
     say(f"windows of the data: {windows.count} an epoch, each for {windows.updates} updates")
     with windows:
         yield windows

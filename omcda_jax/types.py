@@ -25,6 +25,15 @@ class DatasetError(ValueError):
     """A dataset the user can mend; the message is one line naming the file, the key, what was expected and found."""
 
 
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, on one line of at most 300 characters.
+
+    Args:
+        error: any; one that says nothing gives the name of its class.
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
     """Sizes of one cooperative task; hashable, hence usable as a static argument.

@@ -384,6 +384,7 @@ EDITS = {
     "wrong agents": (shrink_agents, "obs: expected shape (7, 3, 3), found (7, 2, 3)"),
     "nan": (lambda f: f["obs"].write_direct(np.full((7, 2, 3), np.nan, np.float32)), "obs: expected finite numbers"),
     "changed value": (lambda f: f["state"].__setitem__((3, 1), 0.5), "digest: damaged or edited"),
+    "no digest": (lambda f: f.attrs.pop("digest"), "digest: damaged or edited"),
     "changed attribute": (lambda f: f.attrs.update(seed=4), "digest: damaged or edited"),
     "empty": (lambda f: [replaced(f, key, f[key][:0]) for key in Episodes._fields], "expected at least one episode"),
 }

@@ -71,22 +71,21 @@ def _mujoco(environment: str) -> dict[tuple[str, str], Quality]:
     }
 
 
+def _smax(environment: str, won_only: bool = False) -> dict[tuple[str, str], Quality]:
+    """The three datasets of a scenario; `won_only` is of the good one."""
+    return {
+        (environment, "poor"): Quality(("poor",)),
+        (environment, "medium"): Quality(("medium",)),
+        (environment, "good"): Quality(("good",), won_only=won_only),
+    }
+
+
 QUALITIES = {
-    ("smax/3m", "poor"): Quality(("poor",)),
-    ("smax/3m", "medium"): Quality(("medium",)),
-    ("smax/3m", "good"): Quality(("good",)),
-    ("smax/2s3z", "poor"): Quality(("poor",)),
-    ("smax/2s3z", "medium"): Quality(("medium",)),
-    ("smax/2s3z", "good"): Quality(("good",)),
-    ("smax/5m_vs_6m", "poor"): Quality(("poor",)),
-    ("smax/5m_vs_6m", "medium"): Quality(("medium",)),
-    ("smax/5m_vs_6m", "good"): Quality(("good",), won_only=True),
-    ("smax/6h_vs_8z", "poor"): Quality(("poor",)),
-    ("smax/6h_vs_8z", "medium"): Quality(("medium",)),
-    ("smax/6h_vs_8z", "good"): Quality(("good",)),
-    ("smax/corridor", "poor"): Quality(("poor",)),
-    ("smax/corridor", "medium"): Quality(("medium",)),
-    ("smax/corridor", "good"): Quality(("good",), won_only=True),
+    **_smax("smax/3m"),
+    **_smax("smax/2s3z"),
+    **_smax("smax/5m_vs_6m", won_only=True),
+    **_smax("smax/6h_vs_8z"),
+    **_smax("smax/corridor", won_only=True),
     **_mujoco("mamujoco/Hopper_3x1"),
     **_mujoco("mamujoco/HalfCheetah_6x1"),
     **_mujoco("mamujoco/Ant_2x4"),

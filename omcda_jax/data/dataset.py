@@ -117,21 +117,10 @@ def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Nume
         part: which share of the B rows to read.
         parts: number of equal shares (static); their rows, one after another, are those of the whole.
     """
-    index = draw(dataset.starts, dataset.first_shard, dataset.shards, key, batch_size)
+    shard = np.arange(batch_size) * dataset.shards // batch_size - dataset.first_shard
+    index = jax.random.randint(key, (batch_size,), dataset.starts[shard], dataset.starts[shard + 1])
     index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
     return gather(dataset, dataset.rows[index])
-
-
-def draw(starts: chex.Array, first_shard: chex.Numeric, shards: int, key: chex.PRNGKey, batch_size: int) -> jax.Array:
-    """Returns which entries of a dataset's `rows` make a batch: [B] int32.
-
-    Args:
-        starts, first_shard, shards: of the dataset.
-        key: typed PRNG key; the same key draws the same entries.
-        batch_size: B (static).
-    """
-    shard = np.arange(batch_size) * shards // batch_size - first_shard
-    return jax.random.randint(key, (batch_size,), starts[shard], starts[shard + 1])
 
 
 def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Dataset:

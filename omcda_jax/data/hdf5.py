@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.data.dataset import Episodes, aligned, check, statistics
-from omcda_jax.types import ConfigError, DatasetError, EnvSpec
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec, one_line
 
 FORMAT = "omcda-jax-dataset"
 VERSION = 1
@@ -209,9 +209,13 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
     try:
         if (folder / "digest").read_text() != attributes.get("digest"):
             return None
-        return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in Episodes._fields))
+        return _map(folder)
     except (OSError, ValueError, EOFError):
         return None
+
+
+def _map(folder: Path) -> Episodes:
+    return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in Episodes._fields))
 
 
 def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -232,10 +236,10 @@ def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, An
                     out.write(_read(lambda at=start: stored[at : at + width], key, path))  # noqa: B023 called at once
                 out.flush()
                 os.fsync(out.fileno())
-        (partial / "digest").write_text(str(attributes.get("digest")))
-        episodes = _unpacked(partial, attributes)
+        episodes = _map(partial)
         check(found, episodes, str(path))
         _compare(attributes, digest(episodes, attributes), path)
+        (partial / "digest").write_text(attributes["digest"])
         if _unpacked(folder, attributes) is None:
             shutil.rmtree(folder, ignore_errors=True)
             try:
@@ -287,7 +291,7 @@ def _read(how: Callable[[], Any], key: str, path: str | os.PathLike) -> Any:
     try:
         return how()
     except (OSError, RuntimeError, ValueError) as error:
-        raise DatasetError(f"{path}: {key}: damaged, expected intact checksums, found: {_one_line(error)}") from error
+        raise DatasetError(f"{path}: {key}: damaged, expected intact checksums, found: {one_line(error)}") from error
 
 
 def _compare(attributes: Mapping[str, Any], found: str, path: str | os.PathLike) -> None:
@@ -318,7 +322,7 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
         raise
     # a damaged header surfaces as almost any exception class
     except Exception as error:
-        raise DatasetError(f"{path}: expected an intact HDF5 file, found: {_one_line(error)}") from error
+        raise DatasetError(f"{path}: expected an intact HDF5 file, found: {one_line(error)}") from error
 
 
 def _guess(start: bytes) -> str:
@@ -413,7 +417,3 @@ def digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in attributes.items() if key != "digest"}
     total.update(json.dumps(rest, sort_keys=True).encode())
     return total.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

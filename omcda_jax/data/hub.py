@@ -18,7 +18,7 @@ from typing import Any
 
 from omcda_jax.data import manifest
 from omcda_jax.data.formats import vault
-from omcda_jax.types import ConfigError, DatasetError
+from omcda_jax.types import ConfigError, DatasetError, one_line
 
 REPOSITORY = "InstaDeepAI/og-marl"
 _PIECE = 1 << 20  # bytes read at once
@@ -92,12 +92,12 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
         url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
         found = hub.get_hf_file_metadata(url, endpoint=endpoint)
     except hub.errors.LocalEntryNotFoundError as error:
-        raise DatasetError(f"{where}: the hub does not answer: {_one_line(error)}") from error
+        raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        raise ConfigError(f"{where}: expected an archive on the hub, found: {_one_line(error)}") from error
+        raise ConfigError(f"{where}: expected an archive on the hub, found: {one_line(error)}") from error
     # whatever the hub's client is built on has errors of its own
     except Exception as error:
-        raise DatasetError(f"{where}: the hub does not answer: {_one_line(error)}") from error
+        raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
     etag = (found.etag or "").lower()
     if len(etag) != 64 or found.size is None:
         raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {found.size} and {etag!r}")
@@ -175,7 +175,3 @@ def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
 
 def _is_vault(folder: Path) -> bool:
     return vault.matches(set(os.listdir(folder)))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -38,7 +38,7 @@ def make(
             drawn for the episode, uniform in [0, limit]. For training behaviour policies only.
 
     Raises:
-        ConfigError: unknown scenario, a shift out of range, or JaxMARL is not installed.
+        ConfigError: unknown scenario, a start out of range, or JaxMARL is not installed.
     """
     try:
         with _silence():
@@ -84,18 +84,9 @@ def make(
         reset_key, chance_key, distance_key = jax.random.split(key, 3)
         obs, env_state = env.reset(reset_key)
         if shift is not None:
-            probability, least, limit = shift
-            moved = jax.random.bernoulli(chance_key, probability)
-            distance = jnp.where(moved, jax.random.uniform(distance_key, minval=least, maxval=limit), 0.0)
-            positions = env_state.state.unit_positions.at[:num_agents, 1].add(distance)
-            env_state = env_state.replace(state=env_state.state.replace(unit_positions=positions))
+            env_state = _moved(env_state, chance_key, distance_key, shift, num_agents)
         if fewer is not None:
-            probability, limit = fewer
-            each_key, chance_key, share_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-            share = jnp.where(jax.random.bernoulli(chance_key, probability), limit, 0.0) * jax.random.uniform(share_key)
-            alive = (jax.random.uniform(each_key, (num_units,)) >= share) | (jnp.arange(num_units) <= num_agents)
-            health = jnp.where(alive, env_state.state.unit_health, 0.0)
-            env_state = env_state.replace(state=env_state.state.replace(unit_alive=alive, unit_health=health))
+            env_state = _thinned(env_state, jax.random.fold_in(key, 1), fewer, num_agents)
         if shift is not None or fewer is not None:
             obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
         no = jnp.zeros((), bool)
@@ -120,6 +111,26 @@ def make(
         reset=_allow_rank_promotion(reset),
         step=_allow_rank_promotion(step),
     )
+
+
+def _moved(env_state, chance_key, distance_key, shift, num_agents):
+    """The team, or not, moved north."""
+    probability, least, limit = shift
+    moved = jax.random.bernoulli(chance_key, probability)
+    distance = jnp.where(moved, jax.random.uniform(distance_key, minval=least, maxval=limit), 0.0)
+    positions = env_state.state.unit_positions.at[:num_agents, 1].add(distance)
+    return env_state.replace(state=env_state.state.replace(unit_positions=positions))
+
+
+def _thinned(env_state, key, fewer, num_agents):
+    """Some enemies, or none, dead; the first one lives."""
+    probability, limit = fewer
+    each_key, chance_key, share_key = jax.random.split(key, 3)
+    share = jnp.where(jax.random.bernoulli(chance_key, probability), limit, 0.0) * jax.random.uniform(share_key)
+    units = jnp.arange(env_state.state.unit_alive.shape[0])
+    alive = (jax.random.uniform(each_key, units.shape) >= share) | (units <= num_agents)
+    health = jnp.where(alive, env_state.state.unit_health, 0.0)
+    return env_state.replace(state=env_state.state.replace(unit_alive=alive, unit_health=health))
 
 
 @contextlib.contextmanager

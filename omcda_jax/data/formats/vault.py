@@ -16,7 +16,7 @@ import numpy as np
 
 from omcda_jax.data.dataset import Episodes, final_rows
 from omcda_jax.data.formats import rows
-from omcda_jax.types import DatasetError, EnvSpec
+from omcda_jax.types import DatasetError, EnvSpec, one_line
 
 VERSION = 1.2
 _MANIFEST, _METADATA = "manifest.ocdbt", "metadata.json"
@@ -184,7 +184,7 @@ def _rows(path: str, name: str, shape: str, count: int) -> np.ndarray:
     try:
         return array[0, :count].read().result()
     except Exception as error:
-        raise DatasetError(f"{path}: {name}: damaged: {_one_line(error)}") from error
+        raise DatasetError(f"{path}: {name}: damaged: {one_line(error)}") from error
 
 
 def _array(path: str, name: str, **created: Any) -> Any:
@@ -198,8 +198,4 @@ def _array(path: str, name: str, **created: Any) -> Any:
     try:
         return tensorstore.open(spec, create=bool(created), open=not created, **created).result()
     except Exception as error:
-        raise DatasetError(f"{path}: {name}: expected a zarr array, found: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise DatasetError(f"{path}: {name}: expected a zarr array, found: {one_line(error)}") from error
