@@ -55,7 +55,7 @@ def load(path: str, way: str) -> dict[str, float]:
 
 
 def throughput(path: str, placement: str) -> dict[str, float]:
-    """Returns batches drawn and updates made per second, the best of the calls after the first."""
+    """Returns batches drawn and updates made per second over all calls but the first."""
     import jax
 
     from omcda_jax import data
