@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omcda_jax.config import LearnerConfig, require
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, updates_done
@@ -92,14 +92,25 @@ class Layout:
         if not self.spread:
             return state
         if not self.population:
-            return jax_utils.replicate(state, self.local)
+            return self._replicate(state)
         trials = np.size(state.step)
         require(trials % len(self.devices) == 0, "trials", f"a multiple of the {len(self.devices)} devices", trials)
         return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), state)
 
     def place_dataset(self, dataset: Any) -> Any:
         """The dataset as the training call takes it: what this process holds of it, whole on each of its devices."""
-        return jax_utils.replicate(dataset, self.local) if self.spread else jax.device_put(dataset)
+        return self._replicate(dataset) if self.spread else jax.device_put(dataset)
+
+    def _replicate(self, tree: Any) -> Any:
+        # flax's replicate first stacks a copy for each device on one of them
+        sharding = NamedSharding(Mesh(np.array(self.local), (_AXIS,)), PartitionSpec(_AXIS))
+
+        def spread(x):
+            row = x[None]
+            copies = [jax.device_put(row, device) for device in self.local]
+            return jax.make_array_from_single_device_arrays((len(copies), *x.shape), sharding, copies)
+
+        return jax.tree.map(spread, tree)
 
     def collect(self, tree: Any) -> Any:
         """What `place` was given, or metrics of the training call, without the devices' axis."""
