@@ -51,13 +51,18 @@ def archive(tmp_path_factory):
 
 
 class Hub:
-    """A server that answers as the hub does; `breaks_after` bytes it closes a transfer, once."""
+    """A server that answers as the hub does; `breaks_after` bytes it closes a transfer, once.
+
+    It sends nothing before `goes_on` is set.
+    """
 
     def __init__(self, content):
         self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.breaks_after = None
         self.knows_ranges = True
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self.ranges = []
         self.tokens = []
         hub = self
@@ -85,6 +90,7 @@ class Hub:
             def do_GET(self):
                 hub.tokens.append(self.headers.get("Authorization"))
                 hub.ranges.append(self.headers["Range"])
+                hub.goes_on.wait(20)
                 start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if hub.knows_ranges else 0
                 self.send_response(206 if hub.knows_ranges else 200)
                 self.send_header("Content-Length", str(len(hub.content) - start))
@@ -126,6 +132,29 @@ def test_a_folder_that_is_there_is_not_fetched_again(server, tmp_path):
     first = hub.download(NAME, tmp_path, endpoint=server.endpoint)
     assert hub.download(NAME, tmp_path, endpoint=server.endpoint) == first
     assert len(server.ranges) == 1
+
+
+def test_of_two_downloads_at_once_one_fetches_and_the_other_waits(server, tmp_path):
+    found, told = [], []
+    server.goes_on.clear()
+
+    def download(log):
+        found.append(hub.download(NAME, tmp_path, endpoint=server.endpoint, log=log))
+
+    first = threading.Thread(target=download, args=[lambda words: second.start()])
+
+    def wait(words):
+        told.append(words)
+        server.goes_on.set()
+
+    second = threading.Thread(target=download, args=[wait])
+    first.start()
+    first.join(60)
+    second.join(60)
+    assert len(server.ranges) == 1
+    assert len(found) == 2 and found[0] == found[1] != []
+    assert len(told) == 1 and "waiting for another process" in told[0]
+    assert [path.name for path in (tmp_path / "core/smac_v1").iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])

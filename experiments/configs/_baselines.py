@@ -1,7 +1,9 @@
 """Settings of the baselines where a family of tasks asks for others than the algorithms' defaults, which suit SMAX.
 
 The starting values of the comparison in README.md; sources are named in the algorithms' files. The MuJoCo presets take
-a tenth of every reward, so temperatures and penalties in units of return are a tenth of the published ones.
+a tenth of every reward, so temperatures in units of return, penalties beside squared errors of return and distances
+beside returns weigh a tenth of what was published. For ICQ, OMIGA, ComaDICE and OMAR's actor that is the same loss up to
+a factor; the penalties' log-sum-exp sees flatter values.
 """
 
 from omcda_jax import CfcqlConfig, ComadiceConfig, CqlConfig, IcqConfig, OmarConfig, OmigaConfig
@@ -10,7 +12,8 @@ BASELINES = {
     "mamujoco": {
         "cql": CqlConfig(penalty=0.1),
         "icq": IcqConfig(policy_temperature=10.0, value_temperature=100.0),
-        "omar": OmarConfig(coefficient=0.7, penalty=0.1),
+        # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
+        "omar": OmarConfig(coefficient=0.7 / 3.7, penalty=0.1),
         "omiga": OmigaConfig(alpha=1.0),
         # agents weighed alike need no clone
         "cfcql": CfcqlConfig(penalty=0.1, temperature=0.0, behaviour_updates=0),

@@ -4,6 +4,8 @@ Archives are large, so an interrupted download goes on where it stopped; `huggin
 begins again each time (version 2), hence the transfer here.
 """
 
+import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -12,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def download(
     """Fetches an archive, compares it with the hub's SHA-256 and unpacks it.
 
     The folder `out/name` then holds the archive's contents, `origin.json` (repository, file, revision, size, SHA-256)
-    and beside every vault a manifest for `verify`. A folder that is there already is left as it is.
+    and beside every vault a manifest for `verify`. A folder that is there already is left as it is. Of several calls
+    for one archive at once, one fetches it and the others wait.
 
     Args:
         name: the archive's path in the repository, with or without `.zip`, such as `core/smac_v1/5m_vs_6m`.
@@ -64,8 +67,10 @@ def download(
         partial = target.with_name(f"{target.name}.{archive['sha256'][:16]}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _transfer(archive, partial, log)
-            _unpack(archive, partial, target)
+            with _alone(partial.with_suffix(".lock"), log):
+                if not target.is_dir():
+                    _transfer(archive, partial, log)
+                    _unpack(archive, partial, target)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             done = partial.stat().st_size if partial.exists() else 0
             raise DatasetError(
@@ -112,6 +117,21 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
         "location": found.location,
         "headers": headers,
     }
+
+
+@contextlib.contextmanager
+def _alone(path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Holds a lock file, in its turn; the system lets go of it when the process ends, however it ends."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"waiting for another process that fetches it ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]) -> None:
