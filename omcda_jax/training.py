@@ -113,13 +113,19 @@ def new_state(
     )
 
 
+def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:
+    """Each row's place in the whole batch, of which `axis_name`'s devices have a part each, [B]; and its size."""
+    rows = batch.reward.shape[0]
+    before = 0 if axis_name is None else rows * jax.lax.axis_index(axis_name)
+    return before + jnp.arange(rows), total(rows, axis_name)
+
+
 def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None = None) -> tuple[chex.PRNGKey, ...]:
     """Keys of one update's draws, `count` times [B]: a function of the run's key, the step and the row's place.
 
     A row's place is that in the whole batch: spreading the batch over the devices of `axis_name` changes no draw.
     """
-    rows = batch.reward.shape[0]
-    places = jnp.arange(rows) + (0 if axis_name is None else rows * jax.lax.axis_index(axis_name))
+    places, _ = row_places(batch, axis_name)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(state.key, state.step), places)
     return tuple(jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys))
 

@@ -61,10 +61,11 @@ CASES |= {
         *(name for name in ALGORITHMS if name != "omcda"),
     )
 }
-CASES |= {
+RELEASED = {
     "cql-released-continuous": (CqlConfig(variant="released", **SMALL), CONTINUOUS),
     "icq-released-continuous": (IcqConfig(variant="released", **SMALL), CONTINUOUS),
 }
+CASES |= RELEASED
 
 
 def make_batch(seed, size=24, spec=SPEC):
@@ -181,7 +182,7 @@ def test_the_second_call_does_not_trace_again(state):
 DRAWING = [f"{name}-continuous" for name in ("omcda", "bcq", "cql", "icq", "omar", "cfcql")]
 
 
-@pytest.mark.parametrize("state", [*ALGORITHMS, "omcda-in_sample", *DRAWING], indirect=True)
+@pytest.mark.parametrize("state", [*ALGORITHMS, "omcda-in_sample", *DRAWING, *RELEASED], indirect=True)
 def test_devices_reduce_to_one_batch_even_with_uneven_masks(state):
     batch = make_batch(3, spec=state.spec)
     if state.spec.discrete:

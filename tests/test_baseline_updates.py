@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_algorithms import CONFIGS, CONTINUOUS, SPEC, UPDATE, after, make_batch
+from test_algorithms import CASES, CONFIGS, CONTINUOUS, SPEC, UPDATE, after, make_batch
 
 import omcda_jax
 from omcda_jax import networks
-from omcda_jax.algorithms import bcq, cfcql, cql, icq, omar
-from omcda_jax.distributions import Measure, tanh_gaussian
+from omcda_jax.algorithms import bcq, cfcql, cql, icq, normalise, omar
+from omcda_jax.distributions import tanh_gaussian
 from omcda_jax.networks import backbone
 from omcda_jax.training import row_keys
 
@@ -80,25 +80,32 @@ def test_the_joint_penalty_is_n_times_the_counterfactual_one_by_enumeration(rand
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0, 100.0])
 def test_a_constant_value_costs_cfcql_the_logarithm_of_the_legal_count(temperature):
-    weights = cfcql.agent_weights(jnp.array([[0.1, 0.2, 0.7]]), temperature)
-    penalty = cfcql.counterfactual_penalty(jnp.full((1, 3), np.log(3.0)), weights)
-    np.testing.assert_allclose(penalty, 1.098612, atol=1e-5)
+    state, batch = with_hyper(after(CONFIGS["cfcql"]), temperature=temperature), make_batch(1)
+    critic = state.params["critic"]
+    state.params["critic"] = {**critic, "local": jax.tree.map(jnp.zeros_like, critic["local"])}
+    batch = batch.replace(avail=np.broadcast_to(np.arange(4) != 1, batch.avail.shape), action=0 * batch.action)
+    np.testing.assert_allclose(UPDATE(state, batch)[1]["critic/gap"], np.log(3.0), rtol=1e-6)
 
 
-def test_the_penalty_leaves_the_bias_alone():
-    state, batch = after(CONFIGS["cql"]), make_batch(1)
-    nets, measure = backbone(SPEC, state.config), Measure(None, jnp.where(batch.avail, 0.0, -1e9))
+@pytest.mark.parametrize(
+    ("config", "spec", "moves"),
+    [
+        (CONFIGS["cql"], SPEC, False),
+        (CONFIGS["cql"], CONTINUOUS, False),
+        (CASES["cql-released-continuous"][0], CONTINUOUS, True),
+    ],
+)
+def test_only_the_released_penalty_moves_the_bias(config, spec, moves):
+    """The direction, for clipping changes the length, of the gradient in the weights of b(s)."""
+    fresh, batch = omcda_jax.init(jax.random.key(0), spec, config), make_batch(1, spec=spec)
 
-    def penalty(mixer):
-        weights = nets.critic.mixer.apply(mixer, batch.state)[0]
-        values, chosen = networks.support_and_action_values(
-            nets.critic.local, state.params["critic"]["local"], batch.obs, measure, batch.action
-        )
-        return cql.conservative_penalty(weights[..., None] * values, measure, weights * chosen).sum()
+    def direction(penalty):
+        gradients = UPDATE(with_hyper(fresh, penalty=penalty), batch)[0].opt_state["critic"][1].mu
+        flat = gradients["mixer"]["params"]["Dense_2"]["kernel"].ravel()
+        return flat / np.linalg.norm(flat)
 
-    gradient = jax.grad(penalty)(state.params["critic"]["mixer"])["params"]
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["Dense_2"]))
-    assert (gradient["Dense_1"]["kernel"] != 0).any()
+    assert (direction(0.0) @ direction(1.0) < 0.99) == moves
+    assert (np.abs(direction(0.0) - direction(1.0)).max() > 1e-4) == moves
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
@@ -127,6 +134,33 @@ def test_equal_next_values_of_8_and_rewards_of_1_make_icq_s_target_8_92():
     batch = make_batch(0, size=4).replace(reward=ones, discount=ones, last=none)
     y, _ = icq.td_target(state, backbone(SPEC, state.config), batch, None)
     np.testing.assert_allclose(y, 8.92, rtol=1e-6)
+
+
+def test_released_icq_s_targets_shrink_with_the_size_of_the_batch_and_along_it():
+    state = after(CASES["icq-released-continuous"][0], updates=0, spec=CONTINUOUS)
+    target = jax.tree.map(jnp.zeros_like, state.target_params["critic"])
+    target["mixer"]["params"]["Dense_2"]["bias"] = jnp.array([8.0])
+    state = state.replace(target_params={**state.target_params, "critic": target})
+    ones, none = np.ones(4, np.float32), np.zeros(4, bool)
+    batch = make_batch(0, size=4, spec=CONTINUOUS).replace(reward=ones, discount=ones, last=none)
+    y, _ = icq.td_target(state, backbone(CONTINUOUS, state.config), batch, None)
+    np.testing.assert_allclose(y, 1 + 0.99 * 8 / 4 * (0.8 * 0.99) ** np.arange(4), rtol=1e-6)
+
+
+def test_at_a_high_temperature_icq_clones_each_agent_by_its_share_of_the_mixer():
+    fresh, batch = with_hyper(after(CONFIGS["icq"], updates=0), policy_temperature=1e9), make_batch(6)
+    nets = backbone(SPEC, fresh.config)
+    weights = nets.critic.weights(fresh.params["critic"], batch.state)
+    shares = weights / weights.sum(axis=-1, keepdims=True)
+    choice = batch.avail.sum(axis=-1) > 1
+
+    def cloning(params):
+        policy = networks.action_distribution(nets.policy, params, batch.obs, batch.avail)
+        return -jnp.sum(jnp.where(choice, shares * policy.log_prob(batch.action), 0.0)) / choice.sum()
+
+    gradient = jax.grad(cloning)(fresh.params["policy"])
+    assert np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient))) < 1  # nothing is clipped
+    close(UPDATE(fresh, batch)[0].opt_state["policy"][1].mu, jax.tree.map(lambda g: 0.1 * g, gradient), atol=1e-6)
 
 
 def test_at_a_high_temperature_icq_s_critic_is_sarsa_s():
@@ -207,6 +241,31 @@ def test_comadice_counts_the_values_of_the_batch_s_first_steps(starts):
     values = np.asarray(backbone(SPEC, state.config).value.apply(state.params["value"], batch.obs))[..., 0]
     expected = 0.01 * values[first].mean() if starts else 0.0
     np.testing.assert_allclose(UPDATE(state, batch)[1]["value/start"], expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
+def test_comadice_s_multiplier_and_weights(spec):
+    """At a small alpha, so that the discrete cap of 2 holds some weights; x < 0: e^x, else x + 1."""
+    fresh, batch = with_hyper(after(CONFIGS["comadice"], updates=0, spec=spec), alpha=0.1), make_batch(7, spec=spec)
+    batch = normalise(fresh, batch)
+    new, metrics = UPDATE(fresh, batch)
+    nets, target = backbone(spec, fresh.config), fresh.target_params["critic"]
+    q = networks.action_values(nets.critic.local, target["local"], batch.obs, batch.action)
+    e = nets.critic.weights(target, batch.state) * (q - nets.value.apply(new.params["value"], batch.obs)[..., 0])
+    choice = batch.avail.sum(axis=-1) > (1 if spec.discrete else 0)
+
+    def weight(multiplier):
+        x = (np.asarray(e) - float(multiplier)) / 0.1
+        return np.where(x < 0, np.exp(np.minimum(x, 0)), x + 1)
+
+    shortage = 1 - weight(0.0)[choice].mean()
+    moment = 0.1 * np.clip(shortage, -1, 1)
+    np.testing.assert_allclose(new.opt_state["lambda_e"][1].mu, moment, rtol=1e-4)
+    each = weight(new.params["lambda_e"])
+    assert (each[choice] > 2).any()
+    each = np.minimum(each, 2) if spec.discrete else each
+    omega = np.broadcast_to(np.where(choice, each, 0).sum(axis=-1, keepdims=True), choice.shape)
+    np.testing.assert_allclose(metrics["policy/weight"], omega[choice].mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", BASELINES)

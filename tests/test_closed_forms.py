@@ -9,10 +9,11 @@ from test_algorithms import CONFIGS, CONTINUOUS, SPEC, after, largest_difference
 
 import omcda_jax
 from omcda_jax import losses
-from omcda_jax.algorithms import bcq, cfcql, comadice, cql, icq, omar, omiga
+from omcda_jax.algorithms import bcq, cfcql, comadice, cql, icq, normalise, omar, omiga
 from omcda_jax.distributions import Measure, categorical, greedy, log_integral, tanh_gaussian
 from omcda_jax.networks import backbone
 from omcda_jax.reductions import batch_log_weights
+from omcda_jax.training import row_keys
 
 ALL = jnp.ones((1, 4), bool)
 
@@ -155,12 +156,13 @@ class TestCql:
         got = log_integral(measure.actions[..., 0], measure)
         np.testing.assert_allclose(got, np.log(2 * np.sinh(1)), atol=0.02)
 
-    def test_without_penalty_it_is_value_decomposition(self):
-        state = after(cql.CqlConfig(**test_algorithms.SMALL))
-        batch = make_batch(21)
+    @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
+    def test_without_penalty_it_is_value_decomposition(self, spec):
+        state = after(cql.CqlConfig(**test_algorithms.SMALL), spec=spec)
+        batch = normalise(state, make_batch(21, spec=spec))
         plain, _ = test_algorithms.UPDATE(state.replace(hyper={**state.hyper, "penalty": jnp.float32(0.0)}), batch)
         nets = backbone(state.spec, state.config)
-        y = cql.td_target(state, nets, batch, jax.random.split(jax.random.key(0), 24))
+        y = cql.td_target(state, nets, batch, row_keys(state, batch, 3)[0])
         assert largest_difference(plain.params, test_algorithms.UPDATE(state, batch)[0].params) > 0
 
         def decomposition(params):
@@ -226,9 +228,9 @@ class TestOmar:
         np.testing.assert_allclose(got, 0.0, atol=1e-6)
 
     def test_the_elites_spread_is_unbiased(self):
-        """The second round draws with the unbiased deviation of the first round's elites: .158114 for .1 .. .5.
+        """The second round draws with the unbiased deviation of the first round's elites: sqrt(2) for -1 and 1.
 
-        One elite fewer than draws, a score that keeps the order, and a first round pinned by clipping to -1 and 1.
+        Both draws of the first round are elites, and clipping pins them to -1 or 1.
         """
         seen = []
 

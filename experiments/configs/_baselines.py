@@ -2,8 +2,8 @@
 
 The starting values of the comparison in README.md; sources are named in the algorithms' files. The MuJoCo presets take
 a tenth of every reward, so temperatures in units of return, penalties beside squared errors of return and distances
-beside returns weigh a tenth of what was published. For ICQ, OMIGA, ComaDICE and OMAR's actor that is the same loss up to
-a factor; the penalties' log-sum-exp sees flatter values.
+beside returns weigh a tenth of what was published. For ICQ, OMIGA, ComaDICE and OMAR's actor that is the same loss up
+to a factor; the log-sum-exp of the penalties sees flatter values.
 """
 
 from omcda_jax import CfcqlConfig, ComadiceConfig, CqlConfig, IcqConfig, OmarConfig, OmigaConfig
@@ -17,7 +17,6 @@ BASELINES = {
         "omiga": OmigaConfig(alpha=1.0),
         # agents weighed alike need no clone
         "cfcql": CfcqlConfig(penalty=0.1, temperature=0.0, behaviour_updates=0),
-        # in effect no cap; JSON knows no infinity
-        "comadice": ComadiceConfig(alpha=1.0, max_weight=1e9),
+        "comadice": ComadiceConfig(alpha=1.0),
     }
 }

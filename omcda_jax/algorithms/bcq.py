@@ -12,8 +12,9 @@ the linear mixer.
                  y = r + gamma nu [ sum_i w_i max_k q~_i^k + b ],                L_q summed over both critics
                  L_xi = -mean q^1_i(o_i, xi);   acting: the best of acting_samples by q^1
 
-"Corrected": the published multi-agent code feeds latent and agent index to the decoder in another order when it
-generates than when it trains; here both are one call.
+The VAE's loss is mean (a - a^)^2 of its reconstruction and half the mean divergence of its latent from N(0, 1). The
+published multi-agent code feeds latent and agent index to the decoder in another order when it generates than when it
+trains; here both are one call.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ class BcqConfig:
         reach: largest perturbation of a generated action (continuous).
         share: weight of the smaller critic in the target (continuous).
         vae_hidden: of encoder and decoder (continuous).
-        discount, learning_rate, target_rate, hidden_sizes, mixer_hidden: as of OMCDA.
+        discount, learning_rate, target_rate, hidden_sizes, mixer_hidden, critic_layer_norm: as of
+            `training.CriticSettings`.
         name: key of the algorithm.
     """
 

@@ -31,7 +31,8 @@ class CfcqlConfig(CriticSettings):
 
     Attributes:
         penalty: weight of the counterfactual penalty, the paper's alpha.
-        temperature: T of the agents' weights; 0 weighs them alike, 100 is all but the hard choice of one.
+        temperature: T of the agents' weights; 0 weighs them alike; 100, for which the released code chooses one agent,
+            all but chooses it where its KL is larger than the others' by some hundredths.
         behaviour_updates: first updates, in which only the clone learns.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
         name: key of the algorithm.

@@ -7,7 +7,7 @@ and g = f(w), see `losses.F_DIVERGENCES`:
     y     = r + gamma nu V_tot(s'), targets barred                          L_q = mean (Q_tot - y)^2
     e_i   = w_i (q_i - v_i),  x_i = (e_i - lambda_v) / alpha                w_i, q_i stopped
     L_v   = (1 - gamma) mean_{s0} v_i + mean [ -alpha g(x_i) + w(x_i) (e_i - lambda_v) ] + lambda_v        "dual"
-    omega = sum_i w(x_i),  e_i and x_i of the target networks and lambda_e  L_pi = -mean omega log pi_i(a_i|o_i)
+    omega = sum_i w(x_i),  x_i with lambda_e, w_i and q_i barred            L_pi = -mean omega log pi_i(a_i|o_i)
     lambda_e follows 1 - E w(x), lambda_v the gradient of L_v
 
 The default `value_form="released"` stops the gradients through g and the trailing e_i, as the authors' code does and
@@ -42,8 +42,8 @@ class ComadiceConfig(CriticSettings):
         alpha: weight of the divergence, in units of return.
         divergence: key of `losses.F_DIVERGENCES`.
         value_form: "released" or "dual", see the module.
-        max_weight: cap on every agent's w(x) in the policy's weight; the released code has 2 where actions are
-            discrete and none where they are continuous.
+        max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; like the released
+            code there is none where they are continuous.
         learning_rate: of Adam; the released code's.
         name: key of the algorithm.
     """
@@ -143,8 +143,9 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         return {"policy/multiplier": params["lambda_e"] * shortage}, {}
 
     state, _ = gradient_step(state, batch, multiplier_objective, axis_name, ["lambda_e"])
-    capped = jnp.minimum(weight(state.params["lambda_e"]), hyper["max_weight"])
-    omega = jnp.broadcast_to(jnp.sum(jnp.where(mask, capped, 0.0), axis=-1, keepdims=True), mask.shape)
+    each = weight(state.params["lambda_e"])
+    each = jnp.minimum(each, hyper["max_weight"]) if state.spec.discrete else each
+    omega = jnp.broadcast_to(jnp.sum(jnp.where(mask, each, 0.0), axis=-1, keepdims=True), mask.shape)
 
     def policy_objective(params):
         policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)

@@ -98,12 +98,15 @@ def conservative_penalty(
 
 
 def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen; released: -q_i(a_i) log pi_i(a_i|o_i): [B, N]."""
+    """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N].
+
+    Released: the sum over agents of -q_i(a_i) log pi_i(a_i|o_i), [B].
+    """
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     local = state.params["critic"]["local"]
     if state.config.variant == "released":
         q = networks.action_values(nets.critic.local, local, batch.obs, batch.action)
-        return -q * policy.log_prob(batch.action)
+        return -jnp.sum(q * policy.log_prob(batch.action), axis=-1)
     weights = nets.critic.weights(state.params["critic"], batch.state)
     drawn = jax.vmap(lambda pi, key: pi.sample(key))(policy, keys)
     return -weights * networks.action_values(nets.critic.local, local, batch.obs, drawn)

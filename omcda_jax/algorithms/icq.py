@@ -27,7 +27,7 @@ from omcda_jax import losses, networks
 from omcda_jax.distributions import expectation, has_choice
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import batch_log_weights, masked_mean
-from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
+from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys, row_places
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
 
 VARIANTS = ("corrected", "released")
@@ -83,8 +83,8 @@ def td_target(state: TrainState, nets: Backbone, batch: Batch, axis_name: str | 
     bootstraps = (batch.discount > 0) & ~batch.last
     weights = jnp.exp(batch_log_weights(next_value / hyper["value_temperature"], bootstraps, axis_name))
     if state.config.variant == "released":
-        row = jnp.arange(batch.reward.shape[0])
-        weights = weights / batch.reward.shape[0] * (RELEASED_DECAY * hyper["discount"]) ** row
+        place, size = row_places(batch, axis_name)
+        weights = weights / size * (RELEASED_DECAY * hyper["discount"]) ** place
     return losses.bellman_target(batch.reward, batch.discount, hyper["discount"], weights * next_value), weights
 
 
@@ -138,7 +138,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     mixture = nets.critic.weights(state.params["critic"], batch.state)
     shares = mixture / (jnp.sum(mixture, axis=-1, keepdims=True) + 1e-8)
     weights = jnp.where(mask, jnp.exp(policy_log_weights(state, nets, batch, mask, axis_name)), 0.0)
-    scale = 1.0 / batch.reward.shape[0] if state.config.variant == "released" else 1.0
+    scale = 1.0 / row_places(batch, axis_name)[1] if state.config.variant == "released" else 1.0
     factor = jax.lax.stop_gradient(scale * shares * weights)
 
     def objective(params):

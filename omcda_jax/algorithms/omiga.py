@@ -6,7 +6,7 @@ Regularization" (NeurIPS 2023). With the linear mixer, targets barred:
     y     = r + gamma nu [ sum_i w_i(s') v_i(o'_i) + b(s') ]                L_q = mean (Q_tot - y)^2
     z_i   = clip( w_i(s) (q_i(o_i,a_i) - v_i(o_i)) / alpha, +-10 )          q, w of the target networks
     L_v   = mean [ exp(z_i - M) + exp(-M) w_i v_i / alpha ]                 M = max(max z, -1)
-    L_pi  = -mean [ exp(z_i) log pi_i(a_i|o_i) ]
+    L_pi  = -mean [ exp(z_i) log pi_i(a_i|o_i) ]                            over agents with a choice
 
 Rewards are the data's own; the released SMAC code replaces them by returns-to-go and bootstraps on top.
 """
