@@ -217,7 +217,7 @@ def test_a_family_of_tasks_has_baselines_of_its_own(compare):
     assert found["smac_3m", "icq"].policy_temperature == 0.1
     hopper_cql = found["mujoco_hopper_medium", "cql"]
     assert (hopper_cql.target_rate, hopper_cql.critic_layer_norm) == (0.01, True), "of the preset, for every algorithm"
-    assert (hopper_cql.penalty, found["smac_3m", "cql"].penalty) == (10.0, 1.0)
+    assert (hopper_cql.penalty, found["smac_3m", "cql"].penalty) == (10.0, 100.0)
     assert found["mujoco_hopper_medium", "cql"].num_samples == 10, "OMCDA's draws are not CQL's"
     assert found["mujoco_hopper_medium", "comadice"].learning_rate == 1e-4
     assert all(cell.config.evaluation.episodes == 32 and not cell.config.learner.evaluate_every for cell in cells)
