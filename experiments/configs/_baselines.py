@@ -1,9 +1,9 @@
 """Settings of the baselines where a family of tasks asks for others than the algorithms' defaults.
 
-The defaults are published values, named with their sources in the algorithms' files. The MuJoCo presets take a tenth of
-every reward, so temperatures in units of return and distances beside returns weigh a tenth of them: for OMIGA, ComaDICE,
-ICQ's policy and OMAR's actor the same loss up to a factor. Penalties, whose log-sum-exp has a scale of its own, and ICQ's
-value temperature are the best of three values a decade apart (WORKSPACE.md).
+The defaults are published values, named with their sources in the algorithms' files. The MuJoCo presets take a tenth
+of every reward, so temperatures in units of return and distances beside returns weigh a tenth of them: for OMIGA,
+ComaDICE, ICQ's policy and OMAR's actor the same loss up to a factor. Penalties, whose log-sum-exp has a scale of its
+own, and ICQ's value temperature are the best of three values a decade apart (WORKSPACE.md).
 """
 
 from omcda_jax import CfcqlConfig, ComadiceConfig, CqlConfig, IcqConfig, OmarConfig, OmigaConfig
