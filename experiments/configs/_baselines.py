@@ -1,9 +1,10 @@
 """Settings of the baselines where a family of tasks asks for others than the algorithms' defaults.
 
-The defaults are published values, named with their sources in the algorithms' files. The MuJoCo presets take a tenth
-of every reward, so temperatures in units of return and distances beside returns weigh a tenth of them: for OMIGA,
-ComaDICE, ICQ's policy and OMAR's actor the same loss up to a factor. Penalties, whose log-sum-exp has a scale of its
-own, and ICQ's value temperature are the best of three values a decade apart (WORKSPACE.md).
+The defaults are published values, named with their sources in the algorithms' files, where returns reach 20 on SMAC.
+SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return and distances
+beside returns weigh a tenth of them: for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor, the same loss up
+to a factor. Penalties, whose log-sum-exp has a scale of its own, and ICQ's other temperatures are the best of three
+values a decade apart (WORKSPACE.md).
 """
 
 from omcda_jax import CfcqlConfig, ComadiceConfig, CqlConfig, IcqConfig, OmarConfig, OmigaConfig
@@ -12,7 +13,9 @@ BASELINES = {
     "smax": {
         "cql": CqlConfig(penalty=100.0),
         "omar": OmarConfig(penalty=100.0),
+        "omiga": OmigaConfig(alpha=1.0),
         "cfcql": CfcqlConfig(penalty=500.0),
+        "comadice": ComadiceConfig(alpha=1.0),
     },
     "mamujoco": {
         "cql": CqlConfig(penalty=10.0),
