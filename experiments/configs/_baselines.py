@@ -4,7 +4,7 @@ The defaults are published values, named with their sources in the algorithms' f
 SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return and distances
 beside returns weigh a tenth of them: for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor, the same loss up
 to a factor. Penalties, whose log-sum-exp has a scale of its own, are the best of three values a decade apart, on MuJoCo
-CQL's for all; ICQ's other temperatures are the defaults, which were the best of three (WORKSPACE.md).
+CQL's for all; ICQ's other temperatures are the defaults, the best of three where others were tried (WORKSPACE.md).
 """
 
 from omcda_jax import CfcqlConfig, ComadiceConfig, CqlConfig, IcqConfig, OmarConfig, OmigaConfig
