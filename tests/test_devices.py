@@ -5,9 +5,127 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import test_algorithms as algorithms
+import test_learner as toy
 
-CHECKS = ("one_trial", "population", "bad_update", "resume", "refusals")
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import LearnerConfig
+from omcda_jax.learner import Layout, initial_state, make_train_step, train
+from omcda_jax.types import ConfigError
+
+CONFIG = LearnerConfig(
+    updates=20, batch_size=16, updates_per_call=5, log_every=5, checkpoint_every=10, evaluate_every=10
+)
+
+
+def close(a, b, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance)
+
+
+def rows(dataset, key, batch_size, part, parts):
+    index = jax.random.randint(key, (batch_size,), 0, dataset.reward.shape[0])
+    index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
+    return jax.tree.map(lambda x: x[index], dataset)
+
+
+def learn(layout, **hooks):
+    """OMCDA with continuous actions, whose draws go with the rows."""
+    algorithm, settings, spec = ALGORITHMS["omcda"], algorithms.CONFIGS["omcda"], algorithms.CONTINUOUS
+    step = make_train_step(algorithm, rows, CONFIG.batch_size, CONFIG.updates_per_call, layout)
+    state = initial_state(algorithm, 0, spec, settings)
+    dataset = layout.place_dataset(jax.tree.map(jnp.asarray, algorithms.make_batch(1, 200, spec)))
+    return train(step, layout.place(state), dataset, CONFIG, layout=layout, **hooks)
+
+
+def one_trial(devices, directory):
+    one, four = Layout(devices[:1]), Layout(devices)
+    logged, states = {one: [], four: []}, {}
+    for layout, rows_logged in logged.items():
+        log = lambda at, metrics, rate, rows_logged=rows_logged: rows_logged.append(metrics)
+        states[layout] = learn(layout, log=log)
+    for a, b in zip(*logged.values(), strict=True):
+        close(a, b, 2e-4)
+    close(states[one].params, states[four].params, 2e-4)
+    assert states[four].step.shape == ()
+
+
+def population(devices, directory):
+    layout = Layout(devices, population=True)
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    step = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, layout)
+    state = layout.place(stack([toy.fresh(seed) for seed in range(8)]))
+    done = train(step, state, layout.place_dataset(toy.DATASET), toy.CONFIG, layout=layout)
+    single = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
+    for seed in (0, 5):
+        alone = train(single, toy.fresh(seed), toy.DATASET, toy.CONFIG)
+        close(toy.leaves(jax.tree.map(lambda x, seed=seed: x[seed], done)), toy.leaves(alone), 1e-4)
+
+
+def bad_update(devices, directory):
+    four = Layout(devices)
+    broken = toy.bad_at([3])
+
+    def on_one_device(state, batch, *, axis_name=None):
+        """Only the third device's rows are bad."""
+        bad = (jax.lax.axis_index(axis_name) == 2) & (state.step == 3)
+        mean = jax.lax.pmean(jnp.where(bad, jnp.nan, batch.mean()), axis_name)
+        return state.replace(params=state.params + mean, step=state.step + 1), {"mean": mean}
+
+    step = make_train_step(broken._replace(update=on_one_device), toy.sample, 16, 5, four)
+    state, report = step(four.place(toy.fresh()), four.place_dataset(toy.DATASET))
+    assert np.asarray(report.skipped).tolist() == [[False, False, False, True, False]] * 4
+    assert np.isfinite(np.asarray(state.params)).all()
+    np.testing.assert_array_equal(*np.asarray(state.params)[:2])
+
+
+def resume(devices, directory):
+    four = Layout(devices)
+    step, dataset = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, four), four.place_dataset(toy.DATASET)
+    learn_toy = lambda state, **hooks: train(step, four.place(state), dataset, toy.CONFIG, layout=four, **hooks)
+    whole, seen = learn_toy(toy.fresh()), []
+    with Checkpoints(directory) as kept:
+        learn_toy(
+            toy.fresh(),
+            on_call=lambda at, metrics: seen.append(at),
+            stop=lambda: seen[-1:] == [25],
+            save=lambda state: kept.save(state, {}),
+        )
+    with Checkpoints(directory) as kept:
+        state, _ = kept.restore(jax.eval_shape(toy.fresh))
+    assert int(state.step) == 25
+    alone = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
+    close(toy.leaves(train(alone, jax.tree.map(jnp.copy, state), toy.DATASET, toy.CONFIG)), toy.leaves(whole), 1e-4)
+    for x, y in zip(toy.leaves(whole), toy.leaves(learn_toy(state)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def refusals(devices, directory):
+    four = Layout(devices)
+    for act, words in [
+        (
+            lambda: make_train_step(toy.ALGORITHM, toy.sample, 6, 5, four),
+            "batch_size: expected a multiple of the 4",
+        ),
+        (
+            lambda: Layout(devices, population=True).place(jax.tree.map(lambda x: jnp.stack([x] * 3), toy.fresh())),
+            "trials: expected a multiple of the 4 devices, found 3",
+        ),
+    ]:
+        try:
+            act()
+        except ConfigError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+
+
+CHECKS = {check.__name__: check for check in (one_trial, population, bad_update, resume, refusals)}
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -24,116 +142,7 @@ def test_on_four_devices(check, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def main(check, directory):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import test_algorithms as algorithms
-    import test_learner as toy
-
-    from omcda_jax.algorithms import ALGORITHMS
-    from omcda_jax.checkpoint import Checkpoints
-    from omcda_jax.config import LearnerConfig
-    from omcda_jax.learner import Layout, initial_state, make_train_step, train
-    from omcda_jax.types import ConfigError
-
-    devices = tuple(jax.devices())
-    assert len(devices) == 4
-    one, four = Layout(devices[:1]), Layout(devices)
-    config = LearnerConfig(
-        updates=20, batch_size=16, updates_per_call=5, log_every=5, checkpoint_every=10, evaluate_every=10
-    )
-
-    def rows(dataset, key, batch_size, part, parts):
-        index = jax.random.randint(key, (batch_size,), 0, dataset.reward.shape[0])
-        index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
-        return jax.tree.map(lambda x: x[index], dataset)
-
-    def learn(layout, state=None, **hooks):
-        """OMCDA with continuous actions, whose draws go with the rows."""
-        algorithm, settings, spec = ALGORITHMS["omcda"], algorithms.CONFIGS["omcda"], algorithms.CONTINUOUS
-        step = make_train_step(algorithm, rows, config.batch_size, config.updates_per_call, layout)
-        state = initial_state(algorithm, 0, spec, settings) if state is None else state
-        dataset = layout.place_dataset(jax.tree.map(jnp.asarray, algorithms.make_batch(1, 200, spec)))
-        return train(step, layout.place(state), dataset, config, layout=layout, **hooks)
-
-    def close(a, b, tolerance=1e-5):
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_allclose(x, y, atol=tolerance)
-
-    if check == "one_trial":
-        logged, states = {one: [], four: []}, {}
-        for layout, rows_logged in logged.items():
-            log = lambda at, metrics, rate, rows_logged=rows_logged: rows_logged.append(metrics)
-            states[layout] = learn(layout, log=log)
-        for a, b in zip(*logged.values(), strict=True):
-            close(a, b, 2e-4)
-        close(states[one].params, states[four].params, 2e-4)
-        assert states[four].step.shape == ()
-
-    if check == "population":
-        layout = Layout(devices, population=True)
-        stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-        step = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, layout)
-        state = layout.place(stack([toy.fresh(seed) for seed in range(8)]))
-        done = train(step, state, layout.place_dataset(toy.DATASET), toy.CONFIG, layout=layout)
-        single = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
-        for seed in (0, 5):
-            alone = train(single, toy.fresh(seed), toy.DATASET, toy.CONFIG)
-            close(toy.leaves(jax.tree.map(lambda x, seed=seed: x[seed], done)), toy.leaves(alone), 1e-4)
-
-    if check == "bad_update":
-        broken = toy.bad_at([3])
-
-        def on_one_device(state, batch, *, axis_name=None):
-            """Only the third device's rows are bad."""
-            bad = (jax.lax.axis_index(axis_name) == 2) & (state.step == 3)
-            mean = jax.lax.pmean(jnp.where(bad, jnp.nan, batch.mean()), axis_name)
-            return state.replace(params=state.params + mean, step=state.step + 1), {"mean": mean}
-
-        step = make_train_step(broken._replace(update=on_one_device), toy.sample, 16, 5, four)
-        state, report = step(four.place(toy.fresh()), four.place_dataset(toy.DATASET))
-        assert np.asarray(report.skipped).tolist() == [[False, False, False, True, False]] * 4
-        assert np.isfinite(np.asarray(state.params)).all()
-        np.testing.assert_array_equal(*np.asarray(state.params)[:2])
-
-    if check == "resume":
-        step, dataset = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, four), four.place_dataset(toy.DATASET)
-        learn_toy = lambda state, **hooks: train(step, four.place(state), dataset, toy.CONFIG, layout=four, **hooks)
-        whole, seen = learn_toy(toy.fresh()), []
-        with Checkpoints(directory) as kept:
-            learn_toy(
-                toy.fresh(),
-                on_call=lambda at, metrics: seen.append(at),
-                stop=lambda: seen[-1:] == [25],
-                save=lambda state: kept.save(state, {}),
-            )
-        with Checkpoints(directory) as kept:
-            state, _ = kept.restore(jax.eval_shape(toy.fresh))
-        assert int(state.step) == 25
-        alone = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
-        close(toy.leaves(train(alone, jax.tree.map(jnp.copy, state), toy.DATASET, toy.CONFIG)), toy.leaves(whole), 1e-4)
-        for x, y in zip(toy.leaves(whole), toy.leaves(learn_toy(state)), strict=True):
-            np.testing.assert_array_equal(x, y)
-
-    if check == "refusals":
-        for act, words in [
-            (
-                lambda: make_train_step(toy.ALGORITHM, toy.sample, 6, 5, four),
-                "batch_size: expected a multiple of the 4",
-            ),
-            (
-                lambda: Layout(devices, population=True).place(jax.tree.map(lambda x: jnp.stack([x] * 3), toy.fresh())),
-                "trials: expected a multiple of the 4 devices, found 3",
-            ),
-        ]:
-            try:
-                act()
-            except ConfigError as error:
-                assert words in str(error), error
-            else:
-                raise AssertionError(words)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _, name, folder = sys.argv
+    assert jax.device_count() == 4
+    CHECKS[name](tuple(jax.devices()), folder)
