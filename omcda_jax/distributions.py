@@ -218,6 +218,23 @@ def tanh_gaussian(mean: chex.Array, log_std: chex.Array, avail: chex.Array) -> T
 Policy = Categorical | TanhGaussian
 
 
+def sample_rows(policy: Policy, keys: chex.PRNGKey) -> chex.Array:
+    """One action of every agent, each row's by its own key [B]: policies [B, N] to [B, N] int32, or [B, N, A]."""
+    return jax.vmap(lambda row, key: row.sample(key))(policy, keys)
+
+
+def support_rows(policy: Policy, keys: chex.PRNGKey, num_samples: int) -> Support:
+    """Support of policies [B, N], each row's by its own key [B]."""
+    return jax.vmap(lambda row, key: row.support(key, num_samples))(policy, keys)
+
+
+def measure_rows(policy: Policy, avail: chex.Array, keys: chex.PRNGKey, num_samples: int, other: Policy) -> Measure:
+    """Measure over the actions of policies [B, N] and `other` [B, N], each row's by its own key [B]."""
+    return jax.vmap(lambda row, legal, key, beside: row.measure(legal, key, num_samples, beside))(
+        policy, avail, keys, other
+    )
+
+
 def log_integral(values: chex.Array, measure: Measure) -> chex.Array:
     """log of the integral of exp(values): [..., K] values at the measure's points to [...]."""
     chex.assert_equal_shape([values, measure.log_weights])

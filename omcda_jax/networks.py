@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from omcda_jax import losses
 from omcda_jax.distributions import Measure, Policy, Support, categorical, greedy, tanh_gaussian
-from omcda_jax.types import EnvSpec, TrainState
+from omcda_jax.types import Batch, EnvSpec, TrainState
 
 DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
@@ -159,6 +159,26 @@ class MixedCritic(NamedTuple):
     def q_tot(self, params: Any, obs: chex.Array, state: chex.Array, action: chex.Array) -> chex.Array:
         """Team value [...] of actions [..., N] or [..., N, A]."""
         return self.mix(params, state, action_values(self.local, params["local"], obs, action))
+
+    def parts(self, params: Any, batch: Batch, measure: Measure) -> tuple[chex.Array, chex.Array, chex.Array]:
+        """What a conservative loss compares: the team value of the data's actions and every agent's part in it.
+
+        Args:
+            params: of the critic.
+            batch: B transitions.
+            measure: over the actions of [B, N] agents.
+
+        Returns:
+            Q_tot [B], w_i q_i at the measure's points [B, N, K], and w_i q_i of the data's actions [B, N].
+        """
+        weights, bias = self.mixer.apply(params["mixer"], batch.state)
+        values, chosen = support_and_action_values(self.local, params["local"], batch.obs, measure, batch.action)
+        return losses.mix(chosen, weights, bias), weights[..., None] * values, weights * chosen
+
+    def td_target(self, state: TrainState, batch: Batch, next_action: chex.Array) -> chex.Array:
+        """y = r + gamma nu Q_tot(s', a') [B] of the target critic at the next actions [B, N] or [B, N, A]."""
+        next_value = self.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, next_action)
+        return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
 
 
 def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:

@@ -24,14 +24,16 @@ def close(got, expected, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), got, expected)
 
 
-def test_double_q_learning_takes_the_best_legal_action():
+@pytest.mark.parametrize("name", ["cql", "cfcql", "omar"])
+def test_the_next_action_is_the_best_legal_one(name):
     """With one legal action next, the target is that action's value, whatever the others are worth."""
-    state, batch = after(CONFIGS["cql"]), make_batch(4)
-    nets, only = backbone(SPEC, state.config), np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
+    state, batch = after(CONFIGS[name]), make_batch(4)
+    critic, only = backbone(SPEC, state.config).critic, np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
     batch = batch.replace(next_avail=only)
-    y = cql.td_target(state, nets, batch, jax.random.split(jax.random.key(0), 24))
-    value = nets.critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, jnp.full((24, 3), 2))
-    np.testing.assert_allclose(y, batch.reward + 0.99 * batch.discount * value, rtol=1e-6)
+    value = critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, jnp.full((24, 3), 2))
+    y = batch.reward + 0.99 * batch.discount * value
+    q_tot = critic.q_tot(state.params["critic"], batch.obs, batch.state, batch.action)
+    np.testing.assert_allclose(UPDATE(state, batch)[1]["critic/td"], np.mean(np.square(q_tot - y)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
-from omcda_jax.distributions import Policy, categorical, log_integral
+from omcda_jax import networks
+from omcda_jax.distributions import Policy, categorical, log_integral, measure_rows, sample_rows
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.training import CriticSettings, check_numbers, descend, hold, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
@@ -89,29 +89,22 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     Arguments and results are those of `omcda_jax.update`.
     """
     config, hyper, nets = state.config, state.hyper, backbone(state.spec, state.config)
-    draw_next, draw_here, draw_policy = row_keys(state, batch, 3, axis_name)
-    sample = jax.vmap(lambda policy, key: policy.sample(key))
-    measure = jax.vmap(lambda policy, avail, key, other: policy.measure(avail, key, config.num_samples, other))
-    local, frozen, barred = nets.critic.local, state.params["critic"], state.target_params["critic"]
+    next_keys, sample_keys, policy_keys = row_keys(state, batch, 3, axis_name)
+    frozen = state.params["critic"]
 
-    pi = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
-    pi_next = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    v_next = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, sample(pi_next, draw_next))
-    y = losses.bellman_target(batch.reward, batch.discount, hyper["discount"], v_next)
-    points = jax.lax.stop_gradient(measure(pi, batch.avail, draw_here, pi_next))
+    here = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
+    there = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
+    y = nets.critic.td_target(state, batch, sample_rows(there, next_keys))
+    measure = measure_rows(here, batch.avail, sample_keys, config.num_samples, there)
 
-    w_now = nets.critic.weights(frozen, batch.state)
+    weights = nets.critic.weights(frozen, batch.state)
     behaviour = networks.action_distribution(nets.policy, state.params["behaviour"], batch.obs, batch.avail)
-    agents = agent_weights(_favoured(state, nets, batch, w_now).kl(behaviour), hyper["temperature"])
+    agents = agent_weights(_favoured(state, nets, batch, weights).kl(behaviour), hyper["temperature"])
 
     def objective(params):
         clone = networks.action_distribution(nets.policy, params["behaviour"], batch.obs, batch.avail)
-        w, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
-        q, q_data = networks.support_and_action_values(
-            local, params["critic"]["local"], batch.obs, points, batch.action
-        )
-        q_tot = losses.mix(q_data, w, bias)
-        penalty = counterfactual_penalty(log_integral(w[..., None] * q, points) - w * q_data, agents)
+        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
+        penalty = counterfactual_penalty(log_integral(values, measure) - chosen, agents)
         by_name = {
             "behaviour/loss": -clone.log_prob(batch.action),
             "critic/td": jnp.square(q_tot - y),
@@ -119,8 +112,9 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         }
         if not state.spec.discrete:
             policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-            value = networks.action_values(local, frozen["local"], batch.obs, sample(policy, draw_policy))
-            by_name["policy/loss"] = -w_now * value
+            drawn = sample_rows(policy, policy_keys)
+            value = networks.action_values(nets.critic.local, frozen["local"], batch.obs, drawn)
+            by_name["policy/loss"] = -weights * value
         return by_name, {"critic/q": q_tot, "critic/gap": penalty, "critic/largest_share": jnp.max(agents, axis=-1)}
 
     cloning = state.step < config.behaviour_updates

@@ -19,8 +19,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
-from omcda_jax.distributions import Measure, log_integral
+from omcda_jax import networks
+from omcda_jax.distributions import Measure, log_integral, measure_rows, sample_rows
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
 from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
@@ -66,16 +66,6 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
     return new_state(key, spec, config, params, targets=list(params))
 
 
-def td_target(state: TrainState, nets: Backbone, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """y [B], a' from the online policy: the double-Q choice, or one draw with keys [B]."""
-    policy = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    target = state.target_params["critic"]
-    next_value = nets.critic.q_tot(
-        target, batch.next_obs, batch.next_state, jax.vmap(lambda pi, key: pi.sample(key))(policy, keys)
-    )
-    return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
-
-
 def conservative_penalty(
     values: chex.Array, measure: Measure, chosen: chex.Array, bias: chex.Array | None = None
 ) -> chex.Array:
@@ -108,7 +98,7 @@ def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, keys: c
         q = networks.action_values(nets.critic.local, local, batch.obs, batch.action)
         return -jnp.sum(q * policy.log_prob(batch.action), axis=-1)
     weights = nets.critic.weights(state.params["critic"], batch.state)
-    drawn = jax.vmap(lambda pi, key: pi.sample(key))(policy, keys)
+    drawn = sample_rows(policy, keys)
     return -weights * networks.action_values(nets.critic.local, local, batch.obs, drawn)
 
 
@@ -120,21 +110,16 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     config, nets = state.config, backbone(state.spec, state.config)
     next_keys, sample_keys, policy_keys = row_keys(state, batch, 3, axis_name)
 
-    y = td_target(state, nets, batch, next_keys)
     here = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
     there = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    measure = jax.vmap(lambda pi, avail, key, other: pi.measure(avail, key, config.num_samples, other))
-    measure = jax.lax.stop_gradient(measure(here, batch.avail, sample_keys, there))
+    y = nets.critic.td_target(state, batch, sample_rows(there, next_keys))
+    measure = measure_rows(here, batch.avail, sample_keys, config.num_samples, there)
 
     def objective(params):
-        weights, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
-        values, chosen = networks.support_and_action_values(
-            nets.critic.local, params["critic"]["local"], batch.obs, measure, batch.action
-        )
-        q_tot = losses.mix(chosen, weights, bias)
-        released = bias if config.variant == "released" else None
-        penalty = conservative_penalty(weights[..., None] * values, measure, weights * chosen, released)
-        penalty = jnp.sum(penalty, axis=-1)
+        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
+        released = config.variant == "released"
+        bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)[1] if released else None
+        penalty = jnp.sum(conservative_penalty(values, measure, chosen, bias), axis=-1)
         by_name = {
             "critic/td": jnp.square(q_tot - y),
             "critic/conservative": state.hyper["penalty"] * penalty,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import losses, networks
-from omcda_jax.distributions import expectation, has_choice
+from omcda_jax.distributions import expectation, has_choice, support_rows
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import batch_log_weights, masked_mean
 from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys, row_places
@@ -105,7 +105,7 @@ def policy_log_weights(state: TrainState, nets: Backbone, batch: Batch, mask: ch
     critic = state.params["critic"]
     policy = networks.action_distribution(nets.policy, state.params["policy"], batch.obs, batch.avail)
     (keys,) = row_keys(state, batch, 1, axis_name)
-    support = jax.vmap(lambda of_row, key: of_row.support(key, state.config.num_samples))(policy, keys)
+    support = support_rows(policy, keys, state.config.num_samples)
     values, chosen = networks.of_ensemble(
         networks.support_and_action_values, nets.critic.local, critic["local"], batch.obs, support, batch.action
     )

@@ -23,7 +23,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
+from omcda_jax import networks
 from omcda_jax.distributions import (
     Categorical,
     Policy,
@@ -32,6 +32,7 @@ from omcda_jax.distributions import (
     expectation,
     greedy,
     log_integral,
+    measure_rows,
 )
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
@@ -184,25 +185,19 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    nets, now, barred = backbone(state.spec, state.config), state.params, state.target_params["critic"]
+    config, nets, now = state.config, backbone(state.spec, state.config), state.params
     measure_keys, search_keys = row_keys(state, batch, 2, axis_name)
 
     here = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
     there = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
     proposal, next_proposal = (proposals(policy, state.hyper["proposal_spread"]) for policy in (here, there))
-    chosen = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).mode()
-    next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_state, chosen)
-    y = losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
-    measure = jax.vmap(lambda pi, avail, key, other: pi.measure(avail, key, state.config.num_samples, other))
-    measure = measure(proposal, batch.avail, measure_keys, next_proposal)
+    next_action = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).mode()
+    y = nets.critic.td_target(state, batch, next_action)
+    measure = measure_rows(proposal, batch.avail, measure_keys, config.num_samples, next_proposal)
 
     def objective(params):
-        weights, bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)
-        everywhere, at_data = networks.support_and_action_values(
-            nets.critic.local, params["critic"]["local"], batch.obs, measure, batch.action
-        )
-        q_tot = losses.mix(at_data, weights, bias)
-        gap = jnp.sum(log_integral(weights[..., None] * everywhere, measure) - weights * at_data, axis=-1)
+        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
+        gap = jnp.sum(log_integral(values, measure) - chosen, axis=-1)
         policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
         by_name = {
             "critic/td": jnp.square(q_tot - y),

@@ -31,7 +31,7 @@ from omcda_jax.allocation import (
     influence,
     weight_divergence,
 )
-from omcda_jax.distributions import Policy, Support, expectation, has_choice
+from omcda_jax.distributions import Policy, Support, expectation, has_choice, support_rows
 from omcda_jax.reductions import largest, loss_share, masked_mean, total
 from omcda_jax.training import apply_gradients, check_numbers, new_state, require, row_keys, track
 from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
@@ -225,7 +225,7 @@ class _Policies(NamedTuple):
 def _policies(nets, params, obs, avail, keys, num_samples) -> _Policies:
     policy = networks.action_distribution(nets.policy, params["policy"], obs, avail)
     behaviour = networks.action_distribution(nets.policy, params["behaviour"], obs, avail)
-    support = jax.vmap(lambda of_row, key: of_row.support(key, num_samples))(policy, keys)
+    support = support_rows(policy, keys, num_samples)
     return _Policies(policy, behaviour, support)
 
 
