@@ -438,11 +438,7 @@ def learn(
     del loaded
     if saved and saved["data"].get("digest") != description.get("digest"):
         raise ConfigError(f"{directory}: began on other data than the file now holds; choose another {job.flag}")
-    if state is None:
-        state = job.fresh()
-        if config.data.normalise:
-            spread = lambda x: jnp.stack([x] * len(job.configs)) if job.population else x
-            state = state.replace(normaliser=jax.tree.map(spread, data.normaliser(dataset)))
+    state = _begin(job, dataset) if state is None else state
     start, layout = updates_done(state), job.layout()
     say(f"resumed at step {start}" if saved else "starting at step 0", f"of {settings.updates}, in {directory}")
 
@@ -504,6 +500,15 @@ def learn(
     if first:
         progress.close()
     return state, latest
+
+
+def _begin(job: Job, dataset: data.Dataset) -> TrainState:
+    """The state before any update, with the data's normaliser where the config asks for one."""
+    state = job.fresh()
+    if not job.config.data.normalise:
+        return state
+    spread = lambda x: jnp.stack([x] * len(job.configs)) if job.population else x
+    return state.replace(normaliser=jax.tree.map(spread, data.normaliser(dataset)))
 
 
 @contextlib.contextmanager

@@ -177,7 +177,12 @@ class MixedCritic(NamedTuple):
 
     def td_target(self, state: TrainState, batch: Batch, next_action: chex.Array) -> chex.Array:
         """y = r + gamma nu Q_tot(s', a') [B] of the target critic at the next actions [B, N] or [B, N, A]."""
-        next_value = self.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, next_action)
+        local = state.target_params["critic"]["local"]
+        return self.bootstrap(state, batch, action_values(self.local, local, batch.next_obs, next_action))
+
+    def bootstrap(self, state: TrainState, batch: Batch, next_values: chex.Array) -> chex.Array:
+        """y = r + gamma nu [ sum_i w_i(s') v_i + b(s') ] [B] of local next values [B, N], by the target mixer."""
+        next_value = self.mix(state.target_params["critic"], batch.next_state, next_values)
         return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
 
 

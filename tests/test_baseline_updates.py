@@ -28,10 +28,12 @@ def close(got, expected, **tolerance):
 def test_the_next_action_is_the_best_legal_one(name):
     """With one legal action next, the target is that action's value, whatever the others are worth."""
     state, batch = after(CONFIGS[name]), make_batch(4)
-    critic, only = backbone(SPEC, state.config).critic, np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
-    batch = batch.replace(next_avail=only)
+    nets, only = backbone(SPEC, state.config), np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
+    batch, critic = batch.replace(next_avail=only), nets.critic
     value = critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, jnp.full((24, 3), 2))
     y = batch.reward + 0.99 * batch.discount * value
+    chosen = networks.value_policy(nets.policy, critic, state.params, batch.next_obs, only).mode()
+    np.testing.assert_allclose(critic.td_target(state, batch, chosen), y, rtol=1e-6)
     q_tot = critic.q_tot(state.params["critic"], batch.obs, batch.state, batch.action)
     np.testing.assert_allclose(UPDATE(state, batch)[1]["critic/td"], np.mean(np.square(q_tot - y)), rtol=1e-5)
 

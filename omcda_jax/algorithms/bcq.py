@@ -176,10 +176,6 @@ def vae_loss(nets: _Networks, params, batch: Batch, keys: chex.PRNGKey) -> chex.
     return reconstruction + 0.5 * jnp.mean(latent_divergence(mean, log_std), axis=-1)
 
 
-def _target(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
-    return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
-
-
 def _restricted_policy(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array):
     """Greedy in the online q over allowed actions."""
     logits = nets.head.apply(state.params["head"], obs)
@@ -200,8 +196,7 @@ def _best_of(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Ar
 
 def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
     next_action = _restricted_policy(state, nets, batch.next_obs, batch.next_avail).mode()
-    critic = state.target_params["critic"]
-    y = _target(state, batch, nets.critic.q_tot(critic, batch.next_obs, batch.next_state, next_action))
+    y = nets.critic.td_target(state, batch, next_action)
 
     def objective(params):
         q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)
@@ -214,8 +209,7 @@ def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
 
 def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, axis_name: str | None):
     next_keys, vae_keys, prior_keys = row_keys(state, batch, 3, axis_name)
-    next_value = _best_of(state, nets, batch.next_obs, batch.next_avail, next_keys)
-    y = _target(state, batch, nets.critic.mix(state.target_params["critic"], batch.next_state, next_value))
+    y = nets.critic.bootstrap(state, batch, _best_of(state, nets, batch.next_obs, batch.next_avail, next_keys))
     latent = _prior_by_row(nets, prior_keys, 1, state.spec.num_agents)
     generated = generate(nets, state.params, batch.obs, batch.avail, latent)[0]
     first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])

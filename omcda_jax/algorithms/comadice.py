@@ -109,9 +109,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     mask = has_choice(batch.avail, state.spec.discrete)
     starts = masked_mean(batch.first, jnp.ones_like(batch.first), axis_name)
 
-    next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
-    next_value = nets.critic.mix(barred["critic"], batch.next_state, next_value)
-    y = losses.bellman_target(batch.reward, batch.discount, hyper["discount"], next_value)
+    y = nets.critic.bootstrap(state, batch, nets.value.apply(barred["value"], batch.next_obs)[..., 0])
 
     def critic_objective(params):
         q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)

@@ -83,9 +83,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     """
     nets, target, hyper = backbone(state.spec, state.config), state.target_params, state.hyper
 
-    next_value = nets.value.apply(target["value"], batch.next_obs)[..., 0]
-    next_value = nets.critic.mix(target["critic"], batch.next_state, next_value)
-    y = losses.bellman_target(batch.reward, batch.discount, hyper["discount"], next_value)
+    y = nets.critic.bootstrap(state, batch, nets.value.apply(target["value"], batch.next_obs)[..., 0])
     slope = nets.critic.weights(target["critic"], batch.state) / hyper["alpha"]
     q = networks.action_values(nets.critic.local, target["critic"]["local"], batch.obs, batch.action)
 
