@@ -83,7 +83,7 @@ def rollouts(problem: list[exact.Ring], episodes: int = NUM_EPISODES, seed: int 
         spec,
         data.Episodes(
             obs=obs,
-            state=obs.reshape(rows, -1),
+            global_state=obs.reshape(rows, -1),
             avail=np.ones((rows, agents, action_dim), bool),
             action=action.reshape(rows, *action.shape[2:]),
             reward=reward.reshape(rows),

@@ -50,7 +50,7 @@ def measure(mode: str, devices: int, trials: int) -> float:
         spec,
         data.Episodes(
             obs=rng.standard_normal((rows, 5, 140)).astype(np.float32),
-            state=rng.standard_normal((rows, 110)).astype(np.float32),
+            global_state=rng.standard_normal((rows, 110)).astype(np.float32),
             avail=np.ones((rows, 5, 11), bool),
             action=action,
             reward=reward,

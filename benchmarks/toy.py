@@ -33,7 +33,7 @@ def environment() -> Environment:
     def show(time, reward, total):
         return TimeStep(
             obs=jnp.broadcast_to(time / LENGTH, (2, 3)),
-            state=jnp.broadcast_to(time / LENGTH, (2,)),
+            global_state=jnp.broadcast_to(time / LENGTH, (2,)),
             avail=jnp.ones((2, 3), bool),
             reward=reward,
             terminated=time == LENGTH,
@@ -62,7 +62,7 @@ def episodes(count: int = 6) -> data.Episodes:
     action = np.stack([np.where(playing, 1, 0), np.where(playing, second, 0)], axis=1).astype(np.int32)
     return data.Episodes(
         obs=np.broadcast_to((time / LENGTH)[:, None, None], (rows, 2, 3)).astype(np.float32),
-        state=np.broadcast_to((time / LENGTH)[:, None], (rows, 2)).astype(np.float32),
+        global_state=np.broadcast_to((time / LENGTH)[:, None], (rows, 2)).astype(np.float32),
         avail=np.ones((rows, 2, 3), bool),
         action=action,
         reward=(0.25 * (action == 1).sum(axis=1) * playing).astype(np.float32),

@@ -171,7 +171,7 @@ class MixedCritic(NamedTuple):
         Returns:
             Q_tot [B], w_i q_i at the measure's points [B, N, K], and w_i q_i of the data's actions [B, N].
         """
-        weights, bias = self.mixer.apply(params["mixer"], batch.state)
+        weights, bias = self.mixer.apply(params["mixer"], batch.global_state)
         values, chosen = support_and_action_values(self.local, params["local"], batch.obs, measure, batch.action)
         return losses.mix(chosen, weights, bias), weights[..., None] * values, weights * chosen
 
@@ -182,7 +182,7 @@ class MixedCritic(NamedTuple):
 
     def bootstrap(self, state: TrainState, batch: Batch, next_values: chex.Array) -> chex.Array:
         """y = r + gamma nu [ sum_i w_i(s') v_i + b(s') ] [B] of local next values [B, N], by the target mixer."""
-        next_value = self.mix(state.target_params["critic"], batch.next_state, next_values)
+        next_value = self.mix(state.target_params["critic"], batch.next_global_state, next_values)
         return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
 
 

@@ -59,14 +59,14 @@ class Batch:
 
     Attributes:
         obs: [B, N, O] local observations.
-        state: [B, S] global state.
+        global_state: [B, S], what a mixer sees.
         avail: [B, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has, the others
             are padding.
         action: [B, N] int32 indices, or [B, N, A] float32 in [-1, 1]; its padding is never looked at.
         reward: [B] team reward.
         discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
         next_obs: [B, N, O].
-        next_state: [B, S].
+        next_global_state: [B, S].
         next_avail: [B, N, A] bool.
         next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step.
         first: [B] bool, the row starts an episode.
@@ -74,13 +74,13 @@ class Batch:
     """
 
     obs: chex.Array
-    state: chex.Array
+    global_state: chex.Array
     avail: chex.Array
     action: chex.Array
     reward: chex.Array
     discount: chex.Array
     next_obs: chex.Array
-    next_state: chex.Array
+    next_global_state: chex.Array
     next_avail: chex.Array
     next_action: chex.Array
     first: chex.Array
@@ -96,14 +96,14 @@ class Normaliser:
     Attributes:
         obs_shift: [N, O].
         obs_factor: [N, O].
-        state_shift: [S].
-        state_factor: [S].
+        global_state_shift: [S].
+        global_state_factor: [S].
     """
 
     obs_shift: chex.Array
     obs_factor: chex.Array
-    state_shift: chex.Array
-    state_factor: chex.Array
+    global_state_shift: chex.Array
+    global_state_factor: chex.Array
 
 
 @flax.struct.dataclass
@@ -167,7 +167,7 @@ class TimeStep:
 
     Attributes:
         obs: [N, O].
-        state: [S].
+        global_state: [S].
         avail: [N, A] bool, see `Batch`.
         reward: [] team reward of the step that led here (0 after a reset).
         terminated: [] bool, the task itself ended.
@@ -176,7 +176,7 @@ class TimeStep:
     """
 
     obs: chex.Array
-    state: chex.Array
+    global_state: chex.Array
     avail: chex.Array
     reward: chex.Array
     terminated: chex.Array

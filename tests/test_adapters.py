@@ -33,10 +33,10 @@ def random_episodes(environment, episodes, seed=0):
         while not done:
             action = rng.integers(0, environment.spec.action_dim, (1, environment.spec.num_agents)).astype(np.int32)
             after = simulators.step(np.array([0]), action)
-            rows.append((shown.obs[0], shown.state[0], shown.avail[0], action[0], after.reward[0]))
+            rows.append((shown.obs[0], shown.global_state[0], shown.avail[0], action[0], after.reward[0]))
             shown, length = after, length + 1
             done = bool((after.terminated | after.truncated)[0])
-        rows.append((shown.obs[0], shown.state[0], shown.avail[0], np.zeros_like(action[0]), np.float32(0)))
+        rows.append((shown.obs[0], shown.global_state[0], shown.avail[0], np.zeros_like(action[0]), np.float32(0)))
         lengths.append(length)
         ends.append(bool(shown.terminated[0]))
     obs, state, avail, action, reward = (np.stack(values) for values in zip(*rows, strict=True))
@@ -87,7 +87,7 @@ def test_pettingzoo_discrete():
     start = [np.random.default_rng(seed).integers(10) for seed in (3, 4)]
     np.testing.assert_array_equal(first.obs[:, 0], np.repeat(start, 3).reshape(2, 3))
     np.testing.assert_array_equal(first.obs[:, 1], first.obs[:, 0] * [1, 1, 0])
-    np.testing.assert_array_equal(first.state, first.obs.reshape(2, 6))
+    np.testing.assert_array_equal(first.global_state, first.obs.reshape(2, 6))
     assert first.avail.all() and first.reward.sum() == 0
     both, action = np.array([0, 1]), np.array([[1, 2], [0, 1]])
     second = simulators.step(both, action)
@@ -222,7 +222,7 @@ def test_smac(smac):
     np.testing.assert_array_equal(shown.terminated, [True, False])
     np.testing.assert_array_equal(shown.won, [True, False])
     np.testing.assert_array_equal(shown.reward, [12.0, 0.5])
-    np.testing.assert_array_equal(shown.state, np.full((2, 4), 2))
+    np.testing.assert_array_equal(shown.global_state, np.full((2, 4), 2))
     shown = simulators.step(both[1:], action[1:])
     assert shown.truncated[0] and not shown.terminated[0] and not shown.won[0]
     simulators.close()

@@ -56,13 +56,13 @@ def make_batch(random):
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
     return omcda_jax.Batch(
         obs=normal(ROWS, 3, 5),
-        state=normal(ROWS, 6),
+        global_state=normal(ROWS, 6),
         avail=now,
         action=action,
         reward=normal(ROWS),
         discount=(random.random(ROWS) < 0.8).astype(np.float32),
         next_obs=normal(ROWS, 3, 5),
-        next_state=normal(ROWS, 6),
+        next_global_state=normal(ROWS, 6),
         next_avail=then,
         next_action=np.zeros((ROWS, 3), np.int32),
         first=np.zeros(ROWS, bool),
@@ -149,8 +149,8 @@ def constants(state, batch):
         for group in ("policy", "behaviour")
     )
     q_return = local_network(target["return"]["critic"], batch.obs)
-    w, _ = return_mixer(target["return"]["mixer"], batch.state)
-    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_state)
+    w, _ = return_mixer(target["return"]["mixer"], batch.global_state)
+    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_global_state)
     if in_sample:
         next_local = local_network(target["value"]["return"], batch.next_obs)[..., 0]
         next_value = reference.mix_return(next_local, next_w, next_bias)
@@ -167,8 +167,8 @@ def constants(state, batch):
     deviation_advantage, found["kappa"] = np.zeros((ROWS, 3)), np.ones((ROWS, 3))
     if config.decoupled:
         q_deviation = local_network(target["deviation"]["critic"], batch.obs)
-        mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.state, kind)
-        next_mixing, shift = deviation_mixer(target["deviation"]["mixer"], batch.next_state, kind)
+        mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.global_state, kind)
+        next_mixing, shift = deviation_mixer(target["deviation"]["mixer"], batch.next_global_state, kind)
         kappa = found["kappa"] = reference.kappa(alpha, mixing)
         if in_sample:
             next_local = local_network(target["value"]["deviation"], batch.next_obs)[..., 0]
@@ -205,7 +205,7 @@ def group_losses(config, params, batch, fixed):
         for group in ("policy", "behaviour")
     )
     q = reference.take(local_network(params["return"]["critic"], batch.obs), batch.action)
-    q_return = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.state))
+    q_return = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.global_state))
     losses = dict(
         policy=reference.policy_loss(fixed["weights"], pi, batch.action, fixed["mask"]),
         behaviour=reference.behaviour_loss(b, batch.action, fixed["mask"]),
@@ -214,7 +214,7 @@ def group_losses(config, params, batch, fixed):
     q_deviation = np.zeros((ROWS, 3))
     if config.decoupled:
         q = reference.take(local_network(params["deviation"]["critic"], batch.obs), batch.action)
-        mixing, shift = deviation_mixer(params["deviation"]["mixer"], batch.state, config.conservative_mixing)
+        mixing, shift = deviation_mixer(params["deviation"]["mixer"], batch.global_state, config.conservative_mixing)
         q_deviation = reference.mix_deviation(q, mixing, shift)
         losses["deviation"] = reference.deviation_critic_loss(q_deviation, fixed["deviation_target"])
     if config.value_target == "in_sample":

@@ -97,13 +97,13 @@ def make_batch(seed, size=24, spec=SPEC):
 
     return omcda_jax.Batch(
         obs=normal(*shape, spec.obs_dim),
-        state=normal(size, spec.state_dim),
+        global_state=normal(size, spec.state_dim),
         avail=avail,
         action=choose(avail),
         reward=normal(size),
         discount=(rng.random(size) < 0.8).astype(np.float32),
         next_obs=normal(*shape, spec.obs_dim),
-        next_state=normal(size, spec.state_dim),
+        next_global_state=normal(size, spec.state_dim),
         next_avail=next_avail,
         next_action=choose(next_avail),
         first=rng.random(size) < 0.1,
@@ -256,8 +256,8 @@ def test_a_normaliser_is_part_of_the_policy():
     scaled = raw.replace(
         obs=(raw.obs - scale.obs_shift) * scale.obs_factor,
         next_obs=(raw.next_obs - scale.obs_shift) * scale.obs_factor,
-        state=(raw.state - scale.state_shift) * scale.state_factor,
-        next_state=(raw.next_state - scale.state_shift) * scale.state_factor,
+        global_state=(raw.global_state - scale.global_state_shift) * scale.global_state_factor,
+        next_global_state=(raw.next_global_state - scale.global_state_shift) * scale.global_state_factor,
     )
     with_scale, metrics = UPDATE(plain.replace(normaliser=scale), raw)
     without, expected = UPDATE(plain, scaled)

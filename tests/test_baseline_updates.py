@@ -30,11 +30,11 @@ def test_the_next_action_is_the_best_legal_one(name):
     state, batch = after(CONFIGS[name]), make_batch(4)
     nets, only = backbone(SPEC, state.config), np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
     batch, critic = batch.replace(next_avail=only), nets.critic
-    value = critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_state, jnp.full((24, 3), 2))
+    value = critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_global_state, jnp.full((24, 3), 2))
     y = batch.reward + 0.99 * batch.discount * value
     chosen = networks.value_policy(nets.policy, critic, state.params, batch.next_obs, only).mode()
     np.testing.assert_allclose(critic.td_target(state, batch, chosen), y, rtol=1e-6)
-    q_tot = critic.q_tot(state.params["critic"], batch.obs, batch.state, batch.action)
+    q_tot = critic.q_tot(state.params["critic"], batch.obs, batch.global_state, batch.action)
     np.testing.assert_allclose(UPDATE(state, batch)[1]["critic/td"], np.mean(np.square(q_tot - y)), rtol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_released_icq_s_targets_shrink_with_the_size_of_the_batch_and_along_it()
 def test_at_a_high_temperature_icq_clones_each_agent_by_its_share_of_the_mixer():
     fresh, batch = with_hyper(after(CONFIGS["icq"], updates=0), policy_temperature=1e9), make_batch(6)
     nets = backbone(SPEC, fresh.config)
-    weights = nets.critic.weights(fresh.params["critic"], batch.state)
+    weights = nets.critic.weights(fresh.params["critic"], batch.global_state)
     shares = weights / weights.sum(axis=-1, keepdims=True)
     choice = batch.avail.sum(axis=-1) > 1
 
@@ -171,7 +171,7 @@ def test_at_a_high_temperature_icq_s_critic_is_sarsa_s():
     state, batch = with_hyper(after(CONFIGS["icq"]), value_temperature=1e9), make_batch(1)
     batch, nets, target = batch.replace(last=np.zeros(24, bool)), backbone(SPEC, state.config), state.target_params
     critic = {"local": jax.tree.map(lambda x: x[0], target["critic"]["local"]), "mixer": target["critic"]["mixer"]}
-    value = nets.critic.q_tot(critic, batch.next_obs, batch.next_state, batch.next_action)
+    value = nets.critic.q_tot(critic, batch.next_obs, batch.next_global_state, batch.next_action)
     y, _ = icq.td_target(state, nets, batch, None)
     np.testing.assert_allclose(y, batch.reward + 0.99 * batch.discount * value, rtol=1e-5, atol=1e-5)
 
@@ -255,7 +255,7 @@ def test_comadice_s_multiplier_and_weights(spec):
     new, metrics = UPDATE(fresh, batch)
     nets, target = backbone(spec, fresh.config), fresh.target_params["critic"]
     q = networks.action_values(nets.critic.local, target["local"], batch.obs, batch.action)
-    e = nets.critic.weights(target, batch.state) * (q - nets.value.apply(new.params["value"], batch.obs)[..., 0])
+    e = nets.critic.weights(target, batch.global_state) * (q - nets.value.apply(new.params["value"], batch.obs)[..., 0])
     choice = batch.avail.sum(axis=-1) > (1 if spec.discrete else 0)
 
     def weight(multiplier):

@@ -167,7 +167,7 @@ class TestCql:
         assert largest_difference(plain.params, test_algorithms.UPDATE(state, batch)[0].params) > 0
 
         def decomposition(params):
-            return jnp.mean(jnp.square(nets.critic.q_tot(params, batch.obs, batch.state, batch.action) - y))
+            return jnp.mean(jnp.square(nets.critic.q_tot(params, batch.obs, batch.global_state, batch.action) - y))
 
         gradient = jax.grad(decomposition)(state.params["critic"])
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))

@@ -135,7 +135,10 @@ def split(episodes):
     """Cuts episodes apart, one dict of arrays with L + 1 rows each."""
     ends = np.cumsum(episodes.length + 1)
     return [
-        {key: getattr(episodes, key)[end - length - 1 : end] for key in ("obs", "state", "avail", "action", "reward")}
+        {
+            key: getattr(episodes, key)[end - length - 1 : end]
+            for key in ("obs", "global_state", "avail", "action", "reward")
+        }
         for end, length in zip(ends, episodes.length, strict=True)
     ]
 
@@ -152,16 +155,16 @@ def test_every_row_follows_from_the_one_before(plain):
     episodes, _ = plain
     check(SPEC, episodes, "toy")
     for e, rows in enumerate(split(episodes)):
-        length, limit = episodes.length[e], rows["state"][0, 2]
+        length, limit = episodes.length[e], rows["global_state"][0, 2]
         # limit 11 and 12 lie beyond the horizon
         assert length == min(limit, HORIZON)
         assert episodes.terminated[e] == (limit <= HORIZON)
-        np.testing.assert_array_equal(rows["state"][:, 0], np.arange(length + 1))
+        np.testing.assert_array_equal(rows["global_state"][:, 0], np.arange(length + 1))
         np.testing.assert_array_equal(rows["reward"][:-1], rows["action"][:-1].sum(axis=1))
-        np.testing.assert_array_equal(rows["state"][:, 1], np.append(0, np.cumsum(rows["reward"][:-1])))
-        np.testing.assert_array_equal(rows["obs"][:, 1], np.c_[rows["state"][:, :2], np.ones(length + 1)])
+        np.testing.assert_array_equal(rows["global_state"][:, 1], np.append(0, np.cumsum(rows["reward"][:-1])))
+        np.testing.assert_array_equal(rows["obs"][:, 1], np.c_[rows["global_state"][:, :2], np.ones(length + 1)])
         np.testing.assert_array_equal(rows["avail"][:, 1, 2], np.arange(length + 1) % 2 == 0)
-        assert episodes.won[e] == (episodes.terminated[e] and rows["state"][-1, 1] % 2 == 1)
+        assert episodes.won[e] == (episodes.terminated[e] and rows["global_state"][-1, 1] % 2 == 1)
     # every length occurs, those that end with a segment (8) or one step after it among them
     assert set(episodes.length) == set(range(3, HORIZON + 1))
     assert 0 < episodes.won.sum() < episodes.terminated.sum() < 60
@@ -169,7 +172,7 @@ def test_every_row_follows_from_the_one_before(plain):
 
 def test_illegal_actions_are_never_taken(plain):
     episodes, _ = plain
-    odd = episodes.state[:, 0] % 2 == 1
+    odd = episodes.global_state[:, 0] % 2 == 1
     assert (episodes.action[~odd, 1] == 2).any()
     assert not (episodes.action[odd, 1] == 2).any()
 
@@ -265,17 +268,17 @@ def test_every_row_of_the_host_follows_from_the_one_before(hosted):
     episodes, metadata = hosted
     check(HOST_SPEC, episodes, "toy")
     for e, rows in enumerate(split(episodes)):
-        length, limit = episodes.length[e], rows["state"][0, 2]
+        length, limit = episodes.length[e], rows["global_state"][0, 2]
         assert length == min(limit, HORIZON)
         assert episodes.terminated[e] == (limit <= HORIZON)
-        np.testing.assert_array_equal(rows["state"][:, 0], np.arange(length + 1))
+        np.testing.assert_array_equal(rows["global_state"][:, 0], np.arange(length + 1))
         np.testing.assert_allclose(rows["reward"][:-1], rows["action"][:-1].sum(axis=(1, 2)), rtol=1e-5, atol=1e-6)
         total = np.append(0, np.cumsum(rows["reward"][:-1]))
-        np.testing.assert_allclose(rows["state"][:, 1], total, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(rows["obs"][:, 0], rows["state"])
+        np.testing.assert_allclose(rows["global_state"][:, 1], total, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rows["obs"][:, 0], rows["global_state"])
         assert not rows["action"][:, 1, 1].any() and not rows["avail"][:, 1, 1].any() and rows["avail"][:, 0].all()
         assert not rows["action"][-1].any() and rows["reward"][-1] == 0
-        assert episodes.won[e] == (episodes.terminated[e] and rows["state"][-1, 1] > 0)
+        assert episodes.won[e] == (episodes.terminated[e] and rows["global_state"][-1, 1] > 0)
     assert set(episodes.length) == set(range(3, HORIZON + 1))
     assert 0 < episodes.terminated.sum() < 60 and len(np.unique(episodes.action)) > 200
     assert metadata["rollouts"] == 60 and metadata["versions"]["toy"] == "1.0"
@@ -470,7 +473,7 @@ def test_real_battles(tmp_path):
     assert found["return_max"] <= 2.0001 and found["win_rate"] > 0.3
     assert 8 <= found["length_min"] <= found["length_max"] <= 100
     # all units of one side are dead in every final state: its health features are zero
-    health = episodes.state[np.cumsum(episodes.length + 1) - 1, :60:10]
+    health = episodes.global_state[np.cumsum(episodes.length + 1) - 1, :60:10]
     np.testing.assert_array_equal((health[:, 3:] <= 0).all(axis=1), episodes.won)
     assert data.max_return_to_go(dataset, 1.0) == pytest.approx(10 * found["return_max"], rel=1e-5)
 

@@ -37,13 +37,13 @@ def make_batch(random):
     action = np.where(avail, random.uniform(-0.9, 0.9, (ROWS, 3, 2)), 0.0).astype(np.float32)
     return omcda_jax.Batch(
         obs=normal(ROWS, 3, 5),
-        state=normal(ROWS, 6),
+        global_state=normal(ROWS, 6),
         avail=avail,
         action=action,
         reward=normal(ROWS),
         discount=(random.random(ROWS) < 0.8).astype(np.float32),
         next_obs=normal(ROWS, 3, 5),
-        next_state=normal(ROWS, 6),
+        next_global_state=normal(ROWS, 6),
         next_avail=avail,
         next_action=np.zeros((ROWS, 3, 2), np.float32),
         first=np.zeros(ROWS, bool),
@@ -100,13 +100,13 @@ def constants(state, batch):
     pi, b, next_pi, next_b = (
         moments(state.params[group], obs) for obs in (batch.obs, batch.next_obs) for group in ("policy", "behaviour")
     )
-    w, _ = return_mixer(target["return"]["mixer"], batch.state)
-    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_state)
+    w, _ = return_mixer(target["return"]["mixer"], batch.global_state)
+    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_global_state)
     next_q = values(target["return"]["critic"], batch.next_obs, draws[1])
     next_value = reference.expected_return_value(next_q, even, next_w, next_bias)
     found["return_target"] = reference.return_target(batch.reward, batch.discount, 0.9, next_value)
-    mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.state, "convex")
-    next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_state, "convex")
+    mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.global_state, "convex")
+    next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_global_state, "convex")
     next_c = reference.expectation(even, values(target["deviation"]["critic"], batch.next_obs, draws[1]))
     next_deviation = reference.mix_deviation(next_c, next_mixing) - divergence(next_pi, next_b, batch.avail)
     found["deviation_target"] = reference.deviation_target(batch.discount, 0.9, next_deviation)
@@ -137,9 +137,9 @@ def constants(state, batch):
 def losses(params, batch, fixed):
     """Each group's loss as a function of its own parameters."""
     q = network(params["return"]["critic"], batch.obs, batch.action)[..., 0]
-    q_tot = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.state))
+    q_tot = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.global_state))
     c = network(params["deviation"]["critic"], batch.obs, batch.action)[..., 0]
-    c_mixed = reference.mix_deviation(c, *deviation_mixer(params["deviation"]["mixer"], batch.state, "convex"))
+    c_mixed = reference.mix_deviation(c, *deviation_mixer(params["deviation"]["mixer"], batch.global_state, "convex"))
     log_probs = {
         g: log_density(moments(params[g], batch.obs), batch.action, batch.avail) for g in ("policy", "behaviour")
     }

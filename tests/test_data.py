@@ -39,7 +39,7 @@ def make_episodes(lengths=(2, 3), terminated=(True, False), seed=0):
     reward[final] = 0
     return Episodes(
         obs=rng.normal(size=(total, 2, 3)).astype(np.float32),
-        state=rng.normal(size=(total, 2)).astype(np.float32),
+        global_state=rng.normal(size=(total, 2)).astype(np.float32),
         avail=avail,
         action=action,
         reward=reward,
@@ -85,7 +85,7 @@ def test_gather_reads_each_row_and_its_successor():
     episodes = make_episodes()
     batch = data.gather(data.from_arrays(SPEC, episodes), jnp.array([1, 5, 3]))
     for b, row in enumerate([1, 5, 3]):
-        for key in ("obs", "state", "avail", "action"):
+        for key in ("obs", "global_state", "avail", "action"):
             np.testing.assert_array_equal(getattr(batch, key)[b], getattr(episodes, key)[row])
             np.testing.assert_array_equal(getattr(batch, f"next_{key}")[b], getattr(episodes, key)[row + 1])
     np.testing.assert_array_equal(batch.reward, [2, 6, 4])
@@ -202,7 +202,7 @@ def test_a_normaliser_brings_features_to_unit_scale_and_drops_constant_ones():
     expected = np.ones((2, 3))
     expected[1, 2] = 0.0
     np.testing.assert_allclose(scaled.std(axis=0), expected, atol=1e-5)
-    state = np.asarray((batch.state - scale.state_shift) * scale.state_factor)
+    state = np.asarray((batch.global_state - scale.global_state_shift) * scale.global_state_factor)
     np.testing.assert_allclose((state.mean(axis=0), state.std(axis=0)), ([0, 0], [1, 1]), atol=1e-5)
 
 
@@ -291,7 +291,7 @@ def test_load_scales_rewards_and_nothing_else(file):
 
 def test_files_are_compressed_and_checksummed(file):
     with h5py.File(file) as opened:
-        for key in Episodes._fields:
+        for key in hdf5.KEYS:
             assert opened[key].fletcher32 and opened[key].compression == "gzip" and opened[key].shuffle
 
 
@@ -386,7 +386,7 @@ EDITS = {
     "changed value": (lambda f: f["state"].__setitem__((3, 1), 0.5), "digest: damaged or edited"),
     "no digest": (lambda f: f.attrs.pop("digest"), "digest: damaged or edited"),
     "changed attribute": (lambda f: f.attrs.update(seed=4), "digest: damaged or edited"),
-    "empty": (lambda f: [replaced(f, key, f[key][:0]) for key in Episodes._fields], "expected at least one episode"),
+    "empty": (lambda f: [replaced(f, key, f[key][:0]) for key in hdf5.KEYS], "expected at least one episode"),
 }
 
 
@@ -419,7 +419,7 @@ def test_rows_of_another_file_or_cut_short_are_unpacked_again(file):
     (rows / "obs.npy").write_bytes((rows / "obs.npy").read_bytes()[:-8])
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes().obs)
     (rows / "state.npy").write_bytes(b"")
-    np.testing.assert_array_equal(hdf5.mapped(file)[1].state, make_episodes().state)
+    np.testing.assert_array_equal(hdf5.mapped(file)[1].global_state, make_episodes().global_state)
     assert rows.stat().st_mode & 0o777 == 0o777 & ~_umask()
     data.write(file, SPEC, make_episodes(seed=1), METADATA)
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes(seed=1).obs)

@@ -28,12 +28,12 @@ def command(*words):
 def test_coverage_and_entropy_by_hand():
     episodes = make_episodes((4, 4), (True, True))
     steps = np.delete(np.arange(10), final_rows(episodes.length))
-    obs, state, action = (np.zeros_like(getattr(episodes, key)) for key in ("obs", "state", "action"))
+    obs, state, action = (np.zeros_like(getattr(episodes, key)) for key in ("obs", "global_state", "action"))
     # agent 0 takes action 1 twice and 2 six times; agent 1 always 3; the state tells two halves apart
     action[steps, 0] = [1, 2, 2, 2, 1, 2, 2, 2]
     action[steps, 1] = 3
     state[steps[4:]] = 1
-    found = card.describe(SPEC, episodes._replace(obs=obs, state=state, action=action))
+    found = card.describe(SPEC, episodes._replace(obs=obs, global_state=state, action=action))
     assert found["coverage"] == {"joint": 4 / 8, "agents": [2 / 8, 1 / 8]}
     np.testing.assert_allclose(found["action_entropy"], [-0.25 * np.log(0.25) - 0.75 * np.log(0.75), 0.0])
     assert found["largest_entropy"] == pytest.approx(np.log(4))

@@ -71,7 +71,7 @@ def test_reset_shows_the_announced_sizes(environment, start):
     spec = environment.spec
     assert (spec.num_agents, spec.obs_dim, spec.state_dim, spec.action_dim, spec.discrete) == (3, 75, 72, 8, True)
     assert now.obs.shape == (EPISODES, 3, 75) and now.obs.dtype == jnp.float32
-    assert now.state.shape == (EPISODES, 72) and now.state.dtype == jnp.float32
+    assert now.global_state.shape == (EPISODES, 72) and now.global_state.dtype == jnp.float32
     assert now.avail.shape == (EPISODES, 3, 8) and now.avail.dtype == jnp.bool_
     assert not (now.reward.any() or now.terminated.any() or now.truncated.any() or now.won.any())
     assert environment.name == "smax/3m" and environment.horizon == 100 and environment.max_return == 2.0
@@ -126,7 +126,7 @@ def test_returns_are_two_when_won_and_at_most_one_otherwise(battles):
 def test_the_last_step_shows_the_end_and_not_the_next_episode(battles):
     shown, last, _ = battles
     episode = np.arange(EPISODES)
-    final = units(shown.state[last, episode])
+    final = units(shown.global_state[last, episode])
     won = shown.won[last, episode]
     assert shown.terminated[last, episode].all()
     assert (final[won, ALLIES:] == 0).all() and (final[won, :ALLIES, 0].max(-1) > 0).all()
@@ -135,7 +135,7 @@ def test_the_last_step_shows_the_end_and_not_the_next_episode(battles):
 
 def test_the_dead_have_one_legal_action_and_the_living_can_move(battles):
     shown, _, running = battles
-    alive = units(shown.state)[..., :ALLIES, 0] > 0
+    alive = units(shown.global_state)[..., :ALLIES, 0] > 0
     choices = shown.avail.sum(-1)
     assert (~alive & running[..., None]).any()
     assert (choices[~alive] == 1).all() and shown.avail[~alive][:, 4].all()
@@ -146,10 +146,10 @@ def test_the_dead_have_one_legal_action_and_the_living_can_move(battles):
 def test_features_are_of_order_one(battles):
     shown, _, running = battles
     assert np.abs(shown.obs[running]).max() <= 1 + 1e-6
-    state = shown.state[running]
+    state = shown.global_state[running]
     assert state.min() >= 0 and state.max() <= 1
     # both teams start in the middle of the map's height, a quarter of its width from their side
-    first = units(shown.state)[0]
+    first = units(shown.global_state)[0]
     assert 0.15 < first[:, :ALLIES, 1].mean() < 0.35 and 0.4 < first[:, :, 2].mean() < 0.6
 
 
@@ -157,7 +157,7 @@ def test_a_shift_moves_the_team_and_nobody_else(environment):
     shifted = smax.make("3m", shift=(0.5, 6.0, 12.0))
     assert shifted.name != environment.name
     _, now = jax.jit(jax.vmap(shifted.reset))(keys(5))
-    height = 32 * units(now.state)[..., 2]
+    height = 32 * units(now.global_state)[..., 2]
     # units start within two map units of the middle, 16, and are pushed apart a little
     assert np.abs(height[:, ALLIES:] - 16).max() < 3
     centre = height[:, :ALLIES].mean(1)
@@ -166,14 +166,14 @@ def test_a_shift_moves_the_team_and_nobody_else(environment):
     moved = centre > 19
     assert 0.2 < moved.mean() < 0.7
     # the observation shows the same battle as the state
-    np.testing.assert_allclose(now.obs[:, :, -8], units(now.state)[:, :ALLIES, 2], rtol=1e-5)
+    np.testing.assert_allclose(now.obs[:, :, -8], units(now.global_state)[:, :ALLIES, 2], rtol=1e-5)
 
 
 def test_fewer_enemies_are_dead_from_the_start_and_the_battle_goes_on(environment):
     easier = smax.make("3m", fewer=(0.5, 0.9))
     assert easier.name != environment.name
     env_state, now = jax.jit(jax.vmap(easier.reset))(keys(5))
-    health = units(now.state)[..., 0]
+    health = units(now.global_state)[..., 0]
     assert (health[:, : ALLIES + 1] > 0).all()
     dead = (health[:, ALLIES + 1 :] == 0).mean()
     # half of the starts, of the others .45 of the two that may be dead
@@ -181,7 +181,7 @@ def test_fewer_enemies_are_dead_from_the_start_and_the_battle_goes_on(environmen
     action = jnp.full((len(health), ALLIES), 4)
     _, after = jax.jit(jax.vmap(easier.step))(keys(6), env_state, action)
     still = health[:, ALLIES:] == 0
-    assert (units(after.state)[:, ALLIES:, 0][still] == 0).all() and not after.terminated.any()
+    assert (units(after.global_state)[:, ALLIES:, 0][still] == 0).all() and not after.terminated.any()
     # what is legal against an enemy in range is never a dead one
     assert not after.avail[..., 5:][np.broadcast_to(still[:, None], (len(health), ALLIES, 3))].any()
 

@@ -23,7 +23,7 @@ def countdown(horizon=6, truncates_itself=True):
     def show(length, time, reward):
         return TimeStep(
             obs=jnp.array([[0.0], [1.0]]),
-            state=length[None].astype(jnp.float32),
+            global_state=length[None].astype(jnp.float32),
             avail=jnp.array([[True, True], [True, False]]),
             reward=reward,
             terminated=time == length,
@@ -59,7 +59,7 @@ def host_countdown(horizon=6, truncates_itself=True, log=None):
             now, end = time[index], length[index]
             return TimeStep(
                 obs=np.tile(np.array([[0.0], [1.0]], np.float32), (len(index), 1, 1)),
-                state=end[:, None].astype(np.float32),
+                global_state=end[:, None].astype(np.float32),
                 avail=np.tile(np.array([[True, True], [True, False]]), (len(index), 1, 1)),
                 reward=reward,
                 terminated=now == end,

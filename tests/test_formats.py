@@ -35,7 +35,7 @@ def make_episodes(spec, lengths=(3, 1, 4), terminated=(True, True, False), seed=
     action[final], reward[final] = 0, 0
     return Episodes(
         obs=rng.normal(size=(*agents, spec.obs_dim)).astype(np.float32),
-        state=rng.normal(size=(total, spec.state_dim)).astype(np.float32),
+        global_state=rng.normal(size=(total, spec.state_dim)).astype(np.float32),
         avail=avail,
         action=action,
         reward=reward,
@@ -68,7 +68,7 @@ def write_omiga(path, episodes):
     done = np.zeros((len(episodes.reward), agents))
     done[final_rows(episodes.length)] = 1
     with h5py.File(path, "w") as file:
-        file["s"] = np.stack([episodes.state] * agents, axis=1).astype(np.float64)
+        file["s"] = np.stack([episodes.global_state] * agents, axis=1).astype(np.float64)
         file["o"] = episodes.obs.astype(np.float64)
         file["a"] = episodes.action
         file["r"] = episodes.reward[:, None]
@@ -81,7 +81,7 @@ def write_cfcql(path, episodes, slots):
     padded = {
         key: np.zeros((count, slots, *value.shape[1:]), value.dtype)
         for key, value in episodes._asdict().items()
-        if key in ("obs", "state", "avail", "action", "reward")
+        if key in ("obs", "global_state", "avail", "action", "reward")
     }
     terminated, filled = (np.zeros((count, slots, 1), np.int64) for _ in range(2))
     for e, (end, length) in enumerate(zip(ends, episodes.length, strict=True)):
@@ -90,7 +90,7 @@ def write_cfcql(path, episodes, slots):
         filled[e, : length + 1] = 1
         terminated[e, length - 1] = episodes.terminated[e]
     with h5py.File(path, "w") as file:
-        file["obs"], file["state"] = padded["obs"], padded["state"]
+        file["obs"], file["state"] = padded["obs"], padded["global_state"]
         file["avail_actions"] = padded["avail"].astype(np.int32)
         file["actions"] = padded["action"].reshape(count, slots, agents, 1).astype(np.int64)
         file["actions_onehot"] = np.eye(actions, dtype=np.float32)[padded["action"]]
@@ -110,8 +110,8 @@ def write_omar(path, episodes, states=True):
         save("rews", episodes.reward[steps].astype(np.float64))
         save("dones", done)
         if states:
-            save("states", episodes.state[steps])
-            save("next_states", episodes.state[steps + 1])
+            save("states", episodes.global_state[steps])
+            save("next_states", episodes.global_state[steps + 1])
 
 
 def write_flashbax(path, episodes, spec):
@@ -131,7 +131,7 @@ def write_flashbax(path, episodes, spec):
         "rewards": np.stack([episodes.reward[steps]] * spec.num_agents, axis=1),
         "terminals": ended,
         "truncations": cut,
-        "infos": {"state": episodes.state[steps]} | ({"legals": episodes.avail[steps]} if spec.discrete else {}),
+        "infos": {"state": episodes.global_state[steps]} | ({"legals": episodes.avail[steps]} if spec.discrete else {}),
     }
     experience = jax.tree.map(lambda values: jnp.asarray(values)[None], experience)
     vault = Vault(
@@ -152,7 +152,9 @@ def as_vaults_keep(episodes):
         start = end - episodes.length[e]
         length = episodes.length[e] - (not episodes.terminated[e])
         rows = np.append(np.arange(start, start + length), end - 1)
-        part = {key: getattr(episodes, key)[rows].copy() for key in ("obs", "state", "avail", "action", "reward")}
+        part = {
+            key: getattr(episodes, key)[rows].copy() for key in ("obs", "global_state", "avail", "action", "reward")
+        }
         part["action"][-1], part["reward"][-1] = 0, 0
         parts.append(part | {"length": np.array([length], np.int32)})
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -176,7 +178,7 @@ def test_omiga_agents_with_states_of_their_own_make_one_together(tmp_path):
         own = file["s"][()]
     found = formats.read(path)
     assert found.spec.state_dim == 8
-    np.testing.assert_array_equal(found.episodes.state, own.reshape(len(own), 8).astype(np.float32))
+    np.testing.assert_array_equal(found.episodes.global_state, own.reshape(len(own), 8).astype(np.float32))
 
 
 def test_omiga_rows_that_make_no_episode_are_left_out_and_told_of(tmp_path):
@@ -223,7 +225,7 @@ def test_omar_without_states_and_with_agents_of_different_sizes(tmp_path):
     assert found.notes == ("no states: all agents' observations make the state",)
     obs = episodes.obs * np.array([[1, 1, 1], [1, 0, 0]], np.float32)
     np.testing.assert_array_equal(found.episodes.obs, obs)
-    np.testing.assert_array_equal(found.episodes.state, obs.reshape(-1, 6)[:, :4])
+    np.testing.assert_array_equal(found.episodes.global_state, obs.reshape(-1, 6)[:, :4])
     np.testing.assert_array_equal(found.episodes.avail, np.broadcast_to([[1, 1], [1, 0]], (11, 2, 2)))
 
 
@@ -287,7 +289,7 @@ def test_madt_written_by_torch():
         for t in range(stored):
             state = rng.normal(size=4).astype(np.float32)
             drawn = [(int(rng.integers(1, 5)), rng.normal(size=3).astype(np.float32)) for _ in range(2)]
-            np.testing.assert_array_equal(episodes.state[first + t], state)
+            np.testing.assert_array_equal(episodes.global_state[first + t], state)
             for agent, (action, obs) in enumerate(drawn):
                 np.testing.assert_array_equal(episodes.obs[first + t, agent], obs)
                 if t < episodes.length[seed]:

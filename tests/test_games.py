@@ -30,13 +30,13 @@ def make_batch(spec, obs, action, reward, terminal, next_obs):
     both = lambda x: np.repeat(np.asarray(x, np.float32)[:, None], spec.num_agents, axis=1)
     return omcda_jax.Batch(
         obs=both(obs),
-        state=np.asarray(obs, np.float32),
+        global_state=np.asarray(obs, np.float32),
         avail=np.ones((rows, spec.num_agents, spec.action_dim), bool),
         action=np.asarray(action, np.int32 if spec.discrete else np.float32),
         reward=np.asarray(reward, np.float32),
         discount=1 - np.asarray(terminal, np.float32),
         next_obs=both(next_obs),
-        next_state=np.asarray(next_obs, np.float32),
+        next_global_state=np.asarray(next_obs, np.float32),
         next_avail=np.ones((rows, spec.num_agents, spec.action_dim), bool),
         next_action=np.zeros_like(np.asarray(action, np.int32 if spec.discrete else np.float32)),
         first=np.ones(rows, bool),

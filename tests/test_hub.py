@@ -28,7 +28,7 @@ def episodes():
     action[[3, 7]], reward[[3, 7]] = 0, 0
     return Episodes(
         obs=random.normal(size=(rows, 2, 3)).astype(np.float32),
-        state=random.normal(size=(rows, 4)).astype(np.float32),
+        global_state=random.normal(size=(rows, 4)).astype(np.float32),
         avail=np.ones((rows, 2, 2), bool),
         action=action,
         reward=reward,

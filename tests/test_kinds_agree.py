@@ -164,13 +164,13 @@ def train(index, reward, discrete, updates=1500, batch_size=256):
             rows = jax.random.randint(jax.random.fold_in(jax.random.key(1), learner.step), (batch_size,), 0, len(index))
             batch = omcda_jax.Batch(
                 obs=obs,
-                state=state,
+                global_state=state,
                 avail=avail,
                 action=taken[rows],
                 reward=reward[rows],
                 discount=jnp.zeros(batch_size),
                 next_obs=obs,
-                next_state=state,
+                next_global_state=state,
                 next_avail=avail,
                 next_action=taken[rows],
                 first=jnp.ones(batch_size, bool),

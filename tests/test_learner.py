@@ -200,7 +200,7 @@ def test_a_state_may_start_with_a_normaliser_that_changes_nothing():
     spec = dataclasses.replace(SPEC, num_agents=3, obs_dim=4, state_dim=2)
     scale = initial_state(ALGORITHM, 0, spec, Settings(), normalised=True).normaliser
     assert scale.obs_shift.shape == scale.obs_factor.shape == (3, 4)
-    assert scale.state_shift.shape == scale.state_factor.shape == (2,)
+    assert scale.global_state_shift.shape == scale.global_state_factor.shape == (2,)
     np.testing.assert_array_equal((2.0 - scale.obs_shift) * scale.obs_factor, 2.0)
     assert fresh().normaliser is None
 

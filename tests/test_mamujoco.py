@@ -49,8 +49,8 @@ def test_every_row_is_gymnasium_robotics_own(name):
     for time, actions in enumerate(violent_actions(spec, 120)):
         for copy, reference in enumerate(references):
             np.testing.assert_array_equal(shown.obs[copy], padded(spec, expected[copy]))
-            np.testing.assert_array_equal(shown.state[copy], reference.state().astype(np.float32))
-        observed, clipped = max(observed, np.abs(shown.obs).max()), max(clipped, np.abs(shown.state).max())
+            np.testing.assert_array_equal(shown.global_state[copy], reference.state().astype(np.float32))
+        observed, clipped = max(observed, np.abs(shown.obs).max()), max(clipped, np.abs(shown.global_state).max())
         shown = simulators.step(np.arange(COPIES), actions)
         for copy, reference in enumerate(references):
             local = {
@@ -111,7 +111,7 @@ def test_an_episode_is_a_function_of_its_seed_and_actions():
     rewards = []
     for action in actions:
         np.testing.assert_array_equal(first.obs[0], second.obs[-1])
-        np.testing.assert_array_equal(first.state[0], second.state[-1])
+        np.testing.assert_array_equal(first.global_state[0], second.global_state[-1])
         assert first.reward[0] == second.reward[-1]
         first = alone.step(np.array([0]), action[1:2])
         shown = crowd.step(order, action)
@@ -120,7 +120,7 @@ def test_an_episode_is_a_function_of_its_seed_and_actions():
     rewards = np.array(rewards)
     assert (rewards[:, 0] != rewards[:, 1]).all() and (rewards[:, 2] != rewards[:, 1]).all()
     other = alone.reset(np.array([0]), np.array([12]))
-    assert (other.state != alone.reset(np.array([0]), np.array([11])).state).any()
+    assert (other.global_state != alone.reset(np.array([0]), np.array([11])).global_state).any()
     alone.close()
     crowd.close()
 
@@ -135,10 +135,10 @@ def test_padding():
     actions[1] = actions[0]
     actions[1, 1, 8] = 0.5 - actions[0, 1, 8]
     shown = simulators.step(np.arange(2), actions)
-    np.testing.assert_array_equal(shown.state[0], shown.state[1])
+    np.testing.assert_array_equal(shown.global_state[0], shown.global_state[1])
     actions[1, 1, 7] = 0.5 - actions[0, 1, 7]
     shown = simulators.step(np.arange(2), actions)
-    assert (shown.state[0] != shown.state[1]).any()
+    assert (shown.global_state[0] != shown.global_state[1]).any()
     simulators.close()
 
 
@@ -149,7 +149,7 @@ def test_actions_are_scaled_to_the_robot_and_clipped():
     action = np.ones((2, 2, 9), np.float32)
     action[1] *= 7.0
     shown = simulators.step(np.arange(2), action)
-    np.testing.assert_array_equal(shown.state[0], shown.state[1])
+    np.testing.assert_array_equal(shown.global_state[0], shown.global_state[1])
     reference = adapter.build("Humanoid_9|8").single_agent_env
     reference.reset(seed=1)
     _, reward, _, _, info = reference.step(np.full(17, reference.action_space.high[0]))

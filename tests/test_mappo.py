@@ -23,7 +23,7 @@ def counting_game() -> Environment:
     def show(count, reward, terminated, truncated, won):
         return TimeStep(
             obs=jnp.full((2, 1), count / HORIZON),
-            state=jax.nn.one_hot(count, HORIZON + 1),
+            global_state=jax.nn.one_hot(count, HORIZON + 1),
             avail=jnp.tile(jnp.array([[True, False, True]]), (2, 1)),
             reward=reward,
             terminated=terminated,
@@ -79,7 +79,7 @@ def test_agents_without_a_choice_do_not_enter_the_policy_loss():
     avail[:, 1] = [True, False, False]
     rows = mappo.Rollout(
         obs=generator.random((4, 2, 1), np.float32),
-        state=generator.random((4, 4), np.float32),
+        global_state=generator.random((4, 4), np.float32),
         avail=avail,
         action=np.zeros((4, 2), np.int32),
         log_prob=np.full((4, 2), -1.0, np.float32),

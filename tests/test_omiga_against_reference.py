@@ -34,9 +34,9 @@ def log_policy(tree, batch, discrete):
 def constants(state, batch):
     target, discrete = state.target_params, state.spec.discrete
     next_v = local_network(target["value"], batch.next_obs)[..., 0]
-    next_value = reference.mix_return(next_v, *return_mixer(target["critic"]["mixer"], batch.next_state))
+    next_value = reference.mix_return(next_v, *return_mixer(target["critic"]["mixer"], batch.next_global_state))
     q = local_q(target["critic"]["local"], batch, discrete)
-    slope = return_mixer(target["critic"]["mixer"], batch.state)[0] / 2.0
+    slope = return_mixer(target["critic"]["mixer"], batch.global_state)[0] / 2.0
     v = local_network(state.params["value"], batch.obs)[..., 0]
     z = np.clip(slope * (q - v), -10, 10)
     valid = reference.informative(batch.avail) if discrete else batch.avail.any(axis=-1)
@@ -46,7 +46,8 @@ def constants(state, batch):
 
 def losses(params, batch, fixed, discrete):
     q_tot = reference.mix_return(
-        local_q(params["critic"]["local"], batch, discrete), *return_mixer(params["critic"]["mixer"], batch.state)
+        local_q(params["critic"]["local"], batch, discrete),
+        *return_mixer(params["critic"]["mixer"], batch.global_state),
     )
     v = local_network(params["value"], batch.obs)[..., 0]
     z = np.clip(fixed["slope"] * (fixed["q"] - v), -10, 10)

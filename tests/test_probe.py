@@ -128,7 +128,7 @@ def test_the_data_follow_the_problem(problem, rollouts):
     action = np.asarray(batch.action)
     expected = sum(ring.reward[place[:, i]] for i, ring in enumerate(problem))
     np.testing.assert_allclose(batch.reward, expected, atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(batch.state).reshape(batch.obs.shape), batch.obs)
+    np.testing.assert_array_equal(np.asarray(batch.global_state).reshape(batch.obs.shape), batch.obs)
     for i, ring in enumerate(problem):
         np.testing.assert_allclose(np.bincount(place[:, i]) / len(place), exact.data_occupancy(ring), atol=0.015)
         counts = np.zeros((exact.NUM_PLACES, 3, exact.NUM_PLACES))

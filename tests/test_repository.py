@@ -68,13 +68,13 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
     action = random.integers(a, size=(rows, n), dtype=np.int32)
     batch = omcda_jax.Batch(
         obs=normal(rows, n, o),
-        state=normal(rows, s),
+        global_state=normal(rows, s),
         avail=everything,
         action=action,
         reward=normal(rows),
         discount=np.ones(rows, np.float32),
         next_obs=normal(rows, n, o),
-        next_state=normal(rows, s),
+        next_global_state=normal(rows, s),
         next_avail=everything,
         next_action=action,
         first=np.zeros(rows, bool),
@@ -87,7 +87,7 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
         exec(block, names)
     assert int(names["state"].step) == 2 and names["action"].shape == (rows, n)
     np.testing.assert_allclose(names["metrics"]["allocation/budget"].sum(-1), [0.6, 1.8, 3.0] * 3, rtol=1e-5)
-    arrays = {key: getattr(batch, key) for key in ("obs", "state", "avail", "action", "reward")}
+    arrays = {key: getattr(batch, key) for key in ("obs", "global_state", "avail", "action", "reward")}
     arrays["action"], arrays["reward"] = action * (np.arange(rows) < rows - 1)[:, None], normal(rows)
     arrays["reward"][-1] = 0
     ends = {"length": np.array([rows - 1], np.int32), "terminated": np.array([True]), "won": np.array([False])}

@@ -26,7 +26,7 @@ def make_episodes(count=40, seed=0):
     reward[final] = 0
     return data.Episodes(
         obs=random.normal(size=(total, 2, 3)).astype(np.float32),
-        state=random.normal(size=(total, 2)).astype(np.float32),
+        global_state=random.normal(size=(total, 2)).astype(np.float32),
         avail=np.ones((total, 2, 4), bool),
         action=np.zeros((total, 2), np.int32),
         reward=reward,

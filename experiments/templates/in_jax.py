@@ -18,7 +18,7 @@ def make(scenario: str) -> Environment:
     def show(places, reward, end):
         return TimeStep(
             obs=jnp.stack([places, places[::-1]], axis=1) / middle,  # own place, the other's
-            state=places / middle,
+            global_state=places / middle,
             avail=jnp.ones((2, 3), bool),
             reward=reward,
             terminated=end,

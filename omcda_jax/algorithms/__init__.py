@@ -41,8 +41,8 @@ def normalise(state: TrainState, batch: Batch) -> Batch:
         batch = batch.replace(
             obs=_normalise_obs(scale, batch.obs),
             next_obs=_normalise_obs(scale, batch.next_obs),
-            state=(batch.state - scale.state_shift) * scale.state_factor,
-            next_state=(batch.next_state - scale.state_shift) * scale.state_factor,
+            global_state=(batch.global_state - scale.global_state_shift) * scale.global_state_factor,
+            next_global_state=(batch.next_global_state - scale.global_state_shift) * scale.global_state_factor,
         )
     if not state.spec.discrete:
         batch = batch.replace(

@@ -199,7 +199,7 @@ def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
     y = nets.critic.td_target(state, batch, next_action)
 
     def objective(params):
-        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)
+        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
         logits = nets.head.apply(params["head"], batch.obs)
         loss = head_loss(logits, batch.avail, batch.action, state.hyper["logit_penalty"])
         return {"critic/td": jnp.square(q_tot - y), "behaviour/loss": loss}, {"critic/q": q_tot}
@@ -218,7 +218,7 @@ def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, axis
         q = networks.of_ensemble(
             networks.action_values, nets.critic.local, params["critic"]["local"], batch.obs, batch.action
         )
-        q_tot = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.state))(q)
+        q_tot = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.global_state))(q)
         moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, generated, state.hyper["reach"])
         by_name = {
             "critic/td": jnp.sum(jnp.square(q_tot - y), axis=0),

@@ -97,7 +97,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     y = nets.critic.td_target(state, batch, sample_rows(there, next_keys))
     measure = measure_rows(here, batch.avail, sample_keys, config.num_samples, there)
 
-    weights = nets.critic.weights(frozen, batch.state)
+    weights = nets.critic.weights(frozen, batch.global_state)
     behaviour = networks.action_distribution(nets.policy, state.params["behaviour"], batch.obs, batch.avail)
     agents = agent_weights(_favoured(state, nets, batch, weights).kl(behaviour), hyper["temperature"])
 

@@ -97,7 +97,7 @@ def _advantage(nets: Backbone, critic, value, batch: Batch) -> chex.Array:
     """e_i = w_i (q_i - v_i), w_i and q_i stopped: [B, N]."""
     q = networks.action_values(nets.critic.local, critic["local"], batch.obs, batch.action)
     v = nets.value.apply(value, batch.obs)[..., 0]
-    return jax.lax.stop_gradient(nets.critic.weights(critic, batch.state)) * (jax.lax.stop_gradient(q) - v)
+    return jax.lax.stop_gradient(nets.critic.weights(critic, batch.global_state)) * (jax.lax.stop_gradient(q) - v)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -112,7 +112,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     y = nets.critic.bootstrap(state, batch, nets.value.apply(barred["value"], batch.next_obs)[..., 0])
 
     def critic_objective(params):
-        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)
+        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
         return {"critic/td": jnp.square(q_tot - y)}, {"critic/q": q_tot}
 
     state, critic_metrics = gradient_step(state, batch, critic_objective, axis_name, ["critic"])

@@ -97,7 +97,7 @@ def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, keys: c
     if state.config.variant == "released":
         q = networks.action_values(nets.critic.local, local, batch.obs, batch.action)
         return -jnp.sum(q * policy.log_prob(batch.action), axis=-1)
-    weights = nets.critic.weights(state.params["critic"], batch.state)
+    weights = nets.critic.weights(state.params["critic"], batch.global_state)
     drawn = sample_rows(policy, keys)
     return -weights * networks.action_values(nets.critic.local, local, batch.obs, drawn)
 
@@ -118,7 +118,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     def objective(params):
         q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
         released = config.variant == "released"
-        bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.state)[1] if released else None
+        bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.global_state)[1] if released else None
         penalty = jnp.sum(conservative_penalty(values, measure, chosen, bias), axis=-1)
         by_name = {
             "critic/td": jnp.square(q_tot - y),

@@ -79,7 +79,7 @@ def td_target(state: TrainState, nets: Backbone, batch: Batch, axis_name: str | 
     q = networks.of_ensemble(
         networks.action_values, nets.critic.local, target["local"], batch.next_obs, batch.next_action
     )
-    next_value = nets.critic.mix(target, batch.next_state, jnp.min(q, axis=0))
+    next_value = nets.critic.mix(target, batch.next_global_state, jnp.min(q, axis=0))
     bootstraps = (batch.discount > 0) & ~batch.last
     weights = jnp.exp(batch_log_weights(next_value / hyper["value_temperature"], bootstraps, axis_name))
     if state.config.variant == "released":
@@ -93,10 +93,10 @@ def critic_loss(state: TrainState, nets: Backbone, params, batch: Batch, target:
     q = networks.of_ensemble(
         networks.action_values, nets.critic.local, params["critic"]["local"], batch.obs, batch.action
     )
-    q_min = nets.critic.mix(params["critic"], batch.state, jnp.min(q, axis=0))
+    q_min = nets.critic.mix(params["critic"], batch.global_state, jnp.min(q, axis=0))
     if state.config.variant == "released":
         return jnp.square(q_min - target), q_min
-    each = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.state))(q)
+    each = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.global_state))(q)
     return jnp.sum(jnp.square(each - target), axis=0), q_min
 
 
@@ -113,7 +113,7 @@ def policy_log_weights(state: TrainState, nets: Backbone, batch: Batch, mask: ch
     if state.config.variant == "corrected":
         advantage = advantage - expectation(jnp.min(values, axis=0), support)
     if not state.spec.discrete:
-        advantage = advantage * nets.critic.weights(critic, batch.state)
+        advantage = advantage * nets.critic.weights(critic, batch.global_state)
     return batch_log_weights(advantage / state.hyper["policy_temperature"], mask, axis_name)
 
 
@@ -135,7 +135,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     usable = ~(batch.last & (batch.discount > 0))
 
     y, _ = td_target(state, nets, batch, axis_name)
-    mixture = nets.critic.weights(state.params["critic"], batch.state)
+    mixture = nets.critic.weights(state.params["critic"], batch.global_state)
     shares = mixture / (jnp.sum(mixture, axis=-1, keepdims=True) + 1e-8)
     weights = jnp.where(mask, jnp.exp(policy_log_weights(state, nets, batch, mask, axis_name)), 0.0)
     scale = 1.0 / row_places(batch, axis_name)[1] if state.config.variant == "released" else 1.0

@@ -286,14 +286,14 @@ def _estimate(state: TrainState, batch: Batch, now: _Policies, then: _Policies) 
     alpha = jnp.exp(state.extra.log_alpha)
     divergence = 0.0 if in_sample else then.policy.kl(then.behaviour)
 
-    mixture = nets.return_mixer.apply(target["return"]["mixer"], batch.next_state)
+    mixture = nets.return_mixer.apply(target["return"]["mixer"], batch.next_global_state)
     next_return = losses.mix(_value_next(state, nets, "return", batch, then.support), *mixture)
-    return_weights, _ = nets.return_mixer.apply(target["return"]["mixer"], batch.state)
+    return_weights, _ = nets.return_mixer.apply(target["return"]["mixer"], batch.global_state)
     return_values = _values_now(state, nets, "return", batch, now.support)
     if state.config.decoupled:
-        mixture = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.next_state)
+        mixture = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.next_global_state)
         next_deviation = losses.mix(_value_next(state, nets, "deviation", batch, then.support), *mixture) - divergence
-        deviation_weights, _ = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.state)
+        deviation_weights, _ = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.global_state)
         deviation_values = _values_now(state, nets, "deviation", batch, now.support)
     else:
         next_return = next_return - jnp.sum(alpha * divergence, axis=-1)
@@ -325,7 +325,7 @@ def return_loss(state: TrainState, params, batch: Batch, target: chex.Array) -> 
     """(Q^r_tot - target)^2 and Q^r_tot itself, both [B]; target [B] is stopped."""
     nets = _networks(state.spec, state.config)
     q = networks.action_values(nets.critic, params["return"]["critic"], batch.obs, batch.action)
-    q_tot = losses.mix(q, *nets.return_mixer.apply(params["return"]["mixer"], batch.state))
+    q_tot = losses.mix(q, *nets.return_mixer.apply(params["return"]["mixer"], batch.global_state))
     return jnp.square(q_tot - jax.lax.stop_gradient(target)), q_tot
 
 
@@ -333,7 +333,7 @@ def deviation_loss(state: TrainState, params, batch: Batch, target: chex.Array) 
     """(Q^{c,i} - target_i)^2 and Q^{c,i} itself, both [B, N]; target [B, N] is stopped."""
     nets = _networks(state.spec, state.config)
     q = networks.action_values(nets.critic, params["deviation"]["critic"], batch.obs, batch.action)
-    q_mixed = losses.mix(q, *nets.deviation_mixer.apply(params["deviation"]["mixer"], batch.state))
+    q_mixed = losses.mix(q, *nets.deviation_mixer.apply(params["deviation"]["mixer"], batch.global_state))
     return jnp.square(q_mixed - jax.lax.stop_gradient(target)), q_mixed
 
 

@@ -48,7 +48,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmigaConfig) -> TrainState:
 
 def critic_loss(nets: Backbone, params, batch: Batch, target: chex.Array) -> tuple[chex.Array, chex.Array]:
     """(Q_tot - y)^2 and Q_tot, both [B]."""
-    q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.state, batch.action)
+    q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
     return jnp.square(q_tot - target), q_tot
 
 
@@ -84,7 +84,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     nets, target, hyper = backbone(state.spec, state.config), state.target_params, state.hyper
 
     y = nets.critic.bootstrap(state, batch, nets.value.apply(target["value"], batch.next_obs)[..., 0])
-    slope = nets.critic.weights(target["critic"], batch.state) / hyper["alpha"]
+    slope = nets.critic.weights(target["critic"], batch.global_state) / hyper["alpha"]
     q = networks.action_values(nets.critic.local, target["critic"]["local"], batch.obs, batch.action)
 
     def objective(params):

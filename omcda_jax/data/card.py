@@ -27,7 +27,7 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
         episodes: the data, checked.
     """
     steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
-    obs, state, action = episodes.obs[steps], episodes.state[steps], episodes.action[steps]
+    obs, state, action = episodes.obs[steps], episodes.global_state[steps], episodes.action[steps]
     # a dimension that an agent does not have says nothing of it
     own = episodes.avail[steps].any(axis=0)
     total = returns(episodes)

@@ -231,7 +231,8 @@ def _rollout_functions(environment: Environment, temperature: float):
             act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
             action = behaviour.sample(params, seen.obs, seen.avail, act_key, temperature)
             env_state, after = environment.step(step_key, env_state, action)
-            row = (seen.obs, seen.state, seen.avail, action, after.reward, after.terminated, after.truncated, after.won)
+            row = (seen.obs, seen.global_state, seen.avail, action)
+            row += (after.reward, after.terminated, after.truncated, after.won)
             return (env_state, after), row
 
         return jax.lax.scan(step, carry, t + 1 + jnp.arange(SEGMENT))
@@ -254,7 +255,7 @@ def _play(begin, advance, chunk, params, seed, first) -> Iterator[Episodes]:
             t += SEGMENT
         after = carry[1]
         # an episode that ends with the last step played has its final observation in the carry only
-        seen = [np.asarray(last)[:, None] for last in (after.obs, after.state, after.avail)]
+        seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
         obs, state, avail = (np.concatenate([*(part[k] for part in parts), seen[k]], axis=1) for k in range(3))
         action, reward, terminated, truncated, won = (
             np.concatenate([p[k] for p in parts], axis=1) for k in range(3, 8)
@@ -293,7 +294,7 @@ def _play_host(environment, simulators, copies, act, params, seed, first, unit, 
     due = first
 
     def see(who, shown):
-        obs[who, t[who]], state[who, t[who]], avail[who, t[who]] = shown.obs, shown.state, shown.avail
+        obs[who, t[who]], state[who, t[who]], avail[who, t[who]] = shown.obs, shown.global_state, shown.avail
 
     while True:
         idle = np.flatnonzero(~running[:copies])
@@ -328,7 +329,7 @@ def _cut(obs, state, avail, action, reward, length, terminated, won) -> Episodes
     """Copies one episode of `length` steps out of longer arrays, with zeros for what its final row has not."""
     return Episodes(
         obs=obs[: length + 1].astype(np.float32),
-        state=state[: length + 1].astype(np.float32),
+        global_state=state[: length + 1].astype(np.float32),
         avail=avail[: length + 1].copy(),
         action=np.append(action[:length], np.zeros_like(action[:1]), axis=0),
         reward=np.append(reward[:length], np.float32(0)).astype(np.float32),

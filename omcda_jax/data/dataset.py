@@ -16,7 +16,7 @@ import numpy as np
 from omcda_jax.config import require
 from omcda_jax.types import Batch, DatasetError, EnvSpec, Normaliser
 
-_ROWWISE = ("obs", "state", "avail", "action", "reward", "discount", "first")
+_ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first")
 _ALIGNMENT = 64  # bytes; JAX shares NumPy's memory on a CPU where it is aligned so
 _BLOCK = 1 << 24  # bytes looked at together
 
@@ -26,7 +26,7 @@ class Episodes(NamedTuple):
 
     Attributes:
         obs: [T, N, O] float32 local observations.
-        state: [T, S] float32 global state.
+        global_state: [T, S] float32.
         avail: [T, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has.
         action: [T, N] int32 indices, or [T, N, A] float32 in [-1, 1]; zero on final rows.
         reward: [T] float32 team reward in the environment's own units; zero on final rows.
@@ -36,7 +36,7 @@ class Episodes(NamedTuple):
     """
 
     obs: np.ndarray
-    state: np.ndarray
+    global_state: np.ndarray
     avail: np.ndarray
     action: np.ndarray
     reward: np.ndarray
@@ -51,7 +51,7 @@ class Dataset:
 
     Attributes:
         obs: [T, N, O] float32.
-        state: [T, S] float32.
+        global_state: [T, S] float32.
         avail: [T, N, A] bool.
         action: [T, N] int32 or [T, N, A] float32.
         reward: [T] float32, scaled.
@@ -65,7 +65,7 @@ class Dataset:
     """
 
     obs: chex.Array
-    state: chex.Array
+    global_state: chex.Array
     avail: chex.Array
     action: chex.Array
     reward: chex.Array
@@ -89,13 +89,13 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
     after = rows + 1
     return Batch(
         obs=dataset.obs[rows],
-        state=dataset.state[rows],
+        global_state=dataset.global_state[rows],
         avail=dataset.avail[rows],
         action=dataset.action[rows],
         reward=dataset.reward[rows],
         discount=dataset.discount[rows],
         next_obs=dataset.obs[after],
-        next_state=dataset.state[after],
+        next_global_state=dataset.global_state[after],
         next_avail=dataset.avail[after],
         next_action=dataset.action[after],
         first=dataset.first[rows],
@@ -243,7 +243,7 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
     rows = np.delete(np.arange(len(episodes.reward), dtype=np.int32), final)
     return Dataset(
         obs=episodes.obs,
-        state=episodes.state,
+        global_state=episodes.global_state,
         avail=episodes.avail,
         action=episodes.action,
         reward=episodes.reward * np.float32(reward_scale),
@@ -368,7 +368,7 @@ def normaliser(dataset: Dataset) -> Normaliser:
         return jnp.asarray(mean, jnp.float32), jnp.asarray(factor, jnp.float32)
 
     rows = np.asarray(dataset.rows)
-    return Normaliser(*scale(np.asarray(dataset.obs)), *scale(np.asarray(dataset.state)))
+    return Normaliser(*scale(np.asarray(dataset.obs)), *scale(np.asarray(dataset.global_state)))
 
 
 def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
@@ -387,7 +387,7 @@ def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
     agents, actions = spec.num_agents, spec.action_dim
     expected = {
         "obs": ((total, agents, spec.obs_dim), np.float32),
-        "state": ((total, spec.state_dim), np.float32),
+        "global_state": ((total, spec.state_dim), np.float32),
         "avail": ((total, agents, actions), np.bool_),
         "action": ((total, agents), np.int32) if spec.discrete else ((total, agents, actions), np.float32),
         "reward": ((total,), np.float32),
@@ -432,7 +432,7 @@ def _check_bookkeeping(episodes: Episodes, source: str) -> None:
     largest = np.iinfo(np.int32).max
     if expected > largest:
         raise DatasetError(f"{source}: length: expected at most {largest} rows in all, found {expected}")
-    for key in ("obs", "state", "avail", "action", "reward"):
+    for key in ("obs", "global_state", "avail", "action", "reward"):
         if len(getattr(episodes, key)) != expected:
             found = len(getattr(episodes, key))
             raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {found}")

@@ -47,6 +47,8 @@ from omcda_jax.types import ConfigError, DatasetError, EnvSpec, one_line
 
 FORMAT = "omcda-jax-dataset"
 VERSION = 1
+# the arrays' names in the file, in the order of `Episodes`
+KEYS = ("obs", "state", "avail", "action", "reward", "length", "terminated", "won")
 _CHUNK_BYTES = 2**20
 
 
@@ -85,7 +87,7 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
 
     def fill(file):
         file.attrs.update(attributes)
-        for key, value in episodes._asdict().items():
+        for key, value in zip(KEYS, episodes, strict=True):
             rows = max(1, _CHUNK_BYTES // max(1, value[0].nbytes))
             chunks = (min(rows, len(value)), *value.shape[1:])
             compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
@@ -168,7 +170,7 @@ def read(
     """
     with opened(path) as file:
         attributes, metadata, found = _described(file, path, spec, environment)
-        episodes = Episodes(*(_whole(file, key, path) for key in Episodes._fields))
+        episodes = Episodes(*(_whole(file, key, path) for key in KEYS))
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         hashed = aside.submit(digest, episodes, attributes)
         check(found, episodes, str(path))
@@ -215,7 +217,7 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
 
 
 def _map(folder: Path) -> Episodes:
-    return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in Episodes._fields))
+    return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in KEYS))
 
 
 def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -223,7 +225,7 @@ def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, An
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for key in Episodes._fields:
+        for key in KEYS:
             stored = _stored(file, key, path)
             if not stored.size:
                 raise DatasetError(f"{path}: {key}: expected at least one episode, found shape {stored.shape}")
@@ -263,10 +265,10 @@ def _described(
     found = _spec(metadata, path)
     if spec is not None:
         require_spec(path, spec, found)
-    missing = sorted(set(Episodes._fields) - set(file))
+    missing = sorted(set(KEYS) - set(file))
     if missing:
         raise DatasetError(
-            f"{path}: {', '.join(missing)}: missing; expected {', '.join(Episodes._fields)},"
+            f"{path}: {', '.join(missing)}: missing; expected {', '.join(KEYS)},"
             f" found {', '.join(sorted(file)) or 'nothing'}"
         )
     return attributes, metadata, found
@@ -411,7 +413,7 @@ def digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
         attributes: JSON-ready.
     """
     total = hashlib.sha256()
-    for key, value in episodes._asdict().items():
+    for key, value in zip(KEYS, episodes, strict=True):
         total.update(f"{key} {value.dtype.str} {value.shape}".encode())
         total.update(np.ascontiguousarray(value).data)
     rest = {key: value for key, value in attributes.items() if key != "digest"}

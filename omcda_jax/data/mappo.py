@@ -295,8 +295,8 @@ def make_update(environment: Environment, settings: Settings) -> tuple[Callable,
         ended = then.terminated | then.truncated
         episode_return = episode_return + then.reward
         record = {
-            "now": (now.obs, now.state, now.avail, action, log_prob),
-            "then": (then.reward, then.state, then.terminated, ended),
+            "now": (now.obs, now.global_state, now.avail, action, log_prob),
+            "then": (then.reward, then.global_state, then.terminated, ended),
             "metrics": (ended.sum(), (ended * episode_return).sum(), (ended & then.won).sum()),
         }
         fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, settings.num_envs))

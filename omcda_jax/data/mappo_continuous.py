@@ -175,10 +175,10 @@ def make_learn(settings: mappo.Settings) -> Callable:
         returns = merge(learner.returns, totals.reshape(-1))
         mean, std = learner.state.mean[None], divisor(learner.state)[None]
         standard = lambda x: jnp.clip((flat(x) - mean) / std, -behaviour.CLIP, behaviour.CLIP)
-        state = standard(now.state)
+        state = standard(now.global_state)
         value, next_value = (
             mappo.values(learner.params["critic"], x, jnp.tanh).reshape(ended.shape)
-            for x in (state, standard(then.state))
+            for x in (state, standard(then.global_state))
         )
         advantage = mappo.advantages(
             then.reward / jnp.sqrt(returns.variance + 1e-8),
@@ -203,7 +203,7 @@ def make_learn(settings: mappo.Settings) -> Callable:
             key,
         )
         params["log_std"] = jnp.maximum(params["log_std"], settings.log_std_floor)
-        moments = merge(learner.obs, obs), merge(learner.state, flat(now.state))
+        moments = merge(learner.obs, obs), merge(learner.state, flat(now.global_state))
         return Learner(params, opt_state, *moments, returns, discounted)
 
     return learn

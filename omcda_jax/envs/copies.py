@@ -45,7 +45,7 @@ def host_environment(
         def show(steps):
             return TimeStep(
                 obs=np.stack([step.obs for step in steps]).astype(np.float32),
-                state=np.stack([step.state for step in steps]).astype(np.float32),
+                global_state=np.stack([step.global_state for step in steps]).astype(np.float32),
                 avail=np.stack([step.avail for step in steps]).astype(bool),
                 reward=np.array([step.reward for step in steps], np.float32),
                 terminated=np.array([step.terminated for step in steps], bool),

@@ -103,7 +103,7 @@ def _open(scenario: str, spec: EnvSpec, horizon: int, selection: np.ndarray | No
     def show(index, state, reward, terminated):
         return TimeStep(
             obs=observe(index, state).astype(np.float32),
-            state=state.astype(np.float32),
+            global_state=state.astype(np.float32),
             avail=np.broadcast_to(has, (len(index), *has.shape)).copy(),
             reward=reward.astype(np.float32),
             terminated=terminated,

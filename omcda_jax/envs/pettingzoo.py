@@ -72,7 +72,7 @@ class _Single:
         self._spaces = actions
         self._sizes = [int(space.n) if self._discrete else int(np.prod(space.shape)) for space in actions]
         step = self.reset(0)
-        self.spec = EnvSpec(*step.obs.shape, len(step.state), max(self._sizes), self._discrete)
+        self.spec = EnvSpec(*step.obs.shape, len(step.global_state), max(self._sizes), self._discrete)
 
     def reset(self, seed: int) -> TimeStep:
         obs, _ = self._env.reset(seed=seed)
@@ -123,7 +123,7 @@ class _Single:
         obs = np.stack([np.pad(part, (0, width - len(part))) for part in parts])
         return TimeStep(
             obs=obs,
-            state=self._state(obs),
+            global_state=self._state(obs),
             avail=avail,
             reward=np.float32(sum(reward.values()) / len(self._agents)),
             terminated=terminated,

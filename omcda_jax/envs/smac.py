@@ -68,7 +68,7 @@ class _Single:
         cut = bool(info.get("episode_limit", False))
         return TimeStep(
             obs=np.asarray(self._env.get_obs()),
-            state=np.asarray(self._env.get_state()),
+            global_state=np.asarray(self._env.get_state()),
             avail=np.asarray(self._env.get_avail_actions()) != 0,
             reward=reward,
             terminated=ended and not cut,

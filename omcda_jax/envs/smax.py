@@ -72,7 +72,7 @@ def make(
         avail = env.get_avail_actions(env_state)
         return TimeStep(
             obs=jnp.stack([obs[agent] for agent in env.agents]),
-            state=_scale_state(obs["world_state"], num_units, env.map_width, env.map_height),
+            global_state=_scale_state(obs["world_state"], num_units, env.map_width, env.map_height),
             avail=jnp.stack([avail[agent] for agent in env.agents]).astype(bool),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=terminated,

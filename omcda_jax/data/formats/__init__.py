@@ -79,10 +79,10 @@ def sniff(path: str | os.PathLike) -> str:
             if module.matches(set(file)):
                 return name
         # with nothing to go by, the own reader says best what is missing
-        if set(Episodes._fields) & set(file):
+        if set(hdf5.KEYS) & set(file):
             return "omcda"
         raise DatasetError(
-            f"{path}: expected the keys of one of omcda ({', '.join(Episodes._fields)}), omiga"
+            f"{path}: expected the keys of one of omcda ({', '.join(hdf5.KEYS)}), omiga"
             f" ({', '.join(omiga.KEYS)}) and cfcql (state, obs, actions, ...), found {_shown(file)}"
         )
 
@@ -236,7 +236,7 @@ def _sizes(episodes: Episodes) -> EnvSpec:
     return EnvSpec(
         num_agents=int(episodes.obs.shape[1]),
         obs_dim=int(episodes.obs.shape[2]),
-        state_dim=int(episodes.state.shape[1]),
+        state_dim=int(episodes.global_state.shape[1]),
         action_dim=int(episodes.avail.shape[2]),
         discrete=bool(episodes.action.dtype.kind != "f"),
     )

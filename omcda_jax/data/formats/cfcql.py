@@ -70,7 +70,7 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     pick = lambda key: (whole := found.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
     values = {
         "obs": pick("obs"),
-        "state": pick("state"),
+        "global_state": pick("state"),
         "avail": pick("avail_actions") != 0,
         "action": pick("actions").astype(np.int64),
         "reward": pick("reward"),

@@ -83,7 +83,7 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     cut = sum(not part.terminated[0] for part in parts)
     if cut:
         notes.append(f"{cut} episodes end without `done`; what followed is not stored: their last step is left out")
-    widths = {key: {getattr(part, key).shape[1:] for part in parts} for key in ("obs", "state", "avail")}
+    widths = {key: {getattr(part, key).shape[1:] for part in parts} for key in ("obs", "global_state", "avail")}
     for key, shapes in widths.items():
         if len(shapes) > 1:
             raise DatasetError(f"{path}: {key}: expected one shape in all episodes, found {sorted(shapes)}")
@@ -121,7 +121,7 @@ def _episode(agents: Any, source: str) -> Episodes | None:
     length = len(obs) - (not ended)
     if length == 0:
         return None
-    seen = {"obs": obs, "state": rows.shared_state(state), "avail": avail != 0}
+    seen = {"obs": obs, "global_state": rows.shared_state(state), "avail": avail != 0}
     steps = {**seen, "action": action[..., 0].astype(np.int64), "reward": reward[..., 0]}
     joined = rows.with_final_rows(
         {key: values[:length] for key, values in steps.items()},

@@ -64,12 +64,12 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     action = _padded(found["acs"])
     steps = {
         "obs": obs,
-        "state": state,
+        "global_state": state,
         "avail": np.broadcast_to(_present(found["acs"], action.shape[2]), action.shape),
         "action": action.astype(np.float32),
         "reward": np.stack([values.reshape(len(values)) for values in found["rews"]], axis=1),
     }
-    finals = {"obs": after[ends], "state": later[ends], "avail": steps["avail"][ends]}
+    finals = {"obs": after[ends], "global_state": later[ends], "avail": steps["avail"][ends]}
     return rows.episodes(rows.with_final_rows(steps, finals, length), length, done[ends]), notes
 
 

@@ -61,7 +61,12 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     cut = lambda values: values[:kept] if keep.all() else values[:kept][keep]
     state = cut(found.pop("s"))
     state = rows.shared_state(state) if state.ndim == 3 else state
-    values = {"obs": cut(obs), "state": state, "action": cut(action), "reward": cut(found["r"].reshape(len(done), -1))}
+    values = {
+        "obs": cut(obs),
+        "global_state": state,
+        "action": cut(action),
+        "reward": cut(found["r"].reshape(len(done), -1)),
+    }
     final = final_rows(length)
     values["action"][final], values["reward"][final] = 0, 0
     return rows.episodes(values, length, np.ones(len(length), bool)), notes
@@ -81,6 +86,6 @@ def write(file: Any, episodes: Episodes) -> None:
     done = np.zeros((len(episodes.reward), agents), np.float32)
     done[final_rows(episodes.length)] = 1
     every = lambda values: np.repeat(values[:, None], agents, axis=1)
-    columns = (every(episodes.state), episodes.obs, episodes.action, every(episodes.reward)[..., None], done)
+    columns = (every(episodes.global_state), episodes.obs, episodes.action, every(episodes.reward)[..., None], done)
     for key, values in zip(KEYS, columns, strict=True):
         file.create_dataset(key, data=values, compression="gzip", compression_opts=1, shuffle=True)

@@ -87,7 +87,7 @@ def episodes(rows: Mapping[str, np.ndarray], length: Any, terminated: Any, won: 
     """Casts to the types of `Episodes`; a missing `avail` allows everything.
 
     Args:
-        rows: obs, state, action, reward and, if there is one, avail, each with its final rows.
+        rows: obs, global_state, action, reward and, if there is one, avail, each with its final rows.
         length: [E].
         terminated: [E].
         won: [E], None where the file does not say.
@@ -101,7 +101,7 @@ def episodes(rows: Mapping[str, np.ndarray], length: Any, terminated: Any, won: 
     length = np.asarray(length, np.int32)
     return Episodes(
         obs=np.asarray(rows["obs"], np.float32),
-        state=np.asarray(rows["state"], np.float32),
+        global_state=np.asarray(rows["global_state"], np.float32),
         avail=np.asarray(avail, bool),
         action=np.asarray(action, np.int32 if discrete else np.float32),
         reward=np.asarray(rows["reward"], np.float32),

@@ -88,7 +88,7 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     state = obs.reshape(count, -1) if state is None else state.reshape(count, -1)
     if "infos.state" not in found:
         notes.append("no infos.state: all agents' observations make the state")
-    seen = {"obs": obs, "state": state}
+    seen = {"obs": obs, "global_state": state}
     if "infos.legals" in found:
         seen["avail"] = rows.numbers(found["infos.legals"], path, "infos.legals", (3,)) != 0
     values = {**seen, "action": action, "reward": found["rewards"]}
@@ -133,7 +133,7 @@ def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]
         "rewards": np.repeat(episodes.reward[steps][:, None], agents, axis=1),
         "terminals": ended,
         "truncations": cut,
-        "infos.state": episodes.state[steps],
+        "infos.state": episodes.global_state[steps],
     }
     if spec.discrete:
         arrays["infos.legals"] = episodes.avail[steps]
