@@ -1,4 +1,4 @@
-"""The book builds without a warning, and what it and README.md show is true: code runs, commands parse, defaults match."""
+"""The book builds without a warning; its code and README.md's runs, commands parse, and defaults are as written."""
 
 import ast
 import dataclasses
@@ -46,13 +46,13 @@ def names():
     action = random.integers(a, size=(rows, n), dtype=np.int32)
     batch = omcda_jax.Batch(
         obs=normal(rows, n, o),
-        state=normal(rows, s),
+        global_state=normal(rows, s),
         avail=everything,
         action=action,
         reward=normal(rows),
         discount=np.ones(rows, np.float32),
         next_obs=normal(rows, n, o),
-        next_state=normal(rows, s),
+        next_global_state=normal(rows, s),
         next_avail=everything,
         next_action=action,
         first=np.zeros(rows, bool),
@@ -66,7 +66,7 @@ def names():
         "batches": [batch, batch],
         "batch": batch,
         "obs": batch.obs,
-        "state": batch.state,
+        "global_state": batch.global_state,
         "avail": everything,
         "action": action * (np.arange(rows) < rows - 1)[:, None],
         "reward": reward,
