@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax import data
-from omcda_jax.types import Environment, EnvSpec, TimeStep
+from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.types import EnvSpec
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)

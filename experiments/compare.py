@@ -31,9 +31,11 @@ from session import SHOWN
 
 from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.config import ExperimentConfig, suggestion, to_dict
+from omcda_jax.config import ExperimentConfig, to_dict
+from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Interruption, NonFiniteMetrics
-from omcda_jax.types import ConfigError, Environment, HostEnvironment, updates_done
+from omcda_jax.system import one_line, replacing, suggestion
+from omcda_jax.types import ConfigError, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
 RESAMPLES = 2_000
@@ -76,7 +78,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     try:
         rest = values(list(argv), known_only=True)[1:]
     except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(one_line(error)) from error
     if values.help:
         session.say(f"{__doc__}\n{values.get_help()}")
         return None
@@ -235,12 +237,9 @@ def write_tables(command: Command) -> str:
             writer.writerow({"task": task, "algorithm": algorithm, "updates": result["step"], **seed})
     whole = [{"task": task, "algorithm": algorithm, **entry} for (task, algorithm), entry in entries.items()]
     table = markdown(entries, command.cells)
-    os.makedirs(command.directory, exist_ok=True)
     for extension, content in (("md", table), ("csv", text.getvalue()), ("json", json.dumps(whole, indent=2))):
-        path = os.path.join(command.directory, f"comparison.{extension}")
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            file.write(content)
-        os.replace(f"{path}.tmp", path)
+        with replacing(os.path.join(command.directory, f"comparison.{extension}")) as partial:
+            partial.write_text(content)
     return table
 
 

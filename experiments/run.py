@@ -33,11 +33,11 @@ from session import Job, Switches, by_first, checkpoints_of, is_first, say, with
 
 from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.checkpoint import check_free
-from omcda_jax.config import ExperimentConfig, apply_overrides, expand_trials, suggestion, to_dict
+from omcda_jax.config import ExperimentConfig, apply_overrides, expand_trials, to_dict
 from omcda_jax.evaluate import check_video, record_video
 from omcda_jax.learner import Interruption
 from omcda_jax.metrics import read
+from omcda_jax.system import check_free, one_line, suggestion
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
@@ -111,7 +111,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     try:
         rest = values(list(argv), known_only=True)[1:]
     except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(one_line(error)) from error
     if values.help or values.config == "list":
         if values.help:
             say(f"{__doc__}\n{values.get_help()}\nConfigs (any key is a flag, as in --config.learner.updates=2000):")

@@ -18,8 +18,9 @@ import numpy as np
 
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.checkpoint import Checkpoints, StorageError, digest, exclusive
+from omcda_jax.checkpoint import Checkpoints, StorageError, digest
 from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, to_dict
+from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
 from omcda_jax.learner import (
     Guard,
@@ -34,7 +35,8 @@ from omcda_jax.learner import (
     train,
 )
 from omcda_jax.metrics import MetricsFile, Progress, read
-from omcda_jax.types import ConfigError, DatasetError, Environment, HostEnvironment, TrainState, updates_done
+from omcda_jax.system import exclusive, replacing
+from omcda_jax.types import ConfigError, DatasetError, TrainState, updates_done
 
 PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
@@ -169,10 +171,8 @@ def join(coordinator: str | None, processes: int | None, index: int | None, inte
 
 def write_json(path: str, value: Any) -> None:
     """Writes a JSON file in one piece: it is the old one or the new one, never half of either."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2))
 
 
 def checkpoints_of(directory: str, which: str = "latest") -> str:

@@ -37,7 +37,8 @@ from omcda_jax import data, envs
 from omcda_jax.data import behaviour, mappo, mappo_continuous
 from omcda_jax.data.collect import collect
 from omcda_jax.envs import smax
-from omcda_jax.types import ConfigError, Environment, HostEnvironment
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.types import ConfigError
 
 _ENVIRONMENT = flags.DEFINE_string(
     "environment", "smax/3m", "Family and scenario, with a recipe; smax/ may be left out."

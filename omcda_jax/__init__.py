@@ -11,6 +11,7 @@ from omcda_jax.algorithms.omar import OmarConfig
 from omcda_jax.algorithms.omcda import OmcdaConfig
 from omcda_jax.algorithms.omiga import OmigaConfig
 from omcda_jax.allocation import allocate, influence
+from omcda_jax.envs.base import Environment, HostEnvironment, TimeStep
 from omcda_jax.types import Algorithm, Batch, ConfigError, DatasetError, EnvSpec, Metrics, Normaliser, TrainState
 
 __all__ = [
@@ -28,9 +29,12 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "EnvSpec",
+    "Environment",
+    "HostEnvironment",
     "Metrics",
     "Normaliser",
     "OmcdaConfig",
+    "TimeStep",
     "TrainState",
     "act",
     "allocate",

@@ -1,4 +1,4 @@
-"""Checkpoints of a TrainState that are verified when read, and a lock on their run; the only module that knows orbax.
+"""Checkpoints of a TrainState that are verified when read; the only module that knows orbax.
 
 Orbax writes a step atomically but checks nothing when it reads: a flipped bit comes back as a wrong number. So every
 leaf's SHA-256 is stored beside the state and compared on restore; a damaged step is put aside and the one before it
@@ -6,15 +6,13 @@ taken. One process writes and reads a directory, alone and without devices: leav
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,6 @@ from omcda_jax.types import ConfigError, TrainState, updates_done
 # Raised by whoever changes what a record or a state's leaves on disk mean.
 SCHEMA = 2
 QUARANTINE = "quarantine"
-_LOCK = "lock"
 
 
 class StorageError(RuntimeError):
@@ -198,52 +195,6 @@ class Checkpoints:
                 raise ConfigError(
                     f"{here}: {name}: expected {_describe(expected.get(name))}, found {_describe(found.get(name))}"
                 )
-
-
-@contextlib.contextmanager
-def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[None]:
-    """Holds a run directory for this process; the system lets go of it when the process ends, however it ends.
-
-    Args:
-        directory: an existing one.
-        flag: what chooses another directory, for the message.
-
-    Raises:
-        ConfigError: another process holds it; its host and process are named.
-    """
-    with open(os.path.join(directory, _LOCK), "a+", encoding="utf-8") as file:
-        _take(file, directory, flag)
-        file.truncate(0)
-        file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
-    """Looks whether `exclusive` would be granted, before dear work; leaves no trace.
-
-    Args:
-        directory: as `exclusive`; it may be missing.
-        flag: as `exclusive`.
-
-    Raises:
-        ConfigError: as `exclusive`.
-    """
-    path = os.path.join(directory, _LOCK)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            _take(file, directory, flag)
-
-
-def _take(file: TextIO, directory: str | os.PathLike, flag: str) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ConfigError(
-            f"{directory}: another run is at work here ({file.read().strip()}); wait for it, stop it, or choose "
-            f"another {flag}"
-        ) from None
 
 
 def digest(tree: Any) -> str:

@@ -5,15 +5,15 @@ Algorithm settings are whatever frozen dataclass the algorithm defines; this mod
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import math
 import types as builtin_types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from omcda_jax.system import suggestion
 from omcda_jax.types import ConfigError
 
 # What may change between two starts of one run directory: none of these alters an update already done.
@@ -211,13 +211,6 @@ def require(condition: Any, key: str, expected: str, found: Any) -> None:
     """Raises ConfigError `KEY: expected EXPECTED, found FOUND` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{key}: expected {expected}, found {found!r}")
-
-
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Returns a "did you mean ...? valid: ..." phrase for a word that is none of `choices`."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
 def apply_overrides(

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.types import ConfigError, Environment, HostEnvironment, Simulators
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
+from omcda_jax.types import ConfigError
 
 VIDEO_FRAMES = 250  # of an episode as long as the horizon: steps in between are left out
 VIDEO_RATE = 25  # frames per second

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from omcda_jax.system import replacing
+
 
 class MetricsFile:
     """Appends rows to a JSONL file; a context manager.
@@ -23,10 +25,8 @@ class MetricsFile:
 
     def __init__(self, path: str | os.PathLike, resumed_step: int = 0):
         kept = [row for row in read(path) if row["step"] <= resumed_step] if resumed_step else []
-        temporary = f"{os.fspath(path)}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -25,15 +25,6 @@ class DatasetError(ValueError):
     """A dataset the user can mend; the message is one line naming the file, the key, what was expected and found."""
 
 
-def one_line(error: BaseException) -> str:
-    """Returns what an error says, on one line of at most 300 characters.
-
-    Args:
-        error: any; one that says nothing gives the name of its class.
-    """
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
     """Sizes of one cooperative task; hashable, hence usable as a static argument.
@@ -159,84 +150,3 @@ class Algorithm(NamedTuple):
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, Metrics]]
     act: Callable[..., jax.Array]
-
-
-@flax.struct.dataclass
-class TimeStep:
-    """What one environment shows after a reset or a step; E environments stepped together lead with an axis [E].
-
-    Attributes:
-        obs: [N, O].
-        global_state: [S].
-        avail: [N, A] bool, see `Batch`.
-        reward: [] team reward of the step that led here (0 after a reset).
-        terminated: [] bool, the task itself ended.
-        truncated: [] bool, the time limit cut the episode; never together with `terminated`.
-        won: [] bool, the team reached the task's goal with this step (always False where there is none).
-    """
-
-    obs: chex.Array
-    global_state: chex.Array
-    avail: chex.Array
-    reward: chex.Array
-    terminated: chex.Array
-    truncated: chex.Array
-    won: chex.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    """A simulator written in JAX as two pure functions; no automatic reset, so final observations are true ones.
-
-    Attributes:
-        name: `family/scenario`, for instance `smax/3m`.
-        spec: sizes.
-        horizon: steps after which an episode is truncated.
-        max_return: the largest possible undiscounted return, or None where there is no such bound.
-        versions: package name to version, recorded with every dataset and result.
-        reset: `reset(key) -> (env_state, TimeStep)`.
-        step: `step(key, env_state, action [N] or [N, A]) -> (env_state, TimeStep)`.
-    """
-
-    name: str
-    spec: EnvSpec
-    horizon: int
-    max_return: float | None
-    versions: Mapping[str, str]
-    reset: Callable[..., tuple[Any, TimeStep]]
-    step: Callable[..., tuple[Any, TimeStep]]
-
-
-class Simulators(NamedTuple):
-    """E copies of a host simulator, stepped together; arrays are NumPy's.
-
-    Attributes:
-        reset: `reset(index [M] int, seed [M] int) -> TimeStep [M, ...]` starts new episodes in the copies named; an
-            episode is a function of its seed and its actions alone.
-        step: `step(index [M] int, action [M, N] or [M, N, A]) -> TimeStep [M, ...]` steps the copies named. Nothing
-            resets by itself.
-        render: `render() -> [H, W, 3] uint8`, a picture of copy 0; ConfigError where no renderer is available.
-        close: `close()` frees what the copies hold.
-    """
-
-    reset: Callable[..., TimeStep]
-    step: Callable[..., TimeStep]
-    render: Callable[[], Any]
-    close: Callable[[], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class HostEnvironment:
-    """A simulator that runs outside JAX, on the host.
-
-    Attributes:
-        name, spec, horizon, max_return, versions: as `Environment`.
-        open: `open(copies) -> Simulators`.
-    """
-
-    name: str
-    spec: EnvSpec
-    horizon: int
-    max_return: float | None
-    versions: Mapping[str, str]
-    open: Callable[[int], Simulators]

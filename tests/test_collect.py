@@ -14,15 +14,8 @@ import pytest
 from omcda_jax import data, envs
 from omcda_jax.data import behaviour
 from omcda_jax.data.dataset import check
-from omcda_jax.types import (
-    ConfigError,
-    DatasetError,
-    Environment,
-    EnvSpec,
-    HostEnvironment,
-    Simulators,
-    TimeStep,
-)
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 collect = importlib.import_module("omcda_jax.data.collect")
 

@@ -194,9 +194,9 @@ def test_corridor_is_ours():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("smax/5m_vs_6n", "did you mean 5m_vs_6m"),
+        ("smax/5m_vs_6n", r"smax: no scenario '5m_vs_6n'; did you mean '5m_vs_6m'\?"),
         ("smax/nowhere", "corridor"),
-        ("smx/3m", "did you mean smax/3m"),
+        ("smx/3m", r"found 'smx/3m'; did you mean 'smax'\?"),
         ("smax", "smax/<scenario>"),
         ("smax/", "smax/<scenario>"),
     ],

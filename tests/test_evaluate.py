@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.evaluate import Episodes, check_video, make_evaluate, record, record_video, summarise
-from omcda_jax.types import ConfigError, Environment, EnvSpec, HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
 LENGTHS = (1, 2, 4, 5, 9)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from omcda_jax.data import behaviour, mappo, mappo_continuous
-from omcda_jax.types import ConfigError, Environment, EnvSpec, HostEnvironment, Simulators, TimeStep
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 TARGETS = (2, 0)
 HORIZON = 3

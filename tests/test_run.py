@@ -18,9 +18,10 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 
 from benchmarks.toy import EXPERIMENTS, SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs, learner
-from omcda_jax.checkpoint import Checkpoints, exclusive
+from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats
 from omcda_jax.metrics import read
+from omcda_jax.system import exclusive
 
 MAKE = envs.make
 

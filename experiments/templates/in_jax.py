@@ -6,7 +6,8 @@ Two agents walk on a line and are paid for being close to its middle.
 import jax
 import jax.numpy as jnp
 
-from omcda_jax.types import Environment, EnvSpec, TimeStep
+from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.types import EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=3, discrete=True)
 

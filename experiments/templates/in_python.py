@@ -5,8 +5,9 @@ The game of templates/in_jax.py. A simulator with arrays of its own for many cop
 
 import numpy as np
 
+from omcda_jax.envs.base import HostEnvironment, TimeStep
 from omcda_jax.envs.copies import host_environment
-from omcda_jax.types import EnvSpec, HostEnvironment, TimeStep
+from omcda_jax.types import EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=3, discrete=True)
 

@@ -22,6 +22,7 @@ from absl import flags
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import card, formats, hub, manifest
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             words = values(list(argv))[1:]
         except flags.Error as error:
-            raise ConfigError(" ".join(str(error).split())) from error
+            raise ConfigError(one_line(error)) from error
         if values.help or not words:
             print(__doc__.strip())
             return 0

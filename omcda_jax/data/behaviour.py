@@ -7,7 +7,6 @@ tanh layers, the mean of a Gaussian of fixed width, and a tanh over the draw. Th
 """
 
 import dataclasses
-import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omcda_jax.system import one_line, replacing
 from omcda_jax.types import ConfigError, EnvSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -140,15 +140,6 @@ def weights_path(environment: str, stage: str) -> Path:
     return path
 
 
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal.
-
-    Args:
-        path: the file.
-    """
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def write_weights(path: Path, params: Params, **facts) -> None:
     """Writes a policy's weights, as float16, and what is known of the policy.
 
@@ -164,8 +155,8 @@ def write_weights(path: Path, params: Params, **facts) -> None:
     if isinstance(params, Gaussian):
         # float16 is too coarse for a feature whose mean is many times its spread
         arrays |= {key: np.asarray(getattr(params, key), np.float32) for key in Gaussian._fields[1:]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays, **facts)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays, **facts)
 
 
 def read_weights(path: Path) -> Params:
@@ -186,7 +177,9 @@ def read_weights(path: Path) -> Params:
             layers = tuple((file[f"actor_{k}_w"], file[f"actor_{k}_b"]) for k in range(3))
             params = Gaussian(layers, *(file[key] for key in Gaussian._fields[1:])) if "log_std" in file else layers
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: expected actor_0_w .. actor_2_b in an npz file, found: {error}") from error
+        raise ConfigError(
+            f"{path}: expected actor_0_w .. actor_2_b in an npz file, found: {one_line(error)}"
+        ) from error
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 

@@ -18,8 +18,10 @@ import numpy as np
 from omcda_jax.data import behaviour, hdf5
 from omcda_jax.data.dataset import Episodes
 from omcda_jax.envs import make
+from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
-from omcda_jax.types import ConfigError, Environment, HostEnvironment
+from omcda_jax.system import sha256
+from omcda_jax.types import ConfigError
 
 CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
 SEGMENT = 8  # steps between looks at whether all of them have ended
@@ -183,7 +185,7 @@ def ensure(
     metadata |= {
         "quality": quality,
         "generator": f"{command} --{unit}={size} --seed={seed}",
-        "weights": {stage: behaviour.digest(file) for stage, file in files.items()},
+        "weights": {stage: sha256(file) for stage, file in files.items()},
     }
     hdf5.write(path, simulator.spec, data, metadata)
     log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.0f} s")

@@ -43,7 +43,8 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.data.dataset import Episodes, aligned, check, statistics
-from omcda_jax.types import ConfigError, DatasetError, EnvSpec, one_line
+from omcda_jax.system import one_line, replacing
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 FORMAT = "omcda-jax-dataset"
 VERSION = 1
@@ -115,20 +116,11 @@ def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
         fill(file)
         file.flush()
         image = file.id.get_file_image()
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(image)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_bytes(image)
     except OSError as error:
         raise DatasetError(f"{path}: could not write {len(image)} bytes: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def read_metadata(path: str | os.PathLike, *, environment: str | None = None) -> dict[str, Any]:
@@ -221,39 +213,36 @@ def _map(folder: Path) -> Episodes:
 
 
 def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.uname().nodename}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for key in KEYS:
-            stored = _stored(file, key, path)
-            if not stored.size:
-                raise DatasetError(f"{path}: {key}: expected at least one episode, found shape {stored.shape}")
-            # plain writes, for a mapped file on a full disk ends the interpreter
-            with open(partial / f"{key}.npy", "wb") as out:
-                header = {"descr": stored.dtype.str, "fortran_order": False, "shape": stored.shape}
-                np.lib.format.write_array_header_1_0(out, header)
-                width = stored.chunks[0] if stored.chunks else len(stored)
-                for start in range(0, len(stored), width):
-                    out.write(_read(lambda at=start: stored[at : at + width], key, path))  # noqa: B023 called at once
-                out.flush()
-                os.fsync(out.fileno())
-        episodes = _map(partial)
-        check(found, episodes, str(path))
-        _compare(attributes, digest(episodes, attributes), path)
-        (partial / "digest").write_text(attributes["digest"])
-        if _unpacked(folder, attributes) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.rename(partial, folder)
-            except OSError:
-                # another process may have been as quick
-                if _unpacked(folder, attributes) is None:
-                    raise
+        with replacing(folder) as partial:
+            partial.mkdir()
+            for key in KEYS:
+                _unpack_array(file, key, partial / f"{key}.npy", path)
+            episodes = _map(partial)
+            check(found, episodes, str(path))
+            _compare(attributes, digest(episodes, attributes), path)
+            (partial / "digest").write_text(attributes["digest"])
+            if _unpacked(folder, attributes) is None:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise DatasetError(f"{folder}: could not write the unpacked rows: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        # another process may have been as quick
+        if _unpacked(folder, attributes) is None:
+            raise DatasetError(f"{folder}: could not write the unpacked rows: {error.strerror or error}") from error
+
+
+def _unpack_array(file: Any, key: str, target: Path, path: str | os.PathLike) -> None:
+    stored = _stored(file, key, path)
+    if not stored.size:
+        raise DatasetError(f"{path}: {key}: expected at least one episode, found shape {stored.shape}")
+    # plain writes, for a mapped file on a full disk ends the interpreter
+    with open(target, "wb") as out:
+        header = {"descr": stored.dtype.str, "fortran_order": False, "shape": stored.shape}
+        np.lib.format.write_array_header_1_0(out, header)
+        width = stored.chunks[0] if stored.chunks else len(stored)
+        for start in range(0, len(stored), width):
+            out.write(_read(lambda at=start: stored[at : at + width], key, path))
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _described(

@@ -4,8 +4,6 @@ Archives are large, so an interrupted download goes on where it stopped; `huggin
 begins again each time (version 2), hence the transfer here.
 """
 
-import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -14,13 +12,14 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omcda_jax.data import manifest
 from omcda_jax.data.formats import vault
-from omcda_jax.types import ConfigError, DatasetError, one_line
+from omcda_jax.system import locked, one_line, replacing, sha256
+from omcda_jax.types import ConfigError, DatasetError
 
 REPOSITORY = "InstaDeepAI/og-marl"
 _PIECE = 1 << 20  # bytes read at once
@@ -67,10 +66,14 @@ def download(
         partial = target.with_name(f"{target.name}.{archive['sha256'][:16]}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(partial.with_suffix(".lock"), log):
-                if not target.is_dir():
-                    _transfer(archive, partial, log)
-                    _unpack(archive, partial, target)
+            lock = partial.with_suffix(".lock")
+            with locked(lock, lambda holder: log(f"waiting for another process that fetches it ({holder})")):
+                try:
+                    if not target.is_dir():
+                        _transfer(archive, partial, log)
+                        _unpack(archive, partial, target)
+                finally:
+                    lock.unlink(missing_ok=True)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             done = partial.stat().st_size if partial.exists() else 0
             raise DatasetError(
@@ -119,21 +122,6 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
     }
 
 
-@contextlib.contextmanager
-def _alone(path: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Holds a lock file, in its turn; the system lets go of it when the process ends, however it ends."""
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"waiting for another process that fetches it ({path})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]) -> None:
     """Appends what is missing to the partial file."""
     size = archive["size"]
@@ -154,7 +142,7 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
                 done = 0
             with open(partial, "ab" if done else "wb") as file:
                 _copy(answer, file, done, size, log)
-    found = manifest.sha256(partial)
+    found = sha256(partial)
     if found != archive["sha256"]:
         partial.unlink()
         raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {found}; begin again")
@@ -176,20 +164,16 @@ def _copy(answer: Any, file: Any, done: int, size: int, log: Callable[[str], Non
 
 def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
     """Makes the folder, whole or not at all, and removes the archive."""
-    unpacked = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with zipfile.ZipFile(partial) as file:
+        with zipfile.ZipFile(partial) as file, replacing(target) as unpacked:
             file.extractall(unpacked)
-        origin = {key: archive[key] for key in ("repository", "file", "revision", "size", "sha256")}
-        (unpacked / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
-        for folder in list(unpacked.rglob("*")):
-            if folder.is_dir() and _is_vault(folder):
-                manifest.write(folder)
-        os.rename(unpacked, target)
+            origin = {key: archive[key] for key in ("repository", "file", "revision", "size", "sha256")}
+            (unpacked / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
+            for folder in list(unpacked.rglob("*")):
+                if folder.is_dir() and _is_vault(folder):
+                    manifest.write(folder)
     except zipfile.BadZipFile as error:
         raise DatasetError(f"{archive['file']}: expected a zip archive, found: {error}") from error
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
     partial.unlink()
 
 

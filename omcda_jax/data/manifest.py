@@ -1,9 +1,9 @@
 """Checksums beside data: manifests as sha256sum writes them, one line `<SHA-256>  <path>` per file."""
 
-import hashlib
 import os
 from pathlib import Path
 
+from omcda_jax.system import replacing, sha256
 from omcda_jax.types import DatasetError
 
 
@@ -64,18 +64,10 @@ def write(path: str | os.PathLike) -> Path:
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     target = path.with_name(f"{path.name}.sha256")
-    target.write_text("".join(f"{sha256(file)}  {file.relative_to(path.parent)}\n" for file in files))
+    lines = [f"{sha256(file)}  {file.relative_to(path.parent)}\n" for file in files]
+    with replacing(target) as partial:
+        partial.write_text("".join(lines))
     return target
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Returns a file's SHA-256 in hexadecimal.
-
-    Args:
-        path: the file.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(manifest: Path) -> dict[str, str]:

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from omcda_jax.data import behaviour
-from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
+from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from omcda_jax.data import behaviour, mappo
-from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, TimeStep
+from omcda_jax.envs.base import HostEnvironment, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 LEAST_STD = 1e-3  # a feature that varies less is padding, or as good as
 

@@ -1,14 +1,15 @@
-"""Simulators behind two small protocols, `types.Environment` for those written in JAX and `types.HostEnvironment`.
+"""Simulators behind two small protocols, `base.Environment` for those written in JAX and `base.HostEnvironment`.
 
 Each family is imported only when it is asked for. A family that is not one of ours is a module of the user's with a
 function `make(scenario)`, see experiments/templates.
 """
 
-import difflib
 import importlib
 import importlib.util
 
-from omcda_jax.types import ConfigError, Environment, HostEnvironment
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.system import suggestion
+from omcda_jax.types import ConfigError
 
 FAMILIES = {
     "smax": "omcda_jax.envs.smax",
@@ -31,9 +32,9 @@ def make(name: str) -> Environment | HostEnvironment:
     module = FAMILIES.get(family, family)
     if not slash or not scenario or (family not in FAMILIES and not _importable(family)):
         known = ", ".join(f"{known}/<scenario>" for known in FAMILIES)
-        close = difflib.get_close_matches(family, FAMILIES, n=1)
-        hint = f" (did you mean {close[0]}/{scenario or '<scenario>'}?)" if close else ""
-        raise ConfigError(f"environment: expected one of {known} or <your module>/<scenario>, found {name!r}{hint}")
+        raise ConfigError(
+            f"environment: expected {known} or <your module>/<scenario>, found {name!r}; {suggestion(family, FAMILIES)}"
+        )
     builder = getattr(importlib.import_module(module), "make", None)
     if builder is None:
         raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, Simulators, TimeStep
+from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 
 class Single(Protocol):

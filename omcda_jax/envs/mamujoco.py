@@ -10,7 +10,6 @@ agent with fewer observations or joints than another is padded with zeros, and `
 
 import concurrent.futures
 import contextlib
-import difflib
 import functools
 import io
 import os
@@ -19,8 +18,10 @@ import warnings
 
 import numpy as np
 
+from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
 from omcda_jax.envs.versions import installed
-from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, Simulators, TimeStep
+from omcda_jax.system import one_line, suggestion
+from omcda_jax.types import ConfigError, EnvSpec
 
 # Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
 # from copy to copy.
@@ -51,10 +52,8 @@ def make(scenario: str) -> HostEnvironment:
         ConfigError: unknown scenario, or as `build`.
     """
     if scenario not in SCENARIOS and not _SEGMENTS.fullmatch(scenario):
-        close = difflib.get_close_matches(scenario, SCENARIOS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        known = ", ".join((*SCENARIOS, "ManySegmentAnt_<N>x<M>", "ManySegmentSwimmer_<N>x<M>"))
-        raise ConfigError(f"mamujoco scenario: expected one of {known}, found {scenario!r}{hint}")
+        known = (*SCENARIOS, "ManySegmentAnt_<N>x<M>", "ManySegmentSwimmer_<N>x<M>")
+        raise ConfigError(f"mamujoco: no scenario {scenario!r}; {suggestion(scenario, known)}")
     env = build(scenario)
     parts = [[node.act_ids for node in part] for part in env.agent_action_partitions]
     spec = EnvSpec(
@@ -201,7 +200,7 @@ def _no_graphics(error: Exception) -> ConfigError:
     """MuJoCo looks at MUJOCO_GL when it is imported and again for the first picture; either may find no graphics."""
     return ConfigError(
         f"environment mamujoco: no graphics with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} "
-        f"({' '.join(str(error).split())}); to see pictures set MUJOCO_GL=egl (Debian: apt-get install libegl1) or "
+        f"({one_line(error)}); to see pictures set MUJOCO_GL=egl (Debian: apt-get install libegl1) or "
         "MUJOCO_GL=osmesa (libosmesa6) before Python starts"
     )
 

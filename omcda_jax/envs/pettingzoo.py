@@ -14,9 +14,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from omcda_jax.envs.base import HostEnvironment, TimeStep
 from omcda_jax.envs.copies import host_environment
 from omcda_jax.envs.versions import installed
-from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 
 def make(scenario: str) -> HostEnvironment:

@@ -6,9 +6,10 @@ one stream of episodes from the seed of its start, so unlike elsewhere an episod
 
 import numpy as np
 
+from omcda_jax.envs.base import HostEnvironment, TimeStep
 from omcda_jax.envs.copies import host_environment
 from omcda_jax.envs.versions import installed
-from omcda_jax.types import ConfigError, EnvSpec, HostEnvironment, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
 
 MAX_RETURN = 20.0  # smac's rewards are scaled to it unless told otherwise
 

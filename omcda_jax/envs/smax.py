@@ -9,7 +9,6 @@ The global state is brought to the scale of the observations (see `_scale_state`
 """
 
 import contextlib
-import difflib
 import functools
 import io
 import sys
@@ -17,8 +16,10 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from omcda_jax.envs.base import Environment, TimeStep
 from omcda_jax.envs.versions import installed
-from omcda_jax.types import ConfigError, Environment, EnvSpec, TimeStep
+from omcda_jax.system import suggestion
+from omcda_jax.types import ConfigError, EnvSpec
 
 HORIZON = 100
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
@@ -50,9 +51,7 @@ def make(
     corridor = Scenario(jnp.array([3] * 6 + [4] * 24, jnp.uint8), 6, 24, False, False)
     scenarios = {**MAP_NAME_TO_SCENARIO, "corridor": corridor}
     if scenario not in scenarios:
-        close = difflib.get_close_matches(scenario, scenarios, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigError(f"smax scenario: expected one of {', '.join(sorted(scenarios))}, found {scenario!r}{hint}")
+        raise ConfigError(f"smax: no scenario {scenario!r}; {suggestion(scenario, scenarios)}")
     if shift is not None and not (0 <= shift[0] <= 1 and 0 <= shift[1] <= shift[2] <= 12):
         raise ConfigError(f"smax shift: expected 0 <= probability <= 1 and 0 <= least <= limit <= 12, found {shift}")
     if fewer is not None and not (0 <= fewer[0] <= 1 and 0 <= fewer[1] <= 1):

@@ -12,7 +12,6 @@ says so.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from omcda_jax.data import hdf5
 from omcda_jax.data.dataset import Dataset, Episodes, arrange, check, put, statistics
 from omcda_jax.data.formats import cfcql, madt, omar, omiga, vault
 from omcda_jax.data.formats.repair import quirks, repaired
+from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 NAMES = ("omcda", "omiga", "cfcql", "omar", "vault", "madt")
@@ -218,14 +218,11 @@ def write(
         if not episodes.avail.all():
             lost.append("which dimensions of the actions are padding")
         return tuple(lost)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        vault.write(os.fspath(partial), spec, episodes, dict(metadata))
-        os.rename(partial, path)
+        with replacing(path) as partial:
+            vault.write(os.fspath(partial), spec, episodes, dict(metadata))
     except OSError as error:
         raise DatasetError(f"{path}: could not write: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     lost = ["which episodes were won"]
     if not episodes.terminated.all():
         lost.append(f"the last observation of {(~episodes.terminated).sum()} episodes cut by the clock")

@@ -19,6 +19,7 @@ import numpy as np
 
 from omcda_jax.data.dataset import Episodes
 from omcda_jax.data.formats import rows
+from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -152,8 +153,7 @@ def load(path: str) -> Any:
         raise DatasetError(f"{path}: expected a file of torch.save, found: {error}") from error
     # a damaged pickle surfaces as almost any exception class
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: expected an intact file of torch.save, found: {what[:200]}") from error
+        raise DatasetError(f"{path}: expected an intact file of torch.save, found: {one_line(error)}") from error
 
 
 def _load_zip(archive: zipfile.ZipFile) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from omcda_jax.data.dataset import Episodes
 from omcda_jax.data.formats import rows
+from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError
 
 _PARTS = ("obs", "acs", "rews", "next_obs", "dones")
@@ -77,7 +78,7 @@ def _load(path: str, name: str) -> np.ndarray:
     try:
         values = np.load(os.path.join(path, name), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path}: {name}: expected a NumPy file, found: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{path}: {name}: expected a NumPy file, found: {one_line(error)}") from error
     flat = name.startswith(("rews", "dones"))
     return rows.numbers(values, path, name, (1, 2) if flat else (2,))
 

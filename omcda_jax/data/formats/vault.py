@@ -16,7 +16,8 @@ import numpy as np
 
 from omcda_jax.data.dataset import Episodes, final_rows
 from omcda_jax.data.formats import rows
-from omcda_jax.types import DatasetError, EnvSpec, one_line
+from omcda_jax.system import one_line
+from omcda_jax.types import DatasetError, EnvSpec
 
 VERSION = 1.2
 _MANIFEST, _METADATA = "manifest.ocdbt", "metadata.json"

@@ -1,0 +1,125 @@
+"""What several rooms need of the system: whole files, locks and checksums; and the wording of one-line errors."""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from omcda_jax.types import ConfigError
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line of at most 300 characters; one without a message gives its class.
+
+    Args:
+        error: any exception.
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Return a "did you mean ...? valid: ..." phrase for a word that is none of `choices`.
+
+    Args:
+        word: what was found.
+        choices: what was expected.
+    """
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return a file's SHA-256 in hexadecimal.
+
+    Args:
+        path: the file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path to write a file or a folder to, which replaces `path` as a whole when the block ends.
+
+    If the block fails, `path` stays as it was and nothing else is left behind. A folder can only replace an empty one.
+
+    Args:
+        path: the file or folder to write; its parent folder is made if missing.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if partial.is_file():
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock file during the block; the system releases it when the process ends, however it ends.
+
+    Args:
+        path: the file, made if missing; it names its holder.
+        busy: called with the holder's host and process if another process has the lock. Unless it raises, the lock is
+            waited for.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            busy(file.read().strip())
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"host {os.uname().nodename}, process {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[None]:
+    """Hold a run directory for this process during the block.
+
+    Args:
+        directory: an existing one.
+        flag: what chooses another directory, for the message.
+
+    Raises:
+        ConfigError: another process holds it; the message names its host and process.
+    """
+
+    def refuse(holder: str) -> None:
+        raise ConfigError(
+            f"{directory}: another run is at work here ({holder}); wait for it, stop it, or choose another {flag}"
+        ) from None
+
+    with locked(os.path.join(directory, "lock"), refuse):
+        yield
+
+
+def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
+    """Raise what `exclusive` would raise, before costly work.
+
+    Args:
+        directory: as `exclusive`; it may be missing, and is not made.
+        flag: as `exclusive`.
+
+    Raises:
+        ConfigError: as `exclusive`.
+    """
+    if os.path.exists(os.path.join(directory, "lock")):
+        with exclusive(directory, flag):
+            pass
