@@ -1,4 +1,4 @@
-"""What a run survives: every fault done for real to real runs of `experiments/run.py`, and what came of it.
+"""What a run survives: every fault done for real to real runs of `omcda-jax run`, and what came of it.
 
     python -m benchmarks.faults                   # full counts: about half an hour on 2 cores
     python -m benchmarks.faults --short           # one or a few of each

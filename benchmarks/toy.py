@@ -3,26 +3,28 @@
     python -m benchmarks.toy write DATA.h5
     python -m benchmarks.toy run [signal=PHASE:DELAY] --config=smac_3m ...
 
-`run` is `experiments/run.py` with this simulator in SMAX's place; with `signal` the process gets SIGTERM DELAY seconds
+`run` is `omcda-jax run` with this simulator in SMAX's place; with `signal` the process gets SIGTERM DELAY seconds
 after it enters a phase for the first time: data, compile, train, evaluate, save or result.
 """
 
 import functools
-import importlib
 import os
-import pathlib
 import signal
 import sys
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax import data
+from omcda_jax import data, envs
+from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.metrics import Progress
+from omcda_jax.runner import evaluation, run
+from omcda_jax.runner.main import main as main_of_package
 from omcda_jax.types import EnvSpec
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=3, discrete=True)
 LENGTH = 4
 VERSIONS = {"toysim": "1.0"}
@@ -98,16 +100,14 @@ def arguments(path: str | os.PathLike, *more: str, updates: int = 60) -> list[st
     ]
 
 
-def _signal_in(session, phase: str, delay: float) -> None:
-    import jax
-
+def _signal_in(phase: str, delay: float) -> None:
     places = {
-        "data": (session.data, "load"),
+        "data": (data, "load"),
         "compile": (jax.stages.Lowered, "compile"),
-        "train": (session.Progress, "update"),
-        "evaluate": (session, "summarise"),
-        "save": (session.Checkpoints, "save"),
-        "result": (session, "fingerprints"),
+        "train": (Progress, "update"),
+        "evaluate": (evaluation, "summarise"),
+        "save": (Checkpoints, "save"),
+        "result": (run, "fingerprints"),
     }
     owner, name = places[phase]
     original, entered = getattr(owner, name), []
@@ -127,14 +127,12 @@ def main(argv: list[str]) -> None:
     if argv[1] == "write":
         write(argv[2])
         return
-    sys.path.insert(0, str(EXPERIMENTS))
-    run = importlib.import_module("run")
-    run.envs.make = lambda name: environment()
+    envs.make = lambda name: environment()
     rest = argv[2:]
     if rest and rest[0].startswith("signal="):
         phase, _, delay = rest.pop(0).partition("=")[2].partition(":")
-        _signal_in(run.session, phase, float(delay))
-    run.session.leave(run.main(["run.py", *rest]))
+        _signal_in(phase, float(delay))
+    main_of_package(["run", *rest])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One experiment's settings: frozen dataclasses, command-line overrides by dotted key, and a JSON round trip.
 
-Algorithm settings are whatever frozen dataclass the algorithm defines; this module only asks that it has a
-`name: str` field and type hints.
+Algorithm settings are whatever frozen dataclass the algorithm defines; this module only asks that it has a `name`, type
+hints and defaults, and calls its `validate()` where there is one.
 """
 
 import dataclasses
@@ -27,18 +27,6 @@ RESUMABLE = frozenset(
         "evaluation.episodes",
         "evaluation.seed",
     }
-)
-
-
-# What a preset says of these goes with it to another algorithm; all else is the other algorithm's own.
-SHARED = (
-    "discount",
-    "learning_rate",
-    "target_rate",
-    "policy_average_rate",
-    "hidden_sizes",
-    "mixer_hidden",
-    "critic_layer_norm",
 )
 
 
@@ -112,9 +100,9 @@ class DataConfig(Repairs):
         require(family and scenario, "data.environment", "family/scenario such as smax/3m", self.environment)
         require(self.quality, "data.quality", "a name", self.quality)
         sizes = {"data.episodes": self.episodes, "data.transitions": self.transitions}
-        asked = {key: size for key, size in sizes.items() if size is not None}
-        require(len(asked) == 1, " and ".join(sizes), "one of the two, the other none", tuple(sizes.values()))
-        for key, size in asked.items():
+        given = {key: size for key, size in sizes.items() if size is not None}
+        require(len(given) == 1, " and ".join(sizes), "one of the two, the other none", tuple(sizes.values()))
+        for key, size in given.items():
             require(size >= 1, key, "at least 1", size)
         require(self.seed >= 0, "data.seed", "at least 0", self.seed)
         require(self.shards >= 1, "data.shards", "at least 1", self.shards)
@@ -207,46 +195,30 @@ class ExperimentConfig:
         require(self.learner.batch_size % shards == 0, "data.shards", "a divisor of learner.batch_size", shards)
 
 
-def require(condition: Any, key: str, expected: str, found: Any) -> None:
-    """Raises ConfigError `KEY: expected EXPECTED, found FOUND` unless `condition` holds."""
+def require(condition: Any, key: str, expected: str, value: Any) -> None:
+    """Raise ConfigError `KEY: expected EXPECTED, found VALUE` unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{key}: expected {expected}, found {found!r}")
+        raise ConfigError(f"{key}: expected {expected}, found {value!r}")
 
 
-def apply_overrides(
-    config: ExperimentConfig,
-    assignments: Sequence[str],
-    algorithms: Mapping[str, type],
-    alternatives: Mapping[str, Any] | None = None,
-) -> ExperimentConfig:
-    """Returns `config` with dotted assignments such as `algorithm.d_tot=1.8` applied.
+def apply_overrides(config: ExperimentConfig, assignments: Sequence[str]) -> ExperimentConfig:
+    """Return `config` with dotted assignments such as `algorithm.d_tot=1.8` applied.
 
-    `algorithm.name=NAME` is applied first, wherever it stands: it swaps the algorithm's settings for the other
-    algorithm's, with those of the SHARED fields that the preset itself sets away from its algorithm's defaults. Values
-    are read by the field's type hint: numbers as usual, `true`/`false`, `none` where None is allowed, `256,256` for
-    tuples.
+    Values are read by the field's type hint: numbers as usual, `true`/`false`, `none` where None is allowed, `256,256`
+    for tuples.
 
     Args:
         config: the preset.
         assignments: `key=value` strings; a later one wins over an earlier one of the same key.
-        algorithms: algorithm name to its settings dataclass.
-        alternatives: algorithm name to settings that suit the preset's task better than the defaults.
 
     Raises:
         ConfigError: for a key that does not exist (with the nearest one), a value of another type, or a value the
             settings refuse.
     """
-    values = {}
+    tree: dict = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, key, "key=value", assignment)
-        values[key] = text
-    if "algorithm.name" in values:
-        name = values.pop("algorithm.name")
-        swapped = _swap_algorithm(config.algorithm, name, algorithms, alternatives or {})
-        config = dataclasses.replace(config, algorithm=swapped)
-    tree: dict = {}
-    for key, text in values.items():
         _check_leaf(config, key, text)
         *sections, field = key.split(".")
         branch = tree
@@ -256,8 +228,17 @@ def apply_overrides(
     return _rebuild(config, tree, "")
 
 
+def replace_settings(settings: Any, values: Mapping[str, Any]) -> Any:
+    """Return a settings dataclass with other values, checked.
+
+    Raises:
+        ConfigError: the settings refuse them.
+    """
+    return _make(dataclasses.replace, values, settings)
+
+
 def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
-    """Returns what `learner.trials` varies and the settings, for every trial of the grid, the last key fastest.
+    """Return what `learner.trials` varies and the settings, for every trial of the grid, the last key fastest.
 
     The grid is `key=value,value,...` for each key, separated by semicolons; a..b stands for all whole numbers from a to
     b. Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
@@ -270,7 +251,9 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
     """
     hints = typing.get_type_hints(type(config.algorithm))
     numbers = [
-        f"algorithm.{field.name}" for field in dataclasses.fields(config.algorithm) if hints[field.name] is float
+        f"algorithm.{field.name}"
+        for field in dataclasses.fields(config.algorithm)
+        if field.metadata.get("pytree_node", hints[field.name] is float)
     ]
     axes = {}
     for part in filter(None, map(str.strip, config.learner.trials.split(";"))):
@@ -284,7 +267,7 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
     trials = []
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
-        settings = apply_overrides(config, [f"{key}={value}" for key, value in varied.items()], {})
+        settings = apply_overrides(config, [f"{key}={value}" for key, value in varied.items()])
         label = {key: getattr(settings.algorithm, key.partition(".")[2], settings.seed) for key in varied}
         trials.append((label, settings))
     return trials
@@ -301,12 +284,15 @@ def _span(text: str) -> list[str]:
 
 
 def to_dict(config: Any) -> dict:
-    """Returns a settings dataclass as plain JSON values: nested dicts, tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Return a settings dataclass as plain JSON values: nested dicts, tuples as lists."""
+    values = dataclasses.asdict(config)
+    if isinstance(config, ExperimentConfig):
+        values["algorithm"]["name"] = config.algorithm.name
+    return json.loads(json.dumps(values))
 
 
 def from_dict(values: Mapping[str, Any], algorithms: Mapping[str, type]) -> ExperimentConfig:
-    """Rebuilds what `to_dict` wrote.
+    """Rebuild what `to_dict` wrote.
 
     Args:
         values: the JSON object.
@@ -315,20 +301,22 @@ def from_dict(values: Mapping[str, Any], algorithms: Mapping[str, type]) -> Expe
     Raises:
         ConfigError: for an unknown algorithm, a missing or unknown key, or a value of another type.
     """
-    sections = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
     _check_keys(values, ExperimentConfig, "")
     name = values["algorithm"].get("name")
     require(name in algorithms, "algorithm.name", "one of " + ", ".join(sorted(algorithms)), name)
+    named = {"name"} - {field.name for field in dataclasses.fields(algorithms[name])}
+    algorithm = {key: value for key, value in values["algorithm"].items() if key not in named}
+    sections = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
     sections["algorithm"] = algorithms[name]
-    fields = {}
     hints = typing.get_type_hints(ExperimentConfig)
-    for key, value in values.items():
+    fields = {}
+    for key, value in (values | {"algorithm": algorithm}).items():
         fields[key] = _build(sections[key], value, key) if key in sections else _coerce(key, value, hints[key])
     return ExperimentConfig(**fields)
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns every dotted key whose value differs, with both values.
+    """Return every dotted key whose value differs, with both values.
 
     Args:
         saved: one configuration as `to_dict` gives it.
@@ -342,19 +330,8 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def _swap_algorithm(settings: Any, name: str, algorithms: Mapping[str, type], alternatives: Mapping[str, Any]) -> Any:
-    if name not in algorithms:
-        raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, algorithms)}")
-    if isinstance(settings, algorithms[name]):
-        return settings
-    target, default = alternatives.get(name, algorithms[name]()), type(settings)()
-    both = [key for key in SHARED if hasattr(settings, key) and hasattr(target, key)]
-    kept = {key: getattr(settings, key) for key in both if getattr(settings, key) != getattr(default, key)}
-    return _make(dataclasses.replace, kept, target)
-
-
 def _check_leaf(config: Any, key: str, text: str) -> None:
-    """Raises ConfigError unless `key` leads through the settings to a single value."""
+    """Raise ConfigError unless `key` leads through the settings to a single value."""
     owner, prefix = config, ""
     for part in key.split("."):
         if not dataclasses.is_dataclass(owner):
@@ -369,7 +346,7 @@ def _check_leaf(config: Any, key: str, text: str) -> None:
 
 
 def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
-    """Replaces each dataclass once, so that its own checks see all its changes together."""
+    """Replace each dataclass once, so that its own checks see all its changes together."""
     hints = typing.get_type_hints(type(settings))
     changes = {}
     for name, value in tree.items():
@@ -383,11 +360,14 @@ def _rebuild(settings: Any, tree: Mapping[str, Any], prefix: str) -> Any:
 
 def _make(build: Any, fields: Mapping[str, Any], *positional: Any) -> Any:
     try:
-        return build(*positional, **fields)
+        settings = build(*positional, **fields)
+        if hasattr(settings, "validate"):
+            settings.validate()
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return settings
 
 
 def _build(settings: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -406,7 +386,7 @@ def _check_keys(values: Mapping[str, Any], settings: type, prefix: str) -> None:
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """Reads a command-line text or a JSON value as the type `hint` names."""
+    """Read a command-line text or a JSON value as the type `hint` names."""
     try:
         return _convert(value, hint)
     except (ValueError, TypeError):

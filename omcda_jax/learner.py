@@ -1,4 +1,4 @@
-"""Training: k updates per compiled call, and the loop that logs, saves, evaluates and stops cleanly.
+"""Training: k updates per compiled call, a loop over such calls, and signals that ask it to stop.
 
 A batch is a pure function of the state's key and step, so a state restored at step n goes on exactly as if it had
 never stopped. The dataset is an argument of the compiled call: resident on the device and never copied into it.
@@ -149,11 +149,13 @@ class Report(NamedTuple):
         metrics: means over the updates that were kept; not-a-number where none was.
         skipped: [k] bool, the update was not finite and left everything but the step as it was.
         suspects: by metric, whether it was not finite in one of them.
+        seconds: that the call took, where `train` reports it.
     """
 
     metrics: Metrics
     skipped: jax.Array
     suspects: dict[str, jax.Array]
+    seconds: float | None = None
 
 
 def make_train_step(
@@ -299,7 +301,7 @@ class Guard:
             self.skipped = self.skipped + now
             longest = np.maximum(longest, self.in_a_row)
         for trial in np.flatnonzero(longest >= PATIENCE):
-            bad = [name for name, found in sorted(report.suspects.items()) if np.atleast_1d(found)[trial]]
+            bad = [name for name, suspect in sorted(report.suspects.items()) if np.atleast_1d(suspect)[trial]]
             self.culprits[trial] = self.culprits[trial] or (bad[0] if bad else "a parameter")
         if all(self.culprits):
             raise NonFiniteMetrics(
@@ -315,74 +317,51 @@ def train(
     *,
     layout: Layout | None = None,
     guard: Guard | None = None,
-    on_call: Callable[[int, Metrics], None] = lambda step, metrics: None,
-    log: Callable[[int, Metrics, float], None] = lambda step, metrics, rate: None,
-    save: Callable[[TrainState], None] = lambda state: None,
-    evaluate: Callable[[TrainState], None] = lambda state: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> TrainState:
-    """Updates `state` until `config.updates` are done or `stop()` says so; either way the last state is saved.
+) -> Iterator[tuple[int, TrainState, Report]]:
+    """Update `state` until `config.updates` are done; a generator that stops between calls while its caller works.
+
+        for step, state, report in train(train_step, state, dataset, config):
+            if step % 1000 == 0:
+                print(step, report.metrics["policy/loss"])
 
     Args:
         train_step: from `make_train_step`, with `config.updates_per_call` and this layout.
-        state: donated; where to start, whatever its step; as `layout.place` gives it.
+        state: where to start, whatever its step; as `layout.place` gives it. It is donated.
         dataset: what `train_step` takes, as `layout.place_dataset` gives it; or a function of the number of updates
             done that returns what the next call takes.
         config: numbers of updates.
-        layout: None: one trial on one device. States are handed on, and returned, as `layout.collect` gives them.
-        guard: counts of earlier starts to go on from; None: from zero. It is up to date whenever a hook is called.
-        on_call: `on_call(step, metrics)` after every call, for progress on the screen.
-        log: `log(step, metrics, updates_per_second)` every `log_every` updates; metrics of the latest call, with
-            `guard/skipped`, the updates skipped since the start, and the rate over the calls since the last log.
-        save: called every `checkpoint_every` updates and at the end.
-        evaluate: called every `evaluate_every` updates, before the next call and so not after the last one; a state
-            that starts at such a step is evaluated first, for a stop may have come between.
-        stop: polled after every call and every evaluation; of one trial spread over processes, one is enough to
-            stop all of them after the same update.
+        layout: None: one trial on one device.
+        guard: counts of earlier starts to go on from; None: from zero. It is up to date at every yield.
 
-    Returns:
-        The state after the last update done.
+    Yields:
+        After every call: updates done; the state, which the next call donates (`layout.collect` gives it without the
+        devices' axis); and the call's report on the host, whose metrics have `guard/skipped`, the updates skipped
+        since the start.
 
     Raises:
         NonFiniteMetrics: after PATIENCE skipped updates in a row, of a population in every trial; the call that held
-            the last of them is neither logged nor saved.
+            the last of them is not yielded.
     """
     layout = layout or Layout((jax.devices()[0],))
-    step = saved = updates_done(state)
+    step = updates_done(state)
     guard = guard or Guard(np.size(state.step) if layout.population else 1)
-    stopping = stop if layout.population else lambda: anywhere(stop())
     dataset_at = dataset if callable(dataset) else lambda step: dataset
-    logged, seconds = step, 0.0
-    while step < config.updates and not stopping():
-        if config.evaluate_every and step and step % config.evaluate_every == 0:
-            evaluate(layout.collect(state))
-            if stopping():
-                break
+    while step < config.updates:
         began = time.perf_counter()
         state, report = train_step(state, dataset_at(step))
         report = jax.device_get(layout.collect(report))
-        seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
         step += config.updates_per_call
         guard.look(step, report)
-        metrics = report.metrics | {"guard/skipped": guard.skipped if layout.population else guard.skipped[0]}
-        on_call(step, metrics)
-        if step % config.log_every == 0 or step >= config.updates:
-            log(step, metrics, (step - logged) / seconds)
-            logged, seconds = step, 0.0
-        if step % config.checkpoint_every == 0:
-            save(layout.collect(state))
-            saved = step
-    state = layout.collect(state)
-    if step > saved:
-        save(state)
-    return state
+        skipped = guard.skipped if layout.population else guard.skipped[0]
+        yield step, state, report._replace(metrics=report.metrics | {"guard/skipped": skipped}, seconds=seconds)
 
 
 class Interruption:
     """Turns SIGINT and SIGTERM into a request to stop; a second signal acts as it would have without us.
 
-    A context manager, for the main thread. While `deferred` is False a signal raises Interrupted at once; set it
-    True where work must first be saved, and poll `requested`.
+    A context manager, for the main thread. A signal raises Interrupted at once; where work must first be saved, within
+    `deferring`, it only sets `requested`, which is to be polled.
     """
 
     def __init__(self):
@@ -398,13 +377,22 @@ class Interruption:
         self._restore()
 
     def renew(self) -> None:
-        """Takes the signals back from whoever took them since."""
+        """Take the signals back from whoever took them since."""
         for number in self._previous:
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Keep a signal within it as a request."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+    @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within a deferred stretch: a signal breaks off what is inside, and no more than that."""
+        """Within `deferring`: let a signal break off what is inside, and no more than that."""
         self.deferred = False
         try:
             yield

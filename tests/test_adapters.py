@@ -12,6 +12,7 @@ import pytest
 
 from omcda_jax import data, envs
 from omcda_jax.envs.pettingzoo import _Single
+from omcda_jax.runner import run
 from omcda_jax.types import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,6 @@ def test_templates_are_short_and_learn_from_the_command_line(name, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     own = {"environment": f"templates.{name}/9", "quality": "random"}
     data.write("data.h5", game.spec, random_episodes(game, 60), own)
-    run = importlib.import_module("run")
     settings = {
         "algorithm.name": "bcq",
         "algorithm.hidden_sizes": "32",

@@ -21,6 +21,8 @@ MATHEMATICS = [
     {"omcda_jax"},
 ]
 MACHINERY = [{"types"}, {"system"}, {"config", "envs", "checkpoint", "metrics"}, {"data"}, {"learner", "evaluate"}]
+# Knows both branches, and nothing knows it.
+RUNNER = "runner"
 
 
 def room(module):
@@ -69,7 +71,7 @@ def test_imports_point_left(module):
         # the front door shows what an environment is
         if (module, other) == ("omcda_jax", "omcda_jax.envs.base"):
             continue
-        allowed = any(
+        allowed = here == RUNNER or any(
             layer(here, branch) is not None
             and layer(there, branch) is not None
             and layer(there, branch) < layer(here, branch)
@@ -79,7 +81,7 @@ def test_imports_point_left(module):
 
 
 def test_every_module_has_a_place():
-    rooms = set().union(*MATHEMATICS, *MACHINERY)
+    rooms = set().union({RUNNER}, *MATHEMATICS, *MACHINERY)
     assert {room(module) for module in MODULES} == rooms
 
 

@@ -1,7 +1,6 @@
 """The comparison: cells, tables, going on where it stopped, and mistakes that cost nothing."""
 
 import csv
-import importlib
 import json
 import signal
 from pathlib import Path
@@ -11,9 +10,12 @@ import numpy as np
 import pytest
 from test_run import command, compilation_cache, run, stop_when
 
-from benchmarks.toy import EXPERIMENTS
+from benchmarks.toy import SPEC
 from omcda_jax.checkpoint import Checkpoints
-from omcda_jax.metrics import read
+from omcda_jax.learner import NonFiniteMetrics
+from omcda_jax.metrics import Progress, read
+from omcda_jax.runner import compare as comparison
+from omcda_jax.runner import evaluation, tables, training
 
 __all__ = ["compilation_cache", "run"]  # fixtures
 
@@ -22,10 +24,9 @@ CELL = OUT / "smac_3m/bc/seeds_0-3"
 
 
 @pytest.fixture
-def compare(run, monkeypatch):
+def compare(run):
     """The comparison's module on the runner's toy."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("compare")
+    return comparison
 
 
 def arguments(*more, algorithms="bc,omiga", updates=40):
@@ -99,7 +100,7 @@ def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
 
 def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, capsys):
     assert compare.main(arguments("--directory=whole", algorithms="bc")) == 0
-    stop_when(monkeypatch, compare.session.Progress, "update", lambda self, step, metrics: step == 20, signal.SIGTERM)
+    stop_when(monkeypatch, Progress, "update", lambda self, step, metrics: step == 20, signal.SIGTERM)
     assert compare.main(arguments(algorithms="bc")) == 75
     assert "stopped and saved at update 20" in capsys.readouterr().out
     assert not results()
@@ -107,7 +108,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, 
     whole = json.loads(next(Path("whole").glob("*/*/*/result.json")).read_text())
     assert results()["bc"]["evaluation"] == whole["evaluation"]
     cell = compare.parse(arguments(algorithms="bc")).cells[0]
-    template = jax.eval_shape(compare.job_of(cell, compare.envs.make("smax/toy")).fresh)
+    template = compare.job_of(cell).template(SPEC)
     states = []
     for directory in (CELL, "whole/smac_3m/bc/seeds_0-3"):
         with Checkpoints(Path(directory) / "checkpoints/latest") as kept:
@@ -118,10 +119,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(compare, run, monkeypatch, 
 
 
 def test_a_signal_between_training_and_result_loses_nothing(compare, monkeypatch, capsys):
-    stop_when(monkeypatch, compare.session, "summarise")
+    stop_when(monkeypatch, evaluation, "summarise")
     assert compare.main(arguments(algorithms="bc")) == 75
     assert not results()
-    monkeypatch.setattr(compare.session, "train", lambda *arguments, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "train", lambda *arguments, **options: pytest.fail("trained again"))
     assert compare.main(arguments(algorithms="bc")) == 0
     assert results()["bc"]["step"] == 40
     assert results()["bc"]["training_seconds"] > 0
@@ -140,16 +141,16 @@ def test_a_finished_cell_is_extended_or_evaluated_anew(compare, capsys):
 
 
 def test_a_cell_that_diverges_does_not_keep_the_others_from_their_result(compare, monkeypatch, capsys):
-    train = compare.session.train
+    train = training.train
 
     def diverge(*arguments, **options):
         diverging.append(0)
         if len(diverging) == 1:
-            raise compare.NonFiniteMetrics("policy/loss is nan after 10 updates")
+            raise NonFiniteMetrics("policy/loss is nan after 10 updates")
         return train(*arguments, **options)
 
     diverging = []
-    monkeypatch.setattr(compare.session, "train", diverge)
+    monkeypatch.setattr(training, "train", diverge)
     assert compare.main(arguments()) == 1
     captured = capsys.readouterr()
     assert captured.err == "error: bc on smac_3m diverged: policy/loss is nan after 10 updates\n"
@@ -184,30 +185,30 @@ def test_mistakes_are_told_before_anything_is_made(compare, capsys, argument, me
     assert not OUT.exists()
 
 
-def test_interquartile_mean_counts_edges_in_part(compare):
-    assert compare.interquartile_mean(np.array([1.0, 2.0, 3.0, 100.0])) == 2.5
+def test_interquartile_mean_counts_edges_in_part():
+    assert tables.interquartile_mean(np.array([1.0, 2.0, 3.0, 100.0])) == 2.5
     # six values: a quarter is one and a half, so half of the second and of the fifth are left out
-    assert compare.interquartile_mean(np.arange(6.0) ** 2) == pytest.approx((0.5 * 1 + 4 + 9 + 0.5 * 16) / 3)
-    assert compare.interquartile_mean(np.array([7.0])) == 7.0
+    assert tables.interquartile_mean(np.arange(6.0) ** 2) == pytest.approx((0.5 * 1 + 4 + 9 + 0.5 * 16) / 3)
+    assert tables.interquartile_mean(np.array([7.0])) == 7.0
 
 
-def test_the_interval_covers_what_it_should(compare, random):
+def test_the_interval_covers_what_it_should(random):
     same = np.full((3, 8), 2.0)
-    assert compare.bootstrap_interval(same) == (2.0, 2.0)
+    assert tables.bootstrap_interval(same) == (2.0, 2.0)
     # two seeds without spread: both drawn alike with probability a quarter each way, which 2.5 % lies within
-    assert compare.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4])) == (0.0, 1.0)
+    assert tables.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4])) == (0.0, 1.0)
     # and half of the resamples have one seed of each, in which the middle half is half zeros
-    assert compare.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4]), level=0.4) == (0.5, 0.5)
+    assert tables.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4]), level=0.4) == (0.5, 0.5)
     # one seed leaves its episodes, of which three quarters of a resample are rarely anything but the common one
-    low, high = compare.bootstrap_interval(np.array([[5.0] * 31 + [6.0]]))
+    low, high = tables.bootstrap_interval(np.array([[5.0] * 31 + [6.0]]))
     assert (low, high) == (5.0, 5.0)
     # one episode per seed: the interval is that of the seeds alone; the median of many seeds lies within it
     returns = random.normal(size=(40, 1))
-    low, high = compare.bootstrap_interval(returns)
-    assert low < compare.interquartile_mean(returns) < high
+    low, high = tables.bootstrap_interval(returns)
+    assert low < tables.interquartile_mean(returns) < high
     # the standard error of an interquartile mean of 40 normal values is about 1.2 / sqrt(40)
     assert high - low == pytest.approx(2 * 1.96 * 1.2 / np.sqrt(40), rel=0.3)
-    assert compare.bootstrap_interval(returns) == (low, high)
+    assert tables.bootstrap_interval(returns) == (low, high)
 
 
 def test_a_family_of_tasks_has_baselines_of_its_own(compare):

@@ -12,6 +12,7 @@ from omcda_jax.config import (
     apply_overrides,
     differences,
     from_dict,
+    replace_settings,
     to_dict,
 )
 from omcda_jax.types import ConfigError
@@ -51,7 +52,7 @@ def preset():
 
 
 def override(*assignments):
-    return apply_overrides(preset(), assignments, ALGORITHMS)
+    return apply_overrides(preset(), assignments)
 
 
 def test_no_assignment_changes_nothing():
@@ -101,23 +102,22 @@ def test_a_dataset_may_be_sized_in_transitions():
     assert (sized.episodes, sized.transitions) == (None, 100_000)
 
 
-def test_another_algorithm_has_its_own_values_whatever_the_order():
-    config = override("algorithm.width=9", "algorithm.name=plain", "algorithm.rate=0.25")
-    assert config.algorithm == Plain(rate=0.25, width=9)
-    assert override("algorithm.name=plain").algorithm == Plain()
+def test_settings_that_check_themselves_are_checked_once_whole():
+    @dataclasses.dataclass(frozen=True)
+    class Checked(Settings):
+        def __post_init__(self):
+            pass
 
+        def validate(self):
+            if self.low > self.rate:
+                raise ConfigError(f"low: expected at most {self.rate}, found {self.low}")
 
-def test_what_a_preset_says_of_the_shared_backbone_goes_with_it():
-    config = dataclasses.replace(preset(), algorithm=Settings(discount=0.5, rate=0.3))
-    assert apply_overrides(config, ["algorithm.name=plain"], ALGORITHMS).algorithm == Plain(discount=0.5)
-    suited = {"plain": Plain(rate=0.7, discount=0.6)}
-    assert apply_overrides(config, ["algorithm.name=plain"], ALGORITHMS, suited).algorithm == Plain(0.7, 0.5)
-    assert apply_overrides(preset(), ["algorithm.name=plain"], ALGORITHMS, suited).algorithm == Plain(0.7, 0.6)
-
-
-def test_naming_the_present_algorithm_keeps_its_values():
-    config = dataclasses.replace(preset(), algorithm=Settings(depth=5))
-    assert apply_overrides(config, ["algorithm.name=full"], ALGORITHMS).algorithm == Settings(depth=5)
+    config = dataclasses.replace(preset(), algorithm=Checked())
+    assert apply_overrides(config, ["algorithm.low=0.9", "algorithm.rate=1.0"]).algorithm.low == 0.9
+    with pytest.raises(ConfigError, match=r"low: expected at most 0\.5, found 0\.9"):
+        apply_overrides(config, ["algorithm.low=0.9"])
+    with pytest.raises(ConfigError, match=r"low: expected at most 0\.5, found 2\.0"):
+        replace_settings(config.algorithm, {"low": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,6 @@ def test_naming_the_present_algorithm_keeps_its_values():
         ("algorithm.bounds=1,2,3", r"algorithm\.bounds: expected 2 values separated by commas"),
         ("algorithm.rule=odd", r"algorithm\.rule: expected one of even, skewed, found 'odd'"),
         ("algorithm.limit=few", r"algorithm\.limit: expected an int or none, found 'few'"),
-        ("algorithm.name=ful", r"algorithm\.name: no algorithm 'ful'; did you mean 'full'\?"),
         ("algorithm=1", r"algorithm: expected one of its keys \(algorithm\.rate, "),
         ("algorithm.low=0.9", r"^low: expected at most rate=0\.5, found 0\.9$"),
         ("seed", r"seed: expected key=value"),
@@ -186,6 +185,7 @@ def test_differences_name_every_key_that_differs():
         "algorithm.sizes": ([256, 256], [1, 2]),
     }
     assert differences(to_dict(preset()), to_dict(preset())) == {}
-    other = differences(to_dict(preset()), to_dict(override("algorithm.name=plain")))
+    plain = dataclasses.replace(preset(), algorithm=Plain())
+    other = differences(to_dict(preset()), to_dict(plain))
     assert other["algorithm.depth"] == (2, None)
     assert other["algorithm.width"] == (None, 7)

@@ -34,25 +34,25 @@ def rows(dataset, key, batch_size, part, parts):
     return jax.tree.map(lambda x: x[index], dataset)
 
 
-def learn(layout, **hooks):
-    """OMCDA with continuous actions, whose draws go with the rows."""
+def learn(layout):
+    """OMCDA with continuous actions, whose draws go with the rows: the last state and every call's metrics."""
     algorithm, settings, spec = ALGORITHMS["omcda"], algorithms.CONFIGS["omcda"], algorithms.CONTINUOUS
     step = make_train_step(algorithm, rows, CONFIG.batch_size, CONFIG.updates_per_call, layout)
     state = initial_state(algorithm, 0, spec, settings)
     dataset = layout.place_dataset(jax.tree.map(jnp.asarray, algorithms.make_batch(1, 200, spec)))
-    return train(step, layout.place(state), dataset, CONFIG, layout=layout, **hooks)
+    calls = [
+        (last, report.metrics) for _, last, report in train(step, layout.place(state), dataset, CONFIG, layout=layout)
+    ]
+    return layout.collect(calls[-1][0]), [metrics for _, metrics in calls]
 
 
 def one_trial(devices, directory):
-    one, four = Layout(devices[:1]), Layout(devices)
-    logged, states = {one: [], four: []}, {}
-    for layout, rows_logged in logged.items():
-        log = lambda at, metrics, rate, rows_logged=rows_logged: rows_logged.append(metrics)
-        states[layout] = learn(layout, log=log)
-    for a, b in zip(*logged.values(), strict=True):
+    one, metrics_of_one = learn(Layout(devices[:1]))
+    four, metrics_of_four = learn(Layout(devices))
+    for a, b in zip(metrics_of_one, metrics_of_four, strict=True):
         close(a, b, 2e-4)
-    close(states[one].params, states[four].params, 2e-4)
-    assert states[four].step.shape == ()
+    close(one.params, four.params, 2e-4)
+    assert four.step.shape == ()
 
 
 def population(devices, directory):
@@ -60,10 +60,10 @@ def population(devices, directory):
     stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
     step = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, layout)
     state = layout.place(stack([toy.fresh(seed) for seed in range(8)]))
-    done = train(step, state, layout.place_dataset(toy.DATASET), toy.CONFIG, layout=layout)
+    done = toy.trained(step, state, layout.place_dataset(toy.DATASET), layout=layout)
     single = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
     for seed in (0, 5):
-        alone = train(single, toy.fresh(seed), toy.DATASET, toy.CONFIG)
+        alone = toy.trained(single, toy.fresh(seed))
         close(toy.leaves(jax.tree.map(lambda x, seed=seed: x[seed], done)), toy.leaves(alone), 1e-4)
 
 
@@ -87,20 +87,15 @@ def bad_update(devices, directory):
 def resume(devices, directory):
     four = Layout(devices)
     step, dataset = make_train_step(toy.ALGORITHM, toy.sample, 4, 5, four), four.place_dataset(toy.DATASET)
-    learn_toy = lambda state, **hooks: train(step, four.place(state), dataset, toy.CONFIG, layout=four, **hooks)
-    whole, seen = learn_toy(toy.fresh()), []
+    learn_toy = lambda state, **options: toy.trained(step, four.place(state), dataset, layout=four, **options)
+    whole = learn_toy(toy.fresh())
     with Checkpoints(directory) as kept:
-        learn_toy(
-            toy.fresh(),
-            on_call=lambda at, metrics: seen.append(at),
-            stop=lambda: seen[-1:] == [25],
-            save=lambda state: kept.save(state, {}),
-        )
+        learn_toy(toy.fresh(), stop_at=25, save=lambda state: kept.save(state, {}))
     with Checkpoints(directory) as kept:
         state, _ = kept.restore(jax.eval_shape(toy.fresh))
     assert int(state.step) == 25
     alone = make_train_step(toy.ALGORITHM, toy.sample, 4, 5)
-    close(toy.leaves(train(alone, jax.tree.map(jnp.copy, state), toy.DATASET, toy.CONFIG)), toy.leaves(whole), 1e-4)
+    close(toy.leaves(toy.trained(alone, jax.tree.map(jnp.copy, state))), toy.leaves(whole), 1e-4)
     for x, y in zip(toy.leaves(whole), toy.leaves(learn_toy(state)), strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -8,14 +8,13 @@ import shlex
 import subprocess
 import sys
 
-import compare
 import numpy as np
 import pytest
-import run
 
 import omcda_jax
 from omcda_jax import data
 from omcda_jax.data.__main__ import _flags as data_flags
+from omcda_jax.runner import compare, run
 from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -81,6 +81,22 @@ def train_step():
     return make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call)
 
 
+def trained(train_step, state, dataset=DATASET, config=CONFIG, stop_at=None, save=None, **options):
+    """Train to the end, or to a number of updates; return the state, and save it as often as the config says."""
+    layout, calls = options.get("layout"), train(train_step, state, dataset, config, **options)
+    for step, state, _ in calls:
+        if save and (step % config.checkpoint_every == 0 or step == stop_at):
+            save(layout.collect(state) if layout else state)
+        if step == stop_at:
+            break
+    return layout.collect(state) if layout else state
+
+
+def reports(*arguments, **options):
+    """Return every call's number of updates and metrics."""
+    return [(step, report.metrics) for step, _, report in train(*arguments, **options)]
+
+
 def leaves(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))]
 
@@ -121,20 +137,13 @@ def test_batches_differ_by_step_and_by_seed_only(train_step):
 def test_a_population_learns_as_each_of_its_seeds_alone(train_step):
     layout = Layout((jax.devices()[0],), population=True)
     together = make_train_step(ALGORITHM, sample, CONFIG.batch_size, CONFIG.updates_per_call, layout)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(seed) for seed in (3, 8)))
-    saved, logged = [], []
-    stacked = train(
-        together,
-        stacked,
-        DATASET,
-        CONFIG,
-        layout=layout,
-        log=lambda step, metrics, rate: logged.append((step, metrics["vector"].shape)),
-        save=lambda state: saved.append(updates_done(state)),
-    )
-    assert saved == [20, 40, 60] and logged[-1] == (60, (2, 3))
+    start = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(seed) for seed in (3, 8)))
+    yielded = []
+    for step, stacked, report in train(together, start, DATASET, CONFIG, layout=layout):
+        yielded.append((step, updates_done(stacked), report.metrics["vector"].shape))
+    assert yielded == [(step, step, (2, 3)) for step in range(5, 65, 5)]
     for place, seed in enumerate((3, 8)):
-        alone = train(train_step, fresh(seed), DATASET, CONFIG)
+        alone = trained(train_step, fresh(seed))
         one = jax.tree.map(lambda x, place=place: x[place], stacked)
         for leaf, expected in zip(leaves(one), leaves(alone), strict=True):
             np.testing.assert_allclose(leaf, expected, rtol=1e-6)
@@ -148,52 +157,33 @@ def test_one_compilation_serves_every_call_and_another_dataset(train_step):
     assert train_step._cache_size() == before
 
 
-def test_callbacks_come_at_their_intervals(train_step):
-    calls = {"call": [], "log": [], "save": [], "evaluate": []}
-    state = train(
-        train_step,
-        fresh(),
-        DATASET,
-        CONFIG,
-        on_call=lambda step, metrics: calls["call"].append(step),
-        log=lambda step, metrics, rate: calls["log"].append((step, rate > 0)),
-        save=lambda state: calls["save"].append(int(state.step)),
-        evaluate=lambda state: calls["evaluate"].append(int(state.step)),
-    )
-    assert int(state.step) == 60
-    assert calls == {
-        "call": list(range(5, 65, 5)),
-        "log": [(step, True) for step in range(10, 70, 10)],
-        "save": [20, 40, 60],
-        "evaluate": [30],
-    }
+def test_every_call_is_yielded_and_nothing_is_done_ahead_of_its_reader(train_step):
+    done = []
+
+    def counted(state, dataset):
+        done.append(updates_done(state))
+        return train_step(state, dataset)
+
+    calls = train(counted, fresh(), DATASET, CONFIG)
+    assert done == []
+    for step, state, report in calls:
+        assert done[-1] == step - 5 and int(state.step) == step and report.seconds > 0
+        if step == 25:
+            break
+    assert done == [0, 5, 10, 15, 20]
+    assert [step for step, *_ in train(train_step, state, DATASET, CONFIG)] == list(range(30, 65, 5))
 
 
-def test_a_stop_ends_after_the_call_and_saves(train_step):
-    calls, saved = [], []
-    state = train(
-        train_step,
-        fresh(),
-        DATASET,
-        CONFIG,
-        on_call=lambda step, metrics: calls.append(step),
-        save=lambda state: saved.append(int(state.step)),
-        stop=lambda: len(calls) == 5,
-    )
-    assert int(state.step) == 25
-    assert saved == [20, 25]
+def test_the_data_may_change_from_call_to_call(train_step):
+    asked = []
 
+    def dataset_at(step):
+        asked.append(step)
+        return DATASET
 
-def test_an_evaluation_that_a_stop_cut_off_comes_first_on_resuming(train_step):
-    order = []
-    arguments = (train_step, fresh().replace(step=jnp.int32(30)), DATASET, CONFIG)
-    train(
-        *arguments,
-        on_call=lambda step, metrics: order.append(("call", step)),
-        evaluate=lambda state: order.append(("evaluate", int(state.step))),
-        stop=lambda: ("call", 35) in order,
-    )
-    assert order == [("evaluate", 30), ("call", 35)]
+    state = trained(train_step, fresh(), dataset_at)
+    assert asked == list(range(0, 60, 5))
+    assert_same(state, trained(train_step, fresh()))
 
 
 def test_a_state_may_start_with_a_normaliser_that_changes_nothing():
@@ -207,42 +197,27 @@ def test_a_state_may_start_with_a_normaliser_that_changes_nothing():
 
 def test_a_finished_state_is_left_alone(train_step):
     done = fresh().replace(step=jnp.int32(60))
-    assert train(train_step, done, DATASET, CONFIG, save=lambda state: pytest.fail("saved")) is done
+    assert list(train(train_step, done, DATASET, CONFIG)) == []
 
 
 @pytest.mark.parametrize("stop_at", [20, 25])
 def test_going_on_from_a_checkpoint_is_bit_exact(tmp_path, train_step, stop_at):
-    whole = train(train_step, fresh(3), DATASET, CONFIG)
-    seen = []
+    whole = trained(train_step, fresh(3))
     with Checkpoints(tmp_path) as checkpoints:
-        train(
-            train_step,
-            fresh(3),
-            DATASET,
-            CONFIG,
-            on_call=lambda step, metrics: seen.append(step),
-            save=lambda state: checkpoints.save(state, {}),
-            stop=lambda: seen[-1:] == [stop_at],
-        )
+        trained(train_step, fresh(3), stop_at=stop_at, save=lambda state: checkpoints.save(state, {}))
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(jax.eval_shape(lambda: fresh(3)))
     assert int(state.step) == stop_at
-    assert_same(train(train_step, state, DATASET, CONFIG), whole)
+    assert_same(trained(train_step, state), whole)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nothing_but_bad_updates_ends_the_run_before_anything_is_kept(train_step, value):
     kept = []
     with pytest.raises(NonFiniteMetrics, match=r"^mean was not finite in 10 updates in a row, up to update 10$"):
-        train(
-            train_step,
-            fresh(),
-            jnp.full(1000, value),
-            dataclasses.replace(CONFIG, checkpoint_every=10),
-            log=lambda step, metrics, rate: kept.append(step),
-            save=lambda state: kept.append(state),
-        )
-    assert kept == []
+        for step, *_ in train(train_step, fresh(), jnp.full(1000, value), CONFIG):
+            kept.append(step)
+    assert kept == [5]
 
 
 def bad_at(steps):
@@ -267,9 +242,8 @@ def test_a_bad_update_is_skipped_and_counted_and_the_next_batch_goes_on():
             for now, then in zip(leaves(state.replace(step=state.step - 1)), before, strict=True):
                 np.testing.assert_array_equal(now, then)
     assert int(state.step) == 5
-    logged = []
     whole = make_train_step(bad_at([3, 31]), sample, CONFIG.batch_size, CONFIG.updates_per_call)
-    train(whole, expected, DATASET, CONFIG, log=lambda at, metrics, rate: logged.append((at, metrics)))
+    logged = reports(whole, expected, DATASET, CONFIG)[1::2]
     assert [(at, int(metrics["guard/skipped"])) for at, metrics in logged] == [
         (10, 1), (20, 1), (30, 1), (40, 2), (50, 2), (60, 2)
     ]  # fmt: skip
@@ -280,7 +254,7 @@ def test_a_bad_update_is_skipped_and_counted_and_the_next_batch_goes_on():
 def test_ten_bad_updates_in_a_row_end_a_run_wherever_calls_begin(first):
     def run_with(count):
         step = make_train_step(bad_at(range(first, first + count)), sample, CONFIG.batch_size, 5)
-        return train(step, fresh(), DATASET, CONFIG)
+        return trained(step, fresh())
 
     assert int(run_with(9).step) == 60
     with pytest.raises(NonFiniteMetrics, match="10 updates in a row"):
@@ -294,12 +268,10 @@ def test_a_trial_that_diverges_does_not_hurt_its_neighbours(train_step):
 
     layout = Layout((jax.devices()[0],), population=True)
     step = make_train_step(ALGORITHM._replace(update=broken), sample, CONFIG.batch_size, 5, layout)
-    logged = []
     stacked = jax.tree.map(lambda *x: jnp.stack(x), fresh(3), fresh(8))
-    log = lambda at, metrics, rate: logged.append(metrics["guard/skipped"].tolist())
-    done = train(step, stacked, DATASET, CONFIG, layout=layout, log=log)
-    assert logged[-1] == [0, 60]
-    neighbour = train(train_step, fresh(3), DATASET, CONFIG)
+    *_, (_, done, report) = train(step, stacked, DATASET, CONFIG, layout=layout)
+    assert report.metrics["guard/skipped"].tolist() == [0, 60]
+    neighbour = trained(train_step, fresh(3))
     for leaf, expected in zip(leaves(jax.tree.map(lambda x: x[0], done)), leaves(neighbour), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
@@ -343,18 +315,18 @@ def test_one_process_broadcasts_and_agrees_with_itself():
 
 def test_a_signal_breaks_off_one_stretch_only():
     with Interruption() as interruption:
-        interruption.deferred = True
         done = []
-        with interruption.at_once():
-            done.append("before")
-            os.kill(os.getpid(), signal.SIGTERM)
-            done.append("after")
-        assert done == ["before"] and interruption.requested and interruption.deferred
+        with interruption.deferring():
+            with interruption.at_once():
+                done.append("before")
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("after")
+            assert done == ["before"] and interruption.requested and interruption.deferred
+        assert not interruption.deferred
 
 
 def test_signals_taken_by_another_are_taken_back():
-    with Interruption() as interruption:
-        interruption.deferred = True
+    with Interruption() as interruption, interruption.deferring():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         interruption.renew()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -363,8 +335,7 @@ def test_signals_taken_by_another_are_taken_back():
 
 def test_signals_are_deferred_or_raised_at_once():
     before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption:
-        interruption.deferred = True
+    with Interruption() as interruption, interruption.deferring():
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.requested
         assert signal.getsignal(signal.SIGTERM) == before, "a second one acts as usual"

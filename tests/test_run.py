@@ -1,6 +1,5 @@
 """The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
 
-import importlib
 import json
 import os
 import shutil
@@ -16,14 +15,18 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
-from benchmarks.toy import EXPERIMENTS, SPEC, arguments, environment, episodes, write
-from omcda_jax import data, envs, learner
+from benchmarks.toy import SPEC, arguments, environment, episodes, write
+from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats
-from omcda_jax.metrics import read
+from omcda_jax.metrics import Progress, read
+from omcda_jax.runner import evaluation, report, training
+from omcda_jax.runner import run as runner
+from omcda_jax.runner.presets import PRESETS
 from omcda_jax.system import exclusive
 
 MAKE = envs.make
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,12 +49,10 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """The runner's module, with the toy for a simulator and its dataset at data.h5 of the working directory."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    module = importlib.import_module("run")
-    monkeypatch.setattr(module.envs, "make", lambda name: environment())
+    monkeypatch.setattr(envs, "make", lambda name: environment())
     monkeypatch.chdir(tmp_path)
     write("data.h5")
-    return module
+    return runner
 
 
 def command(*more, updates=60):
@@ -115,7 +116,7 @@ def stop_when(monkeypatch, owner, name, condition=lambda *arguments: True, numbe
 
 def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stopped(run, monkeypatch, capsys):
     assert run.main(command(f"--workdir={Path('whole').resolve()}")) == 0
-    stop_when(monkeypatch, run.session.Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
+    stop_when(monkeypatch, Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
     capsys.readouterr()
     assert run.main(command()) == 75
     assert "stopped and saved at step 30 of 60; the same command goes on" in capsys.readouterr().out
@@ -123,9 +124,8 @@ def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stoppe
     assert run.main(command()) == 0
     assert "resumed at step 30 of 60" in capsys.readouterr().out
     with Checkpoints(DIRECTORY / "checkpoints/latest") as resumed, Checkpoints("whole/checkpoints/latest") as whole:
-        template = jax.eval_shape(
-            lambda: learner.initial_state(run.ALGORITHMS["bc"], 0, SPEC, run.parse(command()).config.algorithm)
-        )
+        job, _ = run.job_of(run.parse(command()))
+        template = job.template(SPEC)
         states = [jax.tree.leaves(checkpoints.restore(template)[0].params) for checkpoints in (resumed, whole)]
     for leaf, expected in zip(*states, strict=True):
         np.testing.assert_array_equal(leaf, expected)
@@ -134,13 +134,13 @@ def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stoppe
 
 
 def test_a_signal_in_any_other_phase_loses_nothing(run, monkeypatch, capsys):
-    stop_when(monkeypatch, run.session.data, "load")
+    stop_when(monkeypatch, data, "load")
     assert run.main(command()) == 75
     assert "stopped by SIGTERM with nothing more to save" in capsys.readouterr().err
-    stop_when(monkeypatch, run.session, "summarise")
+    stop_when(monkeypatch, evaluation, "summarise")
     assert run.main(command()) == 75
     assert "stopped and saved at step 30 of 60" in capsys.readouterr().out
-    stop_when(monkeypatch, run.session.Checkpoints, "save", lambda kept, *_: kept.directory.endswith("latest"))
+    stop_when(monkeypatch, Checkpoints, "save", lambda kept, *_: kept.directory.endswith("latest"))
     assert run.main(command()) == 75
     assert "stopped and saved at step 40 of 60" in capsys.readouterr().out
     stop_when(monkeypatch, run, "finish")
@@ -191,7 +191,7 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
 )
 def test_mistakes_end_with_one_line_and_status_78(run, monkeypatch, capsys, more, message):
     monkeypatch.setattr(
-        run.session, "make_train_step", lambda *arguments: pytest.fail("compiled before the mistake was seen")
+        training, "make_train_step", lambda *arguments: pytest.fail("compiled before the mistake was seen")
     )
     assert run.main(command(*more)) == 78
     captured = capsys.readouterr()
@@ -274,7 +274,7 @@ def test_list_and_help_name_the_presets(run, capsys):
 
 
 def test_every_preset_resolves(run):
-    for name in run.presets():
+    for name in PRESETS:
         config = run.parse(["run.py", f"--config={name}"]).config
         assert config.name == name
         assert config.algorithm.critic_warmup < config.learner.updates
@@ -284,17 +284,17 @@ def test_report_remakes_table_and_plot(run, capsys):
     assert run.main(command(updates=10)) == 0
     (DIRECTORY / "curves.png").unlink()
     capsys.readouterr()
-    assert run.report.main([str(DIRECTORY)]) == 0
+    assert report.main(["report", str(DIRECTORY)]) == 0
     assert "bc on smax/toy medium, seed 0" in capsys.readouterr().out
     assert (DIRECTORY / "curves.png").exists()
-    assert run.report.main(["nowhere"]) == 78
+    assert report.main(["report", "nowhere"]) == 78
 
 
 def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
     run.main(command(updates=10))
     result = result_of()
     result["metrics"] |= {"critic/q_return": 30.0, "allocation/alpha": [0.25, 4.0], "policy/divergence": [0.5, 0.125]}
-    lines = run.report.table(result).splitlines()
+    lines = report.table(result).splitlines()
     heading = next(index for index, line in enumerate(lines) if line.startswith("agent"))
     assert [line.split() for line in lines[heading : heading + 3]] == [
         ["agent", "alpha", "policy", "KL"],
@@ -308,7 +308,7 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
 def smax_command(directory):
     return [
         sys.executable,
-        str(EXPERIMENTS / "run.py"),
+        str(ROOT / "experiments" / "run.py"),
         "--config=smac_3m",
         "--config.data.episodes=8",
         "--config.algorithm.hidden_sizes=16",
@@ -324,7 +324,7 @@ def smax_command(directory):
 
 def test_smax_end_to_end_through_a_signal(tmp_path):
     """Collects, trains OMCDA, is told to stop, and goes on to a result."""
-    paths = [str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
@@ -355,7 +355,7 @@ def test_smax_end_to_end_through_a_signal(tmp_path):
 
 def test_mujoco_end_to_end(run, monkeypatch, capsys):
     """Collects real Hopper episodes, trains, and a policy restored with its normaliser plays the same episodes."""
-    monkeypatch.setattr(run.envs, "make", MAKE)
+    monkeypatch.setattr(envs, "make", MAKE)
     asked = [
         "run.py",
         "--config=mujoco_hopper_medium",
@@ -418,19 +418,19 @@ def test_trials_train_side_by_side_and_one_that_diverges_hurts_no_other(run, cap
 def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypatch, capsys):
     grid = (GRID[0], "--config.learner.trials=seed=0,1,2")
     assert run.main(command(*grid, "--workdir=whole")) == 0
-    stop_when(monkeypatch, run.session.Progress, "update", lambda self, step, metrics: step == 30)
+    stop_when(monkeypatch, Progress, "update", lambda self, step, metrics: step == 30)
     share = lambda index: run.main(command(*grid, "--num_processes=2", f"--process_id={index}"))
     assert share(0) == 75
     assert share(1) == 0
     assert "all shares" not in capsys.readouterr().out
     assert share(0) == 0
     assert "all shares of" in capsys.readouterr().out
-    trials = run.report.shares(str(TRIALS))["trials"]
+    trials = report.shares(str(TRIALS))["trials"]
     expected = result_of(Path("whole"))["trials"]
     assert [one["trial"] for one in trials] == [{"seed": seed} for seed in (0, 1, 2)]
     for one, other in zip(trials, expected, strict=True):
         assert one["evaluation"]["return_mean"] == pytest.approx(other["evaluation"]["return_mean"])
-    assert run.report.main([str(TRIALS)]) == 0
+    assert report.main(["report", str(TRIALS)]) == 0
     assert "3 trials" in capsys.readouterr().out
 
 
@@ -462,12 +462,12 @@ def test_mistakes_in_sharing_the_work(run, capsys, more, message):
 
 def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch):
     returns = iter([1.9, 1.0, 1.2])
-    summarise = run.session.summarise
-    monkeypatch.setattr(run.session, "summarise", lambda found: summarise(found) | {"return_mean": next(returns)})
+    summarise = evaluation.summarise
+    monkeypatch.setattr(evaluation, "summarise", lambda found: summarise(found) | {"return_mean": next(returns)})
     assert run.main(command("--config.learner.evaluate_every=20")) == 0
     names = lambda which: sorted(path.name for path in (DIRECTORY / "checkpoints" / which).iterdir())
     assert (names("latest"), names("best")) == (["40", "60"], ["20"])
-    monkeypatch.setattr(run.session, "summarise", summarise)
+    monkeypatch.setattr(evaluation, "summarise", summarise)
     assert run.main(command("--config.learner.evaluate_every=20", "--mode=eval", "--checkpoint=best")) == 0
     assert json.loads((DIRECTORY / "result_best.json").read_text())["step"] == 20
     assert result_of()["step"] == 60

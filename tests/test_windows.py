@@ -10,6 +10,8 @@ from benchmarks.faults import Run
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig, LearnerConfig
 from omcda_jax.data.dataset import arrange
+from omcda_jax.runner import datasets
+from omcda_jax.runner.jobs import Job
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=True)
@@ -172,18 +174,14 @@ def test_learning_from_windows_is_resumed_to_the_bit(place):
 
 
 def test_a_process_that_does_not_see_what_another_collected_says_so(monkeypatch):
-    import session
-
     config = ExperimentConfig("toy", omcda_jax.BcConfig(), DataConfig("smax/toy"), LearnerConfig(updates=100))
-    monkeypatch.setattr(session.data, "ensure", lambda *arguments, **options: "elsewhere.h5")
+    monkeypatch.setattr(data, "ensure", lambda *arguments, **options: "elsewhere.h5")
     with pytest.raises(DatasetError, match=r"elsewhere.h5: expected the dataset that the first process collected"):
-        session.load_data(config, toy.environment())
+        datasets.ready(Job([config], "run"), toy.environment(), None, begins=True)
 
 
 def test_data_larger_than_the_device_are_refused_before_they_are_read(place, monkeypatch):
-    import session
-
-    monkeypatch.setattr(session, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(datasets, "free_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"data.placement: .*found 0.0 MB.* --config.data.placement=host keeps them"):
-        session._require_room(str(place / "data.h5"), "device")
-    session._require_room(str(place / "data.h5"), "host")
+        datasets.require_room(str(place / "data.h5"), "device")
+    datasets.require_room(str(place / "data.h5"), "host")

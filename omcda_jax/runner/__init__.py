@@ -1,0 +1,1 @@
+"""Runs, comparisons and reports: what stands around the library and knows algorithms and machinery alike."""

@@ -1,0 +1,161 @@
+"""The command line of a run: its flags, dotted settings and help."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from omcda_jax.config import ExperimentConfig
+from omcda_jax.runner.jobs import Switches
+from omcda_jax.runner.presets import PRESETS, resolve
+from omcda_jax.runner.processes import say
+from omcda_jax.runner.settings import explain
+from omcda_jax.system import one_line, suggestion
+from omcda_jax.types import ConfigError
+
+
+class Processes(NamedTuple):
+    """Which processes share the work; None where the cluster's environment says it."""
+
+    join: bool = False
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+
+
+class Command(NamedTuple):
+    """What the command line of a run orders.
+
+    Attributes:
+        config: resolved.
+        mode: train or eval.
+        directory: of the run.
+        video: file for a film of one episode, or None.
+        checkpoint: which one `eval` and `video` use, latest or best.
+        processes: who shares the work.
+        switches: ways to look into training.
+    """
+
+    config: ExperimentConfig
+    mode: str
+    directory: str
+    video: str | None = None
+    checkpoint: str = "latest"
+    processes: Processes = Processes()
+    switches: Switches = Switches()
+
+
+def parse(argv: Sequence[str], usage: str = "") -> Command | None:
+    """Read the command line of a run; None where it only wanted help or the list of presets, which is printed.
+
+    Args:
+        argv: its words, the program's name first.
+        usage: text to begin the help with.
+
+    Raises:
+        ConfigError: for anything unknown, misspelt or of another type.
+    """
+    values = _flags()
+    known = [f"--{name}" for name in values if name not in ("h", "help")]
+    words = read_flags(values, argv)
+    assignments = [assignment(word, [*known, "--config.KEY"]) for word in words]
+    if values.config == "list" or (values.help and values.config is None):
+        if values.help:
+            say(f"{usage}\n{values.get_help()}\nConfigs:")
+        for name, preset in PRESETS.items():
+            say(f"  {name:<32} {preset.description}")
+        if values.help:
+            say(f"\nSettings (any key is a flag, as in --config.learner.updates=2000):\n{explain()}")
+        return None
+    config = resolve(values.config, assignments)
+    if values.help:
+        say(f"{config.name}: {PRESETS[config.name].description}\n\n{explain(config)}")
+        return None
+    seed = f"seed_{config.seed}" if config.learner.mode == "data" else "trials"
+    parts = (config.directory, config.name, config.data.quality, config.algorithm.name, seed)
+    return Command(
+        config=config,
+        mode=values.mode,
+        directory=os.path.abspath(values.workdir or os.path.join(*parts)),
+        video=values.video,
+        checkpoint=values.checkpoint,
+        processes=_processes(values, config),
+        switches=Switches(values.profile, values.debug_nans),
+    )
+
+
+def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Read flags into `values` and return the words that are none of them.
+
+    Raises:
+        ConfigError: a flag has a value of another type.
+    """
+    try:
+        return values(list(argv), known_only=True)[1:]
+    except flags.Error as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def assignment(argument: str, known: Sequence[str]) -> str:
+    """Return `key=value` of an argument `--config.key=value`.
+
+    Args:
+        argument: of the command line.
+        known: flags there are, to name the nearest one.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    prefix = "--config."
+    if argument.startswith(prefix) and "=" in argument:
+        return argument[len(prefix) :]
+    if argument.startswith(prefix):
+        raise ConfigError(f"{argument}: expected {argument}=VALUE")
+    name = argument.partition("=")[0]
+    raise ConfigError(f"{name}: no such flag; {suggestion(name, known)}")
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
+    switch = functools.partial(flags.DEFINE_boolean, flag_values=values)
+    text("config", None, "preset, or `list` to see them all")
+    flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
+    text("workdir", None, "run directory, instead of one named after the config")
+    flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --mode=eval takes", flag_values=values)
+    text("video", None, "film one greedy episode into this .gif or .mp4")
+    switch("distributed", False, "join the other processes of a cluster that JAX detects")
+    text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
+    number("num_processes", None, "how many processes share the work")
+    number("process_id", None, "which one this is")
+    switch("profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
+    switch("debug_nans", False, "stop with a traceback at the first operation that gives no number")
+    switch("help", False, "show this; with --config=PRESET its settings", short_name="h")
+    return values
+
+
+def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
+    processes = Processes(
+        join=values.distributed or values.coordinator is not None,
+        coordinator=values.coordinator,
+        count=values.num_processes,
+        index=values.process_id,
+    )
+    if (processes.count is None) != (processes.index is None):
+        raise ConfigError("--num_processes, --process_id: expected both or neither, found one")
+    if processes.count is not None and not processes.index < processes.count:
+        raise ConfigError(
+            f"--process_id: expected less than --num_processes={processes.count}, found {processes.index}"
+        )
+    if config.learner.mode == "trials" and processes.join:
+        raise ConfigError(
+            "--distributed: trials know nothing of each other; give --num_processes and --process_id only"
+        )
+    if config.learner.mode == "data" and processes.count is not None and not processes.join:
+        raise ConfigError(
+            "--num_processes: one trial on several processes needs --coordinator=HOST:PORT or --distributed"
+        )
+    return processes

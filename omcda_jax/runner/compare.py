@@ -1,0 +1,209 @@
+"""Compare algorithms on tasks over seeds: one command, one table.
+
+    python experiments/compare.py --tasks=smac_5m6m:good,smac_5m6m:medium --seeds=0,1,2 --config.learner.updates=20000
+    python experiments/compare.py --tasks=mujoco_hopper_medium --algorithms=bc,omiga,omcda
+    python experiments/compare.py --report_only
+
+`omcda-jax compare` is the same command, wherever the package is installed. A task is a preset, with `:quality` for
+another dataset. A cell is one algorithm on one task; its seeds train together, by vmap, each on the batches that
+`run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are evaluated after the last update
+only, greedily. Given again, a command goes on where an earlier one stopped and skips what is finished; it writes
+comparison.md, comparison.csv and comparison.json into --directory. A seed that diverges is counted and left out of the
+means, a cell of which all do is reported and left out. Exit status as of run.py.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from omcda_jax import envs
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.config import to_dict
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.learner import Interruption, NonFiniteMetrics
+from omcda_jax.runner import datasets, report
+from omcda_jax.runner.command import assignment, read_flags
+from omcda_jax.runner.evaluation import make_judge
+from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings, restore, write_json
+from omcda_jax.runner.presets import resolve
+from omcda_jax.runner.processes import guarded, say
+from omcda_jax.runner.tables import Cell, read_result, write_tables
+from omcda_jax.runner.training import learn
+from omcda_jax.system import suggestion
+from omcda_jax.types import ConfigError, updates_done
+
+DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
+# settings that every cell has of its own, and the flags that give them
+OWN = {"algorithm.name": "--algorithms", "seed": "--seeds", "directory": "--directory"}
+
+
+class Command(NamedTuple):
+    """What the command line of a comparison orders."""
+
+    cells: list[Cell]
+    directory: str
+    report_only: bool
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Read the command line and resolve every cell's settings; None where it only wanted help.
+
+    Raises:
+        ConfigError: for anything unknown, misspelt or of another type.
+    """
+    values = _flags()
+    words = read_flags(values, argv)
+    if values.help:
+        say(f"{__doc__}\n{values.get_help()}")
+        return None
+    known = ["--tasks", "--algorithms", "--seeds", "--directory", "--report_only", "--config.KEY"]
+    assignments = [*DEFAULTS, *(assignment(word, known) for word in words)]
+    for key in (text.partition("=")[0] for text in assignments):
+        if key in OWN:
+            raise ConfigError(f"--config.{key}: expected the flag {OWN[key]} in its place")
+    for flag, names in (("--tasks", values.tasks), ("--algorithms", values.algorithms)):
+        if not names:
+            raise ConfigError(f"{flag}: expected names separated by commas, found none")
+    for name in values.algorithms:
+        if name not in ALGORITHMS:
+            raise ConfigError(f"--algorithms: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
+    seeds, directory = _seeds(values.seeds), os.path.abspath(values.directory)
+    label = "-".join(map(str, seeds))
+    cells = []
+    for task in values.tasks:
+        preset, _, quality = task.partition(":")
+        chosen = [*assignments, f"data.quality={quality}"] if quality else assignments
+        for name in values.algorithms:
+            config = resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"], "--tasks")
+            folder = os.path.join(directory, task.replace(":", "-"), name, f"seeds_{label}")
+            cells.append(Cell(task, name, config, seeds, folder))
+    return Command(cells, directory, values.report_only)
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    define = functools.partial(flags.DEFINE_list, flag_values=values)
+    define("tasks", ["smac_5m6m:good", "smac_5m6m:medium", "smac_5m6m:poor"], "presets, each with an optional :quality")
+    define("algorithms", list(ALGORITHMS), "algorithms to compare")
+    define("seeds", ["0", "1", "2"], "seeds of each cell; the dataset is the same for all")
+    flags.DEFINE_string("directory", "runs/compare", "where cells and tables lie", flag_values=values)
+    flags.DEFINE_boolean("report_only", False, "only the tables of what is finished", flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    return values
+
+
+def _seeds(words: Sequence[str]) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(word) for word in words)
+    except ValueError:
+        raise ConfigError(f"--seeds: expected numbers separated by commas, found {','.join(words)!r}") from None
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: expected different numbers of at least 0, found {','.join(words)!r}")
+    return seeds
+
+
+def job_of(cell: Cell) -> Job:
+    """Return the cell's seeds as a population."""
+    configs = [dataclasses.replace(cell.config, seed=seed) for seed in cell.seeds]
+    return Job(configs, cell.directory, population=True, flag="--directory")
+
+
+def is_finished(cell: Cell) -> bool:
+    """Return whether a cell trained to its end and was evaluated as its settings now want it."""
+    result = read_result(cell)
+    if result is None or result["step"] < cell.config.learner.updates:
+        return False
+    return result["config"]["evaluation"] == to_dict(cell.config.evaluation)
+
+
+def execute(command: Command, interruption: Interruption) -> int:
+    """Train and evaluate what is missing, write the tables and return the exit status.
+
+    Raises:
+        ConfigError, DatasetError: what the user can mend; settings and data of every cell are checked first.
+    """
+    missing, environments, diverged = [], {}, False
+    if not command.report_only:
+        environments = {cell.task: envs.make(cell.config.data.environment) for cell in command.cells}
+        for cell in command.cells:
+            job_of(cell).template(environments[cell.task].spec)
+            refuse_other_settings(job_of(cell))
+        missing = [cell for cell in command.cells if not is_finished(cell)]
+    for task, cell in {cell.task: cell for cell in missing}.items():
+        datasets.ready(job_of(cell), environments[task], None, begins=False)
+    for place, cell in enumerate(missing):
+        say(f"cell {place + 1} of {len(missing)}: {cell.algorithm} on {cell.task}, seeds {cell.seeds}")
+        try:
+            updates = run_cell(cell, environments[cell.task], interruption)
+        except NonFiniteMetrics as error:
+            print(f"error: {cell.algorithm} on {cell.task} diverged: {error}", file=sys.stderr)
+            diverged = True
+            continue
+        if updates < cell.config.learner.updates:
+            say(f"stopped and saved at update {updates}; the same command goes on")
+            return os.EX_TEMPFAIL
+        write_tables(command.cells, command.directory)
+    say(write_tables(command.cells, command.directory))
+    say(f"tables: {os.path.join(command.directory, 'comparison.{md,csv,json}')}")
+    return int(diverged)
+
+
+def run_cell(cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption) -> int:
+    """Train and evaluate a cell and write its result.json; return the updates it has behind it.
+
+    Raises:
+        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `datasets.ready` and `training.learn`.
+    """
+    job, updates = job_of(cell), cell.config.learner.updates
+    judge = make_judge(job, environment)
+    with claimed(job):
+        saved = restore(job, environment.spec)
+        if saved.state is None or updates_done(saved.state) < updates:
+            source = datasets.ready(job, environment, None, begins=saved.state is None)
+            saved = learn(job, source, saved, judge, interruption)
+        if updates_done(saved.state) >= updates:
+            write_result(cell, job, saved, judge(saved.state), environment)
+    return updates_done(saved.state)
+
+
+def write_result(
+    cell: Cell, job: Job, saved: Saved, summaries: Sequence[dict], environment: Environment | HostEnvironment
+) -> None:
+    """Write a finished cell's result.json.
+
+    Args:
+        cell: the cell.
+        job: its trials.
+        saved: its last state, and what lies beside it.
+        summaries: of the last evaluation, one per seed.
+        environment: where it took place.
+    """
+    guard = saved.metadata["guard"]
+    result = {
+        "config": to_dict(cell.config),
+        "seeds": list(cell.seeds),
+        "step": updates_done(saved.state),
+        "evaluation": [{"seed": seed, **summary} for seed, summary in zip(cell.seeds, summaries, strict=True)],
+        "skipped": guard["skipped"],
+        "diverged": guard["culprits"],
+        "data": saved.metadata["data"],
+        "environment_versions": dict(environment.versions),
+        "training_seconds": saved.metadata["seconds"],
+        **report.provenance(),
+    }
+    write_json(os.path.join(job.directory, "result.json"), result)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+
+    def work(interruption):
+        command = parse(argv)
+        return os.EX_OK if command is None else execute(command, interruption)
+
+    return guarded(work)

@@ -1,0 +1,183 @@
+"""A run's dataset: read early or collected, checked, and placed where the training call takes it from."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from omcda_jax import data
+from omcda_jax.config import ExperimentConfig
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.learner import Layout
+from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.processes import by_first, say
+from omcda_jax.types import ConfigError, DatasetError, EnvSpec, Normaliser
+
+
+class Source(NamedTuple):
+    """A dataset as a job draws from it.
+
+    Attributes:
+        path: of the file.
+        spec: sizes of the task it was made in.
+        metadata: as `data.load` gives it, with the largest return-to-go.
+        normaliser: of its observations and states, where it was asked for.
+        opened: a context manager that gives the function of the number of updates done to what the next training call
+            draws from, as `Layout.place_dataset` gives it.
+    """
+
+    path: str
+    spec: EnvSpec
+    metadata: dict[str, Any]
+    normaliser: Normaliser | None
+    opened: contextlib.AbstractContextManager[Callable[[int], Any]]
+
+
+def read_if_there(job: Job) -> Source | None:
+    """Read the dataset a job begins on without asking for a simulator; None where it is still to be collected.
+
+    Raises:
+        ConfigError, DatasetError: as `read`.
+    """
+    path = path_of(job.config)
+    return read(job, path, begins=True) if job.config.data.path or os.path.exists(path) else None
+
+
+def ready(job: Job, environment: Environment | HostEnvironment, source: Source | None, *, begins: bool) -> Source:
+    """Return the job's dataset, which is collected if it is missing, read unless it was, and fits the simulator.
+
+    Args:
+        job: whose.
+        environment: the simulator.
+        source: the dataset, where it was read before.
+        begins: no update was done yet.
+
+    Raises:
+        ConfigError, DatasetError: as `data.ensure` and `read`; or the simulator has other sizes.
+    """
+    settings = job.config.data
+    path = path_of(job.config)
+    if settings.path is None:
+        # all processes ask, whatever is there on their own disks; where the file exists nothing is done
+        sizes = {"episodes": settings.episodes, "transitions": settings.transitions}
+        ensure = lambda: os.fspath(
+            data.ensure(settings.environment, settings.quality, seed=settings.seed, log=say, **sizes)
+        )
+        collected = by_first(ensure)
+        if source is None and not os.path.exists(path):
+            raise DatasetError(
+                f"{collected}: expected the dataset that the first process collected, found nothing there"
+            )
+    source = source or read(job, path, begins=begins)
+    data.require_spec(source.path, environment.spec, source.spec)
+    for package, version in source.metadata.get("versions", {}).items():
+        here = environment.versions.get(package, version)
+        if here != version:
+            say(f"warning: the data were made with {package} {version}, evaluation uses {here}")
+    return source
+
+
+def path_of(config: ExperimentConfig) -> str:
+    """Return the path of the dataset, the one given or the default place."""
+    settings = config.data
+    if settings.path is not None:
+        return settings.path
+    sizes = {"episodes": settings.episodes, "transitions": settings.transitions}
+    return os.fspath(data.default_path(settings.environment, settings.quality, seed=settings.seed, **sizes))
+
+
+def read(job: Job, path: str, *, begins: bool) -> Source:
+    """Read a dataset and place it for the training call; nothing but what was placed stays in memory.
+
+    Prints how large it is before it is read, and then what it holds.
+
+    Args:
+        job: that learns from it.
+        path: of the file.
+        begins: no update was done yet, so that a normaliser may be needed.
+
+    Raises:
+        ConfigError, DatasetError: as `data.load`; it has another quality, or is larger than the device's free memory.
+    """
+    config, settings = job.config, job.config.data
+    require_room(path, settings.placement)
+    dataset, metadata = data.load(
+        path,
+        environment=settings.environment,
+        reward_scale=settings.reward_scale,
+        repairs=settings.repairs,
+        placement=settings.placement,
+    )
+    for note in metadata["notes"]:
+        say(f"note: {path}: {note}")
+    if metadata.get("quality", settings.quality) != settings.quality:
+        raise DatasetError(f"{path}: quality: expected {settings.quality!r}, found {metadata['quality']!r}")
+    totals = metadata["statistics"]
+    say(
+        f"data {path}: {totals['transitions']} transitions in {totals['episodes']} episodes, return "
+        f"{totals['return_mean']:.3f} ± {totals['return_sd']:.3f} (sd), win rate {totals['win_rate']:.3f}, "
+        f"{data.memory_bytes(dataset) / 1e6:.1f} MB on the {settings.placement}"
+    )
+    largest = data.max_return_to_go(dataset, getattr(config.algorithm, "discount", 1.0))
+    metadata["max_return_to_go"] = float(largest) / settings.reward_scale
+    normaliser = data.normaliser(dataset) if settings.normalise and begins else None
+    return Source(path, dataset.spec, metadata, normaliser, _place(config, dataset, job.layout()))
+
+
+def require_room(path: str, placement: str) -> None:
+    """Print how large the data are, and refuse those that the device has no room for.
+
+    Args:
+        path: of the file.
+        placement: as of `DataConfig`.
+
+    Raises:
+        ConfigError: they are to be on a device that has no room for them.
+    """
+    stored, device = data.stored_bytes(path), jax.local_devices()[0]
+    free = free_bytes(device)
+    # devices of a CPU share its memory
+    copies = len(jax.local_devices()) if device.platform == "cpu" else 1
+    room = "" if free is None else f", {free / 1e6:.0f} MB free on the device"
+    say(f"data {path}: {stored / 1e6:.1f} MB to read{room}")
+    if placement == "device" and free is not None and stored * copies > free:
+        each = f" for each of {copies} devices" if copies > 1 else ""
+        raise ConfigError(
+            f"data.placement: expected data that the device has room for, found {stored / 1e6:.1f} MB{each} in {path} "
+            f"and {free / 1e6:.1f} MB free; --config.data.placement=host keeps them on the host"
+        )
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Return the memory that is free on a device, of a CPU what the system calls available; None if unknown."""
+    memory = device.memory_stats() or {}
+    if "bytes_limit" in memory:
+        return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _place(
+    config: ExperimentConfig, dataset: data.Dataset, layout: Layout
+) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
+    """Return what `Source.opened` is, of a dataset as it was read."""
+    shards, process, processes = config.data.shards, jax.process_index(), jax.process_count()
+    if shards > 1:
+        owners = [device.process_index for device in jax.devices()]
+        if owners != sorted(owners):
+            raise ConfigError(f"data.shards: expected 1 where devices do not follow their processes, found {shards}")
+    if config.data.placement == "device":
+        own = data.shard(dataset, shards, process, processes) if shards > 1 else dataset
+        placed = layout.place_dataset(own)
+        return contextlib.nullcontext(lambda step: placed)
+    # without shards every process draws from the same windows
+    process, processes = (process, processes) if shards > 1 else (0, 1)
+    share = {"process": process, "processes": processes, "place": layout.place_dataset}
+    windows = data.Windows(dataset, config.data, config.learner, **share)
+    say(f"windows of the data: {windows.count} an epoch, each for {windows.updates} updates")
+    return windows

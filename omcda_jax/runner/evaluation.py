@@ -1,0 +1,68 @@
+"""Evaluations of a job's trials, and the best policy seen on the way."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.evaluate import make_evaluate, summarise
+from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.processes import is_first
+from omcda_jax.types import EnvSpec, TrainState
+
+# What every evaluation leaves in the metrics of a population.
+SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
+
+Judge = Callable[[TrainState], list[dict[str, Any]]]
+
+
+def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
+    """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns."""
+    evaluation = job.config.evaluation
+    play = make_evaluate(job.algorithm.act, environment, evaluation.episodes)
+
+    def judge(state):
+        trials = range(len(job.configs))
+        states = (jax.tree.map(lambda leaf: leaf[trial], state) for trial in trials) if job.population else [state]  # noqa: B023 called at once
+        results = (jax.device_get(play(one, jax.random.key(evaluation.seed))) for one in states)
+        return [{**summarise(episodes), "returns": np.asarray(episodes.returns).tolist()} for episodes in results]
+
+    return judge
+
+
+def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary's numbers alone."""
+    return {key: value for key, value in summary.items() if key != "returns"}
+
+
+class Best:
+    """The checkpoint of a single trial with the highest mean return of an evaluation so far; a context manager.
+
+    Args:
+        job: whose; nothing is kept of a population.
+        spec: of its task.
+    """
+
+    def __init__(self, job: Job, spec: EnvSpec):
+        self._checkpoints = None
+        self._highest = -np.inf
+        if not job.population and is_first():
+            self._checkpoints = Checkpoints(job.checkpoints("best"), keep=1)
+            _, metadata = self._checkpoints.restore(job.template(spec)) or (None, None)
+            self._highest = metadata["evaluation"]["return_mean"] if metadata else -np.inf
+
+    def offer(self, state: TrainState, summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+        """Keep the state if none was better."""
+        if self._checkpoints and summary["return_mean"] > self._highest:
+            self._highest = summary["return_mean"]
+            self._checkpoints.save(state, {**metadata, "evaluation": without_returns(summary)}, replace=True)
+
+    def __enter__(self) -> "Best":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        if self._checkpoints:
+            self._checkpoints.close()

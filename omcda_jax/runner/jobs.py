@@ -1,0 +1,178 @@
+"""A training job and its directory: who holds it, what it was begun with, and where it stands."""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.checkpoint import Checkpoints, digest
+from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, to_dict
+from omcda_jax.learner import Layout, broadcast, initial_state
+from omcda_jax.metrics import read
+from omcda_jax.runner.processes import by_first, is_first
+from omcda_jax.system import exclusive, replacing
+from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
+
+TIMES = ("seconds", "updates_per_second")
+
+
+class Switches(NamedTuple):
+    """Ways to look into training: a trace of calls 2 to 4 for the profiler, a stop at the first not-a-number."""
+
+    profile: bool = False
+    debug_nans: bool = False
+
+
+class Job(NamedTuple):
+    """One training call's worth of trials.
+
+    Attributes:
+        configs: one per trial, alike but for seeds and numbers of the algorithm.
+        directory: of the run.
+        population: a stack of trials, even of one; False is a single trial over all devices of all processes.
+        flag: that chooses another directory, for messages.
+        switches: ways to look into training.
+    """
+
+    configs: Sequence[ExperimentConfig]
+    directory: str
+    population: bool = False
+    flag: str = "--workdir"
+    switches: Switches = Switches()
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The first trial's."""
+        return self.configs[0]
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """Of all trials."""
+        return ALGORITHMS[self.config.algorithm.name]
+
+    def fresh(self, spec: EnvSpec) -> TrainState:
+        """Return the state before any update, with a normaliser that changes nothing where the config asks for one.
+
+        Raises:
+            ConfigError: the algorithm refuses the settings for this task.
+        """
+        states = [
+            initial_state(self.algorithm, config.seed, spec, config.algorithm, normalised=config.data.normalise)
+            for config in self.configs
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.population else states[0]
+
+    def template(self, spec: EnvSpec) -> TrainState:
+        """Return shapes and dtypes of `fresh`, without computing anything."""
+        return jax.eval_shape(lambda: self.fresh(spec))
+
+    def layout(self) -> Layout:
+        """Return all devices for one trial; for a population as many local ones as share it evenly."""
+        if not self.population:
+            return Layout(tuple(jax.devices()))
+        devices, trials = tuple(jax.local_devices()), len(self.configs)
+        return Layout(devices[: max(n for n in range(1, len(devices) + 1) if trials % n == 0)], population=True)
+
+    def checkpoints(self, which: str = "latest") -> str:
+        """Return where checkpoints lie, the latest or the best."""
+        return os.path.join(self.directory, "checkpoints", which)
+
+    @property
+    def metrics(self) -> str:
+        """Where the rows logged lie."""
+        return os.path.join(self.directory, "metrics.jsonl")
+
+
+class Saved(NamedTuple):
+    """Where a job stands on disk.
+
+    Attributes:
+        state: of the newest whole checkpoint; None before the first.
+        metadata: what lies beside it: settings, data, guard's counts, seconds of training; empty before the first.
+    """
+
+    state: TrainState | None
+    metadata: Mapping[str, Any]
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a JSON file in one piece: it is the old one or the new one, never half of either."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def claimed(job: Job) -> Iterator[None]:
+    """Make the run directory, hold it alone and write its config.json.
+
+    Raises:
+        ConfigError: another process is at work there, it has checkpoints of a run with other settings, which are
+            named, or it cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+
+        def claim():
+            try:
+                os.makedirs(job.directory, exist_ok=True)
+                held.enter_context(exclusive(job.directory, job.flag))
+                refuse_other_settings(job)
+                write_json(os.path.join(job.directory, "config.json"), to_dict(job.config))
+            except OSError as error:
+                raise ConfigError(f"{job.directory}: cannot write the run directory: {error.strerror}") from error
+
+        by_first(claim)
+        yield
+
+
+def refuse_other_settings(job: Job) -> None:
+    """Compare the directory's config.json with the settings at hand, where anything was saved with it.
+
+    Raises:
+        ConfigError: naming the settings that differ and alter an update already done.
+    """
+    path = os.path.join(job.directory, "config.json")
+    if os.path.exists(path) and os.path.isdir(job.checkpoints()):
+        with open(path, encoding="utf-8") as file:
+            _refuse_changes(job, json.load(file))
+
+
+def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
+    changed = differences(saved, to_dict(job.config))
+    listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
+    if listed:
+        raise ConfigError(
+            f"{job.directory}: holds a run with other settings ({'; '.join(listed)}); choose another {job.flag}"
+        )
+
+
+def restore(job: Job, spec: EnvSpec, which: str = "latest") -> Saved:
+    """Return the newest whole checkpoint, the first process's in all of them.
+
+    Raises:
+        ConfigError: it is no state of this job, or of a run with other settings.
+    """
+
+    @functools.cache
+    def newest():
+        with Checkpoints(job.checkpoints(which)) as checkpoints:
+            return checkpoints.restore(job.template(spec)) or (None, None)
+
+    metadata = by_first(lambda: newest()[1])
+    if metadata is None:
+        return Saved(None, {})
+    if which == "latest":
+        _refuse_changes(job, metadata["config"])
+    return Saved(broadcast(newest()[0] if is_first() else job.fresh(spec)), metadata)
+
+
+def fingerprints(job: Job, state: TrainState) -> dict[str, str]:
+    """Return the SHA-256 of a state and of the metrics on the way to it, times left out: equal for equal runs."""
+    rows = [{key: np.asarray(row[key]) for key in row if key not in TIMES} for row in read(job.metrics)]
+    return {"state_sha256": digest(state), "metrics_sha256": digest(rows)}

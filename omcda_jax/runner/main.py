@@ -1,0 +1,64 @@
+"""The console script: `omcda-jax COMMAND ...`."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+# each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
+COMMANDS = {
+    "run": ("omcda_jax.runner.run", "train an algorithm on a preset's task, evaluate it and report"),
+    "compare": ("omcda_jax.runner.compare", "algorithms on tasks over seeds, in one table"),
+    "collect": ("omcda_jax.runner.collect", "make an offline dataset in a simulator"),
+    "data": ("omcda_jax.data.__main__", "check, describe, convert and download datasets"),
+    "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),
+    "report": ("omcda_jax.runner.report", "print a finished run's table and draw its plot again"),
+}
+EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and end the process.
+
+    Args:
+        argv: the command and its own words; None: those of this process.
+    """
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    # where a user's own environments and algorithms are
+    sys.path.append(os.getcwd())
+    try:
+        if name in COMMANDS:
+            status = importlib.import_module(COMMANDS[name][0]).main([f"omcda-jax {name}", *rest])
+        else:
+            status = _help(name)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read has read enough; nothing may be written any more, not even while Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EX_PIPE
+    _leave(status or os.EX_OK)
+
+
+def _help(name: str) -> int:
+    lines = [f"  {command:<16} {text}" for command, (_, text) in COMMANDS.items()]
+    text = "\n".join(["usage: omcda-jax COMMAND ...; omcda-jax COMMAND --help explains one", "", *lines])
+    if name in ("-h", "--help", "help"):
+        print(text)
+        return os.EX_OK
+    print(f"error: no command {name!r}\n{text}", file=sys.stderr)
+    return os.EX_CONFIG
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process; at once where a signal stopped it, for an orderly end trips over a broken-off compilation."""
+    jax = sys.modules.get("jax")
+    if status == os.EX_TEMPFAIL and not (jax and jax.distributed.is_initialized()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

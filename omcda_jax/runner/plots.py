@@ -1,0 +1,61 @@
+"""The plot of one run, where matplotlib is installed."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omcda_jax import metrics
+from omcda_jax.types import ConfigError
+
+
+def plot(directory: str, result: Mapping[str, Any]) -> str:
+    """Draw the return over training and, per agent, budget shares, levels and influence.
+
+    Args:
+        directory: the run's; its metrics.jsonl is read.
+        result: as in `report.table`.
+
+    Returns:
+        The path of the PNG file written into `directory`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("no plot: matplotlib is not installed; pip install 'omcda-jax[plot]'") from None
+    rows = metrics.read(os.path.join(directory, "metrics.jsonl"))
+    evaluations = [row for row in rows if "evaluation/return_mean" in row]
+    learning = [row for row in rows if "allocation/budget" in row]
+    figure = Figure(figsize=(16 if learning else 5, 4), layout="constrained")
+    axes = figure.subplots(1, 4 if learning else 1, squeeze=False)[0]
+    _draw_returns(axes[0], evaluations, result)
+    if learning:
+        steps = [row["step"] for row in learning]
+        shares = [[value / sum(row["allocation/budget"]) for value in row["allocation/budget"]] for row in learning]
+        agents = [f"agent {agent}" for agent in range(len(shares[0]))]
+        axes[1].stackplot(steps, list(zip(*shares, strict=True)), labels=agents)
+        axes[1].set(title="budget share", xlabel="updates", ylim=(0, 1))
+        axes[1].legend(loc="lower left")
+        for axis, key in ((axes[2], "allocation/alpha"), (axes[3], "allocation/influence")):
+            axis.plot(steps, [row[key] for row in learning])
+            axis.set(title=f"{key.split('/')[1]} (scaled reward per nat)", xlabel="updates")
+    for axis in axes:
+        axis.locator_params(axis="x", nbins=5)
+    path = os.path.join(directory, "curves.png")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_returns(axis: Any, evaluations: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+    points = {row["step"]: (row["evaluation/return_mean"], row["evaluation/return_se"]) for row in evaluations}
+    points[result["step"]] = (result["evaluation"]["return_mean"], result["evaluation"]["return_se"])
+    steps = sorted(points)
+    mean = [points[step][0] for step in steps]
+    low, high = ([points[step][0] + sign * points[step][1] for step in steps] for sign in (-1, 1))
+    axis.plot(steps, mean, marker=".", label="greedy policy (± se)")
+    axis.fill_between(steps, low, high, alpha=0.3)
+    axis.axhline(result["data"]["statistics"]["return_mean"], color="grey", linestyle="--", label="data")
+    axis.set(title="return", xlabel="updates")
+    axis.legend()

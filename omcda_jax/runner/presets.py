@@ -1,0 +1,160 @@
+"""The presets: a task, how long to learn on it, and the settings that suit each algorithm there.
+
+The algorithms' own defaults are published values, named with their sources in their files, where returns reach 20 on
+SMAC. SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return and
+distances beside returns weigh a tenth of them: for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor, the
+same loss up to a factor. Penalties, whose log-sum-exp has a scale of its own, are the best of three values a decade
+apart, on MuJoCo CQL's for all; ICQ's other temperatures are the defaults, the best of three where others were tried.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LearnerConfig,
+    apply_overrides,
+    replace_settings,
+)
+from omcda_jax.system import suggestion
+from omcda_jax.types import ConfigError
+
+
+class Preset(NamedTuple):
+    """One task and how it is learned.
+
+    Attributes:
+        description: one line.
+        data: which dataset.
+        learner: how long to learn.
+        evaluation: how to judge.
+        settings: by algorithm, what differs from its defaults.
+        shared: settings that every algorithm which has such a field gets, whatever its default.
+        algorithm: the one trained unless another is named.
+    """
+
+    description: str
+    data: DataConfig
+    learner: LearnerConfig
+    evaluation: EvaluationConfig
+    settings: Mapping[str, Mapping[str, Any]]
+    shared: Mapping[str, Any] = {}
+    algorithm: str = "omcda"
+
+
+def _smac(scenario: str, description: str, *, critic_warmup: int = 10_000, updates: int = 20_000) -> Preset:
+    """1000 episodes of the medium behaviour. Credit travels one step in about 200 updates: long episodes want more."""
+    return Preset(
+        description=f"SMAX {scenario}: {description}",
+        # SMAX returns are at most 2, SMAC's 20
+        data=DataConfig(environment=f"smax/{scenario}", quality="medium", episodes=1000, reward_scale=10.0),
+        learner=LearnerConfig(updates=updates, batch_size=128),
+        evaluation=EvaluationConfig(episodes=256),
+        settings={
+            "omcda": dict(d_tot=0.6, critic_warmup=critic_warmup),
+            "cql": dict(penalty=100.0),
+            "omar": dict(penalty=100.0),
+            "omiga": dict(alpha=1.0),
+            "cfcql": dict(penalty=500.0),
+            "comadice": dict(alpha=1.0),
+        },
+    )
+
+
+def _mujoco(scenario: str, quality: str, description: str) -> Preset:
+    """100,000 transitions, whose rewards are brought to SMAC's scale, which the critics start from."""
+    return Preset(
+        description=f"MuJoCo {description}, {quality.replace('_', '-')} data",
+        data=DataConfig(
+            environment=f"mamujoco/{scenario}",
+            quality=quality,
+            episodes=None,
+            transitions=100_000,
+            reward_scale=0.1,
+            normalise=True,
+        ),
+        learner=LearnerConfig(updates=30_000, batch_size=128, evaluate_every=2_000, checkpoint_every=2_000),
+        evaluation=EvaluationConfig(episodes=20),
+        settings={
+            "omcda": dict(d_tot=0.3, d_min=0.001, critic_warmup=8_000, num_samples=2),
+            "cql": dict(penalty=10.0),
+            "icq": dict(policy_temperature=10.0),
+            # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
+            "omar": dict(coefficient=0.7 / 3.7, penalty=10.0),
+            "omiga": dict(alpha=1.0),
+            # agents weighed alike need no clone
+            "cfcql": dict(penalty=10.0, temperature=0.0, behaviour_updates=0),
+            "comadice": dict(alpha=1.0),
+        },
+        shared=dict(
+            # quicker targets than SMAC's: credit has to travel about 100 steps
+            target_rate=0.01,
+            # single policies swing by half their return from one checkpoint to the next; their average does not
+            policy_average_rate=0.001,
+            critic_layer_norm=True,
+        ),
+    )
+
+
+_BODIES = {
+    "ant": ("Ant_2x4", "Ant, two agents with four joints each"),
+    "halfcheetah": ("HalfCheetah_6x1", "HalfCheetah, six agents with one joint each"),
+    "hopper": ("Hopper_3x1", "Hopper, three agents with one joint each"),
+}
+
+PRESETS: dict[str, Preset] = {
+    "smac_3m": _smac("3m", "three marines against three, the quick one", critic_warmup=4_000, updates=15_000),
+    "smac_2s3z": _smac(
+        "2s3z", "two stalkers and three zealots on each side, episodes of about 65 steps", updates=30_000
+    ),
+    "smac_5m6m": _smac("5m_vs_6m", "five marines against six, episodes of 15 to 40 steps"),
+    "smac_6h8z": _smac("6h_vs_8z", "six hydralisks against eight zealots, episodes of about 40 steps"),
+    "smac_corridor": _smac("corridor", "six zealots against 24 zerglings, episodes of about 50 steps", updates=30_000),
+} | {
+    f"mujoco_{name}_{quality}": _mujoco(scenario, quality, description)
+    for name, (scenario, description) in _BODIES.items()
+    for quality in ("expert", "medium", "medium_expert", "medium_replay")
+}
+
+
+def algorithm_settings(preset: Preset, name: str) -> Any:
+    """Return an algorithm's settings as a preset has them: its defaults, those shared by all, then its own.
+
+    Args:
+        preset: the task.
+        name: key of the algorithm.
+
+    Raises:
+        ConfigError: there is no such algorithm.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
+    defaults = ALGORITHMS[name].config()
+    fields = {field.name for field in dataclasses.fields(defaults)}
+    shared = {key: value for key, value in preset.shared.items() if key in fields}
+    return replace_settings(defaults, shared | dict(preset.settings.get(name, {})))
+
+
+def resolve(name: str | None, assignments: Sequence[str], flag: str = "--config") -> ExperimentConfig:
+    """Return a preset with `key=value` assignments applied; `algorithm.name=NAME` takes another algorithm.
+
+    Args:
+        name: of the preset.
+        assignments: as of `apply_overrides`.
+        flag: that named the preset.
+
+    Raises:
+        ConfigError: for an unknown name or key or a value that is refused.
+    """
+    if name not in PRESETS:
+        problem = f"no config {name!r}" if name else "expected a config, found none"
+        raise ConfigError(f"{flag}: {problem}; {suggestion(name or '', PRESETS)}")
+    preset, key = PRESETS[name], "algorithm.name="
+    algorithms = [text.removeprefix(key) for text in assignments if text.startswith(key)]
+    settings = algorithm_settings(preset, algorithms[-1] if algorithms else preset.algorithm)
+    config = ExperimentConfig(name, settings, preset.data, preset.learner, preset.evaluation)
+    return apply_overrides(config, [text for text in assignments if not text.startswith(key)])

@@ -1,0 +1,124 @@
+"""Processes that share a run: who talks, what the first one decides for all, and how a process ends."""
+
+import functools
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import absl.logging
+import jax
+import numpy as np
+
+from omcda_jax.checkpoint import StorageError
+from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, broadcast
+from omcda_jax.types import ConfigError, DatasetError
+
+# Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
+HEARTBEAT = 20
+
+
+def say(*words: Any) -> None:
+    """Print, in the first process only."""
+    if is_first():
+        print(*words, flush=True)
+
+
+def is_first() -> bool:
+    """Return whether this process writes files and talks, without asking for a device."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """Return in every process what `work()` gave in the first: a JSON value, or the mistake it raised.
+
+    Raises:
+        ConfigError: `work` raised it, or DatasetError, in the first process.
+    """
+    if jax.process_count() == 1:
+        return work()
+    answer = {}
+    if is_first():
+        try:
+            answer = {"value": work()}
+        except (ConfigError, DatasetError) as error:
+            answer = {"error": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(broadcast(np.array(len(text))))
+    text = np.asarray(broadcast(text if is_first() else np.zeros(size, np.uint8)))
+    answer = json.loads(text.tobytes())
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return answer["value"]
+
+
+def join(coordinator: str | None, processes: int | None, index: int | None, interruption: Interruption) -> None:
+    """Make this process one of several that train one trial, unless whoever started it did so already.
+
+    Args:
+        coordinator: host:port of process 0; like the others None where the cluster's environment gives it.
+        processes: how many there are.
+        index: which one this is.
+        interruption: its handlers are set again, because JAX sets its own.
+
+    Raises:
+        ConfigError: neither the arguments nor the environment describe what to join.
+    """
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(coordinator, processes, index, heartbeat_timeout_seconds=HEARTBEAT)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"--distributed: no cluster found to join ({reason}); give --coordinator=HOST:PORT --num_processes=N "
+                "--process_id=I"
+            ) from error
+    interruption.renew()
+    say(f"{jax.process_count()} processes, {jax.device_count()} devices")
+
+
+def guarded(work: Callable[[Interruption], int]) -> int:
+    """Do `work` and return its exit status, or that of what stopped it, reported in one line.
+
+    One of several processes that stops alone, or is left alone, ends here: an orderly end would wait for the others.
+    """
+    # orbax logs as errors, with tracebacks, what it raises as well; asyncio likewise
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    complain = functools.partial(print, file=sys.stderr, flush=True)
+    try:
+        with warnings.catch_warnings(), Interruption() as interruption:
+            warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+            sys.unraisablehook = _unraisable
+            return work(interruption)
+    except (ConfigError, DatasetError) as error:
+        complain(f"error: {error}")
+        return os.EX_CONFIG
+    except NonFiniteMetrics as error:
+        complain(f"error: training diverged: {error}; what was saved before is intact")
+        return 1
+    except StorageError as error:
+        complain(f"error: {error}")
+        return 1
+    except Interrupted as signal_name:
+        complain(f"stopped by {signal_name} with nothing more to save; the same command goes on")
+        if jax.distributed.is_initialized():
+            os._exit(os.EX_TEMPFAIL)
+        return os.EX_TEMPFAIL
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            raise
+        complain(
+            f"error: another process is gone ({str(error).splitlines()[0][:200]}); the same commands go on from the "
+            "latest checkpoint"
+        )
+        os._exit(os.EX_TEMPFAIL)
+
+
+def _unraisable(unraisable: Any) -> None:
+    # what orbax leaves behind where a read or a write failed, which is reported as an error of its own
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,122 @@
+"""What training leaves on disk and on the screen: metrics, checkpoints, the best policy, progress, a profile."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import to_dict
+from omcda_jax.learner import Guard, Report
+from omcda_jax.metrics import MetricsFile, Progress, read
+from omcda_jax.runner.evaluation import SHOWN, Best, without_returns
+from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.processes import by_first, is_first, say
+from omcda_jax.types import EnvSpec, TrainState
+
+PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
+TRACED = (1, 4)  # calls after which the profiler starts and stops
+
+
+class Records:
+    """Writes what training came to, in the first process only; a context manager, open while training goes on.
+
+    Args:
+        job: what is trained.
+        spec: of its task.
+        data: metadata of its dataset.
+        guard: counts of skipped updates, which every checkpoint keeps.
+        start: updates done before this start.
+        seconds: of training before this start.
+
+    Attributes:
+        saved: updates done by the state saved last, or at the start.
+        metadata: what lies beside the state saved last: settings, data, guard's counts, seconds of training.
+    """
+
+    def __init__(self, job: Job, spec: EnvSpec, data: Mapping[str, Any], guard: Guard, start: int, seconds: float):
+        self.saved = start
+        self.metadata = {"config": to_dict(job.config), "data": data, "seconds": seconds, "guard": guard.counts}
+        self._job, self._spec, self._guard = job, spec, guard
+        self._began = time.monotonic() - seconds
+        self._progress = Progress(job.config.learner.updates, start, PROGRESS_METRICS)
+        self._logged, self._seconds = start, 0.0
+        self._calls, self._tracing = 0, False
+
+    def __enter__(self) -> "Records":
+        with contextlib.ExitStack() as files:
+            self._rows = files.enter_context(MetricsFile(self._job.metrics, self.saved)) if is_first() else None
+            self._checkpoints = files.enter_context(Checkpoints(self._job.checkpoints()))
+            self._best = files.enter_context(Best(self._job, self._spec))
+            # read only now that the rows of updates which were lost are gone
+            self._evaluated = frozenset(by_first(lambda: _evaluated(self._job)))
+            self._files = files.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._trace(stop=True)
+        self._files.__exit__(*error)
+        if is_first() and error[0] is None:
+            self._progress.close()
+
+    def lack_evaluation(self, step: int) -> bool:
+        """Return whether an evaluation is due before the next update and was not done by an earlier start."""
+        settings = self._job.config.learner
+        is_due = settings.evaluate_every and 0 < step < settings.updates and step % settings.evaluate_every == 0
+        return bool(is_due) and step not in self._evaluated
+
+    def follow(self, step: int, report: Report) -> None:
+        """Show progress after a training call, and count it for the rate and the profile."""
+        self._seconds += report.seconds
+        self._calls += 1
+        self._trace()
+        if is_first():
+            self._progress.update(step, report.metrics)
+
+    def log(self, step: int, report: Report) -> None:
+        """Write a row of metrics, with updates per second over the calls since the last one."""
+        rate = (step - self._logged) / self._seconds
+        self._logged, self._seconds = step, 0.0
+        self._write(step, {"seconds": time.monotonic() - self._began, "updates_per_second": rate} | report.metrics)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Write a checkpoint in the background."""
+        self.saved = step
+        self.metadata |= {"seconds": time.monotonic() - self._began, "guard": self._guard.counts}
+        if is_first():
+            self._checkpoints.save(state, self.metadata)
+
+    def wait(self) -> None:
+        """Return once the checkpoint saved last is on disk."""
+        self._checkpoints.wait()
+
+    def add_evaluation(self, step: int, state: TrainState, summaries: Sequence[Mapping[str, Any]]) -> None:
+        """Write a row of an evaluation, one summary per trial, and keep the state if it is the best so far."""
+        self._best.offer(state, summaries[0], self.metadata)
+        values = without_returns(summaries[0])
+        if self._job.population:
+            values = {key: [summary[key] for summary in summaries] for key in SHOWN}
+        self._write(step, {f"evaluation/{key}": value for key, value in values.items()})
+
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._rows:
+            self._rows.write(step, values)
+
+    def _trace(self, stop: bool = False) -> None:
+        if not self._job.switches.profile:
+            return
+        path, (first, last) = os.path.join(self._job.directory, "profile"), TRACED
+        if self._calls == first and not stop and not self._tracing:
+            jax.profiler.start_trace(path)
+            self._tracing = True
+        elif self._tracing and (stop or self._calls == last):
+            jax.profiler.stop_trace()
+            self._tracing = False
+            say(f"profile of calls {first + 1} to {self._calls}: {path}")
+
+
+def _evaluated(job: Job) -> list[int]:
+    return [row["step"] for row in read(job.metrics) if "evaluation/return_mean" in row]

@@ -1,0 +1,245 @@
+"""The result of one run: a table on the screen, result.json, and a plot where matplotlib is installed.
+
+    python experiments/report.py RUN_DIRECTORY
+
+prints the table of a finished run again and draws its plot again; so does `omcda-jax report`.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+import jax
+
+from omcda_jax.runner import plots
+from omcda_jax.types import ConfigError
+
+AGENT_COLUMNS = {
+    "budget": "allocation/budget",
+    "alpha": "allocation/alpha",
+    "influence": "allocation/influence",
+    "policy KL": "policy/divergence",
+    "weight divergence": "allocation/weight_divergence",
+}
+PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Return package versions, platform, device and, inside a git checkout, the commit and whether it is dirty."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    # a package installed into somebody's checkout is not part of it
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", os.path.abspath(__file__)) else None
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": str(jax.devices()[0].device_kind),
+        "git": commit,
+        "git_dirty": commit is not None and bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Return the output of one git command here, or None without git, a repository or a commit."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def learning_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the last logged metrics and the best evaluation seen on the way.
+
+    Args:
+        rows: of a metrics file; rows of an evaluation have `evaluation/...` keys, the others learning metrics.
+    """
+    learning = [row for row in rows if "evaluation/return_mean" not in row]
+    evaluations = [row for row in rows if "evaluation/return_mean" in row]
+    best = max(evaluations, key=lambda row: row["evaluation/return_mean"], default=None)
+    return {
+        "metrics": dict(learning[-1]) if learning else {},
+        "best_during_training": best and {"step": best["step"], "return_mean": best["evaluation/return_mean"]},
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return a result as lines of text.
+
+    Args:
+        result: what run.py writes to result.json.
+    """
+    config, final, data = result["config"], result["evaluation"], result["data"]["statistics"]
+    algorithm = config["algorithm"]["name"]
+    data_error = data["return_sd"] / data["episodes"] ** 0.5
+    rows = [
+        ["", "return (mean ± se)", "win rate", "episode length", "episodes", ""],
+        _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
+        _row("data", data["return_mean"], data_error, data, "as recorded"),
+    ]
+    parts = [f"{_title(config)}, seed {config['seed']}", align(rows)]
+    agents = _agent_rows(result["metrics"])
+    if agents:
+        scale = config["data"]["reward_scale"]
+        parts += ["", align(agents), f"budget and divergences in nats per step, levels in reward x {scale:g} per nat"]
+    if "critic/q_return" in result["metrics"] and result["data"].get("max_return_to_go") is not None:
+        value = result["metrics"]["critic/q_return"] / config["data"]["reward_scale"]
+        bound = result["data"]["max_return_to_go"]
+        verdict = "" if value <= bound else "  <- above what any data episode earned: the critic overestimates"
+        parts.append(f"return critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
+    return "\n".join(parts)
+
+
+def trials(
+    labels: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    guard: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return for every trial of a population what it varied and what came of it.
+
+    Args:
+        labels: what each varied, by key.
+        evaluations: of each.
+        metrics: last logged row, lists over trials.
+        guard: counts of the learner's guard.
+    """
+    return [
+        {
+            "trial": dict(label),
+            "evaluation": {key: value for key, value in evaluation.items() if key != "returns"},
+            "metrics": {key: value[trial] if isinstance(value, list) else value for key, value in metrics.items()},
+            "skipped": guard["skipped"][trial],
+            "diverged": guard["culprits"][trial],
+        }
+        for trial, (label, evaluation) in enumerate(zip(labels, evaluations, strict=True))
+    ]
+
+
+def trials_table(result: Mapping[str, Any]) -> str:
+    """Return a population's result as lines of text: every trial, then means over the seeds of those alike.
+
+    A trial that diverged is marked with the metric that was first not finite, and left out of the means.
+
+    Args:
+        result: what run.py writes to result.json for trials, or `shares` makes of several.
+    """
+    listed, data = result["trials"], result["data"]["statistics"]
+    varied = list(listed[0]["trial"])
+    rows = [[*varied, "return (mean ± se)", "win rate", "episode length", "skipped", ""]]
+    for one in listed:
+        final = one["evaluation"]
+        _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
+        note = f"diverged: {one['diverged']}" if one["diverged"] else ""
+        rows.append([*(f"{value:g}" for value in one["trial"].values()), *numbers, str(one["skipped"]), note])
+    _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
+    rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
+    episodes = listed[0]["evaluation"]["episodes"]
+    heading = f"{_title(result['config'])}, {len(listed)} trials, {episodes} greedy episodes each"
+    parts = [heading, align(rows)]
+    groups: dict[tuple, list] = {}
+    for one in listed:
+        groups.setdefault(tuple((key, value) for key, value in one["trial"].items() if key != "seed"), []).append(one)
+    if len(groups) < len(listed):
+        rows = [
+            [
+                *(key for key in varied if key != "seed"),
+                "return (mean ± sd over seeds)",
+                "win rate",
+                "trials",
+                "diverged",
+            ]
+        ]
+        rows += [_group_row(group, members) for group, members in groups.items()]
+        parts += ["", align(rows)]
+    return "\n".join(parts)
+
+
+def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One row of a trials table: trials that differ by their seed only."""
+    sound = [one["evaluation"] for one in members if not one["diverged"]]
+    returns, wins = ([one[key] for one in sound] for key in ("return_mean", "win_rate"))
+    shown = [f"{fmean(returns):.3f} ± {pstdev(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
+    return [*(f"{value:g}" for _, value in group), *shown, str(len(sound)), str(len(members) - len(sound))]
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    data = config["data"]
+    return f"{config['name']}: {config['algorithm']['name']} on {data['environment']} {data['quality']}"
+
+
+def shares(directory: str) -> dict[str, Any] | None:
+    """Return the results of all shares of a population as one, or None while some are missing.
+
+    Args:
+        directory: that holds `share_0_of_N` and so on.
+    """
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    count = max((int(name.rpartition("_")[2]) for name in names if name.startswith("share_")), default=0)
+    paths = [os.path.join(directory, f"share_{index}_of_{count}", "result.json") for index in range(count)]
+    if not paths or not all(map(os.path.exists, paths)):
+        return None
+    results = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            results.append(json.load(file))
+    return {**results[0], "trials": [one for result in results for one in result["trials"]]}
+
+
+def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
+    spread = f"{mean:.3f} ± {error:.3f}"
+    return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
+
+
+def _agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Return one row per agent with a heading, or nothing where the algorithm has no per-agent metrics."""
+    columns = {title: values[key] for title, key in AGENT_COLUMNS.items() if isinstance(values.get(key), list)}
+    if not columns:
+        return []
+    count = len(next(iter(columns.values())))
+    body = [[str(agent), *(f"{column[agent]:.4f}" for column in columns.values())] for agent in range(count)]
+    return [["agent", *columns], *body]
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines of text, their columns aligned."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table of the run in `argv[1]` and draw its plot again; return the exit status."""
+    if len(argv) != 2 or argv[1] in ("-h", "--help"):
+        print(__doc__)
+        return os.EX_OK if argv[1:] else os.EX_CONFIG
+    directory = argv[1]
+    result = shares(directory)
+    if result is None:
+        path = os.path.join(directory, "result.json")
+        if not os.path.isfile(path):
+            print(f"error: {directory}: expected the directory of a finished run, with result.json", file=sys.stderr)
+            return os.EX_CONFIG
+        with open(path, encoding="utf-8") as file:
+            result = json.load(file)
+    if "trials" in result:
+        print(trials_table(result))
+        return os.EX_OK
+    print(table(result))
+    try:
+        print(f"plot: {plots.plot(directory, result)}")
+    except ConfigError as error:
+        print(error)
+    return os.EX_OK

@@ -1,0 +1,191 @@
+"""Train an offline algorithm, evaluate it and report.
+
+    python experiments/run.py --config=smac_5m6m
+    python experiments/run.py --config=smac_5m6m --config.data.quality=good --config.seed=1
+    python experiments/run.py --config=smac_3m --config.learner.mode=trials \\
+        --config.learner.trials='seed=0..3; algorithm.d_tot=0.6,1.8'
+    python experiments/run.py --config=list
+    python experiments/run.py --config=smac_5m6m --help
+
+`omcda-jax run` is the same command, wherever the package is installed. Given again, a command goes on where an earlier
+one stopped; a finished run is evaluated again. Exit status: 0 done, 75 stopped by a signal and saved (run the same
+command again), 78 a setting or a file to mend, 1 anything else.
+
+One trial runs on all devices of all processes: --distributed joins the processes of a cluster that JAX detects (Slurm,
+TPU pods, ...), --coordinator, --num_processes and --process_id describe them by hand. Trials are shared among processes
+that know nothing of each other, by --num_processes and --process_id alone.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from omcda_jax import envs
+from omcda_jax.config import expand_trials, to_dict
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.evaluate import check_video, record_video
+from omcda_jax.learner import Interruption
+from omcda_jax.metrics import read
+from omcda_jax.runner import datasets, plots, processes, report
+from omcda_jax.runner.command import Command, parse
+from omcda_jax.runner.evaluation import Best, Judge, make_judge, without_returns
+from omcda_jax.runner.jobs import Job, Saved, claimed, fingerprints, restore, write_json
+from omcda_jax.runner.processes import by_first, is_first, say
+from omcda_jax.runner.settings import overview
+from omcda_jax.runner.training import learn
+from omcda_jax.system import check_free
+from omcda_jax.types import ConfigError, TrainState, updates_done
+
+Labels = Sequence[Mapping[str, Any]]
+
+
+def execute(command: Command, interruption: Interruption) -> int:
+    """Do what the command orders and return the exit status.
+
+    Raises:
+        ConfigError, DatasetError: what the user can mend, before anything is compiled.
+        NonFiniteMetrics, StorageError: as `training.learn`.
+    """
+    config, shared = command.config, command.processes
+    if shared.join:
+        processes.join(shared.coordinator, shared.count, shared.index, interruption)
+    job, labels = job_of(command)
+    by_first(lambda: check_free(job.directory, job.flag))
+    say(overview(config))
+    begins = command.mode == "train" and not os.path.isdir(job.checkpoints())
+    # a simulator takes seconds to import, a damaged file is noticed at once
+    source = datasets.read_if_there(job) if begins else None
+    environment = envs.make(config.data.environment)
+    if command.video:
+        check_video(environment, command.video)
+    job.template(environment.spec)
+    if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
+        raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
+    with claimed(job):
+        saved = restore(job, environment.spec, command.checkpoint)
+        judge = make_judge(job, environment)
+        if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
+            source = datasets.ready(job, environment, source, begins=saved.state is None)
+            saved = learn(job, source, saved, judge, interruption)
+            step = updates_done(saved.state)
+            if step < config.learner.updates:
+                say(f"stopped and saved at step {step} of {config.learner.updates}; the same command goes on")
+                return os.EX_TEMPFAIL
+        elif saved.state is None:
+            raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
+        else:
+            say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
+        result = finish(job, environment, saved, judge, labels, command.checkpoint)
+    if is_first():
+        show(command, job, environment, saved.state, result)
+    return os.EX_OK
+
+
+def job_of(command: Command) -> tuple[Job, Labels]:
+    """Return the trials that this process trains, and what each of them varies.
+
+    Raises:
+        ConfigError: there are fewer trials than processes to share them; or as `expand_trials`.
+    """
+    config, directory, shared = command.config, command.directory, command.processes
+    if config.learner.mode == "data":
+        return Job([config], directory, switches=command.switches), [{}]
+    labels, configs = zip(*expand_trials(config), strict=True)
+    if shared.count is not None:
+        own = np.array_split(np.arange(len(configs)), shared.count)[shared.index]
+        if not len(own):
+            raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {shared.count}")
+        labels, configs = labels[own[0] : own[-1] + 1], configs[own[0] : own[-1] + 1]
+        directory = os.path.join(directory, f"share_{shared.index}_of_{shared.count}")
+    return Job(configs, directory, population=True, switches=command.switches), labels
+
+
+def finish(
+    job: Job, environment: Environment | HostEnvironment, saved: Saved, judge: Judge, labels: Labels, which: str
+) -> dict[str, Any]:
+    """Evaluate the state, write result.json (of the best checkpoint result_best.json), return what it holds.
+
+    Args:
+        job: whose.
+        environment: that it is evaluated in.
+        saved: its state, and what lies beside it.
+        judge: evaluates it.
+        labels: what each trial varies.
+        which: the checkpoint that the state is from, latest or best.
+    """
+    began, config, state = time.monotonic(), job.config, saved.state
+    summaries = judge(state)
+    evaluated = time.monotonic() - began
+    if not is_first():
+        return {}
+    learning = report.learning_summary(read(job.metrics))
+    result = {
+        "config": to_dict(config),
+        "step": updates_done(state),
+        "finished": updates_done(state) >= config.learner.updates,
+    }
+    if job.population:
+        result["trials"] = report.trials(labels, summaries, learning["metrics"], saved.metadata["guard"])
+    else:
+        result |= {"evaluation": without_returns(summaries[0]), **learning}
+        if which == "latest":
+            with Best(job, environment.spec) as best:
+                best.offer(state, summaries[0], saved.metadata)
+    result |= {
+        "data": saved.metadata["data"],
+        "environment_versions": dict(environment.versions),
+        "training_seconds": saved.metadata["seconds"],
+        "evaluation_seconds": evaluated,
+        **fingerprints(job, state),
+        **report.provenance(),
+    }
+    write_json(os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json"), result)
+    return result
+
+
+def show(
+    command: Command,
+    job: Job,
+    environment: Environment | HostEnvironment,
+    state: TrainState,
+    result: Mapping[str, Any],
+) -> None:
+    """Print the table, draw the plot and make the film.
+
+    Args:
+        command: what was ordered.
+        job: that was done.
+        environment: for the film.
+        state: likewise.
+        result: as `finish` returns it.
+    """
+    if job.population:
+        say(report.trials_table(result))
+        shares = report.shares(command.directory)
+        if shares:
+            say(f"all shares of {command.directory}:\n{report.trials_table(shares)}")
+    else:
+        say(report.table(result))
+        try:
+            say(f"plot: {plots.plot(job.directory, result)}")
+        except ConfigError as error:
+            say(error)
+    say(f"result: {os.path.join(job.directory, 'result.json')}")
+    if command.video:
+        one = jax.tree.map(lambda leaf: leaf[0], state) if job.population else state
+        record_video(job.algorithm.act, environment, one, command.video, seed=job.config.evaluation.seed)
+        say(f"video: {command.video}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+
+    def work(interruption):
+        command = parse(argv, __doc__)
+        return os.EX_OK if command is None else execute(command, interruption)
+
+    return processes.guarded(work)

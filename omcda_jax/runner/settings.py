@@ -1,0 +1,120 @@
+"""Every setting's type, value and meaning, for --help and for the start of a run."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.config import DataConfig, EvaluationConfig, ExperimentConfig, LearnerConfig
+
+WIDTH = 120
+SECTIONS = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
+_ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """Return what each field of a dataclass does, from the `Attributes:` of its docstring and of its bases'."""
+    texts: dict[str, str] = {}
+    for owner in reversed(settings.__mro__):
+        _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
+        names: Sequence[str] = ()
+        for line in section.splitlines():
+            entry = _ENTRY.fullmatch(line)
+            if entry:
+                names = entry[1].split(", ")
+                texts |= dict.fromkeys(names, entry[2])
+            elif not line.startswith(" " * 8):
+                break
+            else:
+                texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return {name: re.split(r"[.;](?: |$)", text)[0] for name, text in texts.items()}
+
+
+def explain(config: ExperimentConfig | None = None) -> str:
+    """Return a table of every key: type, value and one line of what it does.
+
+    Args:
+        config: whose values are shown; None shows defaults, for the algorithms one after the other.
+    """
+    owner = config or ExperimentConfig
+    rows = [row for row in _rows("", owner) if row[0] in ("seed", "directory")]
+    for section, settings in SECTIONS.items():
+        rows += _rows(f"{section}.", getattr(config, section) if config else settings)
+    algorithms = [config.algorithm] if config else [algorithm.config for algorithm in ALGORITHMS.values()]
+    for algorithm in algorithms:
+        rows.append(("algorithm.name", "str", algorithm.name, "the algorithm; the keys below are its own"))
+        rows += [row for row in _rows("algorithm.", algorithm) if row[0] != "algorithm.name"]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for key, kind, value, meaning in rows:
+        start = f"  {key:<{widths[0]}}  {kind:<{widths[1]}}  {value:<{widths[2]}}  "
+        lines.append(start + textwrap.shorten(meaning, max(40, WIDTH - len(start)), placeholder=" ..."))
+    return "\n".join(lines)
+
+
+def overview(config: ExperimentConfig) -> str:
+    """Return all settings in compact columns; a * marks those of the algorithm that are not its own defaults."""
+    algorithm, defaults = config.algorithm, type(config.algorithm)()
+    cells = [f"{key} {_shown(getattr(config, key))}" for key in ("seed", "directory")]
+    parts = [("run", cells)]
+    for section in SECTIONS:
+        settings = getattr(config, section)
+        cells = [f"{name} {_shown(getattr(settings, name))}" for name in _names(settings)]
+        parts.append((section, cells))
+    cells = []
+    for name in _names(algorithm):
+        value = getattr(algorithm, name)
+        cells.append(f"{'*' if value != getattr(defaults, name) else ''}{name} {_shown(value)}")
+    parts.append((algorithm.name, cells))
+    indent = max(len(title) for title, _ in parts) + 4
+    lines = [
+        line
+        for title, cells in parts
+        for line in textwrap.wrap(
+            # the blanks within a cell are not where a line may break
+            "   ".join(cell.replace(" ", "\0") for cell in cells),
+            WIDTH,
+            initial_indent=f"  {title}".ljust(indent),
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
+    heading = f"settings of {config.name} (* not {algorithm.name}'s own default):"
+    return "\n".join([heading, *lines]).replace("\0", " ")
+
+
+def _names(settings: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(settings) if field.name != "name"]
+
+
+def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
+    """One row per field of a settings dataclass, or of an instance, whose values are shown."""
+    settings = owner if isinstance(owner, type) else type(owner)
+    hints, texts = typing.get_type_hints(settings), meanings(settings)
+    for field in dataclasses.fields(settings):
+        value = field.default if owner is settings else getattr(owner, field.name)
+        shown = "-" if value is dataclasses.MISSING else _shown(value)
+        yield prefix + field.name, _kind(hints[field.name]), shown, texts.get(field.name, "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _kind(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("none" if option is type(None) else _kind(option) for option in arguments)
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, arguments))
+    if typing.get_origin(hint) is tuple:
+        return ",".join("..." if item is Ellipsis else _kind(item) for item in arguments)
+    return getattr(hint, "__name__", str(hint))

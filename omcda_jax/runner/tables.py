@@ -1,0 +1,155 @@
+"""The tables of a comparison: means, interquartile means with their intervals, and the files that hold them."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omcda_jax.config import ExperimentConfig
+from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.system import replacing
+
+RESAMPLES = 2_000
+
+
+class Cell(NamedTuple):
+    """One algorithm on one task, all seeds."""
+
+    task: str
+    algorithm: str
+    config: ExperimentConfig
+    seeds: tuple[int, ...]
+    directory: str
+
+
+def read_result(cell: Cell) -> dict[str, Any] | None:
+    """Return the result of a cell, whatever its settings were, or None."""
+    path = os.path.join(cell.directory, "result.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Return the mean of the middle half of the values, the two at the edges counted in part."""
+    ordered, count = np.sort(np.ravel(values)), np.size(values)
+    edges = np.clip(np.arange(count + 1), count / 4, 3 * count / 4)
+    return float(np.diff(edges) @ ordered / (count / 2))
+
+
+def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the interquartile mean: seeds drawn with replacement, and from each of them its episodes.
+
+    Args:
+        returns: [P, E] of every seed's episodes.
+        level: of confidence.
+    """
+    rng = np.random.default_rng(0)
+    seeds, episodes = returns.shape
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(seeds, size=(seeds, 1))
+        drawn.append(interquartile_mean(returns[rows, rng.integers(episodes, size=(seeds, episodes))]))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's numbers in the tables; seeds that diverged are counted and left out of the rest."""
+    sound = [seed for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True) if not culprit]
+    returns = np.array([seed["returns"] for seed in sound])
+    known, versions = result["data"]["statistics"], result["versions"]
+    commit = f", commit {result['git'][:9]}{' with changes' if result['git_dirty'] else ''}" if result["git"] else ""
+    return {
+        "mean": float(returns.mean()),
+        "sd": float(returns.mean(axis=1).std()),
+        "iqm": interquartile_mean(returns),
+        "interval": bootstrap_interval(returns),
+        "win_rate": float(np.mean([seed["win_rate"] for seed in sound])),
+        "seeds": len(result["evaluation"]),
+        "diverged": len(result["evaluation"]) - len(sound),
+        "episodes": returns.shape[1],
+        "updates": result["step"],
+        "updates_per_second": result["step"] / result["training_seconds"],
+        "data_mean": known["return_mean"],
+        "data_sd": known["return_sd"],
+        "made_with": f"omcda-jax {versions['omcda-jax']}, jax {versions['jax']} on {result['device']}{commit}",
+    }
+
+
+def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequence[Cell]) -> str:
+    """Return the table: mean ± standard deviation over seeds, then the interquartile mean with its interval.
+
+    Args:
+        entries: `statistics` of the finished cells by task and algorithm.
+        cells: all of them; an unfinished one shows as a dash.
+    """
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    lines = [f"| algorithm | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for algorithm in dict.fromkeys(cell.algorithm for cell in cells):
+        lines.append(f"| {algorithm} | {' | '.join(_shown(entries.get((task, algorithm))) for task in tasks)} |")
+    of_task = {task: next((entry for (name, _), entry in entries.items() if name == task), None) for task in tasks}
+    lines.append(f"| data | {' | '.join(map(_recorded, of_task.values()))} |")
+    if entries:
+        spans = {key: sorted({entry[key] for entry in entries.values()}) for key in ("seeds", "episodes", "updates")}
+        counts = {key: " or ".join(map(str, span)) for key, span in spans.items()}
+        lines += [
+            "",
+            f"Return of the greedy policy after {counts['updates']} updates, {counts['seeds']} seeds with "
+            f"{counts['episodes']} episodes each: mean ± standard deviation of the seeds' means; below it the "
+            f"interquartile mean of all episodes with its 95 % bootstrap interval ({RESAMPLES} resamples: as many "
+            "seeds with replacement, then as many episodes of each seed drawn). data: mean ± standard deviation of the "
+            "dataset's episodes. "
+            f"Made with {'; '.join(sorted({entry['made_with'] for entry in entries.values()}))}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _places(entry: Mapping[str, Any]) -> int:
+    """Decimals of a task's returns."""
+    return 0 if abs(entry["data_mean"]) >= 100 else 3
+
+
+def _shown(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    p, (low, high) = _places(entry), entry["interval"]
+    lost = f"<br>{entry['diverged']} diverged" if entry["diverged"] else ""
+    return f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]{lost}"
+
+
+def _recorded(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    p = _places(entry)
+    return f"{entry['data_mean']:.{p}f} ± {entry['data_sd']:.{p}f}"
+
+
+def write_tables(cells: Sequence[Cell], directory: str) -> str:
+    """Write comparison.md, .csv and .json of all cells with a result; return the first.
+
+    Args:
+        cells: of the comparison, finished or not.
+        directory: where the files go.
+    """
+    read = {(cell.task, cell.algorithm): read_result(cell) for cell in cells}
+    results = {key: result for key, result in read.items() if result}
+    entries = {key: statistics(result) for key, result in results.items()}
+    text = io.StringIO()
+    columns = ("task", "algorithm", "seed", "updates", *SHOWN)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for (task, algorithm), result in results.items():
+        for seed in result["evaluation"]:
+            writer.writerow({"task": task, "algorithm": algorithm, "updates": result["step"], **seed})
+    whole = [{"task": task, "algorithm": algorithm, **entry} for (task, algorithm), entry in entries.items()]
+    table = markdown(entries, cells)
+    for extension, content in (("md", table), ("csv", text.getvalue()), ("json", json.dumps(whole, indent=2))):
+        with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:
+            partial.write_text(content)
+    return table

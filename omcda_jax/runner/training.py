@@ -1,0 +1,116 @@
+"""The one training path: from a dataset and a state on disk to a trained state on disk."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from omcda_jax import data
+from omcda_jax.learner import Guard, Interruption, Layout, anywhere, make_debug_step, make_train_step, train
+from omcda_jax.runner.datasets import Source
+from omcda_jax.runner.evaluation import Judge
+from omcda_jax.runner.jobs import Job, Saved
+from omcda_jax.runner.processes import say
+from omcda_jax.runner.records import Records
+from omcda_jax.types import ConfigError, TrainState, updates_done
+
+
+def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: Interruption) -> Saved:
+    """Train to the end or to a signal; every state saved carries what a later start needs.
+
+    Args:
+        job: what to train; its directory is claimed.
+        source: its dataset.
+        saved: where it stands.
+        judge: evaluates its states.
+        interruption: polled between calls.
+
+    Returns:
+        The state after the last update, and what its checkpoint holds beside it.
+
+    Raises:
+        ConfigError: the data are not those the run began with.
+        NonFiniteMetrics, StorageError: as `learner.train` and `Checkpoints.save`.
+    """
+    if saved.metadata and saved.metadata["data"].get("digest") != source.metadata.get("digest"):
+        raise ConfigError(f"{job.directory}: began on other data than the file now holds; choose another {job.flag}")
+    settings, layout = job.config.learner, job.layout()
+    state = begin(job, source) if saved.state is None else saved.state
+    step = updates_done(state)
+    say(f"{'resumed' if saved.metadata else 'starting'} at step {step} of {settings.updates}, in {job.directory}")
+    guard = Guard(len(job.configs), saved.metadata.get("guard"))
+    seconds = saved.metadata.get("seconds", 0.0)
+    stopping = functools.partial(_is_stopping, job, interruption)
+
+    with source.opened as dataset_at:
+        train_step, state = compile_step(job, layout, state, dataset_at(step))
+        with Records(job, source.spec, source.metadata, guard, step, seconds) as records, interruption.deferring():
+            if records.lack_evaluation(step):
+                evaluate(step, layout.collect(state), judge, records, interruption)
+            calls = train(train_step, state, dataset_at, settings, layout=layout, guard=guard)
+            for step, state, report in () if stopping() else calls:
+                records.follow(step, report)
+                if step % settings.log_every == 0 or step >= settings.updates:
+                    records.log(step, report)
+                if step % settings.checkpoint_every == 0:
+                    records.save(step, layout.collect(state))
+                if stopping():
+                    break
+                if records.lack_evaluation(step):
+                    evaluate(step, layout.collect(state), judge, records, interruption)
+                if stopping():
+                    break
+            state = layout.collect(state)
+            if step > records.saved:
+                records.save(step, state)
+            records.wait()
+    return Saved(state, records.metadata)
+
+
+def begin(job: Job, source: Source) -> TrainState:
+    """Return the state before any update, with the data's normaliser where the config asks for one."""
+    state = job.fresh(source.spec)
+    if source.normaliser is None:
+        return state
+    spread = lambda x: jnp.stack([x] * len(job.configs)) if job.population else x
+    return state.replace(normaliser=jax.tree.map(spread, source.normaliser))
+
+
+def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> tuple[Callable[..., Any], TrainState]:
+    """Return the training call for data like these, and the state as it takes it.
+
+    Raises:
+        ConfigError: --debug_nans with more than one trial or device; or as `make_train_step`.
+    """
+    settings, began = job.config.learner, time.monotonic()
+    sizes = (settings.batch_size, settings.updates_per_call)
+    if job.switches.debug_nans:
+        if job.population or jax.device_count() > 1:
+            raise ConfigError("--debug_nans: expected one trial on one device, found more")
+        return make_debug_step(job.algorithm, data.sample, *sizes), state
+    train_step = make_train_step(job.algorithm, data.sample, *sizes, layout)
+    state = layout.place(state)
+    if jax.process_count() > 1:
+        # ahead of time pmap takes global arrays only, at the call each process's own
+        say(f"training on {len(layout.devices)} devices; the first call compiles the update")
+    else:
+        train_step = train_step.lower(state, dataset).compile()
+        say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
+    return train_step, state
+
+
+def evaluate(step: int, state: TrainState, judge: Judge, records: Records, interruption: Interruption) -> None:
+    """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded."""
+    summaries = None
+    with interruption.at_once():
+        summaries = judge(state)
+    if summaries is not None:
+        records.add_evaluation(step, state, summaries)
+
+
+def _is_stopping(job: Job, interruption: Interruption) -> bool:
+    """Whether to stop; one trial stops in all processes after the same update, whichever of them got the signal."""
+    return interruption.requested if job.population else anywhere(interruption.requested)

@@ -1,0 +1,161 @@
+"""The presets, what they hand to each algorithm, and what is said of settings on the command line."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.config import to_dict
+from omcda_jax.runner import settings
+from omcda_jax.runner.presets import PRESETS, algorithm_settings, resolve
+from omcda_jax.types import ConfigError
+
+ROOT = Path(__file__).parent.parent
+PRESET = PRESETS["smac_3m"]
+SHARED = {"target_rate": 0.01, "policy_average_rate": 0.001, "critic_layer_norm": True}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_suits_every_algorithm(name):
+    assert PRESETS[name].description and "\n" not in PRESETS[name].description
+    for algorithm in ALGORITHMS:
+        config = resolve(name, [f"algorithm.name={algorithm}"])
+        assert (config.name, config.algorithm.name) == (name, algorithm)
+        for key, value in PRESETS[name].shared.items():
+            assert getattr(config.algorithm, key, value) == value
+    assert resolve(name, []).algorithm.name == "omcda"
+
+
+def test_what_a_preset_shares_reaches_every_algorithm_that_has_such_a_setting():
+    assert all(preset.shared == SHARED for name, preset in PRESETS.items() if name.startswith("mujoco"))
+    assert not any(preset.shared for name, preset in PRESETS.items() if name.startswith("smac"))
+    hopper = PRESETS["mujoco_hopper_medium"]
+    assert algorithm_settings(hopper, "bc") == ALGORITHMS["bc"].config(policy_average_rate=0.001)
+    omiga = ALGORITHMS["omiga"].config(alpha=1.0, **SHARED)
+    assert algorithm_settings(hopper, "omiga") == omiga
+    # a value is shared even if it is the default of the algorithm that the preset is made for
+    same = ALGORITHMS["omcda"].config().learning_rate
+    preset = hopper._replace(shared={"learning_rate": same})
+    assert algorithm_settings(preset, "comadice").learning_rate == same
+    assert (
+        algorithm_settings(preset._replace(settings={"comadice": {"learning_rate": 0.2}}), "comadice").learning_rate
+        == 0.2
+    )
+
+
+def test_a_preset_for_an_algorithm_takes_assignments_in_any_order():
+    config = resolve("smac_3m", ["algorithm.alpha=3", "algorithm.name=omiga", "seed=4"])
+    assert config.algorithm == ALGORITHMS["omiga"].config(alpha=3.0) and config.seed == 4
+    assert resolve("smac_3m", ["algorithm.name=omiga"]).algorithm.alpha == 1.0, "the preset's own"
+    assert resolve("smac_3m", ["algorithm.name=bc", "algorithm.name=omcda"]) == resolve("smac_3m", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "assignments", "message"),
+    [
+        ("smac_3n", [], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
+        (None, [], "--config: expected a config, found none; valid: mujoco_ant_expert"),
+        ("smac_3m", ["algorithm.name=omgia"], "algorithm.name: no algorithm 'omgia'; did you mean 'omiga'?"),
+        ("smac_3m", ["algorithm.name=bc", "algorithm.d_tot=1"], "algorithm.d_tot: no such key"),
+        ("smac_3m", ["algorithm.d_min=0.7"], "d_min"),
+    ],
+)
+def test_mistakes_name_what_is_valid(name, assignments, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(name, assignments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def keys_of(config):
+    values = to_dict(config)
+    nested = {f"{section}.{key}" for section in values if isinstance(values[section], dict) for key in values[section]}
+    return nested | {"seed", "directory"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_key_is_explained(algorithm):
+    config = resolve("mujoco_hopper_medium", [f"algorithm.name={algorithm}"])
+    lines = {line.split()[0]: line for line in settings.explain(config).splitlines()}
+    assert lines.keys() == keys_of(config)
+    texts = settings.meanings(type(config.algorithm))
+    for key, line in lines.items():
+        assert len(line) <= 140 and line.split("  ")[-1], f"{key} is not explained"
+        if key.startswith("algorithm.") and key != "algorithm.name":
+            assert texts[key.partition(".")[2]]
+    general = settings.explain().splitlines()
+    assert keys_of(config) <= {line.split()[0] for line in general}
+
+
+def test_meanings_come_from_docstrings_along_the_bases():
+    @dataclasses.dataclass
+    class Base:
+        """One.
+
+        Attributes:
+            first: of the two; not said.
+            second, third: alike in
+                two lines. More.
+
+        Raises:
+            fourth: none.
+        """
+
+    @dataclasses.dataclass
+    class Derived(Base):
+        """Two.
+
+        Attributes:
+            first: its own.
+        """
+
+    assert settings.meanings(Base) == {
+        "first": "of the two",
+        "second": "alike in two lines",
+        "third": "alike in two lines",
+    }
+    assert settings.meanings(Derived)["first"] == "its own" and settings.meanings(Derived)["third"]
+
+
+def test_values_and_types_are_shown_as_they_are_written():
+    rows = [line.split() for line in settings.explain(resolve("mujoco_hopper_medium", [])).splitlines()]
+    shown = {row[0]: row[1:] for row in rows}
+    assert shown["algorithm.d_tot"][:2] == ["float", "0.3"]
+    assert shown["algorithm.hidden_sizes"][:2] == ["int,...", "256,256"]
+    assert shown["algorithm.critic_layer_norm"][:2] == ["bool", "true"]
+    assert shown["data.episodes"][:4] == ["int", "or", "none", "none"]
+    assert shown["data.placement"][:2] == ["device|host", "device"]
+    defaults = {line.split()[0]: line.split()[1:] for line in settings.explain().splitlines()}
+    assert defaults["learner.updates"][:2] == ["int", "-"] and defaults["learner.batch_size"][:2] == ["int", "128"]
+
+
+def test_the_overview_marks_what_is_not_the_algorithms_own_default():
+    text = settings.overview(resolve("mujoco_hopper_medium", ["algorithm.name=cql", "seed=3"]))
+    assert max(map(len, text.splitlines())) <= 120 and len(text.splitlines()) <= 14
+    words = text.split()
+    marked = {word for word in words if word.startswith("*") and len(word) > 1}
+    assert marked == {"*target_rate", "*policy_average_rate", "*critic_layer_norm", "*penalty"}
+    assert words[words.index("*penalty") + 1] == "10.0" and words[words.index("seed") + 1] == "3"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "--config=list"], ["report", "--help"]])
+def test_a_reader_that_leaves_early_ends_the_command_quietly(words):
+    command = [sys.executable, "-m", "omcda_jax.runner.main", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (error, process.returncode) == (b"", 141)
+
+
+def test_the_console_script_names_its_commands():
+    command = [sys.executable, "-m", "omcda_jax.runner.main"]
+    run = lambda *words: subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+    shown = run("--help")
+    assert shown.returncode == 0
+    for name in ("run", "compare", "collect", "data", "train-behaviour", "report"):
+        assert f"  {name} " in shown.stdout
+    mistaken = run("rnu")
+    assert mistaken.returncode == 78 and "no command 'rnu'" in mistaken.stderr
