@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from omcda_jax import algorithms, envs
-from omcda_jax.data import behaviour
+from omcda_jax.behaviour import policies
 from omcda_jax.envs import mamujoco
 from omcda_jax.evaluate import make_evaluate, summarise
 
@@ -171,8 +171,8 @@ def evaluation(scenario: str) -> tuple[str, dict[str, float], float]:
     """Ten greedy episodes: whose, their summary, seconds."""
     environment = envs.make(f"mamujoco/{scenario}")
     if scenario == "Hopper_3x1":
-        policy, state = "shipped expert", behaviour.load(environment.name, "expert")
-        act = lambda params, obs, avail: behaviour.sample(params, obs, avail, jax.random.key(0), 0.0)
+        policy, state = "shipped expert", policies.load(environment.name, "expert")
+        act = lambda params, obs, avail: policies.sample(params, obs, avail, jax.random.key(0), 0.0)
     else:
         bc = algorithms.ALGORITHMS["bc"]
         policy, act = "untrained", bc.act

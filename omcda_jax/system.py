@@ -6,10 +6,13 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from omcda_jax.types import ConfigError
+from absl import flags
+
+from omcda_jax.types import ConfigError, DatasetError
 
 
 def one_line(error: BaseException) -> str:
@@ -31,6 +34,36 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
+
+
+def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Read flags into `values` and return the words that are not flags.
+
+    Args:
+        values: the flags' definitions.
+        argv: a command line, the program's name first.
+
+    Raises:
+        ConfigError: an unknown flag, or a value of another type.
+    """
+    try:
+        return values(list(argv))[1:]
+    except flags.Error as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Run a command and return its exit status: os.EX_CONFIG after one line on what the user can mend.
+
+    Args:
+        work: the command.
+    """
+    try:
+        work()
+    except (ConfigError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    return os.EX_OK
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -20,7 +20,14 @@ MATHEMATICS = [
     {"algorithms"},
     {"omcda_jax"},
 ]
-MACHINERY = [{"types"}, {"system"}, {"config", "envs", "checkpoint", "metrics"}, {"data"}, {"learner", "evaluate"}]
+MACHINERY = [
+    {"types"},
+    {"system"},
+    {"config", "envs", "checkpoint", "metrics"},
+    {"behaviour"},
+    {"data"},
+    {"learner", "evaluate"},
+]
 # Knows both branches, and nothing knows it.
 RUNNER = "runner"
 

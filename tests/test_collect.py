@@ -1,6 +1,5 @@
 import functools
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,9 +11,11 @@ import numpy as np
 import pytest
 
 from omcda_jax import data, envs
-from omcda_jax.data import behaviour
+from omcda_jax.behaviour import policies
 from omcda_jax.data.dataset import check
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.runner import collect as script
+from omcda_jax.system import sha256
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 collect = importlib.import_module("omcda_jax.data.collect")
@@ -99,7 +100,7 @@ def make_gaussian(seed=0):
     sizes = ((3, 4), (4, 4), (4, 2))
     layers = tuple((rng.normal(size=(2, *size)), rng.normal(size=(2, size[1]))) for size in sizes)
     return jax.tree.map(
-        jnp.float32, behaviour.Gaussian(layers, np.full((2, 2), -0.7), rng.normal(size=(2, 3)), np.full((2, 3), 5.0))
+        jnp.float32, policies.Gaussian(layers, np.full((2, 2), -0.7), rng.normal(size=(2, 3)), np.full((2, 3), 5.0))
     )
 
 
@@ -136,7 +137,7 @@ def split(episodes):
     ]
 
 
-PLAIN = behaviour.Quality(("only",))
+PLAIN = policies.Quality(("only",))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_seeds_differ_and_repeat(plain):
 def test_won_only_keeps_exactly_the_won_episodes(plain):
     wanted = int(plain[0].won.sum())
     calls = []
-    recipe = behaviour.Quality(("only",), won_only=True)
+    recipe = policies.Quality(("only",), won_only=True)
     progress = lambda *call: calls.append(call)
     kept, metadata = collect.collect(make_toy(), [make_params()], recipe, episodes=wanted, seed=5, progress=progress)
     assert kept.won.all() and len(kept.length) == wanted
@@ -215,14 +216,14 @@ def test_hopeless_filter_is_reported(monkeypatch):
     (w, b), hidden, (last, bias) = make_params()
     params = ((w, b), hidden, (last * 0, jnp.array([99.0, 0.0, 0.0])))
     with pytest.raises(ConfigError, match="kept 0 episodes of 8 played, expected 4; the policy wins too rarely"):
-        collect.collect(make_toy(), [params], behaviour.Quality(("only",), won_only=True), episodes=4, seed=0)
+        collect.collect(make_toy(), [params], policies.Quality(("only",), won_only=True), episodes=4, seed=0)
 
 
 def test_stages_share_the_episodes(plain):
     zero = jax.tree.map(jnp.zeros_like, make_params())
     first, second = ((*zero[:2], (zero[2][0], jnp.eye(3)[k] * 99)) for k in (0, 1))
     episodes, metadata = collect.collect(
-        make_toy(), [first, second], behaviour.Quality(("zero", "one")), episodes=5, seed=0
+        make_toy(), [first, second], policies.Quality(("zero", "one")), episodes=5, seed=0
     )
     chosen = [int(rows["action"][:-1].max()) for rows in split(episodes)]
     assert chosen == [0, 0, 0, 1, 1] and metadata["rollouts"] == 5
@@ -230,9 +231,9 @@ def test_stages_share_the_episodes(plain):
 
 
 def test_low_temperature_is_greedy():
-    params, recipe = make_params(), behaviour.Quality(("only",), temperature=1e-4)
+    params, recipe = make_params(), policies.Quality(("only",), temperature=1e-4)
     episodes, _ = collect.collect(make_toy(), [params], recipe, episodes=10, seed=0)
-    greedy = behaviour.logits(params, jnp.asarray(episodes.obs), jnp.asarray(episodes.avail)).argmax(-1)
+    greedy = policies.logits(params, jnp.asarray(episodes.obs), jnp.asarray(episodes.avail)).argmax(-1)
     steps = data.from_arrays(SPEC, episodes).rows
     np.testing.assert_array_equal(episodes.action[steps], greedy[steps])
 
@@ -242,7 +243,7 @@ def test_logits_by_hand():
     obs = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
     avail = np.ones((4, 2, 3), bool)
     avail[:, 1, 2] = False
-    found = behaviour.logits(params, jnp.asarray(obs), jnp.asarray(avail))
+    found = policies.logits(params, jnp.asarray(obs), jnp.asarray(avail))
     for row in range(4):
         for agent in range(2):
             x = np.append(obs[row, agent], np.eye(2)[agent])
@@ -281,7 +282,7 @@ def test_draws_of_the_host_are_those_of_the_policy(hosted):
     episodes, params = hosted[0], make_gaussian()
     steps = data.from_arrays(HOST_SPEC, episodes).rows
     draws = np.arctanh(np.clip(episodes.action[steps].astype(np.float64), -1 + 1e-7, 1 - 1e-7))
-    error = (draws - behaviour.mean(params, jnp.asarray(episodes.obs[steps]))) / np.exp(-0.7)
+    error = (draws - policies.mean(params, jnp.asarray(episodes.obs[steps]))) / np.exp(-0.7)
     error = error.reshape(len(steps), 4)[:, :3]
     # a draw beyond +-7 before the tanh cannot be read off a float32 action
     error = error[(np.abs(draws.reshape(len(steps), 4)) < 7).all(axis=1)]
@@ -319,7 +320,7 @@ def test_stages_share_the_transitions():
     episodes, metadata = collect.collect(
         make_host(opened=opened),
         [low, high],
-        behaviour.Quality(("low", "high")),
+        policies.Quality(("low", "high")),
         transitions=101,
         seed=0,
         progress=lambda *call: calls.append(call),
@@ -335,7 +336,7 @@ def test_stages_share_the_transitions():
 
 def test_won_only_on_the_host(hosted):
     wanted = int(hosted[0].won.sum())
-    recipe = behaviour.Quality(("only",), won_only=True)
+    recipe = policies.Quality(("only",), won_only=True)
     kept, metadata = collect.collect(make_host(), [make_gaussian()], recipe, episodes=wanted, seed=5)
     assert 0 < wanted < 60 and kept.won.all()
     np.testing.assert_array_equal(kept.length, hosted[0].length[hosted[0].won])
@@ -344,10 +345,10 @@ def test_won_only_on_the_host(hosted):
 
 def test_temperature_zero_is_the_centre_of_a_continuous_policy():
     params = make_gaussian()
-    recipe = behaviour.Quality(("only",), temperature=0.0)
+    recipe = policies.Quality(("only",), temperature=0.0)
     episodes, _ = collect.collect(make_host(), [params], recipe, episodes=5, seed=0)
     steps = data.from_arrays(HOST_SPEC, episodes).rows
-    centre = np.tanh(behaviour.mean(params, jnp.asarray(episodes.obs[steps]))) * episodes.avail[steps]
+    centre = np.tanh(policies.mean(params, jnp.asarray(episodes.obs[steps]))) * episodes.avail[steps]
     np.testing.assert_allclose(episodes.action[steps], centre, rtol=1e-4, atol=1e-5)
 
 
@@ -355,7 +356,7 @@ def test_mean_by_hand():
     params = make_gaussian()
     obs = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
     obs[0, 0, 0] = 1e6
-    found = behaviour.mean(params, jnp.asarray(obs))
+    found = policies.mean(params, jnp.asarray(obs))
     for row in range(4):
         for agent in range(2):
             x = np.clip((obs[row, agent] - params.obs_mean[agent]) / params.obs_std[agent], -10, 10)
@@ -367,8 +368,8 @@ def test_mean_by_hand():
 
 def test_weights_survive_the_file(tmp_path):
     for params in (make_params(), make_gaussian()):
-        behaviour.write_weights(tmp_path / "new" / "policy.npz", params, env_steps=3)
-        found = behaviour.read_weights(tmp_path / "new" / "policy.npz")
+        policies.write_weights(tmp_path / "new" / "policy.npz", params, env_steps=3)
+        found = policies.read_weights(tmp_path / "new" / "policy.npz")
         assert type(found) is type(params)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3), found, params)
     with np.load(tmp_path / "new" / "policy.npz") as file:
@@ -398,8 +399,8 @@ def toy_shop(tmp_path, monkeypatch):
     """A working directory, a toy environment and a behaviour policy for `ensure`."""
     weights = {f"actor_{k}_{name}": pair[i] for k, pair in enumerate(make_params()) for i, name in enumerate("wb")}
     np.savez(tmp_path / "toy_sum_medium.npz", **weights)
-    monkeypatch.setattr(behaviour, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(behaviour, "QUALITIES", {("toy/sum", "medium"): behaviour.Quality(("medium",))})
+    monkeypatch.setattr(policies, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(policies, "QUALITIES", {("toy/sum", "medium"): policies.Quality(("medium",))})
     monkeypatch.setattr(collect, "make", make_toy)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -415,7 +416,7 @@ def test_ensure_collects_once(toy_shop):
     jax.tree.map(np.testing.assert_array_equal, episodes, direct)
     assert metadata["quality"] == "medium" and metadata["rollouts"] == 12
     assert "--environment=toy/sum --quality=medium --episodes=12 --seed=5" in metadata["generator"]
-    assert metadata["weights"] == {"medium": behaviour.digest(toy_shop / "toy_sum_medium.npz")}
+    assert metadata["weights"] == {"medium": sha256(toy_shop / "toy_sum_medium.npz")}
     stamp, told = path.stat().st_mtime_ns, len(lines)
     assert data.ensure("toy/sum", "medium", 12, 5, log=lines.append) == path
     assert path.stat().st_mtime_ns == stamp and len(lines) == told
@@ -445,18 +446,18 @@ def test_ensure_refuses_what_it_cannot_make(toy_shop):
         data.ensure("toy/sum", "medium", 3, 0)
 
 
-@pytest.mark.parametrize(("environment", "quality"), behaviour.QUALITIES)
+@pytest.mark.parametrize(("environment", "quality"), policies.QUALITIES)
 def test_every_quality_has_its_weights(environment, quality):
-    for stage in behaviour.QUALITIES[environment, quality].stages:
-        params = behaviour.load(environment, stage)
-        assert isinstance(params, behaviour.Gaussian) == environment.startswith("mamujoco/")
+    for stage in policies.QUALITIES[environment, quality].stages:
+        params = policies.load(environment, stage)
+        assert isinstance(params, policies.Gaussian) == environment.startswith("mamujoco/")
         assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
 def test_real_battles(tmp_path):
     environment = envs.make("smax/3m")
-    recipe = behaviour.quality("smax/3m", "good")
-    params = [behaviour.load("smax/3m", stage) for stage in recipe.stages]
+    recipe = policies.quality("smax/3m", "good")
+    params = [policies.load("smax/3m", stage) for stage in recipe.stages]
     episodes, metadata = collect.collect(environment, params, recipe, episodes=24, seed=0)
     data.write(tmp_path / "3m.h5", environment.spec, episodes, metadata)
     dataset, metadata = data.load(tmp_path / "3m.h5", spec=environment.spec, environment="smax/3m", reward_scale=10.0)
@@ -471,29 +472,21 @@ def test_real_battles(tmp_path):
     assert data.max_return_to_go(dataset, 1.0) == pytest.approx(10 * found["return_max"], rel=1e-5)
 
 
-@pytest.fixture
-def script():
-    location = importlib.util.spec_from_file_location("collect_script", ROOT / "experiments" / "collect.py")
-    module = importlib.util.module_from_spec(location)
-    location.loader.exec_module(module)
-    return module
-
-
-def test_script_makes_describes_and_refuses(toy_shop, script, capsys):
-    asked = {"environment": "toy/sum", "quality": "medium", "episodes": 12, "seed": 5}
-    script.run(asked)
+def test_script_makes_describes_and_refuses(toy_shop, capsys):
+    request = {"environment": "toy/sum", "quality": "medium", "episodes": 12, "seed": 5}
+    script.run(request)
     made = capsys.readouterr().out
     assert "collecting 12 episodes" in made and "12 kept of 12 played" in made
-    script.run(asked)
+    script.run(request)
     found = capsys.readouterr().out
     assert "exists: checking it" in found and "collecting" not in found and "12 kept of 12 played" in found
     with pytest.raises(ConfigError, match="size: expected one of"):
-        script.run(asked | {"transitions": 30})
-    path = data.default_path(**asked)
+        script.run(request | {"transitions": 30})
+    path = data.default_path(**request)
     with pytest.raises(DatasetError, match="transitions: expected 30, found None; name another --out"):
-        script.run(asked | {"transitions": 30, "episodes": None}, out=path)
+        script.run(request | {"transitions": 30, "episodes": None}, out=path)
     with pytest.raises(DatasetError, match="seed: expected 6, found 5; name another --out"):
-        script.run(asked | {"seed": 6}, out=path)
+        script.run(request | {"seed": 6}, out=path)
 
 
 def test_script_exits_with_78_and_one_line(tmp_path):

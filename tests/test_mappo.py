@@ -1,13 +1,12 @@
 """The behaviour trainers: their advantages against a plain loop, their masks, and games they must learn."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.data import behaviour, mappo, mappo_continuous
+from omcda_jax.behaviour import mappo, mappo_continuous, policies, training
+from omcda_jax.behaviour.recipes import Phase, Recipe
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.types import ConfigError, EnvSpec
 
@@ -52,7 +51,7 @@ SMALL = mappo.Settings(steps=4_000, num_envs=8, rollout=10, minibatches=2, hidde
 
 def test_advantages_equal_a_plain_loop():
     generator = np.random.default_rng(0)
-    shape, discount, trace = (7, 3), 0.9, 0.8
+    shape, gamma, trace = (7, 3), 0.9, 0.8
     reward, value, next_value = (generator.normal(size=shape).astype(np.float32) for _ in range(3))
     terminated = generator.random(shape) < 0.2
     ended = terminated | (generator.random(shape) < 0.2)
@@ -63,12 +62,12 @@ def test_advantages_equal_a_plain_loop():
             factor = 1.0
             for later in range(t, shape[0]):
                 bootstrap = 0.0 if terminated[later, column] else next_value[later, column]
-                error = reward[later, column] + discount * bootstrap - value[later, column]
+                error = reward[later, column] + gamma * bootstrap - value[later, column]
                 expected[t, column] += factor * error
-                factor *= discount * trace
+                factor *= gamma * trace
                 if ended[later, column]:
                     break
-    found = mappo.advantages(reward, value, next_value, terminated, ended, discount=discount, trace=trace)
+    found = mappo.advantages(reward, value, next_value, terminated, ended, gamma=gamma, trace=trace)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -96,24 +95,16 @@ def test_agents_without_a_choice_do_not_enter_the_policy_loss():
 
 def test_it_learns_each_agents_own_action():
     game = counting_game()
-    seen, lines = [], []
     given = mappo.init_params(jax.random.key(3), game.spec, SMALL.hidden)
-    params = mappo.train(
-        game,
-        SMALL,
-        jax.random.key(4),
-        given,
-        report=lambda steps, params: seen.append((steps, params)),
-        log=lines.append,
-        log_every=2_000,
-    )
-    assert [steps for steps, _ in seen] == list(range(80, 4_001, 80)) and len(lines) == 2
-    # the returns in the log are those of whole episodes of three steps
-    assert 2.5 < float(re.search(r"return ([\d.]+)", lines[-1])[1]) <= 3
+    seen = list(mappo.train(game, SMALL, jax.random.key(4), given))
+    assert [steps for steps, _, _ in seen] == list(range(80, 4_001, 80))
+    _, params, metrics = seen[-1]
+    # the returns are those of whole episodes of three steps
+    assert metrics["episodes"] > 20 and 2.5 < metrics["return"] / metrics["episodes"] <= 3
     for old, new in zip(jax.tree.leaves(given), jax.tree.leaves(seen[0][1]), strict=True):
         assert old.shape == new.shape and np.isfinite(new).all() and (old != new).any()
     obs = jnp.linspace(0, 2 / HORIZON, 3)[:, None, None] * jnp.ones((1, 2, 1))
-    logits = behaviour.logits(params["actor"], obs, jnp.ones((3, 2, 3), bool).at[..., 1].set(False))
+    logits = policies.logits(params["actor"], obs, jnp.ones((3, 2, 3), bool).at[..., 1].set(False))
     chances = jax.nn.softmax(logits)
     assert chances[:, 0, TARGETS[0]].min() > 0.9 and chances[:, 1, TARGETS[1]].min() > 0.9
 
@@ -175,20 +166,14 @@ REACHING = mappo.Settings(
 
 
 def test_it_reaches_each_agents_own_aim():
-    closed, seen, lines = [], [], []
-    actor = mappo_continuous.train(
-        reaching_game(closed),
-        REACHING,
-        jax.random.key(0),
-        report=lambda steps, actor: seen.append((steps, actor)),
-        log=lines.append,
-        log_every=5_000,
-    )
-    assert [steps for steps, _ in seen] == list(range(200, 10_001, 200)) and len(lines) == 2 and closed == [8]
+    closed = []
+    seen = list(mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)))
+    assert [steps for steps, _, _ in seen] == list(range(200, 10_001, 200)) and closed == [8]
+    _, actor, metrics = seen[-1]
     # an episode of five steps on target pays 5, less 15 times the variance of an action
-    assert 4 < float(re.search(r"return ([\d.]+)", lines[-1])[1]) <= 5 and "length 5 " in lines[-1]
+    assert metrics["episodes"] == 40 and metrics["length"] == 200 and 4 < metrics["return"] / 40 <= 5
     obs = jnp.zeros((5, 2, 2)).at[..., 0].set(1000 + 100 * jnp.arange(5.0)[:, None])
-    centre = np.tanh(behaviour.mean(actor, obs))
+    centre = np.tanh(policies.mean(actor, obs))
     assert np.abs(centre - AIMS)[:, [0, 0, 1], [0, 1, 0]].max() < 0.15
     # mean and spread of 1000, 1100, .. 1400; what never varies is left as it is
     np.testing.assert_allclose(actor.obs_mean, [[1200, 0]] * 2, rtol=1e-4)
@@ -199,20 +184,44 @@ def test_it_reaches_each_agents_own_aim():
 
 def test_the_simulators_are_closed_after_an_error():
     closed = []
-
-    def report(steps, actor):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0), report=report, log=lambda line: None)
+        for _ in mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)):
+            raise KeyboardInterrupt
     assert closed == [8]
 
 
-def test_the_report_can_end_the_training():
-    steps = []
-    report = lambda now, actor: steps.append(now) or now >= 400
-    mappo_continuous.train(reaching_game([]), REACHING, jax.random.key(0), report=report, log=lambda line: None)
-    assert steps == [200, 400]
+def test_the_caller_can_end_the_training():
+    closed = []
+    for steps, _, _ in mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)):
+        if steps >= 400:
+            break
+    assert steps == 400 and closed == [8]
+
+
+def test_a_recipe_s_stages_are_taken_in_order_and_saved_as_they_are_judged(tmp_path, monkeypatch, capsys):
+    stages = {"early": 300, "able": 0.5, "late": 1_200}
+    recipe = Recipe(phases=(Phase(REACHING),), stages=stages, check_every=400, episodes=9, check_episodes=3)
+    monkeypatch.setattr(training, "RECIPES", {"test/reaching": recipe})
+    monkeypatch.setattr(training.envs, "make", lambda name: reaching_game([]))
+    judged = []
+
+    def make_evaluate(environment, episodes):
+        def evaluate(actor, key):
+            judged.append((episodes, actor))
+            # the second check finds the team able
+            return {"win_rate": sum(count == 3 for count, _ in judged) / 4}
+
+        return evaluate
+
+    training.train("test/reaching", tmp_path, make_evaluate, every=500)
+    written = {path.stem.removeprefix("test_reaching_"): np.load(path) for path in tmp_path.iterdir()}
+    steps = {stage: int(file["env_steps"]) for stage, file in written.items()}
+    assert steps == {"early": 400, "000000600": 600, "000001000": 1_000, "able": 1_200, "late": 1_400}
+    # checks at 800 and 1,200 steps
+    assert [episodes for episodes, _ in judged] == [9, 9, 3, 9, 3, 9, 9]
+    assert capsys.readouterr().out.count("saved ") == 5
+    stored = policies.read_weights(tmp_path / "test_reaching_late.npz")
+    jax.tree.map(np.testing.assert_array_equal, stored, judged[-1][1])
 
 
 def test_running_moments_equal_those_of_all_rows(random):
@@ -227,7 +236,7 @@ def test_running_moments_equal_those_of_all_rows(random):
 def test_log_probability_of_the_dimensions_an_agent_has(random):
     layers = tuple((jnp.zeros((2, *size)), jnp.full((2, size[1]), 0.3)) for size in ((3, 4), (4, 4), (4, 2)))
     log_std = np.array([[-1.0, 0.5], [0.2, 0.0]], np.float32)
-    actor = behaviour.Gaussian(layers, jnp.asarray(log_std), jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    actor = policies.Gaussian(layers, jnp.asarray(log_std), jnp.zeros((2, 3)), jnp.ones((2, 3)))
     draw = random.normal(size=(5, 2, 2)).astype(np.float32)
     avail = np.ones((5, 2, 2), bool)
     avail[:, 1, 1] = False
@@ -240,4 +249,4 @@ def test_log_probability_of_the_dimensions_an_agent_has(random):
 
 def test_discrete_actions_are_refused_by_the_continuous_trainer():
     with pytest.raises(ConfigError, match="expected continuous actions, test/counting has discrete"):
-        mappo_continuous.train(counting_game(), REACHING, jax.random.key(0))
+        next(mappo_continuous.train(counting_game(), REACHING, jax.random.key(0)))

@@ -22,36 +22,32 @@ from absl import flags
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import card, formats, hub, manifest
-from omcda_jax.system import one_line
-from omcda_jax.types import ConfigError, DatasetError
+from omcda_jax.system import exit_status, read_flags
+from omcda_jax.types import ConfigError
 
 COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command; returns 0, or 78 after one line on what is the user's to mend.
+    """Run one command and return its exit status.
 
     Args:
         argv: the program's name, the command, its paths and flags.
     """
-    try:
-        values = _flags()
-        try:
-            words = values(list(argv))[1:]
-        except flags.Error as error:
-            raise ConfigError(one_line(error)) from error
-        if values.help or not words:
-            print(__doc__.strip())
-            return 0
-        command, *paths = words
-        if command not in COMMANDS or len(paths) != len(COMMANDS.get(command, ())):
-            known = "; ".join(" ".join((name, *needed)) for name, needed in COMMANDS.items())
-            raise ConfigError(f"expected one of {known}, found {' '.join(words)!r}")
-        {"verify": verify, "card": describe, "convert": convert, "download": download}[command](*paths, values)
-        return 0
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 78
+    return exit_status(functools.partial(_run, argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    values = _flags()
+    words = read_flags(values, argv)
+    if values.help or not words:
+        print(__doc__.strip())
+        return
+    command, *paths = words
+    if command not in COMMANDS or len(paths) != len(COMMANDS[command]):
+        known = "; ".join(" ".join((name, *needed)) for name, needed in COMMANDS.items())
+        raise ConfigError(f"expected one of {known}, found {' '.join(words)!r}")
+    {"verify": verify, "card": describe, "convert": convert, "download": download}[command](*paths, values)
 
 
 def verify(path: str, values: Any) -> None:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.data import behaviour, hdf5
+from omcda_jax.behaviour import policies
+from omcda_jax.data import hdf5
 from omcda_jax.data.dataset import Episodes
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
@@ -32,8 +33,8 @@ TRIES_AT_LEAST = 4096
 
 def collect(
     environment: Environment | HostEnvironment,
-    params: Sequence[behaviour.Params],
-    recipe: behaviour.Quality,
+    params: Sequence[policies.Params],
+    recipe: policies.Quality,
     *,
     seed: int,
     episodes: int | None = None,
@@ -63,7 +64,7 @@ def collect(
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed: expected 0..{2**32 - 1}, found {seed}")
     for stage, weights in zip(recipe.stages, params, strict=True):
-        behaviour.check(weights, environment.spec, f"{stage} for {environment.name}")
+        policies.check(weights, environment.spec, f"{stage} for {environment.name}")
     kept: list[Episodes] = []
     played = total = 0
     with _player(environment, recipe.temperature, wanted if unit == "episodes" else None) as play:
@@ -102,7 +103,7 @@ def collect(
     return Episodes(*joined), metadata
 
 
-def describe(recipe: behaviour.Quality) -> str:
+def describe(recipe: policies.Quality) -> str:
     """Says in words how a dataset is made.
 
     Args:
@@ -147,7 +148,7 @@ def ensure(
 
     Args:
         environment: for instance `smax/3m`.
-        quality: for instance `medium`, see `behaviour.QUALITIES`.
+        quality: for instance `medium`, see `policies.QUALITIES`.
         episodes: how many; or
         transitions: how many at least, in whole episodes.
         seed: of the collection.
@@ -165,8 +166,8 @@ def ensure(
         return path
     hdf5.require()
     simulator = make(environment)
-    recipe = behaviour.quality(environment, quality)
-    files = {stage: behaviour.weights_path(environment, stage) for stage in recipe.stages}
+    recipe = policies.quality(environment, quality)
+    files = {stage: policies.weights_path(environment, stage) for stage in recipe.stages}
     _require_folder(path.parent)
     log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({describe(recipe)})")
     start = told = time.monotonic()
@@ -178,7 +179,7 @@ def ensure(
             left = (told - start) * max(0, wanted - kept) / max(1, kept)
             log(f"  kept {kept} of {wanted} {unit}, played {played} episodes, {told - start:.0f} s, left {left:.0f} s")
 
-    params = [behaviour.read_weights(file) for file in files.values()]
+    params = [policies.read_weights(file) for file in files.values()]
     sizes = {"episodes": episodes, "transitions": transitions}
     data, metadata = collect(simulator, params, recipe, seed=seed, **sizes, progress=progress)
     command = f"python experiments/collect.py --environment={environment} --quality={quality}"
@@ -231,7 +232,7 @@ def _rollout_functions(environment: Environment, temperature: float):
         def step(carry, t):
             env_state, seen = carry
             act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-            action = behaviour.sample(params, seen.obs, seen.avail, act_key, temperature)
+            action = policies.sample(params, seen.obs, seen.avail, act_key, temperature)
             env_state, after = environment.step(step_key, env_state, action)
             row = (seen.obs, seen.global_state, seen.avail, action)
             row += (after.reward, after.terminated, after.truncated, after.won)
@@ -272,9 +273,7 @@ def _act(temperature: float):
     """Compiles a step's actions of all copies at once, each from the key of its own episode and step."""
 
     def act(params, key, episode, t, obs, avail):
-        return behaviour.sample(
-            params, obs, avail, jax.random.fold_in(jax.random.fold_in(key, episode), t), temperature
-        )
+        return policies.sample(params, obs, avail, jax.random.fold_in(jax.random.fold_in(key, episode), t), temperature)
 
     return jax.jit(jax.vmap(act, in_axes=(None, None, 0, 0, 0, 0)))
 

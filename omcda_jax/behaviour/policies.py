@@ -1,9 +1,10 @@
-"""The behaviour policies whose rollouts are the datasets, and the table of those datasets.
+"""The behaviour policies that datasets are rollouts of, and the table of those datasets.
 
-Discrete actions: one small network shared by all agents, an agent's observation with its one-hot identity, two hidden
-ReLU layers, one logit per action. Continuous actions: one network per agent, its standardised observation, two hidden
-tanh layers, the mean of a Gaussian of fixed width, and a tanh over the draw. The weights lie beside this file,
-`weights/<family>_<scenario>_<stage>.npz`, one file per stage of training; each names the command that remakes it.
+Discrete actions: one small network shared by all agents, from an agent's observation and its one-hot identity through
+two hidden ReLU layers to one logit per action. Continuous actions: one network per agent, from its standardised
+observation through two hidden tanh layers to the mean of a Gaussian of fixed width; a tanh bounds the draw. The weights
+are stored beside this file, `weights/<family>_<scenario>_<stage>.npz`, one file per stage of training; each names the
+command that remakes it.
 """
 
 import dataclasses

@@ -2,16 +2,16 @@
 
 One actor shared by all agents (local observation and one-hot agent id -> two hidden layers -> logits over legal
 actions), one central value of the global state, the team's advantage shared by every agent that has a choice. The
-whole update, rollout included, is one jitted function.
+whole update, rollout included, is one compiled function.
 
-`mappo_continuous` shares the parts that do not depend on the kind of action or of simulator.
+`mappo_continuous` uses the parts that do not depend on the kind of action or of simulator.
 
 Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Yu et al. 2022 (MAPPO).
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import chex
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from omcda_jax.data import behaviour
+from omcda_jax.behaviour import policies
 from omcda_jax.envs.base import Environment, TimeStep
 from omcda_jax.types import ConfigError, EnvSpec
 
@@ -36,7 +36,7 @@ class Settings:
         minibatches: parts a pass is cut into.
         learning_rate: Adam's, at the start.
         final_learning_rate: at the end; linear in between.
-        discount: of the return the values estimate.
+        gamma: discount factor of the return that the values estimate.
         trace: lambda of the advantage estimate.
         clip: bound on the change of the probability ratio.
         entropy: weight of the entropy bonus, per agent.
@@ -54,7 +54,7 @@ class Settings:
     minibatches: int = 4
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
-    discount: float = 0.99
+    gamma: float = 0.99
     trace: float = 0.95
     clip: float = 0.2
     entropy: float = 0.01
@@ -81,7 +81,7 @@ class Rollout(NamedTuple):
     """R transitions of the team; leading axes [rollout, num_envs] or flattened [R]."""
 
     obs: chex.Array
-    state: chex.Array
+    global_state: chex.Array
     avail: chex.Array
     action: chex.Array
     log_prob: chex.Array
@@ -138,18 +138,19 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
     }
 
 
-def values(critic: tuple, state: chex.Array, activation: Callable = jax.nn.relu) -> jax.Array:
+def values(critic: tuple, global_state: chex.Array, activation: Callable = jax.nn.relu) -> jax.Array:
     """Returns the estimated discounted return from global states.
 
     Args:
         critic: (w, b) of each layer, as from `init_layers`, with one output.
-        state: [..., S].
+        global_state: [..., S].
         activation: of the hidden layers.
 
     Returns:
         [...].
     """
-    return behaviour.forward(critic, state.reshape(-1, state.shape[-1]), activation).reshape(state.shape[:-1])
+    rows = global_state.reshape(-1, global_state.shape[-1])
+    return policies.forward(critic, rows, activation).reshape(global_state.shape[:-1])
 
 
 def advantages(
@@ -159,7 +160,7 @@ def advantages(
     terminated: chex.Array,
     ended: chex.Array,
     *,
-    discount: float,
+    gamma: float,
     trace: float,
 ) -> chex.Array:
     """Generalised advantage estimates; an episode cut by the time limit is bootstrapped, one that ended is not.
@@ -170,18 +171,18 @@ def advantages(
         next_value: [T, E] values of the states stepped into (before any reset).
         terminated: [T, E] bool, the task ended with the step.
         ended: [T, E] bool, the episode ended with the step, for whichever reason.
-        discount: factor per step.
+        gamma: discount factor.
         trace: lambda, between one-step errors (0) and whole returns (1).
 
     Returns:
         [T, E] advantages. Schulman et al. 2016, equation 16.
     """
     chex.assert_equal_shape([reward, value, next_value, terminated, ended])
-    error = reward + discount * jnp.where(terminated, 0.0, next_value) - value
+    error = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
     def backwards(following, now):
         error, ended = now
-        advantage = error + discount * trace * jnp.where(ended, 0.0, following)
+        advantage = error + gamma * trace * jnp.where(ended, 0.0, following)
         return advantage, advantage
 
     return jax.lax.scan(backwards, jnp.zeros_like(reward[0]), (error, ended), reverse=True)[1]
@@ -257,84 +258,95 @@ def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
 
     Args:
         params: as from `init_params`.
-        rows: flattened transitions, obs [R, N, O], state [R, S], avail [R, N, A], action and log_prob [R, N],
+        rows: flattened transitions, obs [R, N, O], global_state [R, S], avail [R, N, A], action and log_prob [R, N],
             advantage and target [R].
         settings: clip, entropy and value_weight are used.
     """
-    log_probs = jax.nn.log_softmax(behaviour.logits(params["actor"], rows.obs, rows.avail))
+    log_probs = jax.nn.log_softmax(policies.logits(params["actor"], rows.obs, rows.avail))
     log_prob = jnp.take_along_axis(log_probs, rows.action[..., None], -1)[..., 0]
     chooses = (rows.avail.sum(-1) > 1).astype(jnp.float32)
     total = jnp.maximum(chooses.sum(), 1.0)
     gain = clipped_gain(log_prob, rows, settings.clip)
     entropy = -jnp.where(rows.avail, jnp.exp(log_probs) * log_probs, 0.0).sum(-1)
-    value = values(params["critic"], rows.state)
+    value = values(params["critic"], rows.global_state)
     policy_loss = -(chooses * (gain + settings.entropy * entropy)).sum() / total
     return policy_loss + settings.value_weight * jnp.square(value - rows.target).mean()
 
 
-def make_update(environment: Environment, settings: Settings) -> tuple[Callable, Callable]:
-    """Builds one update of the training: a rollout and the Adam steps on it.
+def start(environment: Environment, settings: Settings, key: chex.PRNGKey, params: dict) -> Loop:
+    """Return what the first update starts from: fresh episodes and a fresh optimiser.
 
     Args:
         environment: where to learn.
         settings: the recipe.
+        key: typed PRNG key.
+        params: as from `init_params`.
+    """
+    key, reset_key = jax.random.split(key)
+    env_state, time_step = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, settings.num_envs))
+    opt_state = make_optimiser(settings).init(params)
+    return Loop(params, opt_state, env_state, time_step, jnp.zeros(settings.num_envs), key)
+
+
+def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRNGKey) -> tuple[Loop, dict]:
+    """Take one step in each environment, with drawn actions, and reset those whose episode ended.
+
+    Args:
+        environment: where to learn.
+        settings: the recipe.
+        loop: before the step.
+        key: typed PRNG key.
 
     Returns:
-        `start(key, params) -> Loop` and the jitted `update(loop) -> (Loop, metrics)`. An update plays `rollout` steps
-        in each of `num_envs` environments, resetting those whose episode ended, and then makes `epochs * minibatches`
-        Adam steps. Metrics: `episodes`, `return` and `won`, summed over the episodes that ended.
+        The loop with new environments, time steps and returns so far; and a record of the step: what was seen and done
+        (`now`), what it led to before any reset (`then`), and sums over the episodes that ended (`metrics`).
     """
+    now = loop.time_step
+    act_key, step_key, reset_key = jax.random.split(key, 3)
+    scores = policies.logits(loop.params["actor"], now.obs, now.avail)
+    action = jax.random.categorical(act_key, scores)
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), action[..., None], -1)[..., 0]
+    env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, settings.num_envs), loop.env_state, action)
+    ended = then.terminated | then.truncated
+    episode_return = loop.episode_return + then.reward
+    record = {
+        "now": (now.obs, now.global_state, now.avail, action, log_prob),
+        "then": (then.reward, then.global_state, then.terminated, ended),
+        "metrics": (ended.sum(), (ended * episode_return).sum(), (ended & then.won).sum()),
+    }
+    fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, settings.num_envs))
+    pick = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    env_state, time_step = jax.tree.map(pick, fresh, (env_state, then))
+    episode_return = jnp.where(ended, 0.0, episode_return)
+    return loop._replace(env_state=env_state, time_step=time_step, episode_return=episode_return), record
+
+
+def update(environment: Environment, settings: Settings, loop: Loop) -> tuple[Loop, dict]:
+    """Play `rollout` steps in each of `num_envs` environments and make `epochs * minibatches` Adam steps on them.
+
+    Args:
+        environment: where to learn.
+        settings: the recipe.
+        loop: before the update.
+
+    Returns:
+        The loop after it, and metrics: `episodes`, `return` and `won`, summed over the episodes that ended.
+    """
+    key, play_key, shuffle_key = jax.random.split(loop.key, 3)
+    loop, record = jax.lax.scan(
+        functools.partial(play, environment, settings), loop, jax.random.split(play_key, settings.rollout)
+    )
+    obs, global_state, avail, action, log_prob = record["now"]
+    reward, next_global_state, terminated, ended = record["then"]
+    critic = loop.params["critic"]
+    value, next_value = values(critic, global_state), values(critic, next_global_state)
+    advantage = advantages(reward, value, next_value, terminated, ended, gamma=settings.gamma, trace=settings.trace)
+    rows = Rollout(obs, global_state, avail, action, log_prob, advantage, advantage + value)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     optimiser = make_optimiser(settings)
-
-    def play(params, carry, key):
-        env_state, now, episode_return = carry
-        act_key, step_key, reset_key = jax.random.split(key, 3)
-        scores = behaviour.logits(params["actor"], now.obs, now.avail)
-        action = jax.random.categorical(act_key, scores)
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), action[..., None], -1)[..., 0]
-        env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, settings.num_envs), env_state, action)
-        ended = then.terminated | then.truncated
-        episode_return = episode_return + then.reward
-        record = {
-            "now": (now.obs, now.global_state, now.avail, action, log_prob),
-            "then": (then.reward, then.global_state, then.terminated, ended),
-            "metrics": (ended.sum(), (ended * episode_return).sum(), (ended & then.won).sum()),
-        }
-        fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, settings.num_envs))
-        pick = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-        env_state, then = jax.tree.map(pick, fresh, (env_state, then))
-        return (env_state, then, jnp.where(ended, 0.0, episode_return)), record
-
-    @jax.jit
-    def update(loop):
-        key, play_key, shuffle_key = jax.random.split(loop.key, 3)
-        params = loop.params
-        (env_state, time_step, episode_return), record = jax.lax.scan(
-            lambda carry, key: play(params, carry, key),
-            (loop.env_state, loop.time_step, loop.episode_return),
-            jax.random.split(play_key, settings.rollout),
-        )
-        obs, state, avail, action, log_prob = record["now"]
-        reward, next_state, terminated, ended = record["then"]
-        value = values(params["critic"], state)
-        next_value = values(params["critic"], next_state)
-        advantage = advantages(
-            reward, value, next_value, terminated, ended, discount=settings.discount, trace=settings.trace
-        )
-        rows = Rollout(obs, state, avail, action, log_prob, advantage, advantage + value)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
-
-        params, opt_state = improve(ppo_loss, optimiser, settings, params, loop.opt_state, rows, shuffle_key)
-        episodes, returns, wins = (x.sum() for x in record["metrics"])
-        metrics = {"episodes": episodes, "return": returns, "won": wins}
-        return Loop(params, opt_state, env_state, time_step, episode_return, key), metrics
-
-    def start(key, params):
-        key, reset_key = jax.random.split(key)
-        env_state, time_step = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, settings.num_envs))
-        return Loop(params, optimiser.init(params), env_state, time_step, jnp.zeros(settings.num_envs), key)
-
-    return start, update
+    params, opt_state = improve(ppo_loss, optimiser, settings, loop.params, loop.opt_state, rows, shuffle_key)
+    metrics = dict(zip(("episodes", "return", "won"), (x.sum() for x in record["metrics"]), strict=True))
+    return loop._replace(params=params, opt_state=opt_state, key=key), metrics
 
 
 def make_evaluate(environment: Environment, episodes: int, segment: int = 20) -> Callable:
@@ -356,7 +368,7 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
         def step(carry, key):
             env_state, now, running, total, won, length = carry
             act_key, step_key = jax.random.split(key)
-            action = jax.random.categorical(act_key, behaviour.logits(actor, now.obs, now.avail))
+            action = jax.random.categorical(act_key, policies.logits(actor, now.obs, now.avail))
             env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, episodes), env_state, action)
             total, length = total + running * then.reward, length + running
             won = won | (running & then.won)
@@ -379,49 +391,28 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
 
 
 def train(
-    environment: Environment,
-    settings: Settings,
-    key: chex.PRNGKey,
-    params: dict | None = None,
-    *,
-    report: Callable[[int, dict], None] = lambda steps, params: None,
-    log: Callable[[str], None] = print,
-    log_every: int = 100_000,
-) -> dict:
-    """Trains for `settings.steps` environment steps.
+    environment: Environment, settings: Settings, key: chex.PRNGKey, params: dict | None = None
+) -> Iterator[tuple[int, dict, dict[str, float]]]:
+    """Train for `settings.steps` environment steps, or until the caller stops iterating.
 
     Args:
         environment: where to learn.
         settings: the recipe.
         key: typed PRNG key.
         params: weights to go on from; fresh ones when None.
-        report: called after each update with (environment steps so far, params).
-        log: takes the progress lines.
-        log_every: environment steps between two progress lines.
 
-    Returns:
-        The trained params, as from `init_params`.
+    Yields:
+        After each update: environment steps so far, the params as from `init_params`, the metrics of `update`.
     """
     start_key, init_key = jax.random.split(key)
     if params is None:
         params = init_params(init_key, environment.spec, settings.hidden)
-    start, update = make_update(environment, settings)
-    loop = start(start_key, params)
-    per_update = settings.num_envs * settings.rollout
-    began = time.monotonic()
-    sums = {"episodes": 0, "return": 0.0, "won": 0}
+    loop = start(environment, settings, start_key, params)
+    compiled = jax.jit(functools.partial(update, environment, settings))
     for index in range(settings.num_updates):
-        loop, metrics = update(loop)
-        sums = {name: sums[name] + float(metrics[name]) for name in sums}
-        steps = (index + 1) * per_update
-        if steps // log_every > (steps - per_update) // log_every or index + 1 == settings.num_updates:
-            seconds = time.monotonic() - began
-            left = (settings.num_updates - index - 1) * seconds / (index + 1)
-            episodes = max(sums["episodes"], 1)
-            log(
-                f"{environment.name} steps {steps:,} return {sums['return'] / episodes:.3f} "
-                f"won {sums['won'] / episodes:.3f} {steps / seconds:,.0f} steps/s left {left:.0f} s"
-            )
-            sums = dict.fromkeys(sums, 0)
-        report(steps, loop.params)
-    return loop.params
+        loop, metrics = compiled(loop)
+        yield (
+            (index + 1) * settings.num_envs * settings.rollout,
+            loop.params,
+            {name: float(value) for name, value in metrics.items()},
+        )

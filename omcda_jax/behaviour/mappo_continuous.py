@@ -1,0 +1,324 @@
+"""MAPPO for continuous actions on a simulator that runs on the host; makes behaviour policies, like `mappo`.
+
+One actor per agent (its standardised observation -> two hidden tanh layers -> the centre of a Gaussian of learned,
+state-independent width, with a tanh over the draw), one central value of the standardised state, the team's advantage
+shared by every agent. The moments used to standardise run over all of training and go with the weights. Rewards are
+divided by the running standard deviation of the discounted return. The simulator is stepped in Python; choosing a
+step's actions is one compiled call, learning from a rollout another.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from omcda_jax.behaviour import mappo, policies
+from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import ConfigError, EnvSpec
+
+LEAST_STD = 1e-3  # a feature that varies less is padding, or as good as
+
+
+class Moments(NamedTuple):
+    """Running mean and variance of an array of features.
+
+    Attributes:
+        count: [] rows seen.
+        mean: [...].
+        variance: [...].
+    """
+
+    count: chex.Array
+    mean: chex.Array
+    variance: chex.Array
+
+
+class Learner(NamedTuple):
+    """What one update hands to the next.
+
+    Attributes:
+        params: `layers` and `log_std` of the actors, `critic`.
+        opt_state: the optimiser's.
+        obs: moments of the observations [N, O].
+        global_state: moments of the global state [S].
+        returns: moments of the discounted return [].
+        discounted: [num_envs] each environment's discounted return so far.
+    """
+
+    params: dict
+    opt_state: optax.OptState
+    obs: Moments
+    global_state: Moments
+    returns: Moments
+    discounted: chex.Array
+
+
+def merge(moments: Moments, rows: chex.Array) -> Moments:
+    """Adds rows to running moments.
+
+    Args:
+        moments: so far.
+        rows: [R, ...].
+
+    Returns:
+        The moments of everything seen. Chan et al. 1983, equation 2.1.
+    """
+    chex.assert_equal_shape([moments.mean, rows[0]])
+    new, count = len(rows), moments.count + len(rows)
+    gap = rows.mean(axis=0) - moments.mean
+    spread = moments.variance * moments.count + rows.var(axis=0) * new + jnp.square(gap) * (moments.count * new / count)
+    return Moments(count, moments.mean + gap * (new / count), spread / count)
+
+
+def divisor(moments: Moments) -> jax.Array:
+    """Returns the standard deviation, or 1 where a feature hardly varies.
+
+    Args:
+        moments: of the features.
+    """
+    std = jnp.sqrt(moments.variance)
+    return jnp.where(std < LEAST_STD, 1.0, std)
+
+
+def policy(learner: Learner) -> policies.Gaussian:
+    """Returns the policy as it is stored and rolled out.
+
+    Args:
+        learner: the trainer's state.
+    """
+    return policies.Gaussian(
+        learner.params["layers"], learner.params["log_std"], learner.obs.mean, divisor(learner.obs)
+    )
+
+
+def log_prob(params: policies.Gaussian, obs: chex.Array, avail: chex.Array, draw: chex.Array) -> jax.Array:
+    """Returns the log-density of draws, before the tanh: its Jacobian cancels in every ratio of two policies.
+
+    Args:
+        params: the policy.
+        obs: [R, N, O].
+        avail: [R, N, A] bool, the dimensions an agent has; the others count for nothing.
+        draw: [R, N, A].
+
+    Returns:
+        [R, N].
+    """
+    chex.assert_equal_shape([avail, draw])
+    log_std = params.log_std[None]
+    error = (draw - policies.mean(params, obs)) * jnp.exp(-log_std)
+    return jnp.where(avail, -0.5 * jnp.square(error) - log_std - 0.5 * jnp.log(2 * jnp.pi), 0.0).sum(-1)
+
+
+def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
+    """Draws orthogonal initial weights; the actors' last layers are nearly zero.
+
+    Args:
+        key: typed PRNG key.
+        spec: the task's sizes.
+        settings: the recipe.
+    """
+    actor_key, critic_key = jax.random.split(key)
+    hidden = (settings.hidden, settings.hidden)
+    agents, sizes = spec.num_agents, (spec.obs_dim, *hidden, spec.action_dim)
+    params = {
+        "layers": jax.vmap(lambda key: mappo.init_layers(key, sizes, 0.01))(jax.random.split(actor_key, agents)),
+        "log_std": jnp.full((agents, spec.action_dim), settings.initial_log_std),
+        "critic": mappo.init_layers(critic_key, (spec.state_dim, *hidden, 1), 1.0),
+    }
+    empty = lambda *shape: Moments(jnp.float32(1e-4), jnp.zeros(shape), jnp.ones(shape))
+    return Learner(
+        params,
+        mappo.make_optimiser(settings).init(params),
+        empty(agents, spec.obs_dim),
+        empty(spec.state_dim),
+        empty(),
+        jnp.zeros(settings.num_envs),
+    )
+
+
+def ppo_loss(params: dict, rows: mappo.Rollout, settings: mappo.Settings, actor: policies.Gaussian) -> jax.Array:
+    """Clipped policy loss minus entropy bonus, over all agents, plus the squared value error.
+
+    Args:
+        params: as of `Learner`.
+        rows: flattened transitions [R, ...], their global states standardised, their actions before the tanh.
+        settings: clip, entropy and value_weight are used.
+        actor: the policy that acted; its moments of the observations are used.
+    """
+    now = actor._replace(layers=params["layers"], log_std=params["log_std"])
+    gain = mappo.clipped_gain(log_prob(now, rows.obs, rows.avail, rows.action), rows, settings.clip)
+    entropy = jnp.where(rows.avail[0], params["log_std"], 0.0).sum(-1)
+    value = mappo.values(params["critic"], rows.global_state, jnp.tanh)
+    policy_loss = -gain.mean() - settings.entropy * entropy.mean()
+    return policy_loss + settings.value_weight * jnp.square(value - rows.target).mean()
+
+
+def discounted_returns(start: chex.Array, reward: chex.Array, ended: chex.Array, gamma: float) -> tuple:
+    """Return each environment's discounted return since its last reset: after the last step, and after each step.
+
+    Args:
+        start: [E] before the first step.
+        reward: [T, E].
+        ended: [T, E] bool, the episode ended with the step.
+        gamma: discount factor.
+
+    Returns:
+        [E], [T, E].
+    """
+
+    def accumulate(total, step):
+        reward, ended = step
+        total = gamma * total + reward
+        return jnp.where(ended, 0.0, total), total
+
+    return jax.lax.scan(accumulate, start, (reward, ended))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def learn(
+    learner: Learner, now: TimeStep, draw: chex.Array, then: TimeStep, key: chex.PRNGKey, *, settings: mappo.Settings
+) -> Learner:
+    """Learn from one rollout.
+
+    Args:
+        learner: before.
+        now: what was acted upon, [rollout, num_envs, ...].
+        draw: the actions before the tanh, [rollout, num_envs, N, A].
+        then: what the actions led to, before any reset.
+        key: typed PRNG key.
+        settings: the recipe.
+    """
+    actor = policy(learner)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    ended = then.terminated | then.truncated
+    discounted, totals = discounted_returns(learner.discounted, then.reward, ended, settings.gamma)
+    returns = merge(learner.returns, totals.reshape(-1))
+    mean, std = learner.global_state.mean[None], divisor(learner.global_state)[None]
+    standard = lambda x: jnp.clip((flat(x) - mean) / std, -policies.CLIP, policies.CLIP)
+    critic, global_state = learner.params["critic"], standard(now.global_state)
+    value, next_value = (
+        mappo.values(critic, x, jnp.tanh).reshape(ended.shape) for x in (global_state, standard(then.global_state))
+    )
+    reward = then.reward / jnp.sqrt(returns.variance + 1e-8)
+    advantage = mappo.advantages(
+        reward, value, next_value, then.terminated, ended, gamma=settings.gamma, trace=settings.trace
+    )
+    obs, avail, draw = flat(now.obs), flat(now.avail), flat(draw)
+    chances = log_prob(actor, obs, avail, draw)
+    rows = mappo.Rollout(obs, global_state, avail, draw, chances, flat(advantage), flat(advantage + value))
+    loss, optimiser = functools.partial(ppo_loss, actor=actor), mappo.make_optimiser(settings)
+    params, opt_state = mappo.improve(loss, optimiser, settings, learner.params, learner.opt_state, rows, key)
+    params["log_std"] = jnp.maximum(params["log_std"], settings.log_std_floor)
+    moments = merge(learner.obs, obs), merge(learner.global_state, flat(now.global_state))
+    return Learner(params, opt_state, *moments, returns, discounted)
+
+
+@jax.jit
+def draw_actions(learner: Learner, obs: chex.Array, key: chex.PRNGKey) -> jax.Array:
+    """Draws actions, before the tanh.
+
+    Args:
+        learner: the trainer's state.
+        obs: [E, N, O].
+        key: typed PRNG key.
+
+    Returns:
+        [E, N, A].
+    """
+    actor = policy(learner)
+    centre = policies.mean(actor, obs)
+    return centre + jnp.exp(actor.log_std)[None] * jax.random.normal(key, centre.shape)
+
+
+def rollout(
+    simulators: Simulators,
+    learner: Learner,
+    now: TimeStep,
+    progress: np.ndarray,
+    keys: chex.PRNGKey,
+    seeds: np.random.Generator,
+) -> tuple[TimeStep, np.ndarray, tuple, dict[str, float]]:
+    """Take one step with each key in all simulators, starting a new episode wherever one ended.
+
+    Args:
+        simulators: E of them.
+        learner: acts.
+        now: what they show, [E, ...].
+        progress: [2, E] return and length of each running episode.
+        keys: typed PRNG keys.
+        seeds: of new episodes.
+
+    Returns:
+        `now` and `progress` after the steps; the arguments `now`, `draw` and `then` of `learn`; and metrics:
+        `episodes`, `return` and `length`, summed over the episodes that ended.
+    """
+    everyone, rows, finished = np.arange(progress.shape[1]), [], np.zeros(3)
+    for key in keys:
+        draw = np.asarray(draw_actions(learner, now.obs, key))
+        then = simulators.step(everyone, np.tanh(draw))
+        rows.append((now, draw, then))
+        progress = progress + np.stack([then.reward, np.ones(len(everyone))])
+        ended = np.flatnonzero(then.terminated | then.truncated)
+        now = then
+        if len(ended):
+            finished += [len(ended), *progress[:, ended].sum(axis=1)]
+            progress[:, ended] = 0
+            now = replace(then, ended, simulators.reset(ended, seeds.integers(2**31, size=len(ended))))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *rows)
+    return now, progress, stacked, dict(zip(("episodes", "return", "length"), finished.tolist(), strict=True))
+
+
+def train(
+    environment: HostEnvironment, settings: mappo.Settings, key: chex.PRNGKey
+) -> Iterator[tuple[int, policies.Gaussian, dict[str, float]]]:
+    """Train for `settings.steps` environment steps, or until the caller stops iterating.
+
+    Args:
+        environment: where to learn; continuous actions.
+        settings: the recipe.
+        key: typed PRNG key.
+
+    Yields:
+        After each update: environment steps so far, the policy, the metrics of `rollout`.
+
+    Raises:
+        ConfigError: the environment's actions are discrete.
+    """
+    if environment.spec.discrete:
+        raise ConfigError(f"continuous behaviour policy: expected continuous actions, {environment.name} has discrete")
+    init_key, reset_key, key = jax.random.split(key, 3)
+    learner = init(init_key, environment.spec, settings)
+    seeds = np.random.default_rng(np.asarray(jax.random.key_data(reset_key)))
+    everyone, progress = np.arange(settings.num_envs), np.zeros((2, settings.num_envs))
+    simulators = environment.open(settings.num_envs)
+    try:
+        now = simulators.reset(everyone, seeds.integers(2**31, size=len(everyone)))
+        for index in range(settings.num_updates):
+            learn_key, *keys = jax.random.split(jax.random.fold_in(key, index), settings.rollout + 1)
+            now, progress, rows, metrics = rollout(simulators, learner, now, progress, keys, seeds)
+            learner = learn(learner, *rows, learn_key, settings=settings)
+            yield (index + 1) * settings.num_envs * settings.rollout, policy(learner), metrics
+    finally:
+        simulators.close()
+
+
+def replace(steps: TimeStep, index: np.ndarray, fresh: TimeStep) -> TimeStep:
+    """Returns time steps with some of them exchanged; the arrays given are left as they are.
+
+    Args:
+        steps: [E, ...] NumPy arrays.
+        index: [M] int, which ones.
+        fresh: [M, ...] what takes their place.
+    """
+
+    def exchange(old, new):
+        mixed = np.array(old)
+        mixed[index] = new
+        return mixed
+
+    return jax.tree.map(exchange, steps, fresh)
