@@ -1,4 +1,4 @@
-"""Environments of users: the templates, modules by name, and PettingZoo's parallel API."""
+"""Environments of users: the examples, modules by name, and PettingZoo's parallel API."""
 
 import importlib
 import json
@@ -45,18 +45,18 @@ def random_episodes(environment, episodes, seed=0):
     return data.Episodes(obs, state, avail, action, reward, np.array(lengths, np.int32), ends, ends)
 
 
-@pytest.mark.parametrize("name", ["in_jax", "in_python"])
-def test_templates_are_short_and_learn_from_the_command_line(name, tmp_path, monkeypatch, capsys):
-    assert len((ROOT / "experiments" / "templates" / f"{name}.py").read_text().splitlines()) <= 40
-    game = envs.make("templates.in_python/9")
+@pytest.mark.parametrize("name", ["environment_in_jax", "environment_in_python"])
+def test_examples_are_short_and_learn_from_the_command_line(name, tmp_path, monkeypatch, capsys):
+    assert len((ROOT / "experiments" / "examples" / f"{name}.py").read_text().splitlines()) <= 40
+    game = envs.make("examples.environment_in_python/9")
     monkeypatch.chdir(tmp_path)
-    own = {"environment": f"templates.{name}/9", "quality": "random"}
+    own = {"environment": f"examples.{name}/9", "quality": "random"}
     data.write("data.h5", game.spec, random_episodes(game, 60), own)
     settings = {
         "algorithm.name": "bcq",
         "algorithm.hidden_sizes": "32",
         "algorithm.learning_rate": 0.003,
-        "data.environment": f"templates.{name}/9",
+        "data.environment": f"examples.{name}/9",
         "data.quality": "random",
         "data.path": "data.h5",
         "learner.updates": 600,

@@ -1,7 +1,7 @@
 """Simulators behind two small protocols, `base.Environment` for those written in JAX and `base.HostEnvironment`.
 
 Each family is imported only when it is asked for. A family that is not one of ours is a module of the user's with a
-function `make(scenario)`, see experiments/templates.
+function `make(scenario)`, see experiments/examples.
 """
 
 import importlib

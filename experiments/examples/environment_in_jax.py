@@ -1,4 +1,4 @@
-"""Your simulator in JAX: python experiments/run.py --config.data.environment=templates.in_jax/9 ...
+"""A simulator in JAX: `python experiments/run.py --config.data.environment=examples.environment_in_jax/9 ...`.
 
 Two agents walk on a line and are paid for being close to its middle.
 """
@@ -6,14 +6,13 @@ Two agents walk on a line and are paid for being close to its middle.
 import jax
 import jax.numpy as jnp
 
-from omcda_jax.envs.base import Environment, TimeStep
-from omcda_jax.types import EnvSpec
+from omcda_jax import Environment, EnvSpec, TimeStep
 
 SPEC = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=3, discrete=True)
 
 
 def make(scenario: str) -> Environment:
-    """Builds a line of so many places."""
+    """Return a line of `scenario` places."""
     middle = int(scenario) // 2
 
     def show(places, reward, end):
@@ -38,4 +37,4 @@ def make(scenario: str) -> Environment:
         shown = show(places, -jnp.abs(places).mean() / middle, end)
         return (places, t + 1), shown.replace(truncated=(t + 1 >= 20) & ~end)
 
-    return Environment(f"templates.in_jax/{scenario}", SPEC, 20, None, {}, reset, step)
+    return Environment(f"examples.environment_in_jax/{scenario}", SPEC, 20, None, {}, reset, step)

@@ -1,1 +1,0 @@
-"""Environments to start from."""
