@@ -12,7 +12,8 @@ import pytest
 
 from omcda_jax import data, envs
 from omcda_jax.behaviour import policies
-from omcda_jax.data.dataset import check
+from omcda_jax.data import rollouts
+from omcda_jax.data.episodes import check
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.runner import collect as script
 from omcda_jax.system import sha256
@@ -113,15 +114,15 @@ def make_params(seed=0, inputs=5, outputs=3):
 @pytest.fixture(scope="module", autouse=True)
 def few_compilations():
     """Plays twenty episodes at once and compiles the toy's rollouts once for each temperature."""
-    real = collect._rollout_functions
+    real = rollouts._rollout_functions
     cached = functools.cache(lambda temperature: real(make_toy(), temperature))
 
     def cheap(environment, temperature):
         return cached(temperature) if environment.name == "toy/sum" else real(environment, temperature)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "CHUNK", 20)
-        patch.setattr(collect, "_rollout_functions", cheap)
+        patch.setattr(rollouts, "CHUNK", 20)
+        patch.setattr(rollouts, "_rollout_functions", cheap)
         yield real
 
 
@@ -179,9 +180,9 @@ def test_metadata_of_the_rollouts(plain):
 
 
 def test_neither_chunk_nor_number_changes_an_episode(plain, monkeypatch, few_compilations):
-    monkeypatch.setattr(collect, "_rollout_functions", few_compilations)
-    monkeypatch.setattr(collect, "CHUNK", 7)
-    monkeypatch.setattr(collect, "SEGMENT", 3)
+    monkeypatch.setattr(rollouts, "_rollout_functions", few_compilations)
+    monkeypatch.setattr(rollouts, "CHUNK", 7)
+    monkeypatch.setattr(rollouts, "SEGMENT", 3)
     fewer, _ = collect.collect(make_toy(), [make_params()], PLAIN, episodes=20, seed=5)
     for one, other in zip(split(fewer), split(plain[0]), strict=False):
         jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -292,7 +293,7 @@ def test_draws_of_the_host_are_those_of_the_policy(hosted):
 
 @pytest.mark.parametrize("copies", [1, 7, 50])
 def test_neither_copies_nor_number_change_an_episode_of_the_host(hosted, monkeypatch, copies):
-    monkeypatch.setattr(collect, "COPIES", copies)
+    monkeypatch.setattr(rollouts, "COPIES", copies)
     fewer, _ = collect.collect(make_host(), [make_gaussian()], PLAIN, episodes=20, seed=5)
     np.testing.assert_array_equal(fewer.length, hosted[0].length[:20])
     for one, other in zip(split(fewer), split(hosted[0]), strict=False):
@@ -330,7 +331,7 @@ def test_stages_share_the_transitions():
     assert negative[:half].all() and not negative[half:].any()
     for part, share in ((episodes.length[:half], 51), (episodes.length[half:], 50)):
         assert part[:-1].sum() < share <= part.sum()
-    assert opened == [collect.COPIES, "closed"]
+    assert opened == [rollouts.COPIES, "closed"]
     assert calls[-1] == (episodes.length.sum(), 101, metadata["rollouts"])
 
 

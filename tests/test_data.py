@@ -11,7 +11,7 @@ import pytest
 
 from omcda_jax import data
 from omcda_jax.data import hdf5
-from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.episodes import Episodes
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=2, action_dim=4, discrete=True)

@@ -10,7 +10,7 @@ from test_formats import make_episodes as make_continuous
 from omcda_jax import data
 from omcda_jax.data import card, manifest
 from omcda_jax.data.__main__ import main
-from omcda_jax.data.dataset import final_rows
+from omcda_jax.data.episodes import final_rows
 from omcda_jax.types import DatasetError
 
 

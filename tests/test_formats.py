@@ -11,7 +11,7 @@ import pytest
 from omcda_jax import data
 from omcda_jax.config import Repairs
 from omcda_jax.data import formats
-from omcda_jax.data.dataset import Episodes, final_rows
+from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.data.formats import madt
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 

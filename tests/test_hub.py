@@ -12,7 +12,7 @@ import pytest
 
 from omcda_jax.data import __main__ as command
 from omcda_jax.data import formats, hub
-from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.episodes import Episodes
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 NAME = "core/smac_v1/tiny"

@@ -4,17 +4,15 @@ from omcda_jax.config import Repairs
 from omcda_jax.data.collect import default_path, ensure
 from omcda_jax.data.dataset import (
     Dataset,
-    Episodes,
     from_arrays,
     gather,
     max_return_to_go,
     memory_bytes,
     normaliser,
-    returns,
     sample,
     shard,
-    statistics,
 )
+from omcda_jax.data.episodes import Episodes, returns, statistics
 from omcda_jax.data.formats import load, stored_bytes
 from omcda_jax.data.hdf5 import read, read_metadata, require_spec, write
 from omcda_jax.data.windows import Windows

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes, final_rows, returns, statistics
+from omcda_jax.data.episodes import Episodes, final_rows, returns, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 BINS = 20

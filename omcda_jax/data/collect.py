@@ -1,32 +1,23 @@
-"""Rolls a behaviour policy out in a simulator and keeps whole episodes.
+"""Rolls behaviour policies out in a simulator, keeps whole episodes and makes dataset files of them."""
 
-Episode e uses the key `fold_in(key(seed), e)` and its step t folds t in again, so what an episode contains depends
-neither on how many are played at once nor on how many were asked for.
-"""
-
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.behaviour import policies
 from omcda_jax.data import hdf5
-from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.episodes import Episodes
+from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
 from omcda_jax.system import sha256
 from omcda_jax.types import ConfigError
 
-CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
-SEGMENT = 8  # steps between looks at whether all of them have ended
-COPIES = 32  # of a simulator on the host, at most; another number can round differently in the last bit
 TRIES_PER_EPISODE = 100  # played for each one wanted before a filter counts as hopeless
 TRIES_AT_LEAST = 4096
 
@@ -41,7 +32,7 @@ def collect(
     transitions: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[Episodes, dict[str, Any]]:
-    """Plays until enough is kept; each stage gives an equal share (the first ones one more where it is uneven).
+    """Play until enough is kept; each stage gives an equal share (the first ones one more where it is uneven).
 
     Args:
         environment: the simulator.
@@ -50,8 +41,8 @@ def collect(
         seed: of the whole collection; the same seed gives the same episodes on the same machine and versions.
         episodes: E, how many to keep.
         transitions: instead of `episodes`: whole episodes are kept until there are at least so many transitions.
-        progress: called as `progress(kept, wanted, played)` now and then; the first two count episodes or transitions,
-            whichever was asked for, the last one episodes.
+        progress: called as `progress(kept, wanted, played)` after each episode; the first two count episodes or
+            transitions, whichever is wanted, the last one episodes.
 
     Returns:
         The episodes, and metadata on how they were made.
@@ -66,29 +57,54 @@ def collect(
     for stage, weights in zip(recipe.stages, params, strict=True):
         policies.check(weights, environment.spec, f"{stage} for {environment.name}")
     kept: list[Episodes] = []
-    played = total = 0
-    with _player(environment, recipe.temperature, wanted if unit == "episodes" else None) as play:
-        for stage, weights in enumerate(params):
-            share, amount = len(range(stage, wanted, len(params))), 0
-            limit = played + max(TRIES_AT_LEAST, TRIES_PER_EPISODE * share)
+    played = amount = 0
+    with player(environment, recipe.temperature, wanted if unit == "episodes" else None) as play:
+        for index, weights in enumerate(params):
+            share = len(range(index, wanted, len(params)))
             # an episode that may yet be filtered out counts for nothing while it lasts
-            coming = 0 if recipe.won_only else share
-            rollouts = play(weights, seed, played, unit, coming)
-            while amount < share:
-                if played >= limit:
-                    raise ConfigError(
-                        f"{environment.name} {recipe.stages[stage]}: kept {amount} {unit} of {played} played,"
-                        f" expected {share}; the policy wins too rarely for won_only"
-                    )
-                episode = next(rollouts)
+            request = Request(weights, seed, played, unit, 0 if recipe.won_only else share)
+            name = f"{environment.name} {recipe.stages[index]}"
+            for episode, keep in _judged(play(request), recipe.won_only, unit, share, name):
                 played += 1
-                if episode.won[0] or not recipe.won_only:
+                if keep:
                     kept.append(episode)
-                    amount += 1 if unit == "episodes" else int(episode.length[0])
+                    amount += _amount(episode, unit)
                 if progress is not None:
-                    progress(total + amount, wanted, played)
-            total += amount
-    metadata = {
+                    progress(amount, wanted, played)
+    joined = (np.concatenate(field) for field in zip(*kept, strict=True))
+    return Episodes(*joined), _metadata(environment, recipe, seed, transitions, played)
+
+
+def _judged(
+    rollouts: Iterator[Episodes], won_only: bool, unit: str, share: int, name: str
+) -> Iterator[tuple[Episodes, bool]]:
+    """Yield episodes, and whether to keep them, until the share is reached; a filter that lets too few pass raises."""
+    amount = played = 0
+    while amount < share:
+        if played >= max(TRIES_AT_LEAST, TRIES_PER_EPISODE * share):
+            raise ConfigError(
+                f"{name}: kept {amount} {unit} of {played} played, expected {share}; the policy wins too rarely for"
+                " won_only"
+            )
+        episode = next(rollouts)
+        played += 1
+        keep = not won_only or bool(episode.won[0])
+        amount += _amount(episode, unit) if keep else 0
+        yield episode, keep
+
+
+def _amount(episode: Episodes, unit: str) -> int:
+    return 1 if unit == "episodes" else int(episode.length[0])
+
+
+def _metadata(
+    environment: Environment | HostEnvironment,
+    recipe: policies.Quality,
+    seed: int,
+    transitions: int | None,
+    played: int,
+) -> dict[str, Any]:
+    return {
         "environment": environment.name,
         "max_return": environment.max_return,
         "temperature": recipe.temperature,
@@ -99,8 +115,6 @@ def collect(
         "rollouts": played,
         "versions": {**environment.versions, "numpy": np.__version__, **installed("omcda-jax")},
     }
-    joined = (np.concatenate(field) for field in zip(*kept, strict=True))
-    return Episodes(*joined), metadata
 
 
 def describe(recipe: policies.Quality) -> str:
@@ -170,18 +184,10 @@ def ensure(
     files = {stage: policies.weights_path(environment, stage) for stage in recipe.stages}
     _require_folder(path.parent)
     log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({describe(recipe)})")
-    start = told = time.monotonic()
-
-    def progress(kept, wanted, played):
-        nonlocal told
-        if kept >= wanted or time.monotonic() - told > 5:
-            told = time.monotonic()
-            left = (told - start) * max(0, wanted - kept) / max(1, kept)
-            log(f"  kept {kept} of {wanted} {unit}, played {played} episodes, {told - start:.0f} s, left {left:.0f} s")
-
+    began = time.monotonic()
     params = [policies.read_weights(file) for file in files.values()]
     sizes = {"episodes": episodes, "transitions": transitions}
-    data, metadata = collect(simulator, params, recipe, seed=seed, **sizes, progress=progress)
+    data, metadata = collect(simulator, params, recipe, seed=seed, **sizes, progress=_Progress(unit, log))
     command = f"python experiments/collect.py --environment={environment} --quality={quality}"
     metadata |= {
         "quality": quality,
@@ -189,8 +195,25 @@ def ensure(
         "weights": {stage: sha256(file) for stage, file in files.items()},
     }
     hdf5.write(path, simulator.spec, data, metadata)
-    log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.0f} s")
+    log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - began:.0f} s")
     return path
+
+
+class _Progress:
+    """Logs a line about every five seconds, and one at the end."""
+
+    def __init__(self, unit: str, log: Callable[[str], None]):
+        self._unit, self._log = unit, log
+        self._began = self._logged = time.monotonic()
+
+    def __call__(self, kept: int, wanted: int, played: int) -> None:
+        now = time.monotonic()
+        if kept < wanted and now - self._logged <= 5:
+            return
+        self._logged, seconds = now, now - self._began
+        left = seconds * max(0, wanted - kept) / max(1, kept)
+        counts = f"kept {kept} of {wanted} {self._unit}, played {played} episodes"
+        self._log(f"  {counts}, {seconds:.0f} s, left {left:.0f} s")
 
 
 def _size(episodes: int | None, transitions: int | None) -> tuple[str, int]:
@@ -202,142 +225,6 @@ def _size(episodes: int | None, transitions: int | None) -> tuple[str, int]:
     if size < 1:
         raise ConfigError(f"{unit}: expected at least 1, found {size}")
     return unit, size
-
-
-@contextlib.contextmanager
-def _player(environment: Environment | HostEnvironment, temperature: float, episodes: int | None):
-    """Gives `play(params, seed, first, unit, coming)`, an endless stream of one-episode Episodes, `first` onwards.
-
-    Where that saves work, no more are begun once those begun hold `coming` of the unit, which ends the stream; 0 is
-    no bound.
-    """
-    if isinstance(environment, HostEnvironment):
-        act = _act(temperature)
-        copies = min(COPIES, episodes or COPIES)
-        with contextlib.closing(environment.open(copies)) as simulators:
-            yield lambda *request: _play_host(environment, simulators, copies, act, *request)
-    else:
-        functions = _rollout_functions(environment, temperature)
-        chunk = min(CHUNK, episodes or CHUNK)
-        yield lambda params, seed, first, *_: _play(*functions, chunk, params, seed, first)
-
-
-def _rollout_functions(environment: Environment, temperature: float):
-    """Compiles the start and SEGMENT further steps of many episodes at once; ended ones step on, to be cut later."""
-
-    def start(key):
-        return environment.reset(jax.random.fold_in(key, 0))
-
-    def segment(params, key, carry, t):
-        def step(carry, t):
-            env_state, seen = carry
-            act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-            action = policies.sample(params, seen.obs, seen.avail, act_key, temperature)
-            env_state, after = environment.step(step_key, env_state, action)
-            row = (seen.obs, seen.global_state, seen.avail, action)
-            row += (after.reward, after.terminated, after.truncated, after.won)
-            return (env_state, after), row
-
-        return jax.lax.scan(step, carry, t + 1 + jnp.arange(SEGMENT))
-
-    return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(segment, in_axes=(None, 0, 0, None)))
-
-
-def _play(begin, advance, chunk, params, seed, first) -> Iterator[Episodes]:
-    """Plays chunk after chunk and yields the episodes in order."""
-    while True:
-        keys = jax.vmap(lambda e: jax.random.fold_in(jax.random.key(seed), e))(first + jnp.arange(chunk))
-        carry = begin(keys)
-        parts = []
-        ended = np.zeros(chunk, bool)
-        t = 0
-        while not ended.all():
-            carry, rows = advance(params, keys, carry, t)
-            parts.append([np.asarray(row) for row in rows])
-            ended |= (parts[-1][5] | parts[-1][6]).any(axis=1)
-            t += SEGMENT
-        after = carry[1]
-        # an episode that ends with the last step played has its final observation in the carry only
-        seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
-        obs, state, avail = (np.concatenate([*(part[k] for part in parts), seen[k]], axis=1) for k in range(3))
-        action, reward, terminated, truncated, won = (
-            np.concatenate([p[k] for p in parts], axis=1) for k in range(3, 8)
-        )
-        last = (terminated | truncated).argmax(axis=1)
-        for e, end in enumerate(last):
-            yield _cut(obs[e], state[e], avail[e], action[e], reward[e], end + 1, terminated[e, end], won[e, end])
-        first += chunk
-
-
-def _act(temperature: float):
-    """Compiles a step's actions of all copies at once, each from the key of its own episode and step."""
-
-    def act(params, key, episode, t, obs, avail):
-        return policies.sample(params, obs, avail, jax.random.fold_in(jax.random.fold_in(key, episode), t), temperature)
-
-    return jax.jit(jax.vmap(act, in_axes=(None, None, 0, 0, 0, 0)))
-
-
-def _play_host(environment, simulators, copies, act, params, seed, first, unit, coming) -> Iterator[Episodes]:
-    """Keeps all copies busy, a copy whose episode ended begins the next one, and yields the episodes in order."""
-    spec, key = environment.spec, jax.random.key(seed)
-    # the compiled width stays the same however few copies there are, so that rounding does too
-    rows = (max(copies, COPIES), environment.horizon + 1)
-    obs = np.zeros((*rows, spec.num_agents, spec.obs_dim), np.float32)
-    state = np.zeros((*rows, spec.state_dim), np.float32)
-    avail = np.zeros((*rows, spec.num_agents, spec.action_dim), bool)
-    action = np.zeros(avail.shape[:3], np.int32) if spec.discrete else np.zeros(avail.shape, np.float32)
-    reward = np.zeros(rows, np.float32)
-    everyone, running = np.arange(rows[0]), np.zeros(rows[0], bool)
-    episode, t = np.full(rows[0], first, np.int32), np.zeros(rows[0], np.int32)
-    begun = steps = 0
-    finished: dict[int, Episodes] = {}
-    due = first
-
-    def see(who, shown):
-        obs[who, t[who]], state[who, t[who]], avail[who, t[who]] = shown.obs, shown.global_state, shown.avail
-
-    while True:
-        idle = np.flatnonzero(~running[:copies])
-        if coming:
-            idle = idle[: max(0, coming - begun)] if unit == "episodes" else idle[: copies * (steps < coming)]
-        if len(idle):
-            episode[idle], t[idle], running[idle] = first + begun + np.arange(len(idle)), 0, True
-            begun += len(idle)
-            see(idle, simulators.reset(idle, np.array([_reset_seed(seed, e) for e in episode[idle]])))
-        chosen = np.asarray(act(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
-        who = np.flatnonzero(running)
-        after = simulators.step(who, chosen[who])
-        action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
-        t[who] += 1
-        steps += len(who)
-        see(who, after)
-        for k in np.flatnonzero(after.terminated | after.truncated):
-            e = who[k]
-            ending = (t[e], after.terminated[k], after.won[k])
-            finished[int(episode[e])] = _cut(obs[e], state[e], avail[e], action[e], reward[e], *ending)
-            running[e] = False
-        while due in finished:
-            yield finished.pop(due)
-            due += 1
-
-
-def _reset_seed(seed: int, episode: int) -> int:
-    return int(np.random.SeedSequence((seed, int(episode))).generate_state(1)[0])
-
-
-def _cut(obs, state, avail, action, reward, length, terminated, won) -> Episodes:
-    """Copies one episode of `length` steps out of longer arrays, with zeros for what its final row has not."""
-    return Episodes(
-        obs=obs[: length + 1].astype(np.float32),
-        global_state=state[: length + 1].astype(np.float32),
-        avail=avail[: length + 1].copy(),
-        action=np.append(action[:length], np.zeros_like(action[:1]), axis=0),
-        reward=np.append(reward[:length], np.float32(0)).astype(np.float32),
-        length=np.array([length], np.int32),
-        terminated=np.array([terminated], bool),
-        won=np.array([won], bool),
-    )
 
 
 def _require_folder(folder: Path) -> None:

@@ -1,11 +1,6 @@
-"""Offline data: whole episodes as they come from a file, and the same rows ready to be sampled on the device.
+"""The rows of whole episodes ready to be sampled, on the device or on the host; `episodes.py` says how they lie."""
 
-An episode of L steps takes L + 1 consecutive rows. Row t holds what the team saw, did and was paid at step t; the last
-row holds the true final observation, state and legal actions, and zeros for the action and the reward, which do not
-exist there. So every row is stored once and the successor of row t is always row t + 1.
-"""
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import flax.struct
@@ -14,35 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.config import require
-from omcda_jax.types import Batch, DatasetError, EnvSpec, Normaliser
+from omcda_jax.data.episodes import BLOCK, Episodes, check, final_rows
+from omcda_jax.types import Batch, EnvSpec, Normaliser
 
 _ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first")
 _ALIGNMENT = 64  # bytes; JAX shares NumPy's memory on a CPU where it is aligned so
-_BLOCK = 1 << 24  # bytes looked at together
-
-
-class Episodes(NamedTuple):
-    """E whole episodes in host memory, one after the other, T = sum(length) + E rows.
-
-    Attributes:
-        obs: [T, N, O] float32 local observations.
-        global_state: [T, S] float32.
-        avail: [T, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has.
-        action: [T, N] int32 indices, or [T, N, A] float32 in [-1, 1]; zero on final rows.
-        reward: [T] float32 team reward in the environment's own units; zero on final rows.
-        length: [E] int32, steps of each episode.
-        terminated: [E] bool, the task itself ended (False: the time limit cut the episode).
-        won: [E] bool, the team reached the task's goal (all False where there is none).
-    """
-
-    obs: np.ndarray
-    global_state: np.ndarray
-    avail: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    length: np.ndarray
-    terminated: np.ndarray
-    won: np.ndarray
 
 
 @flax.struct.dataclass
@@ -279,47 +250,6 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
-def final_rows(length: np.ndarray) -> np.ndarray:
-    """Returns the [E] int64 indices of the rows that hold the final observations.
-
-    Args:
-        length: [E] steps of each episode.
-    """
-    return np.cumsum(length.astype(np.int64) + 1) - 1
-
-
-def returns(episodes: Episodes) -> np.ndarray:
-    """Returns the [E] float64 undiscounted returns, in the environment's own units.
-
-    Args:
-        episodes: the data.
-    """
-    start = final_rows(episodes.length) - episodes.length
-    return np.add.reduceat(episodes.reward.astype(np.float64), start)
-
-
-def statistics(episodes: Episodes) -> dict[str, Any]:
-    """Summarises episodes in plain numbers; returns are undiscounted and in the environment's own units.
-
-    Args:
-        episodes: the data.
-    """
-    total = returns(episodes)
-    return {
-        "episodes": len(episodes.length),
-        "transitions": int(episodes.length.sum()),
-        "return_mean": float(total.mean()),
-        "return_sd": float(total.std()),
-        "return_min": float(total.min()),
-        "return_max": float(total.max()),
-        "win_rate": float(episodes.won.mean()),
-        "terminated_rate": float(episodes.terminated.mean()),
-        "length_mean": float(episodes.length.mean()),
-        "length_min": int(episodes.length.min()),
-        "length_max": int(episodes.length.max()),
-    }
-
-
 def memory_bytes(dataset: Dataset) -> int:
     """Returns the bytes a dataset takes on the device.
 
@@ -360,7 +290,7 @@ def normaliser(dataset: Dataset) -> Normaliser:
 
     def scale(values):
         # in blocks and two passes, for double precision of everything at once would be twice the dataset
-        width = max(1, _BLOCK // values[0].nbytes)
+        width = max(1, BLOCK // values[0].nbytes)
         blocks = lambda: (np.asarray(values[rows[at : at + width]], np.float64) for at in range(0, len(rows), width))
         mean = sum(block.sum(axis=0) for block in blocks()) / len(rows)
         spread = np.sqrt(sum(np.square(block - mean).sum(axis=0) for block in blocks()) / len(rows))
@@ -369,96 +299,3 @@ def normaliser(dataset: Dataset) -> Normaliser:
 
     rows = np.asarray(dataset.rows)
     return Normaliser(*scale(np.asarray(dataset.obs)), *scale(np.asarray(dataset.global_state)))
-
-
-def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
-    """Checks shapes, types, finite values, episode bookkeeping and the legality of every action.
-
-    Args:
-        spec: the task's sizes.
-        episodes: the data.
-        source: what error messages call the data.
-
-    Raises:
-        DatasetError: one line naming the source, the key, what was expected and what was found.
-    """
-    _check_bookkeeping(episodes, source)
-    total = len(episodes.reward)
-    agents, actions = spec.num_agents, spec.action_dim
-    expected = {
-        "obs": ((total, agents, spec.obs_dim), np.float32),
-        "global_state": ((total, spec.state_dim), np.float32),
-        "avail": ((total, agents, actions), np.bool_),
-        "action": ((total, agents), np.int32) if spec.discrete else ((total, agents, actions), np.float32),
-        "reward": ((total,), np.float32),
-    }
-    for key, (shape, dtype) in expected.items():
-        value = getattr(episodes, key)
-        if value.dtype != dtype:
-            raise DatasetError(f"{source}: {key}: expected {np.dtype(dtype)}, found {value.dtype}")
-        if value.shape != shape:
-            raise DatasetError(f"{source}: {key}: expected shape {shape}, found {value.shape}")
-        if value.dtype == np.float32 and (row := _not_finite(value)) is not None:
-            raise DatasetError(f"{source}: {key}: expected finite numbers, found nan or inf in row {row}")
-    _check_actions(spec, episodes, source)
-
-
-def _not_finite(values: np.ndarray) -> int | None:
-    """The first row with a nan or inf."""
-    width = max(1, _BLOCK // max(1, values[:1].nbytes))
-    for start in range(0, len(values), width):
-        finite = np.isfinite(values[start : start + width])
-        if not finite.all():
-            return start + int(np.argwhere(~finite)[0, 0])
-    return None
-
-
-def _check_bookkeeping(episodes: Episodes, source: str) -> None:
-    count = len(episodes.length)
-    for key, dtype in (("length", np.int32), ("terminated", np.bool_), ("won", np.bool_)):
-        value = getattr(episodes, key)
-        if value.dtype != dtype:
-            raise DatasetError(f"{source}: {key}: expected {np.dtype(dtype)}, found {value.dtype}")
-        if value.shape != (count,):
-            raise DatasetError(f"{source}: {key}: expected shape {(count,)}, found {value.shape}")
-    if count == 0:
-        raise DatasetError(f"{source}: length: expected at least one episode, found none")
-    if episodes.length.min() < 1:
-        episode = int(episodes.length.argmin())
-        raise DatasetError(
-            f"{source}: length: expected at least 1 step, found {episodes.length[episode]} in episode {episode}"
-        )
-    expected = int(episodes.length.sum(dtype=np.int64)) + count
-    largest = np.iinfo(np.int32).max
-    if expected > largest:
-        raise DatasetError(f"{source}: length: expected at most {largest} rows in all, found {expected}")
-    for key in ("obs", "global_state", "avail", "action", "reward"):
-        if len(getattr(episodes, key)) != expected:
-            found = len(getattr(episodes, key))
-            raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {found}")
-
-
-def _check_actions(spec: EnvSpec, episodes: Episodes, source: str) -> None:
-    final = final_rows(episodes.length)
-    for key in ("action", "reward"):
-        if getattr(episodes, key)[final].any():
-            raise DatasetError(f"{source}: {key}: expected zeros on each episode's final row, found others")
-    stuck = ~episodes.avail.any(axis=-1)
-    if stuck.any():
-        row, agent = np.argwhere(stuck)[0]
-        raise DatasetError(f"{source}: avail: expected a legal action, found none for agent {agent} in row {row}")
-    action = episodes.action
-    low, high = (0, spec.action_dim - 1) if spec.discrete else (-1, 1)
-    if action.min() < low or action.max() > high:
-        row = int(np.argwhere((action < low) | (action > high))[0, 0])
-        raise DatasetError(
-            f"{source}: action: expected {low}..{high}, found {action.min()}..{action.max()} (row {row})"
-        )
-    if spec.discrete:
-        legal = np.take_along_axis(episodes.avail, action[..., None], axis=-1)[..., 0]
-        legal[final] = True
-        if not legal.all():
-            row, agent = np.argwhere(~legal)[0]
-            raise DatasetError(
-                f"{source}: action: expected a legal action, found {action[row, agent]} of agent {agent} in row {row}"
-            )

@@ -42,7 +42,8 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes, aligned, check, statistics
+from omcda_jax.data.dataset import aligned
+from omcda_jax.data.episodes import Episodes, check, statistics
 from omcda_jax.system import one_line, replacing
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 

@@ -10,7 +10,6 @@ agent with fewer observations or joints than another is padded with zeros, and `
 
 import concurrent.futures
 import contextlib
-import functools
 import io
 import os
 import re
@@ -71,87 +70,94 @@ def make(scenario: str) -> HostEnvironment:
         horizon=horizon,
         max_return=None,
         versions=installed("mujoco", "gymnasium", "gymnasium-robotics"),
-        open=lambda copies: _open(scenario, spec, horizon, selection, copies),
+        open=lambda copies: _Robots(scenario, spec, horizon, selection, copies).simulators(),
     )
 
 
-def _open(scenario: str, spec: EnvSpec, horizon: int, selection: np.ndarray | None, copies: int) -> Simulators:
-    import mujoco
+class _Robots:
+    """Copies of one robot, stepped in threads."""
 
-    envs = [build(scenario) for _ in range(copies)]
-    bodies = [env.single_agent_env.unwrapped for env in envs]
-    time = np.zeros(copies, np.int64)
-    threads = min(copies, os.cpu_count() or 1)
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    def __init__(self, scenario: str, spec: EnvSpec, horizon: int, selection: np.ndarray | None, copies: int):
+        self._spec, self._horizon, self._selection = spec, horizon, selection
+        self._envs = [build(scenario) for _ in range(copies)]
+        self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
+        self._time = np.zeros(copies, np.int64)
+        self._threads = min(copies, os.cpu_count() or 1)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads)
+        parts = [[node.act_ids for node in part] for part in self._envs[0].agent_action_partitions]
+        self._has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
+        self._joint = np.concatenate(parts)
+        self._renderer = None
 
-    parts = [[node.act_ids for node in part] for part in envs[0].agent_action_partitions]
-    has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
-    joint = np.concatenate(parts)
-    space = bodies[0].action_space
-    centre, half = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+    def simulators(self) -> Simulators:
+        return Simulators(self.reset, self.step, self.render, self.close)
 
-    def observe(index, state):
-        if selection is not None:
-            return np.concatenate([state, np.zeros((len(state), 1))], axis=1)[:, selection]
-        obs = np.zeros((len(index), spec.num_agents, spec.obs_dim))
-        for row, copy in enumerate(index):
-            for agent, values in enumerate(envs[copy]._get_obs().values()):
-                obs[row, agent, : len(values)] = values
-        return obs
-
-    def show(index, state, reward, terminated):
-        return TimeStep(
-            obs=observe(index, state).astype(np.float32),
-            global_state=state.astype(np.float32),
-            avail=np.broadcast_to(has, (len(index), *has.shape)).copy(),
-            reward=reward.astype(np.float32),
-            terminated=terminated,
-            truncated=(time[index] >= horizon) & ~terminated,
-            won=np.zeros(len(index), bool),
-        )
-
-    def reset(index, seed):
-        index, seed = np.asarray(index), np.asarray(seed)
-        state = np.empty((len(index), spec.state_dim))
+    def reset(self, index: np.ndarray, seed: np.ndarray) -> TimeStep:
+        index = np.asarray(index)
+        state = np.empty((len(index), self._spec.state_dim))
         for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
-            state[row], _ = bodies[copy].reset(seed=int(number))
-        time[index] = 0
-        return show(index, state, np.zeros(len(index)), np.zeros(len(index), bool))
+            state[row], _ = self._bodies[copy].reset(seed=int(number))
+        self._time[index] = 0
+        return self._show(index, state, np.zeros(len(index)), np.zeros(len(index), bool))
 
-    def step(index, action):
+    def step(self, index: np.ndarray, action: np.ndarray) -> TimeStep:
         index, action = np.asarray(index), np.asarray(action, np.float64)
-        whole = np.empty((len(index), len(joint)))
-        whole[:, joint] = np.clip(action, -1.0, 1.0)[:, has]
-        whole = centre + half * whole
-        state = np.empty((len(index), spec.state_dim))
+        space = self._bodies[0].action_space
+        whole = np.empty((len(index), len(self._joint)))
+        whole[:, self._joint] = np.clip(action, -1.0, 1.0)[:, self._has]
+        whole = (space.high + space.low) / 2.0 + (space.high - space.low) / 2.0 * whole
+        state = np.empty((len(index), self._spec.state_dim))
         reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
 
         def advance(rows):
             for row in rows:
-                state[row], reward[row], terminated[row], _, _ = bodies[index[row]].step(whole[row])
+                state[row], reward[row], terminated[row], _, _ = self._bodies[index[row]].step(whole[row])
 
-        slices = np.array_split(np.arange(len(index)), threads)
-        collected = pool.map(advance, slices[1:])
-        advance(slices[0])
-        list(collected)
-        time[index] += 1
-        return show(index, state, reward, terminated)
+        # the caller's thread takes a share too
+        mine, *others = np.array_split(np.arange(len(index)), self._threads)
+        running = self._pool.map(advance, others)
+        advance(mine)
+        list(running)
+        self._time[index] += 1
+        return self._show(index, state, reward, terminated)
 
-    renderer = functools.cache(lambda: _renderer(bodies[0]))  # nothing graphical is touched before the first picture
+    def render(self) -> np.ndarray:
+        import mujoco
 
-    def render():
-        camera = mujoco.mj_name2id(bodies[0].model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1, a free one, without it
-        renderer().update_scene(bodies[0].data, camera=camera)
-        return renderer().render()
+        body = self._bodies[0]
+        # nothing graphical is touched before the first picture
+        if self._renderer is None:
+            self._renderer = _renderer(body)
+        camera = mujoco.mj_name2id(body.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1, a free one, without it
+        self._renderer.update_scene(body.data, camera=camera)
+        return self._renderer.render()
 
-    def close():
-        pool.shutdown()
-        if renderer.cache_info().currsize:
-            renderer().close()
-        for env in envs:
+    def close(self) -> None:
+        self._pool.shutdown()
+        if self._renderer is not None:
+            self._renderer.close()
+        for env in self._envs:
             env.close()
 
-    return Simulators(reset, step, render, close)
+    def _show(self, index: np.ndarray, state: np.ndarray, reward: np.ndarray, terminated: np.ndarray) -> TimeStep:
+        return TimeStep(
+            obs=self._observe(index, state).astype(np.float32),
+            global_state=state.astype(np.float32),
+            avail=np.broadcast_to(self._has, (len(index), *self._has.shape)).copy(),
+            reward=reward.astype(np.float32),
+            terminated=terminated,
+            truncated=(self._time[index] >= self._horizon) & ~terminated,
+            won=np.zeros(len(index), bool),
+        )
+
+    def _observe(self, index: np.ndarray, state: np.ndarray) -> np.ndarray:
+        if self._selection is not None:
+            return np.concatenate([state, np.zeros((len(state), 1))], axis=1)[:, self._selection]
+        obs = np.zeros((len(index), self._spec.num_agents, self._spec.obs_dim))
+        for row, copy in enumerate(index):
+            for agent, values in enumerate(self._envs[copy]._get_obs().values()):
+                obs[row, agent, : len(values)] = values
+        return obs
 
 
 def build(scenario: str):

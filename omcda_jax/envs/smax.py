@@ -41,74 +41,72 @@ def make(
     Raises:
         ConfigError: unknown scenario, a start out of range, or JaxMARL is not installed.
     """
-    try:
-        with _silence():
-            from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
-            from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
-    except ImportError as error:
-        raise ConfigError(f"environment smax needs a package ({error}): pip install 'omcda-jax[smax]'") from error
-
-    corridor = Scenario(jnp.array([3] * 6 + [4] * 24, jnp.uint8), 6, 24, False, False)
-    scenarios = {**MAP_NAME_TO_SCENARIO, "corridor": corridor}
+    simulator, scenarios = _jaxmarl()
     if scenario not in scenarios:
         raise ConfigError(f"smax: no scenario {scenario!r}; {suggestion(scenario, scenarios)}")
     if shift is not None and not (0 <= shift[0] <= 1 and 0 <= shift[1] <= shift[2] <= 12):
         raise ConfigError(f"smax shift: expected 0 <= probability <= 1 and 0 <= least <= limit <= 12, found {shift}")
     if fewer is not None and not (0 <= fewer[0] <= 1 and 0 <= fewer[1] <= 1):
         raise ConfigError(f"smax fewer: expected 0 <= probability <= 1 and 0 <= limit <= 1, found {fewer}")
-
-    env = HeuristicEnemySMAX(scenario=scenarios[scenario], max_steps=HORIZON)
-    num_agents, num_units = env.num_allies, env.num_allies + env.num_enemies
-    spec = EnvSpec(
-        num_agents=num_agents,
-        obs_dim=env.obs_size,
-        state_dim=env.state_size,
-        action_dim=env.num_ally_actions,
-        discrete=True,
-    )
-
-    def show(env_state, obs, reward, terminated, truncated, won):
-        avail = env.get_avail_actions(env_state)
-        return TimeStep(
-            obs=jnp.stack([obs[agent] for agent in env.agents]),
-            global_state=_scale_state(obs["world_state"], num_units, env.map_width, env.map_height),
-            avail=jnp.stack([avail[agent] for agent in env.agents]).astype(bool),
-            reward=jnp.asarray(reward, jnp.float32),
-            terminated=terminated,
-            truncated=truncated,
-            won=won,
-        )
-
-    def reset(key):
-        reset_key, chance_key, distance_key = jax.random.split(key, 3)
-        obs, env_state = env.reset(reset_key)
-        if shift is not None:
-            env_state = _moved(env_state, chance_key, distance_key, shift, num_agents)
-        if fewer is not None:
-            env_state = _thinned(env_state, jax.random.fold_in(key, 1), fewer, num_agents)
-        if shift is not None or fewer is not None:
-            obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
-        no = jnp.zeros((), bool)
-        return _strong(env_state), show(env_state, obs, 0.0, no, no, no)
-
-    def step(key, env_state, action):
-        actions = {agent: action[i] for i, agent in enumerate(env.agents)}
-        obs, env_state, rewards, _, _ = env.step_env(key, env_state, actions)
-        ally_left = env_state.state.unit_alive[:num_agents].any()
-        enemy_left = env_state.state.unit_alive[num_agents:].any()
-        terminated = ~(ally_left & enemy_left)
-        truncated = (env_state.state.step >= HORIZON) & ~terminated
-        won = ally_left & ~enemy_left
-        return _strong(env_state), show(env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
-
+    env = simulator(scenario=scenarios[scenario], max_steps=HORIZON)
     return Environment(
         name=f"smax/{scenario}" + ("" if shift is None and fewer is None else " (easier starts)"),
-        spec=spec,
+        spec=EnvSpec(env.num_allies, env.obs_size, env.state_size, env.num_ally_actions, discrete=True),
         horizon=HORIZON,
         max_return=2.0,
         versions=installed("jaxmarl", "jax"),
-        reset=_allow_rank_promotion(reset),
-        step=_allow_rank_promotion(step),
+        reset=_allow_rank_promotion(functools.partial(_reset, env, shift, fewer)),
+        step=_allow_rank_promotion(functools.partial(_step, env)),
+    )
+
+
+def _jaxmarl():
+    """JaxMARL's simulator against the scripted team, and its scenarios by name with the one it lacks."""
+    try:
+        with _silence():
+            from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
+            from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+    except ImportError as error:
+        raise ConfigError(f"environment smax needs a package ({error}): pip install 'omcda-jax[smax]'") from error
+    corridor = Scenario(jnp.array([3] * 6 + [4] * 24, jnp.uint8), 6, 24, False, False)
+    return HeuristicEnemySMAX, {**MAP_NAME_TO_SCENARIO, "corridor": corridor}
+
+
+def _reset(env, shift, fewer, key):
+    reset_key, chance_key, distance_key = jax.random.split(key, 3)
+    obs, env_state = env.reset(reset_key)
+    if shift is not None:
+        env_state = _moved(env_state, chance_key, distance_key, shift, env.num_allies)
+    if fewer is not None:
+        env_state = _thinned(env_state, jax.random.fold_in(key, 1), fewer, env.num_allies)
+    if shift is not None or fewer is not None:
+        obs = {**env.get_obs(env_state), "world_state": env.get_world_state(env_state)}
+    no = jnp.zeros((), bool)
+    return _strong(env_state), _show(env, env_state, obs, 0.0, no, no, no)
+
+
+def _step(env, key, env_state, action):
+    actions = {agent: action[i] for i, agent in enumerate(env.agents)}
+    obs, env_state, rewards, _, _ = env.step_env(key, env_state, actions)
+    ally_left = env_state.state.unit_alive[: env.num_allies].any()
+    enemy_left = env_state.state.unit_alive[env.num_allies :].any()
+    terminated = ~(ally_left & enemy_left)
+    truncated = (env_state.state.step >= HORIZON) & ~terminated
+    won = ally_left & ~enemy_left
+    return _strong(env_state), _show(env, env_state, obs, rewards[env.agents[0]], terminated, truncated, won)
+
+
+def _show(env, env_state, obs, reward, terminated, truncated, won):
+    avail = env.get_avail_actions(env_state)
+    num_units = env.num_allies + env.num_enemies
+    return TimeStep(
+        obs=jnp.stack([obs[agent] for agent in env.agents]),
+        global_state=_scale_state(obs["world_state"], num_units, env.map_width, env.map_height),
+        avail=jnp.stack([avail[agent] for agent in env.agents]).astype(bool),
+        reward=jnp.asarray(reward, jnp.float32),
+        terminated=terminated,
+        truncated=truncated,
+        won=won,
     )
 
 

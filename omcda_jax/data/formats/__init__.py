@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import hdf5
-from omcda_jax.data.dataset import Dataset, Episodes, arrange, check, put, statistics
+from omcda_jax.data.dataset import Dataset, arrange, put
+from omcda_jax.data.episodes import Episodes, check, statistics
 from omcda_jax.data.formats import cfcql, madt, omar, omiga, vault
 from omcda_jax.data.formats.repair import quirks, repaired
 from omcda_jax.system import replacing

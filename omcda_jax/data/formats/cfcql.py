@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes, final_rows
+from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.data.formats import rows
 from omcda_jax.types import DatasetError
 

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.episodes import Episodes
 from omcda_jax.data.formats import rows
 from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError

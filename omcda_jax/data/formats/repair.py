@@ -6,7 +6,7 @@ Readers of foreign formats hand over episodes as their file has them; everything
 import numpy as np
 
 from omcda_jax.config import Repairs
-from omcda_jax.data.dataset import Episodes, final_rows
+from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.types import ConfigError, DatasetError
 
 

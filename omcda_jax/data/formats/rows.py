@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes
+from omcda_jax.data.episodes import Episodes
 from omcda_jax.types import DatasetError
 
 

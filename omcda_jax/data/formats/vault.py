@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.dataset import Episodes, final_rows
+from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.data.formats import rows
 from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError, EnvSpec
@@ -42,25 +42,10 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     Raises:
         DatasetError: metadata or arrays are missing, damaged or not as OG-MARL lays them out.
     """
-    structure = _structure(path)
-    names = dict(_leaves(structure))
-    rows.require_keys(sorted(names), _REQUIRED, path)
-    count = int(_array(path, "vault_index").read().result()[0])
-    if count < 1:
-        raise DatasetError(f"{path}: vault_index: expected at least one row, found {count}")
-    wanted = (*_REQUIRED, *(name for name in ("infos.state", "infos.legals") if name in names))
-    found = {name: _rows(path, name, names[name], count) for name in wanted}
-    obs = rows.numbers(found["observations"], path, "observations", (3,))
-    agents = obs.shape[1]
-    for name in ("actions", "rewards", "terminals", "truncations"):
-        rows.numbers(found[name], path, name, (2, 3) if name == "actions" else (1, 2))
-        if found[name].ndim > 1 and found[name].shape[1] != agents:
-            raise DatasetError(
-                f"{path}: {name}: expected {agents} agents, as observations has, found {found[name].shape[1]}"
-            )
-    notes = []
-    ended = found["terminals"].reshape(count, -1).all(axis=1)
-    cut = found["truncations"].reshape(count, -1).all(axis=1) & ~ended
+    arrays, count = _read_arrays(path)
+    obs, notes = arrays["observations"], []
+    ended = arrays["terminals"].reshape(count, -1).all(axis=1)
+    cut = arrays["truncations"].reshape(count, -1).all(axis=1) & ~ended
     ends = np.flatnonzero(ended | cut)
     if not len(ends):
         raise DatasetError(f"{path}: terminals: expected an end of at least one episode, found none")
@@ -79,25 +64,43 @@ def read(path: str) -> tuple[Episodes, list[str]]:
     keep = length > 0
     if not keep.any():
         raise DatasetError(f"{path}: truncations: expected an episode with a step and its successor, found none")
-    episode = np.repeat(np.arange(len(ends)), stored)
-    last = np.zeros(len(episode), bool)
-    last[ends] = True
-    is_step = keep[episode] & ~(last & truncated[episode])
-    action = found["actions"]
-    action = action[..., 0] if action.ndim == 3 and action.dtype.kind in "iu" else action
-    state = found.get("infos.state")
-    state = obs.reshape(count, -1) if state is None else state.reshape(count, -1)
-    if "infos.state" not in found:
+    if "infos.state" not in arrays:
         notes.append("no infos.state: all agents' observations make the state")
-    seen = {"obs": obs, "global_state": state}
-    if "infos.legals" in found:
-        seen["avail"] = rows.numbers(found["infos.legals"], path, "infos.legals", (3,)) != 0
-    values = {**seen, "action": action, "reward": found["rewards"]}
+    seen = {"obs": obs, "global_state": arrays.get("infos.state", obs).reshape(count, -1)}
+    if "infos.legals" in arrays:
+        seen["avail"] = arrays["infos.legals"] != 0
+    action = arrays["actions"]
+    action = action[..., 0] if action.ndim == 3 and action.dtype.kind in "iu" else action
+    episode = np.repeat(np.arange(len(ends)), stored)
+    last = np.isin(np.arange(len(episode)), ends)
+    is_step = keep[episode] & ~(last & truncated[episode])
+    values = {**seen, "action": action, "reward": arrays["rewards"]}
     steps = {name: array[: len(episode)][is_step] for name, array in values.items()}
     # after an ending nothing counts, so the last observation will do for the one that is not stored
     finals = {name: array[ends[keep]] for name, array in seen.items()}
     joined = rows.with_final_rows(steps, finals, length[keep])
     return rows.episodes(joined, length[keep], ~truncated[keep]), notes
+
+
+def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int]:
+    """A vault's arrays with their ranks and agents checked, and their number of rows."""
+    names = dict(_leaves(_structure(path)))
+    rows.require_keys(sorted(names), _REQUIRED, path)
+    count = int(_array(path, "vault_index").read().result()[0])
+    if count < 1:
+        raise DatasetError(f"{path}: vault_index: expected at least one row, found {count}")
+    wanted = (*_REQUIRED, *(name for name in ("infos.state", "infos.legals") if name in names))
+    arrays = {name: _rows(path, name, names[name], count) for name in wanted}
+    agents = rows.numbers(arrays["observations"], path, "observations", (3,)).shape[1]
+    for name in ("actions", "rewards", "terminals", "truncations"):
+        rows.numbers(arrays[name], path, name, (2, 3) if name == "actions" else (1, 2))
+        if arrays[name].ndim > 1 and arrays[name].shape[1] != agents:
+            raise DatasetError(
+                f"{path}: {name}: expected {agents} agents, as observations has, found {arrays[name].shape[1]}"
+            )
+    if "infos.legals" in arrays:
+        rows.numbers(arrays["infos.legals"], path, "infos.legals", (3,))
+    return arrays, count
 
 
 def stored_bytes(path: str) -> int:

@@ -1,0 +1,182 @@
+"""A policy's episodes in a simulator, one after the other.
+
+Episode e uses the key `fold_in(key(seed), e)` and its step t folds t in again, so what an episode contains depends
+neither on how many are played at once nor on how many are wanted.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax.behaviour import policies
+from omcda_jax.data.episodes import Episodes
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
+
+CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
+SEGMENT = 8  # steps between looks at whether all of them have ended
+COPIES = 32  # of a simulator on the host, at most; another number can round differently in the last bit
+
+
+class Request(NamedTuple):
+    """Which episodes to play.
+
+    Attributes:
+        params: weights of the policy.
+        seed: of the whole collection.
+        first: number of the first episode.
+        unit: what `enough` counts, episodes or transitions.
+        enough: where that saves work, no more episodes are begun once those begun hold so many of the unit, which ends
+            the stream; 0 is no bound.
+    """
+
+    params: policies.Params
+    seed: int
+    first: int = 0
+    unit: str = "episodes"
+    enough: int = 0
+
+
+@contextlib.contextmanager
+def player(
+    environment: Environment | HostEnvironment, temperature: float, episodes: int | None
+) -> Iterator[Callable[[Request], Iterator[Episodes]]]:
+    """Give `play(request)`, which yields one episode after another, from number `first` on, each as `Episodes`.
+
+    Args:
+        environment: the simulator.
+        temperature: of the policies, see `policies.sample`.
+        episodes: about how many will be wanted, None where that is not known.
+    """
+    if isinstance(environment, HostEnvironment):
+        act, copies = _act(temperature), min(COPIES, episodes or COPIES)
+        with contextlib.closing(environment.open(copies)) as simulators:
+            yield lambda request: _play_host(environment, simulators, copies, act, request)
+    else:
+        functions = _rollout_functions(environment, temperature)
+        yield lambda request: _play(*functions, min(CHUNK, episodes or CHUNK), request)
+
+
+def _rollout_functions(environment: Environment, temperature: float):
+    """Compile the start and SEGMENT further steps of many episodes at once; ended ones step on, to be cut later."""
+
+    def start(key):
+        return environment.reset(jax.random.fold_in(key, 0))
+
+    def segment(params, key, carry, t):
+        def step(carry, t):
+            env_state, seen = carry
+            act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
+            action = policies.sample(params, seen.obs, seen.avail, act_key, temperature)
+            env_state, after = environment.step(step_key, env_state, action)
+            row = (seen.obs, seen.global_state, seen.avail, action)
+            row += (after.reward, after.terminated, after.truncated, after.won)
+            return (env_state, after), row
+
+        return jax.lax.scan(step, carry, t + 1 + jnp.arange(SEGMENT))
+
+    return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(segment, in_axes=(None, 0, 0, None)))
+
+
+def _play(begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
+    """Play chunk after chunk and yield the episodes in order."""
+    first, key = request.first, jax.random.key(request.seed)
+    while True:
+        keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(first + jnp.arange(chunk))
+        carry = begin(keys)
+        parts = []
+        ended = np.zeros(chunk, bool)
+        t = 0
+        while not ended.all():
+            carry, rows = advance(request.params, keys, carry, t)
+            parts.append([np.asarray(row) for row in rows])
+            ended |= (parts[-1][5] | parts[-1][6]).any(axis=1)
+            t += SEGMENT
+        after = carry[1]
+        # an episode that ends with the last step played has its final observation in the carry only
+        seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
+        obs, state, avail = (np.concatenate([*(part[k] for part in parts), seen[k]], axis=1) for k in range(3))
+        action, reward, terminated, truncated, won = (
+            np.concatenate([p[k] for p in parts], axis=1) for k in range(3, 8)
+        )
+        last = (terminated | truncated).argmax(axis=1)
+        for e, end in enumerate(last):
+            yield _cut(obs[e], state[e], avail[e], action[e], reward[e], end + 1, terminated[e, end], won[e, end])
+        first += chunk
+
+
+def _act(temperature: float):
+    """Compile a step's actions of all copies at once, each from the key of its own episode and step."""
+
+    def act(params, key, episode, t, obs, avail):
+        return policies.sample(params, obs, avail, jax.random.fold_in(jax.random.fold_in(key, episode), t), temperature)
+
+    return jax.jit(jax.vmap(act, in_axes=(None, None, 0, 0, 0, 0)))
+
+
+def _play_host(
+    environment: HostEnvironment, simulators: Simulators, copies: int, act, request: Request
+) -> Iterator[Episodes]:
+    """Keep all copies busy, beginning the next episode wherever one ended, and yield the episodes in order."""
+    params, seed, first, unit, enough = request
+    spec, key = environment.spec, jax.random.key(seed)
+    # the compiled width stays the same however few copies there are, so that rounding does too
+    rows = (max(copies, COPIES), environment.horizon + 1)
+    obs = np.zeros((*rows, spec.num_agents, spec.obs_dim), np.float32)
+    state = np.zeros((*rows, spec.state_dim), np.float32)
+    avail = np.zeros((*rows, spec.num_agents, spec.action_dim), bool)
+    action = np.zeros(avail.shape[:3], np.int32) if spec.discrete else np.zeros(avail.shape, np.float32)
+    reward = np.zeros(rows, np.float32)
+    everyone, running = np.arange(rows[0]), np.zeros(rows[0], bool)
+    episode, t = np.full(rows[0], first, np.int32), np.zeros(rows[0], np.int32)
+    begun = steps = 0
+    finished: dict[int, Episodes] = {}
+    due = first
+
+    def see(who, shown):
+        obs[who, t[who]], state[who, t[who]], avail[who, t[who]] = shown.obs, shown.global_state, shown.avail
+
+    while True:
+        idle = np.flatnonzero(~running[:copies])
+        if enough:
+            idle = idle[: max(0, enough - begun)] if unit == "episodes" else idle[: copies * (steps < enough)]
+        if len(idle):
+            episode[idle], t[idle], running[idle] = first + begun + np.arange(len(idle)), 0, True
+            begun += len(idle)
+            see(idle, simulators.reset(idle, np.array([_reset_seed(seed, e) for e in episode[idle]])))
+        chosen = np.asarray(act(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
+        who = np.flatnonzero(running)
+        after = simulators.step(who, chosen[who])
+        action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
+        t[who] += 1
+        steps += len(who)
+        see(who, after)
+        for k in np.flatnonzero(after.terminated | after.truncated):
+            e = who[k]
+            ending = (t[e], after.terminated[k], after.won[k])
+            finished[int(episode[e])] = _cut(obs[e], state[e], avail[e], action[e], reward[e], *ending)
+            running[e] = False
+        while due in finished:
+            yield finished.pop(due)
+            due += 1
+
+
+def _reset_seed(seed: int, episode: int) -> int:
+    return int(np.random.SeedSequence((seed, int(episode))).generate_state(1)[0])
+
+
+def _cut(obs, state, avail, action, reward, length, terminated, won) -> Episodes:
+    """Copy one episode of `length` steps out of longer arrays, with zeros for what its final row does not have."""
+    return Episodes(
+        obs=obs[: length + 1].astype(np.float32),
+        global_state=state[: length + 1].astype(np.float32),
+        avail=avail[: length + 1].copy(),
+        action=np.append(action[:length], np.zeros_like(action[:1]), axis=0),
+        reward=np.append(reward[:length], np.float32(0)).astype(np.float32),
+        length=np.array([length], np.int32),
+        terminated=np.array([terminated], bool),
+        won=np.array([won], bool),
+    )
