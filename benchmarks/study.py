@@ -28,6 +28,8 @@ from queue import SimpleQueue
 import numpy as np
 from absl import app, flags
 
+from omcda_jax.metrics import standard_deviation
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {
     "bc": ["algorithm.name=bc"],
@@ -129,8 +131,8 @@ def line(preset: str, variant: str, directories: list[pathlib.Path]) -> str:
         preset,
         variant,
         str(len(results)),
-        f"{returns.mean():.3f} ± {returns.std():.3f}",
-        f"{late.mean():.3f} ± {late.std():.3f}",
+        f"{returns.mean():.3f} ± {standard_deviation(returns):.3f}",
+        f"{late.mean():.3f} ± {standard_deviation(late):.3f}",
         f"{wins.mean():.3f}",
         f"{data['return_mean']:.3f} ({data['win_rate']:.3f})",
         *("" if np.isnan(value) else f"{value:.2f}" for value in measured),

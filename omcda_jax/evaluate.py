@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError
 
 VIDEO_FRAMES = 250  # of an episode as long as the horizon: steps in between are left out
@@ -135,7 +136,7 @@ def summarise(episodes: Episodes) -> dict[str, float]:
         `win_rate`, `length_mean`, `truncated_rate`.
     """
     returns, won, length, truncated = (np.asarray(values, np.float64) for values in episodes)
-    spread = float(returns.std(ddof=1)) if returns.size > 1 else 0.0
+    spread = float(standard_deviation(returns))
     return {
         "episodes": returns.size,
         "return_mean": float(returns.mean()),

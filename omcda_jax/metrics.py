@@ -1,4 +1,4 @@
-"""Metrics on disk, one JSON object a line, and progress on the screen."""
+"""Metrics on disk, one JSON object a line; progress on the screen; the spread of numbers."""
 
 import json
 import os
@@ -104,6 +104,18 @@ class Progress:
         """Ends the rewritten line, so that what follows starts on its own."""
         if self._live:
             self._stream.write("\n")
+
+
+def standard_deviation(values: Any, axis: int | None = None) -> np.ndarray:
+    """Return the sample standard deviation, which divides by n - 1; 0 for a single value.
+
+    Args:
+        values: numbers of any shape.
+        axis: over which; None is all of them.
+    """
+    values = np.asarray(values, np.float64)
+    count = values.size if axis is None else values.shape[axis]
+    return values.std(axis=axis, ddof=1) if count > 1 else np.zeros_like(values.mean(axis=axis))
 
 
 def duration(seconds: float) -> str:

@@ -55,7 +55,7 @@ def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
         returns = np.array([seed["returns"] for seed in result["evaluation"]])
         assert returns.shape == (2, 32) and [seed["seed"] for seed in result["evaluation"]] == [0, 3]
         row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
-        assert f"{returns.mean():.3f} ± {returns.mean(axis=1).std():.3f}" in row
+        assert f"{returns.mean():.3f} ± {returns.mean(axis=1).std(ddof=1):.3f}" in row
     assert "| data | 1.500 ± 0.000 |" in table
     assert "after 40 updates, 2 seeds with 32 episodes each" in table
     assert f"jax {found['bc']['versions']['jax']} on {found['bc']['device']}" in table

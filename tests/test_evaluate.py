@@ -8,6 +8,7 @@ import pytest
 
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.evaluate import Episodes, check_video, make_evaluate, record, record_video, summarise
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
@@ -237,3 +238,10 @@ def test_summary_of_known_episodes():
     )
     one = summarise(Episodes(*(values[:1] for values in episodes)))
     assert (one["return_sd"], one["return_se"], one["return_mean"]) == (0.0, 0.0, 1.0)
+
+
+def test_a_standard_deviation_divides_by_one_less_than_the_number():
+    # 1 2 3 6: mean 3, squared deviations 14; 0 4: mean 2, squared deviations 8
+    assert standard_deviation([1.0, 2.0, 3.0, 6.0]) == pytest.approx((14 / 3) ** 0.5)
+    np.testing.assert_allclose(standard_deviation([[0.0, 1.0], [4.0, 1.0]], axis=0), [8**0.5, 0.0])
+    assert standard_deviation([7.0]) == 0 and standard_deviation([[7.0, 8.0]], axis=0).tolist() == [0, 0]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import DatasetError, EnvSpec
 
 BLOCK = 1 << 24  # bytes looked at together
@@ -68,7 +69,7 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
         "episodes": len(episodes.length),
         "transitions": int(episodes.length.sum()),
         "return_mean": float(total.mean()),
-        "return_sd": float(total.std()),
+        "return_sd": float(standard_deviation(total)),
         "return_min": float(total.min()),
         "return_max": float(total.max()),
         "win_rate": float(episodes.won.mean()),

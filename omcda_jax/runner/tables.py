@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omcda_jax.config import ExperimentConfig
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.evaluation import SHOWN
 from omcda_jax.system import replacing
 
@@ -67,7 +68,7 @@ def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
     commit = f", commit {result['git'][:9]}{' with changes' if result['git_dirty'] else ''}" if result["git"] else ""
     return {
         "mean": float(returns.mean()),
-        "sd": float(returns.mean(axis=1).std()),
+        "sd": float(standard_deviation(returns.mean(axis=1))),
         "iqm": interquartile_mean(returns),
         "interval": bootstrap_interval(returns),
         "win_rate": float(np.mean([seed["win_rate"] for seed in sound])),
