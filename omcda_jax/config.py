@@ -37,10 +37,10 @@ class Repairs:
     Attributes:
         action_scale: continuous actions are divided by it; the published HAPPO datasets want 4 (ComaDICE's loader).
         clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
-        rewards: `reward`, or `return_to_go` where each number is the sum of all rewards still to come (as the MADT
-            loader makes them), which is undone.
-        team_reward: of several different rewards per step, one for each agent: their `mean` or `sum`; None refuses.
-        time_limit: episodes of so many steps were cut by the clock, though their file says they ended. None: as told.
+        rewards: `reward`, or `return_to_go` where each is the sum of all rewards still to come (as the MADT loader
+            makes them), which is undone.
+        team_reward: what rewards that differ between agents become, their `mean` or `sum`; None refuses them.
+        time_limit: episodes of so many steps were cut by the clock, though the file has them ended. None: as it says.
     """
 
     action_scale: float = 1.0
@@ -69,15 +69,15 @@ class DataConfig(Repairs):
         quality: name of the behaviour that made the data, for instance `medium`.
         episodes: how many episodes the dataset has; used when it must be collected. None: `transitions` rules.
         transitions: how many transitions it has at least, in whole episodes. None: `episodes` rules.
-        seed: of the collection, and of the order of windows where data stay on the host.
+        seed: seed of the collection, and of the order of windows where data stay on the host.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
-        placement: `device`: all data are there; `host`: they stay in memory or, memory-mapped, on the disk, and a
-            window of them is on the device at a time, see `omcda_jax.data.Windows`.
-        window: about how many megabytes of data on the host are on the device at a time, all shards together; a second
-            window is on its way.
-        shards: V, equal cuts of the data; batch row r comes from cut r * V // learner.batch_size, and of several
-            processes each holds its own rows' cuts only.
+        placement: where the data are, on the `device` or the `host`: in memory or, memory-mapped, on the disk, with a
+            window of them on the device at a time, see `omcda_jax.data.Windows`.
+        window: megabytes of data on the host that are on the device at a time, all shards together; a second window is
+            on its way.
+        shards: V, equal cuts of the data for as many parts of the batch; batch row r comes from cut
+            r * V // learner.batch_size, and of several processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
     """
@@ -118,12 +118,12 @@ class LearnerConfig:
     Attributes:
         updates: gradient updates in all.
         batch_size: B, transitions per update.
-        updates_per_call: updates in one compiled call; a stop signal waits for one call. All other numbers of
-            updates are multiples of it.
+        updates_per_call: updates in one compiled call, which divides all other numbers of updates; a stop signal waits
+            for one call.
         log_every: updates between two rows of metrics.
         checkpoint_every: updates between two checkpoints (one more is written at the end).
-        evaluate_every: updates between two evaluations; 0 evaluates only the final policy.
-        mode: `data` trains one trial, its batch spread over all devices; `trials` a population, spread over devices.
+        evaluate_every: updates between two evaluations, or 0 to evaluate the final policy only.
+        mode: `data` trains one trial, its batch spread over all devices, `trials` a population, spread over them.
         trials: the population, a grid such as `seed=0..3; algorithm.d_tot=0.6,1.8`.
     """
 

@@ -21,8 +21,8 @@ VIDEO_FRAMES = 250  # of an episode as long as the horizon: steps in between are
 VIDEO_RATE = 25  # frames per second
 
 
-class Episodes(NamedTuple):
-    """What E episodes came to.
+class EpisodeResults(NamedTuple):
+    """Results of E episodes.
 
     Attributes:
         returns: [E] undiscounted sum of rewards, in the environment's units.
@@ -42,13 +42,13 @@ class _Carry(NamedTuple):
     env_state: Any
     timestep: Any
     done: jax.Array
-    episodes: Episodes
+    results: EpisodeResults
 
 
 def make_evaluate(
     act: Callable[..., jax.Array], environment: Environment | HostEnvironment, episodes: int
-) -> Callable[[Any, jax.Array], Episodes]:
-    """Returns a compiled `(state, key) -> Episodes` that plays greedily until every episode has ended.
+) -> Callable[[Any, jax.Array], EpisodeResults]:
+    """Return a compiled `(state, key) -> EpisodeResults` that plays greedily until every episode has ended.
 
     Simulators on the host are opened by the first call, kept for the next ones, and closed when the function returned
     is no longer referred to.
@@ -69,13 +69,13 @@ def _in_jax(act, environment: Environment, episodes: int):
         env_state, timestep = jax.vmap(environment.step)(step_keys, carry.env_state, action)
         active = ~carry.done
         at_horizon = carry.time + 1 >= environment.horizon
-        so_far = carry.episodes
+        so_far = carry.results
         return _Carry(
             time=carry.time + 1,
             env_state=env_state,
             timestep=timestep,
             done=carry.done | timestep.terminated | timestep.truncated | at_horizon,
-            episodes=Episodes(
+            results=EpisodeResults(
                 returns=so_far.returns + jnp.where(active, timestep.reward, 0.0),
                 won=so_far.won | (active & timestep.won),
                 length=so_far.length + active.astype(jnp.int32),
@@ -84,14 +84,14 @@ def _in_jax(act, environment: Environment, episodes: int):
         )
 
     @jax.jit
-    def evaluate(state: Any, key: jax.Array) -> Episodes:
+    def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         keys = jax.random.split(key, episodes)
         env_state, timestep = jax.vmap(environment.reset)(keys)
         nothing = jnp.zeros(episodes, bool)
-        start = Episodes(jnp.zeros(episodes, jnp.float32), nothing, jnp.zeros(episodes, jnp.int32), nothing)
+        start = EpisodeResults(jnp.zeros(episodes, jnp.float32), nothing, jnp.zeros(episodes, jnp.int32), nothing)
         carry = _Carry(jnp.int32(0), env_state, timestep, nothing, start)
         final = jax.lax.while_loop(lambda carry: ~jnp.all(carry.done), lambda carry: step(carry, state, keys), carry)
-        return final.episodes
+        return final.results
 
     return evaluate
 
@@ -101,7 +101,7 @@ def _on_host(act, environment: HostEnvironment, episodes: int):
     # the whole batch every time, ended episodes too, so that there is one shape to compile for
     jitted = jax.jit(act)
 
-    def evaluate(state: Any, key: jax.Array) -> Episodes:
+    def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         if not opened:
             opened.append(environment.open(episodes))
         simulators = opened[0]
@@ -119,23 +119,23 @@ def _on_host(act, environment: HostEnvironment, episodes: int):
             won[running] |= timestep.won
             truncated[running] = ~timestep.terminated & (timestep.truncated | (length[running] >= environment.horizon))
             running = running[~(timestep.terminated | truncated[running])]
-        return Episodes(returns.astype(np.float32), won, length, truncated)
+        return EpisodeResults(returns.astype(np.float32), won, length, truncated)
 
     weakref.finalize(evaluate, lambda: [simulators.close() for simulators in opened])
     return evaluate
 
 
-def summarise(episodes: Episodes) -> dict[str, float]:
-    """Returns means over episodes, with the spread of the return.
+def summarise(results: EpisodeResults) -> dict[str, float]:
+    """Return means over episodes, with the spread of the return.
 
     Args:
-        episodes: arrays [E].
+        results: arrays [E].
 
     Returns:
         `episodes`, `return_mean`, `return_sd` (over episodes; 0 for a single one), `return_se` (of the mean),
         `win_rate`, `length_mean`, `truncated_rate`.
     """
-    returns, won, length, truncated = (np.asarray(values, np.float64) for values in episodes)
+    returns, won, length, truncated = (np.asarray(values, np.float64) for values in results)
     spread = float(standard_deviation(returns))
     return {
         "episodes": returns.size,
@@ -149,7 +149,7 @@ def summarise(episodes: Episodes) -> dict[str, float]:
 
 
 def check_video(environment: Environment | HostEnvironment, path: str) -> None:
-    """Finds out whether `record_video` would succeed, by taking one picture; worth doing before a long training.
+    """Find out whether `record_video` would succeed, by taking one picture; worth doing before a long training.
 
     Args:
         environment: the simulator.
@@ -179,7 +179,7 @@ def check_video(environment: Environment | HostEnvironment, path: str) -> None:
 def record(
     act: Callable[..., jax.Array], environment: HostEnvironment, state: Any, *, seed: int, every: int = 1
 ) -> list[np.ndarray]:
-    """Plays one greedy episode and returns its pictures, each [H, W, 3] uint8: the first, the last, some in between.
+    """Play one greedy episode and returns its pictures, each [H, W, 3] uint8: the first, the last, some in between.
 
     Args:
         act, environment: as for `make_evaluate`.
@@ -208,7 +208,7 @@ def record(
 def record_video(
     act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, path: str, *, seed: int
 ) -> None:
-    """Writes one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 pictures.
+    """Write one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 pictures.
 
     Args:
         act, environment, state, seed: as for `record`.

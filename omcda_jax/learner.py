@@ -23,8 +23,6 @@ from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, Trai
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
 _BATCH_STREAM = 0x6261_7463
-
-
 # Skipped updates in a row that end a run: a bad batch is one, a diverged trial never stops.
 PATIENCE = 10
 _AXIS = "devices"
@@ -35,13 +33,13 @@ class NonFiniteMetrics(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived where nothing needs saving; no Exception, so that nobody takes it for a failure."""
+    """SIGINT or SIGTERM arrived where nothing needs saving; no Exception, so that it is not handled as a failure."""
 
 
 def initial_state(
     algorithm: Algorithm, seed: int, spec: EnvSpec, config: Any, *, normalised: bool = False
 ) -> TrainState:
-    """Returns the algorithm's state before any update, with no two leaves sharing a buffer.
+    """Return the algorithm's state before any update, with no two leaves sharing a buffer.
 
     Args:
         algorithm: the bundle whose `init` is called.
@@ -75,16 +73,16 @@ class Layout:
 
     @property
     def spread(self) -> bool:
-        """Whether there is more than one device."""
+        """True with more than one device."""
         return len(self.devices) > 1
 
     @property
     def local(self) -> list[jax.Device]:
-        """Those of this process."""
+        """Devices of this process."""
         return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def place(self, state: TrainState) -> TrainState:
-        """The state, the same in every process, as the training call takes it.
+        """Return a state, the same in every process, as the training call takes it.
 
         Raises:
             ConfigError: a population that the devices cannot share evenly.
@@ -98,7 +96,7 @@ class Layout:
         return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), state)
 
     def place_dataset(self, dataset: Any) -> Any:
-        """The dataset as the training call takes it: what this process holds of it, whole on each of its devices."""
+        """Return a dataset as the training call takes it: all this process holds of it, on each of its devices."""
         return self._replicate(dataset) if self.spread else jax.device_put(dataset)
 
     def _replicate(self, tree: Any) -> Any:
@@ -113,7 +111,7 @@ class Layout:
         return jax.tree.map(spread, tree)
 
     def collect(self, tree: Any) -> Any:
-        """What `place` was given, or metrics of the training call, without the devices' axis."""
+        """Return what `place` was given, or a report of the training call, without the devices' axis."""
         if not self.spread:
             return tree
         if not self.population:
@@ -122,7 +120,7 @@ class Layout:
 
 
 def broadcast(tree: Any) -> Any:
-    """Returns process 0's leaves in every process; what the others pass gives shapes and dtypes alone."""
+    """Return process 0's leaves in every process; what the others pass gives shapes and dtypes alone."""
     if jax.process_count() == 1:
         return tree
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -136,14 +134,14 @@ def broadcast(tree: Any) -> Any:
 
 
 def anywhere(condition: bool) -> bool:
-    """Returns whether the condition holds in any process; all of them must ask at the same point."""
+    """Return whether the condition holds in any process; all of them must ask at the same point."""
     if jax.process_count() == 1:
         return condition
     return bool(np.any(multihost_utils.process_allgather(np.array(condition))))
 
 
 class Report(NamedTuple):
-    """What k updates came to; of a population everything leads with an axis [P].
+    """Results of k updates; of a population everything leads with an axis [P].
 
     Attributes:
         metrics: means over the updates that were kept; not-a-number where none was.
@@ -165,11 +163,11 @@ def make_train_step(
     updates_per_call: int,
     layout: Layout | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
-    """Returns a compiled `(state, dataset) -> (state, report)` that does `updates_per_call` updates.
+    """Return a compiled `(state, dataset) -> (state, report)` that does `updates_per_call` updates.
 
     The state passed in is donated: use the one returned. N devices at B/N rows each do what one does at B rows. An
-    update that brings forth anything that is not finite is skipped, on all devices alike: only the step goes on, and
-    with it the next batch.
+    update with any result that is not finite is skipped, on all devices alike: only the step goes on, and with it the
+    next batch.
 
     Args:
         algorithm: the bundle whose `update` is called.
@@ -218,10 +216,10 @@ def make_train_step(
 def make_debug_step(
     algorithm: Algorithm, sample: Callable[..., Batch], batch_size: int, updates_per_call: int
 ) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
-    """Returns what `make_train_step` does for one trial on one device, without scan, donation and guard.
+    """Return what `make_train_step` does for one trial on one device, without scan, donation and guard.
 
-    An update that brings forth anything that is not finite is done again operation by operation: where the guarded
-    step would skip it in silence, this one raises FloatingPointError at the first operation that gave no number.
+    An update with any result that is not finite is done again operation by operation: where the guarded step would
+    skip it in silence, this one raises FloatingPointError at the first operation that gave no number.
 
     Args:
         algorithm, sample, batch_size, updates_per_call: as `make_train_step`.
@@ -265,7 +263,7 @@ def _mean_where(kept: jax.Array, values: jax.Array) -> jax.Array:
 
 
 class Guard:
-    """Counts skipped updates, and knows the trials that did nothing else.
+    """Counts of skipped updates, and the trials that did nothing else.
 
     Args:
         trials: P, how many there are.
@@ -286,11 +284,11 @@ class Guard:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """All counts as JSON values."""
         return {"skipped": self.skipped.tolist(), "in_a_row": self.in_a_row.tolist(), "culprits": self.culprits}
 
     def look(self, step: int, report: Report) -> None:
-        """Takes in what a call came to.
+        """Count the updates that a call skipped.
 
         Raises:
             NonFiniteMetrics: every trial has skipped PATIENCE updates in a row.
@@ -358,7 +356,7 @@ def train(
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into a request to stop; a second signal acts as it would have without us.
+    """SIGINT and SIGTERM as a request to stop; a second signal acts as it would have without this class.
 
     A context manager, for the main thread. A signal raises Interrupted at once; where work must first be saved, within
     `deferring`, it only sets `requested`, which is to be polled.
@@ -377,7 +375,7 @@ class Interruption:
         self._restore()
 
     def renew(self) -> None:
-        """Take the signals back from whoever took them since."""
+        """Set the handlers again, after something else has replaced them."""
         for number in self._previous:
             signal.signal(number, self._handle)
 

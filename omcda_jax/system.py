@@ -36,18 +36,19 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
-def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:
     """Read flags into `values` and return the words that are not flags.
 
     Args:
         values: the flags' definitions.
         argv: a command line, the program's name first.
+        known_only: return unknown flags among the words instead of refusing them.
 
     Raises:
         ConfigError: an unknown flag, or a value of another type.
     """
     try:
-        return values(list(argv))[1:]
+        return values(list(argv), known_only=known_only)[1:]
     except flags.Error as error:
         raise ConfigError(one_line(error)) from error
 

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+<<<<<<< HEAD
 from omcda_jax.evaluate import Episodes, check_video, make_evaluate, record, record_video, summarise
 from omcda_jax.metrics import standard_deviation
+=======
+from omcda_jax.evaluate import EpisodeResults, check_video, make_evaluate, record, record_video, summarise
+>>>>>>> 74c8f9b (Help says what every setting does and its value; results of episodes have a name of their own; a wheel trains in a test)
 from omcda_jax.types import ConfigError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
@@ -217,7 +221,7 @@ def test_a_video_where_no_file_can_be_written_says_so(tmp_path):
 
 
 def test_summary_of_known_episodes():
-    episodes = Episodes(
+    episodes = EpisodeResults(
         returns=jnp.array([1.0, 2.0, 3.0, 6.0]),
         won=jnp.array([False, True, True, True]),
         length=jnp.array([3, 4, 5, 8]),
@@ -236,7 +240,7 @@ def test_summary_of_known_episodes():
             "truncated_rate": 0.25,
         }
     )
-    one = summarise(Episodes(*(values[:1] for values in episodes)))
+    one = summarise(EpisodeResults(*(values[:1] for values in episodes)))
     assert (one["return_sd"], one["return_se"], one["return_mean"]) == (0.0, 0.0, 1.0)
 
 

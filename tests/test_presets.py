@@ -1,6 +1,7 @@
 """The presets, what they hand to each algorithm, and what is said of settings on the command line."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,15 +79,15 @@ def keys_of(config):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_key_is_explained(algorithm):
     config = resolve("mujoco_hopper_medium", [f"algorithm.name={algorithm}"])
-    lines = {line.split()[0]: line for line in settings.explain(config).splitlines()}
+    lines = {line.split("=")[0].strip(): line for line in settings.explain(config).splitlines()}
     assert lines.keys() == keys_of(config)
     texts = settings.meanings(type(config.algorithm))
     for key, line in lines.items():
-        assert len(line) <= 140 and line.split("  ")[-1], f"{key} is not explained"
+        assert len(re.split("  +", line.strip())) == 3, f"{key} is not explained"
         if key.startswith("algorithm.") and key != "algorithm.name":
             assert texts[key.partition(".")[2]]
     general = settings.explain().splitlines()
-    assert keys_of(config) <= {line.split()[0] for line in general}
+    assert keys_of(config) <= {line.split("=")[0].strip() for line in general}
 
 
 def test_meanings_come_from_docstrings_along_the_bases():
@@ -95,7 +96,7 @@ def test_meanings_come_from_docstrings_along_the_bases():
         """One.
 
         Attributes:
-            first: of the two; not said.
+            first: of the `two; in` backquotes; not said.
             second, third: alike in
                 two lines. More.
 
@@ -112,7 +113,7 @@ def test_meanings_come_from_docstrings_along_the_bases():
         """
 
     assert settings.meanings(Base) == {
-        "first": "of the two",
+        "first": "of the `two; in` backquotes",
         "second": "alike in two lines",
         "third": "alike in two lines",
     }
@@ -120,15 +121,33 @@ def test_meanings_come_from_docstrings_along_the_bases():
 
 
 def test_values_and_types_are_shown_as_they_are_written():
-    rows = [line.split() for line in settings.explain(resolve("mujoco_hopper_medium", [])).splitlines()]
-    shown = {row[0]: row[1:] for row in rows}
-    assert shown["algorithm.d_tot"][:2] == ["float", "0.3"]
-    assert shown["algorithm.hidden_sizes"][:2] == ["int,...", "256,256"]
-    assert shown["algorithm.critic_layer_norm"][:2] == ["bool", "true"]
-    assert shown["data.episodes"][:4] == ["int", "or", "none", "none"]
-    assert shown["data.placement"][:2] == ["device|host", "device"]
-    defaults = {line.split()[0]: line.split()[1:] for line in settings.explain().splitlines()}
-    assert defaults["learner.updates"][:2] == ["int", "-"] and defaults["learner.batch_size"][:2] == ["int", "128"]
+    shown = {tuple(line.split()[:2]) for line in settings.explain(resolve("mujoco_hopper_medium", [])).splitlines()}
+    assert shown >= {
+        ("algorithm.d_tot=0.3", "float"),
+        ("algorithm.hidden_sizes=256,256", "int,..."),
+        ("algorithm.critic_layer_norm=true", "bool"),
+        ("data.episodes=none", "int"),
+        ("data.placement=device", "device|host"),
+    }
+    defaults = {tuple(line.split()[:2]) for line in settings.explain().splitlines()}
+    assert defaults >= {
+        ("learner.updates=?", "int"),
+        ("learner.batch_size=128", "int"),
+        ("algorithm.d_tot=0.6", "float"),
+    }
+
+
+def test_a_long_meaning_ends_where_it_makes_sense():
+    @dataclasses.dataclass
+    class Wordy:
+        """One.
+
+        Attributes:
+            key: a word, another, and one (with more of them, in brackets, up to and past what a line can hold, and
+                some) at last.
+        """
+
+    assert settings.meanings(Wordy) == {"key": "a word, another, and one"}
 
 
 def test_the_overview_marks_what_is_not_the_algorithms_own_default():

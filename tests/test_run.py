@@ -411,7 +411,12 @@ def test_trials_train_side_by_side_and_one_that_diverges_hurts_no_other(run, cap
         assert found[2 * seed]["metrics"]["policy/loss"] == pytest.approx(alone["metrics"]["policy/loss"], rel=1e-4)
     means = [one["evaluation"]["return_mean"] for one in found]
     groups = [line.split() for line in out.splitlines() if line.split()[-2:] in (["2", "0"], ["0", "2"])]
-    assert groups[0][:4] == ["0.01", f"{(means[0] + means[2]) / 2:.3f}", "±", f"{abs(means[0] - means[2]) / 2:.3f}"]
+    assert groups[0][:4] == [
+        "0.01",
+        f"{(means[0] + means[2]) / 2:.3f}",
+        "±",
+        f"{abs(means[0] - means[2]) / 2**0.5:.3f}",
+    ]
     assert groups[1] == ["1e+30", "-", "-", "0", "2"]
 
 

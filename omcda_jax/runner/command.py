@@ -12,7 +12,7 @@ from omcda_jax.runner.jobs import Switches
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.settings import explain
-from omcda_jax.system import one_line, suggestion
+from omcda_jax.system import read_flags, suggestion
 from omcda_jax.types import ConfigError
 
 
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
     """
     values = _flags()
     known = [f"--{name}" for name in values if name not in ("h", "help")]
-    words = read_flags(values, argv)
+    words = read_flags(values, argv, known_only=True)
     assignments = [assignment(word, [*known, "--config.KEY"]) for word in words]
     if values.config == "list" or (values.help and values.config is None):
         if values.help:
@@ -84,18 +84,6 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         processes=_processes(values, config),
         switches=Switches(values.profile, values.debug_nans),
     )
-
-
-def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Read flags into `values` and return the words that are none of them.
-
-    Raises:
-        ConfigError: a flag has a value of another type.
-    """
-    try:
-        return values(list(argv), known_only=True)[1:]
-    except flags.Error as error:
-        raise ConfigError(one_line(error)) from error
 
 
 def assignment(argument: str, known: Sequence[str]) -> str:

@@ -27,14 +27,14 @@ from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Interruption, NonFiniteMetrics
 from omcda_jax.runner import datasets, report
-from omcda_jax.runner.command import assignment, read_flags
+from omcda_jax.runner.command import assignment
 from omcda_jax.runner.evaluation import make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings, restore, write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
-from omcda_jax.system import suggestion
+from omcda_jax.system import read_flags, suggestion
 from omcda_jax.types import ConfigError, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    words = read_flags(values, argv)
+    words = read_flags(values, argv, known_only=True)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None

@@ -23,7 +23,7 @@ class Source(NamedTuple):
         path: of the file.
         spec: sizes of the task it was made in.
         metadata: as `data.load` gives it, with the largest return-to-go.
-        normaliser: of its observations and states, where it was asked for.
+        normaliser: of its observations and states, where the settings want one.
         opened: a context manager that gives the function of the number of updates done to what the next training call
             draws from, as `Layout.place_dataset` gives it.
     """

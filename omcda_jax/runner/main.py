@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             status = _help(name)
         sys.stdout.flush()
     except BrokenPipeError:
-        # whoever read has read enough; nothing may be written any more, not even while Python ends
+        # the reader has gone: nothing may be written any more, not even while Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EX_PIPE
     _leave(status or os.EX_OK)

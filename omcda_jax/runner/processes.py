@@ -56,7 +56,7 @@ def by_first(work: Callable[[], Any]) -> Any:
 
 
 def join(coordinator: str | None, processes: int | None, index: int | None, interruption: Interruption) -> None:
-    """Make this process one of several that train one trial, unless whoever started it did so already.
+    """Make this process one of several that train one trial, unless that was done already.
 
     Args:
         coordinator: host:port of process 0; like the others None where the cluster's environment gives it.

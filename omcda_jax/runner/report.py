@@ -12,11 +12,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
 
 import jax
 
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner import plots
 from omcda_jax.types import ConfigError
 
@@ -170,7 +171,7 @@ def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, 
     """One row of a trials table: trials that differ by their seed only."""
     sound = [one["evaluation"] for one in members if not one["diverged"]]
     returns, wins = ([one[key] for one in sound] for key in ("return_mean", "win_rate"))
-    shown = [f"{fmean(returns):.3f} ± {pstdev(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
+    shown = [f"{fmean(returns):.3f} ± {standard_deviation(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
     return [*(f"{value:g}" for _, value in group), *shown, str(len(sound)), str(len(members) - len(sound))]
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.config import DataConfig, EvaluationConfig, ExperimentConfig, LearnerConfig
+from omcda_jax.runner.report import align
 
 WIDTH = 120
+LONGEST = 100  # of a meaning
 SECTIONS = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
+_CLAUSE = re.compile(r"(?:`[^`]*`|[^`])*?(?=[.;](?: |$)|$)")
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 
 
@@ -32,14 +35,22 @@ def meanings(settings: type) -> dict[str, str]:
                 break
             else:
                 texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-    return {name: re.split(r"[.;](?: |$)", text)[0] for name, text in texts.items()}
+    return {name: _first_clause(text) for name, text in texts.items()}
+
+
+def _first_clause(text: str) -> str:
+    """The text up to the first full stop or semicolon outside backquotes, of a long one what makes sense alone."""
+    clause = _CLAUSE.match(text)[0]
+    parts = [clause[: match.start()] for match in re.finditer(r"[,:] | \(", clause) if match.start() <= LONGEST]
+    whole = [part for part in parts if part.count("(") == part.count(")")]
+    return clause if len(clause) <= LONGEST or not whole else whole[-1]
 
 
 def explain(config: ExperimentConfig | None = None) -> str:
-    """Return a table of every key: type, value and one line of what it does.
+    """Return a table of every key with its value, its type and what it does.
 
     Args:
-        config: whose values are shown; None shows defaults, for the algorithms one after the other.
+        config: whose values are shown; None shows defaults, ? where there is none, of all algorithms.
     """
     owner = config or ExperimentConfig
     rows = [row for row in _rows("", owner) if row[0] in ("seed", "directory")]
@@ -49,12 +60,7 @@ def explain(config: ExperimentConfig | None = None) -> str:
     for algorithm in algorithms:
         rows.append(("algorithm.name", "str", algorithm.name, "the algorithm; the keys below are its own"))
         rows += [row for row in _rows("algorithm.", algorithm) if row[0] != "algorithm.name"]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = []
-    for key, kind, value, meaning in rows:
-        start = f"  {key:<{widths[0]}}  {kind:<{widths[1]}}  {value:<{widths[2]}}  "
-        lines.append(start + textwrap.shorten(meaning, max(40, WIDTH - len(start)), placeholder=" ..."))
-    return "\n".join(lines)
+    return align([(f"  {key}={value}", kind, meaning) for key, kind, value, meaning in rows])
 
 
 def overview(config: ExperimentConfig) -> str:
@@ -99,7 +105,7 @@ def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
     hints, texts = typing.get_type_hints(settings), meanings(settings)
     for field in dataclasses.fields(settings):
         value = field.default if owner is settings else getattr(owner, field.name)
-        shown = "-" if value is dataclasses.MISSING else _shown(value)
+        shown = "?" if value is dataclasses.MISSING else _shown(value)
         yield prefix + field.name, _kind(hints[field.name]), shown, texts.get(field.name, "")
 
 
