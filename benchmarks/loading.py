@@ -34,7 +34,7 @@ flags.DEFINE_string("measure", None, "one row, as JSON: what this program asks o
 
 
 def load(path: str, way: str) -> dict[str, float]:
-    """Returns the seconds one way of reading took, and the megabytes at its peak."""
+    """Return the seconds one way of reading took, and the megabytes at its peak."""
     import h5py
     import jax
 
@@ -55,7 +55,7 @@ def load(path: str, way: str) -> dict[str, float]:
 
 
 def throughput(path: str, placement: str) -> dict[str, float]:
-    """Returns batches drawn and updates made per second over all calls but the first."""
+    """Return batches drawn and updates made per second over all calls but the first."""
     import jax
 
     from omcda_jax import data
@@ -105,7 +105,7 @@ def _ask(**what: str) -> dict[str, float]:
 
 
 def main(_) -> None:
-    """Prints both tables."""
+    """Print both tables."""
     if FLAGS.measure:
         asked = json.loads(FLAGS.measure)
         print(json.dumps(load(**asked) if "way" in asked else throughput(**asked)))

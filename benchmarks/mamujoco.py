@@ -40,7 +40,7 @@ CORES = os.cpu_count() or 1
 
 
 def wrapper(scenario: str) -> Callable[[np.ndarray], None]:
-    """Steps gymnasium-robotics' environments with actions [COPIES, nu]."""
+    """Step gymnasium-robotics' environments with actions [COPIES, nu]."""
     copies = [mamujoco.build(scenario) for _ in range(COPIES)]
     for seed, env in enumerate(copies):
         env.reset(seed=seed)
@@ -55,7 +55,7 @@ def wrapper(scenario: str) -> Callable[[np.ndarray], None]:
 
 
 def gymnasium(scenario: str, copies: int = COPIES) -> Callable[[np.ndarray], None]:
-    """Steps Gymnasium's single-agent environments with actions [copies, nu]."""
+    """Step Gymnasium's single-agent environments with actions [copies, nu]."""
     bodies = [mamujoco.build(scenario).single_agent_env.unwrapped for _ in range(copies)]
     for seed, body in enumerate(bodies):
         body.reset(seed=seed)
@@ -80,7 +80,7 @@ def _serve(pipe, scenario: str, copies: int) -> None:
 
 @contextlib.contextmanager
 def processes(scenario: str) -> Iterator[Callable[[np.ndarray], None]]:
-    """Steps Gymnasium's single-agent environments in processes."""
+    """Step Gymnasium's single-agent environments in processes."""
     context = multiprocessing.get_context("spawn")
     workers = []
     for part in np.array_split(np.arange(COPIES), CORES):
@@ -104,7 +104,7 @@ def processes(scenario: str) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def physics(scenario: str) -> Callable[[np.ndarray], None]:
-    """Advances MuJoCo's data alone; a copy starts anew every 50 steps instead of where it falls."""
+    """Advance MuJoCo's data alone; a copy starts anew every 50 steps instead of where it falls."""
     from mujoco import mj_resetData, mj_rnePostConstraint, mj_step
 
     bodies = [mamujoco.build(scenario).single_agent_env.unwrapped for _ in range(COPIES)]
@@ -131,7 +131,7 @@ def physics(scenario: str) -> Callable[[np.ndarray], None]:
 
 
 def ours(scenario: str) -> Callable[[np.ndarray], None]:
-    """Steps the library's simulators with the same actions, shared out to the agents."""
+    """Step the library's simulators with the same actions, shared out to the agents."""
     env = mamujoco.build(scenario)
     joints = np.array([[node.act_ids for node in part] for part in env.agent_action_partitions])
     simulators, index = envs.make(f"mamujoco/{scenario}").open(COPIES), np.arange(COPIES)
@@ -145,7 +145,7 @@ def ours(scenario: str) -> Callable[[np.ndarray], None]:
 
 
 def stepping(scenario: str) -> dict[str, float]:
-    """Steps per second of every way."""
+    """Step per second of every way."""
     random = np.random.default_rng(0)
     width = mamujoco.build(scenario).single_agent_env.action_space.shape[0]
     actions = random.uniform(-1, 1, (STEPS_PER_TURN, COPIES, width)).astype(np.float32)
@@ -185,7 +185,7 @@ def evaluation(scenario: str) -> tuple[str, dict[str, float], float]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}\n")
     for row, scenario in enumerate(SCENARIOS):
         rates = stepping(scenario)

@@ -76,7 +76,7 @@ def episodes(count: int = 6) -> data.Episodes:
 
 
 def write(path: str | os.PathLike) -> None:
-    """Writes the simulator's dataset."""
+    """Write the simulator's dataset."""
     data.write(path, SPEC, episodes(), {"environment": "smax/toy", "quality": "medium", "versions": VERSIONS})
 
 

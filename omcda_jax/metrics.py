@@ -13,7 +13,7 @@ from omcda_jax.system import replacing
 
 
 class MetricsFile:
-    """Appends rows to a JSONL file; a context manager.
+    """A JSONL file of rows, appended to; a context manager.
 
     A row is `{"step": ..., **values}`: scalars as numbers, vectors as lists. Rows past `resumed_step` are dropped
     on opening, so a run that goes on from a checkpoint never holds a step twice.
@@ -30,7 +30,7 @@ class MetricsFile:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one row and flushes it; array values become lists."""
+        """Append one row and flush it; array values become lists."""
         self._file.write(json.dumps({"step": step} | {key: to_json(value) for key, value in values.items()}) + "\n")
         self._file.flush()
 
@@ -42,7 +42,7 @@ class MetricsFile:
 
 
 def read(path: str | os.PathLike) -> list[dict]:
-    """Returns the rows of a metrics file in order; none for a missing file, and a torn last line is left out."""
+    """Return the rows of a metrics file in order; none for a missing file, and a torn last line is left out."""
     if not os.path.exists(path):
         return []
     rows = []
@@ -56,12 +56,12 @@ def read(path: str | os.PathLike) -> list[dict]:
 
 
 def to_json(value: Any) -> Any:
-    """Returns a number, string or array of any shape as a JSON value."""
+    """Return a number, string or array of any shape as a JSON value."""
     return np.asarray(value).tolist()
 
 
 class Progress:
-    """Tells how far a run is: one line rewritten in place on a terminal, else a plain line every few seconds.
+    """Progress of a run: one line rewritten in place on a terminal, else a plain line every few seconds.
 
     Args:
         total: updates in all.
@@ -86,7 +86,7 @@ class Progress:
         self._last = -float("inf")
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Prints, if it is time: updates done, per cent, updates per second, time left and a few metrics."""
+        """Print, if it is time: updates done, per cent, updates per second, time left and a few metrics."""
         now = time.monotonic()
         due = step >= self._total or now - self._last >= (0.2 if self._live else self._interval)
         if not due:
@@ -101,7 +101,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Ends the rewritten line, so that what follows starts on its own."""
+        """End the rewritten line, so that what follows starts on its own."""
         if self._live:
             self._stream.write("\n")
 
@@ -119,7 +119,7 @@ def standard_deviation(values: Any, axis: int | None = None) -> np.ndarray:
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds as `1h02m`, `3m20s` or `12s`."""
+    """Return seconds as `1h02m`, `3m20s` or `12s`."""
     if not np.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -101,7 +101,7 @@ class Loop(NamedTuple):
 
 
 def init_layers(key: chex.PRNGKey, sizes: tuple[int, ...], last_scale: float) -> tuple:
-    """Draws orthogonal weights, scaled by the square root of 2 before the last layer; biases are zero.
+    """Draw orthogonal weights, scaled by the square root of 2 before the last layer; biases are zero.
 
     Args:
         key: typed PRNG key.
@@ -120,7 +120,7 @@ def init_layers(key: chex.PRNGKey, sizes: tuple[int, ...], last_scale: float) ->
 
 
 def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
-    """Draws orthogonal initial weights; the actor's last layer is nearly zero, so that it starts out undecided.
+    """Draw orthogonal initial weights; the actor's last layer is nearly zero, so that it starts out undecided.
 
     Args:
         key: typed PRNG key.
@@ -139,7 +139,7 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
 
 
 def values(critic: tuple, global_state: chex.Array, activation: Callable = jax.nn.relu) -> jax.Array:
-    """Returns the estimated discounted return from global states.
+    """Return the estimated discounted return from global states.
 
     Args:
         critic: (w, b) of each layer, as from `init_layers`, with one output.
@@ -189,7 +189,7 @@ def advantages(
 
 
 def clipped_gain(log_prob: chex.Array, rows: Rollout, clip: float) -> chex.Array:
-    """Returns the clipped surrogate of each agent, with the team's advantage standardised over the rows.
+    """Return the clipped surrogate of each agent, with the team's advantage standardised over the rows.
 
     Args:
         log_prob: [R, N] of the actions taken, now.
@@ -206,7 +206,7 @@ def clipped_gain(log_prob: chex.Array, rows: Rollout, clip: float) -> chex.Array
 
 
 def make_optimiser(settings: Settings) -> optax.GradientTransformation:
-    """Builds Adam with a clipped gradient and a learning rate that falls linearly over the whole training.
+    """Build Adam with a clipped gradient and a learning rate that falls linearly over the whole training.
 
     Args:
         settings: the learning rates, max_norm and the number of steps are used.
@@ -225,7 +225,7 @@ def improve(
     rows: Rollout,
     key: chex.PRNGKey,
 ) -> tuple[dict, optax.OptState]:
-    """Makes `epochs * minibatches` steps on the transitions of one rollout, shuffled anew in each epoch.
+    """Make `epochs * minibatches` steps on the transitions of one rollout, shuffled anew in each epoch.
 
     Args:
         loss: `loss(params, rows, settings) -> []`.
@@ -350,7 +350,7 @@ def update(environment: Environment, settings: Settings, loop: Loop) -> tuple[Lo
 
 
 def make_evaluate(environment: Environment, episodes: int, segment: int = 20) -> Callable:
-    """Builds a function that plays whole episodes with sampled actions.
+    """Build a function that plays whole episodes with sampled actions.
 
     Args:
         environment: where to play.

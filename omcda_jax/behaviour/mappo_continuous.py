@@ -59,7 +59,7 @@ class Learner(NamedTuple):
 
 
 def merge(moments: Moments, rows: chex.Array) -> Moments:
-    """Adds rows to running moments.
+    """Add rows to running moments.
 
     Args:
         moments: so far.
@@ -76,7 +76,7 @@ def merge(moments: Moments, rows: chex.Array) -> Moments:
 
 
 def divisor(moments: Moments) -> jax.Array:
-    """Returns the standard deviation, or 1 where a feature hardly varies.
+    """Return the standard deviation, or 1 where a feature hardly varies.
 
     Args:
         moments: of the features.
@@ -86,7 +86,7 @@ def divisor(moments: Moments) -> jax.Array:
 
 
 def policy(learner: Learner) -> policies.Gaussian:
-    """Returns the policy as it is stored and rolled out.
+    """Return the policy as it is stored and rolled out.
 
     Args:
         learner: the trainer's state.
@@ -97,7 +97,7 @@ def policy(learner: Learner) -> policies.Gaussian:
 
 
 def log_prob(params: policies.Gaussian, obs: chex.Array, avail: chex.Array, draw: chex.Array) -> jax.Array:
-    """Returns the log-density of draws, before the tanh: its Jacobian cancels in every ratio of two policies.
+    """Return the log-density of draws, before the tanh: its Jacobian cancels in every ratio of two policies.
 
     Args:
         params: the policy.
@@ -115,7 +115,7 @@ def log_prob(params: policies.Gaussian, obs: chex.Array, avail: chex.Array, draw
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
-    """Draws orthogonal initial weights; the actors' last layers are nearly zero.
+    """Draw orthogonal initial weights; the actors' last layers are nearly zero.
 
     Args:
         key: typed PRNG key.
@@ -220,7 +220,7 @@ def learn(
 
 @jax.jit
 def draw_actions(learner: Learner, obs: chex.Array, key: chex.PRNGKey) -> jax.Array:
-    """Draws actions, before the tanh.
+    """Draw actions, before the tanh.
 
     Args:
         learner: the trainer's state.
@@ -308,7 +308,7 @@ def train(
 
 
 def replace(steps: TimeStep, index: np.ndarray, fresh: TimeStep) -> TimeStep:
-    """Returns time steps with some of them exchanged; the arrays given are left as they are.
+    """Return time steps with some of them exchanged; the arrays given are left as they are.
 
     Args:
         steps: [E, ...] NumPy arrays.

@@ -94,14 +94,14 @@ QUALITIES = {
 
 
 def quality(environment: str, name: str) -> Quality:
-    """Looks a dataset up in `QUALITIES`.
+    """Return how a dataset of `QUALITIES` is made.
 
     Args:
         environment: for instance `smax/3m`.
         name: for instance `medium`.
 
     Raises:
-        ConfigError: the table has no such dataset; lists those it has.
+        ConfigError: the table has no such dataset; the message lists those it has.
     """
     if (environment, name) not in QUALITIES:
         known = ", ".join(known for where, known in QUALITIES if where == environment)
@@ -112,7 +112,7 @@ def quality(environment: str, name: str) -> Quality:
 
 
 def file_name(environment: str, stage: str) -> str:
-    """Returns the name of the file of a policy's weights.
+    """Return the name of the file of a policy's weights.
 
     Args:
         environment: for instance `smax/3m`.
@@ -122,19 +122,19 @@ def file_name(environment: str, stage: str) -> str:
 
 
 def weights_path(environment: str, stage: str) -> Path:
-    """Returns the file of a policy's weights.
+    """Return the file of a policy's weights.
 
     Args:
         environment: for instance `smax/3m`.
         stage: for instance `medium`.
 
     Raises:
-        ConfigError: no such file; lists the environment's stages.
+        ConfigError: no such file; the message lists the environment's stages.
     """
     path = WEIGHTS / file_name(environment, stage)
     if not path.is_file():
         prefix = file_name(environment, "").removesuffix(".npz")
-        stages = sorted(found.stem.removeprefix(prefix) for found in WEIGHTS.glob(f"{prefix}*.npz"))
+        stages = sorted(file.stem.removeprefix(prefix) for file in WEIGHTS.glob(f"{prefix}*.npz"))
         raise ConfigError(
             f"behaviour policy: expected a stage of {environment} among {', '.join(stages) or 'none'}, found {stage!r}"
         )
@@ -142,7 +142,7 @@ def weights_path(environment: str, stage: str) -> Path:
 
 
 def write_weights(path: Path, params: Params, **facts) -> None:
-    """Writes a policy's weights, as float16, and what is known of the policy.
+    """Write a policy's weights, as float16, and facts about it.
 
     Args:
         path: the npz file; its folder is made if missing.
@@ -161,7 +161,7 @@ def write_weights(path: Path, params: Params, **facts) -> None:
 
 
 def read_weights(path: Path) -> Params:
-    """Reads a policy's weights.
+    """Read a policy's weights.
 
     Args:
         path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2; with a leading axis
@@ -185,7 +185,7 @@ def read_weights(path: Path) -> Params:
 
 
 def load(environment: str, stage: str) -> Params:
-    """Reads the weights of one of the policies that come with the package.
+    """Read the weights of one of the policies that come with the package.
 
     Args:
         environment: for instance `smax/3m`.
@@ -201,7 +201,7 @@ def load(environment: str, stage: str) -> Params:
 
 
 def check(params: Params, spec: EnvSpec, name: str) -> None:
-    """Checks that a policy fits a task.
+    """Check that a policy fits a task.
 
     Args:
         params: the policy's weights.
@@ -212,20 +212,20 @@ def check(params: Params, spec: EnvSpec, name: str) -> None:
         ConfigError: another kind of action or other sizes.
     """
     layers = params.layers if isinstance(params, Gaussian) else params
-    found = (layers[0][0].shape[:-1], layers[-1][0].shape[-1], not isinstance(params, Gaussian))
+    sizes = (layers[0][0].shape[:-1], layers[-1][0].shape[-1], not isinstance(params, Gaussian))
     inputs = (spec.obs_dim + spec.num_agents,) if spec.discrete else (spec.num_agents, spec.obs_dim)
     expected = (inputs, spec.action_dim, spec.discrete)
-    if found != expected:
+    if sizes != expected:
         words = "{} inputs and {} {} outputs".format
         kinds = {True: "discrete", False: "continuous"}
         raise ConfigError(
             f"behaviour policy {name}: expected {words(*expected[:2], kinds[expected[2]])},"
-            f" found {words(*found[:2], kinds[found[2]])}"
+            f" found {words(*sizes[:2], kinds[sizes[2]])}"
         )
 
 
 def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey, temperature: float) -> jax.Array:
-    """Draws every agent's action.
+    """Draw every agent's action.
 
     Args:
         params: the policy's weights.
@@ -246,7 +246,7 @@ def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey
 
 
 def logits(params: Layers, obs: chex.Array, avail: chex.Array) -> jax.Array:
-    """Returns every agent's logits, -1e9 for illegal actions.
+    """Return every agent's logits, -1e9 for illegal actions.
 
     Args:
         params: (w, b) of each layer, shared by all agents.
@@ -264,7 +264,7 @@ def logits(params: Layers, obs: chex.Array, avail: chex.Array) -> jax.Array:
 
 
 def mean(params: Gaussian, obs: chex.Array) -> jax.Array:
-    """Returns the centre of every agent's Gaussian, before the tanh.
+    """Return the centre of every agent's Gaussian, before the tanh.
 
     Args:
         params: the weights.
@@ -281,7 +281,7 @@ def mean(params: Gaussian, obs: chex.Array) -> jax.Array:
 
 
 def forward(layers: Layers, inputs: chex.Array, activation: Callable) -> jax.Array:
-    """Returns the outputs of a small network.
+    """Return the outputs of a small network.
 
     Args:
         layers: (w [in, out], b [out]) of each layer.

@@ -5,9 +5,10 @@
     python -m omcda_jax.data convert FROM TO          write it in another format
     python -m omcda_jax.data download NAME            fetch an archive of OG-MARL's, core/smac_v1/5m_vs_6m for instance
 
-PATH is a file or folder of any format of omcda_jax.data.formats. What a foreign file does differently is told; flags
-mend it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit. Downloads need the extra
-`hub`, go on where they stopped, and come from --endpoint or HF_ENDPOINT, --repository and --revision.
+PATH is a file or folder of any format of omcda_jax.data.formats. The commands name what a foreign file does
+differently, and flags correct it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
+Downloads need the extra `hub` and go on where they stopped; --endpoint or HF_ENDPOINT, --repository and --revision
+choose where they come from.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def verify(path: str, values: Any) -> None:
-    """Checks a dataset, its manifest first if there is one, and prints what it holds.
+    """Check a dataset, its manifest first if there is one, and print what it holds.
 
     Args:
         path: the dataset.
@@ -64,14 +65,14 @@ def verify(path: str, values: Any) -> None:
     sums = values.manifest or manifest.find(path)
     if sums and os.path.exists(path):
         print(f"{manifest.verify(path, sums)} files match {sums}")
-    found = _read(path, values)
-    print(f"{path}: whole and sound, format {found.format}, checked in {time.monotonic() - began:.1f} s")
-    for key, value in found.metadata["statistics"].items():
+    dataset = _read(path, values)
+    print(f"{path}: whole and sound, format {dataset.format}, checked in {time.monotonic() - began:.1f} s")
+    for key, value in dataset.metadata["statistics"].items():
         print(f"  {key:<16} {value:.6g}")
 
 
 def describe(path: str, values: Any) -> None:
-    """Writes a dataset's card.
+    """Write a dataset's card.
 
     Args:
         path: the dataset.
@@ -80,16 +81,16 @@ def describe(path: str, values: Any) -> None:
     Raises:
         DatasetError, ConfigError: whatever is wrong.
     """
-    found = _read(path, values)
-    numbers = card.describe(found.spec, found.episodes)
+    dataset = _read(path, values)
+    numbers = card.describe(dataset.spec, dataset.episodes)
     name = os.path.basename(os.path.normpath(path))
-    written = card.write(values.out or f"{os.path.normpath(path)}.card", name, numbers, found.metadata, found.notes)
-    print(card.markdown(name, numbers, found.metadata, found.notes))
+    written = card.write(values.out or f"{os.path.normpath(path)}.card", name, numbers, dataset.metadata, dataset.notes)
+    print(card.markdown(name, numbers, dataset.metadata, dataset.notes))
     print(f"wrote {', '.join(str(file) for file in written)}")
 
 
 def convert(path: str, target: str, values: Any) -> None:
-    """Writes a dataset in another format.
+    """Write a dataset in another format.
 
     Args:
         path: the dataset.
@@ -99,20 +100,20 @@ def convert(path: str, target: str, values: Any) -> None:
     Raises:
         DatasetError, ConfigError: whatever is wrong.
     """
-    found = _read(path, values)
+    dataset = _read(path, values)
     given = {key: values[key].value for key in ("environment", "quality") if values[key].value is not None}
-    origin = {"description": f"converted from {found.format}"} if found.format != "omcda" else {}
+    origin = {"description": f"converted from {dataset.format}"} if dataset.format != "omcda" else {}
     repairs = {key: value for key, value in dataclasses.asdict(_repairs(values)).items() if value is not None}
-    metadata = {**found.metadata, **origin, **({"repairs": repairs} if origin else {}), **given}
+    metadata = {**dataset.metadata, **origin, **({"repairs": repairs} if origin else {}), **given}
     metadata = {key: value for key, value in metadata.items() if key not in ("statistics", "spec", "digest", "format")}
-    lost = formats.write(target, values.format, found.spec, found.episodes, metadata)
-    print(f"wrote {target}: {len(found.episodes.length)} episodes, format {values.format}")
+    lost = formats.write(target, values.format, dataset.spec, dataset.episodes, metadata)
+    print(f"wrote {target}: {len(dataset.episodes.length)} episodes, format {values.format}")
     for what in lost:
         print(f"note: {target}: the format has no room for {what}")
 
 
 def download(name: str, values: Any) -> None:
-    """Fetches an archive from a hub and unpacks it.
+    """Fetch an archive from a hub and unpack it.
 
     Args:
         name: the archive's path in the repository.
@@ -122,18 +123,18 @@ def download(name: str, values: Any) -> None:
         DatasetError, ConfigError: whatever is wrong.
     """
     where = {key: values[key].value for key in ("repository", "revision", "endpoint")}
-    found = hub.download(name, values.out or os.path.join("datasets", where["repository"]), **where)
-    if not found:
+    vaults = hub.download(name, values.out or os.path.join("datasets", where["repository"]), **where)
+    if not vaults:
         print(f"note: {name}: no vault in the archive")
-    for path in found:
+    for path in vaults:
         print(f"{path}: a vault; --config.data.path={path} learns from it")
 
 
-def _read(path: str, values: Any) -> formats.Found:
-    found = formats.read(path, repairs=_repairs(values))
-    for note in found.notes:
+def _read(path: str, values: Any) -> formats.Contents:
+    dataset = formats.read(path, repairs=_repairs(values))
+    for note in dataset.notes:
         print(f"note: {path}: {note}")
-    return found
+    return dataset
 
 
 def _repairs(values: Any) -> Repairs:

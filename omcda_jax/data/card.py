@@ -16,7 +16,7 @@ QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
-    """Returns a dataset's numbers, JSON-ready; returns are undiscounted and in the environment's own units.
+    """Return a dataset's numbers, JSON-ready; returns are undiscounted and in the environment's own units.
 
     Coverage is the share of distinct pairs among all transitions, of state and joint action and of each agent's
     observation and action, as OG-MARL reports it: 1 where no pair comes twice. Entropy is that of an agent's actions
@@ -55,7 +55,7 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
 def write(
     path: str | os.PathLike, name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]
 ) -> list[Path]:
-    """Writes card.md, card.json and, where matplotlib is there, card.png.
+    """Write card.md, card.json and, where matplotlib is there, card.png.
 
     Args:
         path: a folder, made if missing.
@@ -87,12 +87,12 @@ def write(
 
 
 def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """Returns the card as Markdown.
+    """Return the card as Markdown.
 
     Args:
         name, numbers, metadata, notes: as of `write`.
     """
-    spec, found = numbers["spec"], numbers["statistics"]
+    spec, totals = numbers["spec"], numbers["statistics"]
     facts = {
         "made from": metadata.get("description"),
         "environment": metadata.get("environment"),
@@ -100,12 +100,12 @@ def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any],
         "versions": ", ".join(f"{key} {value}" for key, value in metadata.get("versions", {}).items()),
         "sizes": f"{spec['agents']} agents, {spec['observation']} observation and {spec['state']} state features,"
         f" {spec['actions']} {'discrete actions' if spec['discrete'] else 'action dimensions'}",
-        "episodes": found["episodes"],
-        "transitions": found["transitions"],
-        "return": f"{found['return_mean']:.4g} ± {found['return_sd']:.4g} (sd)",
-        "length": f"{found['length_mean']:.4g}, {found['length_min']} to {found['length_max']}",
-        "ended by the task": f"{found['terminated_rate']:.1%}",
-        "won": f"{found['win_rate']:.1%}",
+        "episodes": totals["episodes"],
+        "transitions": totals["transitions"],
+        "return": f"{totals['return_mean']:.4g} ± {totals['return_sd']:.4g} (sd)",
+        "length": f"{totals['length_mean']:.4g}, {totals['length_min']} to {totals['length_max']}",
+        "ended by the task": f"{totals['terminated_rate']:.1%}",
+        "won": f"{totals['win_rate']:.1%}",
     }
     quantiles = numbers["return_quantiles"]
     row = lambda *cells: f"| {' | '.join(str(cell) for cell in cells)} |"

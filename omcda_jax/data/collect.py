@@ -1,4 +1,4 @@
-"""Rolls behaviour policies out in a simulator, keeps whole episodes and makes dataset files of them."""
+"""Datasets of whole episodes, made by rolling out behaviour policies in a simulator."""
 
 import os
 import time
@@ -118,7 +118,7 @@ def _metadata(
 
 
 def describe(recipe: policies.Quality) -> str:
-    """Says in words how a dataset is made.
+    """Return in words how a dataset is made.
 
     Args:
         recipe: the dataset's definition.
@@ -132,7 +132,7 @@ def describe(recipe: policies.Quality) -> str:
 def default_path(
     environment: str, quality: str, episodes: int | None = None, seed: int = 0, transitions: int | None = None
 ) -> Path:
-    """Returns where a dataset is cached, relative to the working directory.
+    """Return where a dataset is cached, relative to the working directory.
 
     Args:
         environment: for instance `smax/3m`.
@@ -158,7 +158,7 @@ def ensure(
     path: str | os.PathLike | None = None,
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Returns the path of a dataset file, collecting it first if there is none.
+    """Return the path of a dataset file, collecting it first if there is none.
 
     Args:
         environment: for instance `smax/3m`.
@@ -200,7 +200,7 @@ def ensure(
 
 
 class _Progress:
-    """Logs a line about every five seconds, and one at the end."""
+    """Progress lines: one about every five seconds, and one at the end."""
 
     def __init__(self, unit: str, log: Callable[[str], None]):
         self._unit, self._log = unit, log

@@ -1,4 +1,4 @@
-"""The rows of whole episodes ready to be sampled, on the device or on the host; `episodes.py` says how they lie."""
+"""Transitions ready to be sampled, on the device or on the host; their rows are laid out as in `episodes`."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ class Dataset:
 
 
 def gather(dataset: Dataset, rows: chex.Array) -> Batch:
-    """Reads the transitions that start at the given rows.
+    """Return the transitions that start at the given rows.
 
     Args:
         dataset: the data.
@@ -76,13 +76,13 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
 
 
 def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Numeric = 0, parts: int = 1) -> Batch:
-    """Draws transitions uniformly with replacement, batch row r from shard r * V // B.
+    """Draw transitions uniformly with replacement, batch row r from shard r * V // B.
 
     A row's draw depends on the key and its place in the whole batch alone, not on how many devices or processes share
     the work.
 
     Args:
-        dataset: the data; at least the shards of the rows asked for.
+        dataset: the data; at least the shards of the rows to be read.
         key: typed PRNG key; the same key draws the same rows.
         batch_size: B (static).
         part: which share of the B rows to read.
@@ -95,7 +95,7 @@ def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Nume
 
 
 def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Dataset:
-    """Cuts a dataset into V shards of consecutive transitions, as equal as can be, and returns those of one process.
+    """Cut a dataset into V shards of consecutive transitions, as equal as possible, and return those of one process.
 
     Args:
         dataset: the whole, uncut.
@@ -111,7 +111,7 @@ def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Datase
 
 
 def own_shards(dataset: Dataset, shards: int, process: int, processes: int) -> range:
-    """Returns which of V shards are one process's.
+    """Return which of V shards are one process's.
 
     Args:
         dataset, shards, process, processes: as of `shard`.
@@ -127,7 +127,7 @@ def own_shards(dataset: Dataset, shards: int, process: int, processes: int) -> r
 
 
 def shard_edges(dataset: Dataset, shards: int, pieces: int = 1) -> np.ndarray:
-    """Returns where pieces of consecutive entries of `rows` start and end, P in each of V shards: [V, P, 2] int64.
+    """Return where pieces of consecutive entries of `rows` start and end, P in each of V shards: [V, P, 2] int64.
 
     Args:
         dataset: the whole, uncut.
@@ -141,7 +141,7 @@ def shard_edges(dataset: Dataset, shards: int, pieces: int = 1) -> np.ndarray:
 
 
 def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: np.ndarray | None = None) -> Dataset:
-    """Copies pieces of a dataset into one on the host, whose shape is that of any other pieces of the same edges.
+    """Copy pieces of a dataset into a new one on the host; any pieces of the same edges give the same shapes.
 
     Args:
         dataset: the whole, uncut.
@@ -180,7 +180,7 @@ def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: n
 
 
 def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0, source: str = "dataset") -> Dataset:
-    """Checks episodes and places them on the device.
+    """Check episodes and place them on the device.
 
     Args:
         spec: the task's sizes.
@@ -197,7 +197,7 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
 
 
 def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dataset:
-    """Makes a dataset on the host of checked episodes, whose large arrays it shares.
+    """Return checked episodes as a dataset on the host, which shares their large arrays.
 
     Args:
         spec: the task's sizes.
@@ -228,7 +228,7 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
 
 
 def put(dataset: Dataset) -> Dataset:
-    """Places a dataset of the host on the device; on a CPU what is aligned is shared, not copied.
+    """Place a dataset on the device; on a CPU aligned arrays are shared, not copied.
 
     Args:
         dataset: of NumPy arrays, not to be written to any more.
@@ -237,7 +237,7 @@ def put(dataset: Dataset) -> Dataset:
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Returns an array of zeros whose memory JAX can share on a CPU.
+    """Return an array of zeros whose memory JAX can share on a CPU.
 
     Args:
         shape: of the array.
@@ -251,7 +251,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def memory_bytes(dataset: Dataset) -> int:
-    """Returns the bytes a dataset takes on the device.
+    """Return the bytes a dataset takes on the device.
 
     Args:
         dataset: the data.
@@ -260,7 +260,7 @@ def memory_bytes(dataset: Dataset) -> int:
 
 
 def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
-    """Returns the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
+    """Return the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
 
     No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data.
 
@@ -280,7 +280,7 @@ def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
 
 
 def normaliser(dataset: Dataset) -> Normaliser:
-    """Returns what brings every feature to zero mean and unit spread over the rows that can be sampled.
+    """Return the shift and factor of every feature for zero mean and unit spread over the rows that can be sampled.
 
     A feature that hardly varies (a spread below 1e-4, as padding has) gets factor 0, which drops it.
 

@@ -1,4 +1,4 @@
-"""Whole episodes in host memory, as they come from a file or a simulator: what they hold, sum up to and must satisfy.
+"""Whole episodes in host memory, as they come from a file or a simulator: their layout, sums and checks.
 
 An episode of L steps takes L + 1 consecutive rows. Row t holds what the team saw, did and was paid at step t; the last
 row holds the true final observation, global state and legal actions, and zeros for the action and the reward, which do
@@ -40,7 +40,7 @@ class Episodes(NamedTuple):
 
 
 def final_rows(length: np.ndarray) -> np.ndarray:
-    """Returns the [E] int64 indices of the rows that hold the final observations.
+    """Return the [E] int64 indices of the rows that hold the final observations.
 
     Args:
         length: [E] steps of each episode.
@@ -49,7 +49,7 @@ def final_rows(length: np.ndarray) -> np.ndarray:
 
 
 def returns(episodes: Episodes) -> np.ndarray:
-    """Returns the [E] float64 undiscounted returns, in the environment's own units.
+    """Return the [E] float64 undiscounted returns, in the environment's own units.
 
     Args:
         episodes: the data.
@@ -59,7 +59,7 @@ def returns(episodes: Episodes) -> np.ndarray:
 
 
 def statistics(episodes: Episodes) -> dict[str, Any]:
-    """Summarises episodes in plain numbers; returns are undiscounted and in the environment's own units.
+    """Return a summary of episodes in plain numbers; returns are undiscounted and in the environment's own units.
 
     Args:
         episodes: the data.
@@ -81,7 +81,7 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
 
 
 def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
-    """Checks shapes, types, finite values, episode bookkeeping and the legality of every action.
+    """Check shapes, types, finite values, episode bookkeeping and the legality of every action.
 
     Args:
         spec: the task's sizes.
@@ -137,14 +137,14 @@ def _check_bookkeeping(episodes: Episodes, source: str) -> None:
         raise DatasetError(
             f"{source}: length: expected at least 1 step, found {episodes.length[episode]} in episode {episode}"
         )
-    expected = int(episodes.length.sum(dtype=np.int64)) + count
+    expected = int(episodes.length.sum(dtype=np.int64)) + len(episodes.length)
     largest = np.iinfo(np.int32).max
     if expected > largest:
         raise DatasetError(f"{source}: length: expected at most {largest} rows in all, found {expected}")
     for key in ("obs", "global_state", "avail", "action", "reward"):
-        if len(getattr(episodes, key)) != expected:
-            found = len(getattr(episodes, key))
-            raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {found}")
+        count = len(getattr(episodes, key))
+        if count != expected:
+            raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {count}")
 
 
 def _check_actions(spec: EnvSpec, episodes: Episodes, source: str) -> None:

@@ -55,7 +55,7 @@ _CHUNK_BYTES = 2**20
 
 
 def require() -> Any:
-    """Imports h5py.
+    """Import h5py.
 
     Raises:
         ConfigError: it is not installed.
@@ -68,7 +68,7 @@ def require() -> Any:
 
 
 def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
-    """Writes a dataset file; the path holds either the whole file or what it held before.
+    """Write a dataset file; the path holds either the whole file or what it held before.
 
     Args:
         path: where; its folder is made if missing.
@@ -99,7 +99,7 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
 
 
 def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
-    """Writes an HDF5 file; the path holds either the whole file or what it held before.
+    """Write an HDF5 file; the path holds either the whole file or what it held before.
 
     Args:
         path: where; its folder is made if missing.
@@ -125,7 +125,7 @@ def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
 
 
 def read_metadata(path: str | os.PathLike, *, environment: str | None = None) -> dict[str, Any]:
-    """Reads only the attributes of a dataset file.
+    """Read only the attributes of a dataset file.
 
     Args:
         path: the file.
@@ -145,7 +145,7 @@ def read_metadata(path: str | os.PathLike, *, environment: str | None = None) ->
 def read(
     path: str | os.PathLike, *, spec: EnvSpec | None = None, environment: str | None = None
 ) -> tuple[EnvSpec, Episodes, dict[str, Any]]:
-    """Reads a dataset file and checks everything there is to check.
+    """Read a dataset file and check everything there is to check.
 
     Args:
         path: the file.
@@ -162,22 +162,22 @@ def read(
         ConfigError: h5py is not installed.
     """
     with opened(path) as file:
-        attributes, metadata, found = _described(file, path, spec, environment)
+        attributes, metadata, sizes = _described(file, path, spec, environment)
         episodes = Episodes(*(_whole(file, key, path) for key in KEYS))
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         hashed = aside.submit(digest, episodes, attributes)
-        check(found, episodes, str(path))
+        check(sizes, episodes, str(path))
     _compare(attributes, hashed.result(), path)
-    return found, episodes, metadata
+    return sizes, episodes, metadata
 
 
 def mapped(
     path: str | os.PathLike, *, spec: EnvSpec | None = None, environment: str | None = None
 ) -> tuple[EnvSpec, Episodes, dict[str, Any]]:
-    """Reads a dataset file as `read` does, but leaves its arrays on the disk, memory-mapped.
+    """Read a dataset file as `read` does, but leave its arrays on the disk, memory-mapped.
 
-    What is compressed cannot be mapped, so the first time the arrays are unpacked, block by block, into the folder
-    PATH.rows, and checked there as `read` checks them; later the file's digest alone is compared with the folder's.
+    Compressed arrays cannot be mapped, so the first call unpacks them, block by block, into the folder PATH.rows, and
+    checks them there as `read` does; later calls only compare the file's digest with the folder's.
 
     Args:
         path, spec, environment: as of `read`.
@@ -190,13 +190,13 @@ def mapped(
     """
     folder = Path(f"{os.fspath(path)}.rows")
     with opened(path) as file:
-        attributes, metadata, found = _described(file, path, spec, environment)
+        attributes, metadata, sizes = _described(file, path, spec, environment)
         if _unpacked(folder, attributes) is None:
-            _unpack(file, folder, found, attributes, path)
+            _unpack(file, folder, sizes, attributes, path)
     episodes = _unpacked(folder, attributes)
     if episodes is None:
         raise DatasetError(f"{folder}: expected the unpacked rows of {path}, found others; remove it")
-    return found, episodes, metadata
+    return sizes, episodes, metadata
 
 
 def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
@@ -213,14 +213,14 @@ def _map(folder: Path) -> Episodes:
     return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in KEYS))
 
 
-def _unpack(file: Any, folder: Path, found: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
+def _unpack(file: Any, folder: Path, sizes: EnvSpec, attributes: Mapping[str, Any], path: str | os.PathLike) -> None:
     try:
         with replacing(folder) as partial:
             partial.mkdir()
             for key in KEYS:
                 _unpack_array(file, key, partial / f"{key}.npy", path)
             episodes = _map(partial)
-            check(found, episodes, str(path))
+            check(sizes, episodes, str(path))
             _compare(attributes, digest(episodes, attributes), path)
             (partial / "digest").write_text(attributes["digest"])
             if _unpacked(folder, attributes) is None:
@@ -252,16 +252,16 @@ def _described(
     """Attributes as stored, the same as mappings, and the sizes; all that can be said before any array is read."""
     attributes = _attributes(file, path, environment)
     metadata = _unflatten(attributes)
-    found = _spec(metadata, path)
+    sizes = _spec(metadata, path)
     if spec is not None:
-        require_spec(path, spec, found)
+        require_spec(path, spec, sizes)
     missing = sorted(set(KEYS) - set(file))
     if missing:
         raise DatasetError(
             f"{path}: {', '.join(missing)}: missing; expected {', '.join(KEYS)},"
             f" found {', '.join(sorted(file)) or 'nothing'}"
         )
-    return attributes, metadata, found
+    return attributes, metadata, sizes
 
 
 def _whole(file: Any, key: str, path: str | os.PathLike) -> np.ndarray:
@@ -286,22 +286,22 @@ def _read(how: Callable[[], Any], key: str, path: str | os.PathLike) -> Any:
         raise DatasetError(f"{path}: {key}: damaged, expected intact checksums, found: {one_line(error)}") from error
 
 
-def _compare(attributes: Mapping[str, Any], found: str, path: str | os.PathLike) -> None:
-    if attributes.get("digest") != found:
+def _compare(attributes: Mapping[str, Any], contents: str, path: str | os.PathLike) -> None:
+    if attributes.get("digest") != contents:
         raise DatasetError(f"{path}: digest: damaged or edited, expected the SHA-256 of the contents, found another")
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Any]:
-    """Opens an HDF5 file for reading; whatever a damaged one raises becomes a DatasetError.
+    """Open an HDF5 file for reading; whatever a damaged one raises becomes a DatasetError.
 
     Args:
         path: the file.
     """
     h5py = require()
     if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "nothing there"
-        raise DatasetError(f"{path}: expected a dataset file, found {found}")
+        there = "a folder" if os.path.isdir(path) else "nothing there"
+        raise DatasetError(f"{path}: expected a dataset file, found {there}")
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -352,7 +352,7 @@ def _spec(metadata: Mapping[str, Any], path: str | os.PathLike) -> EnvSpec:
 
 
 def require_spec(path: str | os.PathLike, expected: EnvSpec, found: EnvSpec) -> None:
-    """Compares the sizes of a dataset with those of a task.
+    """Compare the sizes of a dataset with those of a task.
 
     Args:
         path: of the dataset.
@@ -396,7 +396,7 @@ def _unflatten(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of arrays and attributes, a `digest` among them left out.
+    """Return the SHA-256 of arrays and attributes, leaving out a `digest` among them.
 
     Args:
         episodes: the data.

@@ -35,11 +35,11 @@ def download(
     endpoint: str | None = None,
     log: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Fetches an archive, compares it with the hub's SHA-256 and unpacks it.
+    """Fetch an archive, compare it with the hub's SHA-256 and unpack it.
 
     The folder `out/name` then holds the archive's contents, `origin.json` (repository, file, revision, size, SHA-256)
-    and beside every vault a manifest for `verify`. A folder that is there already is left as it is. Of several calls
-    for one archive at once, one fetches it and the others wait.
+    and beside every vault a manifest for `verify`. An existing folder is left as it is. If several
+    calls want one archive at once, one fetches it and the others wait.
 
     Args:
         name: the archive's path in the repository, with or without `.zip`, such as `core/smac_v1/5m_vs_6m`.
@@ -98,7 +98,7 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
     where = f"{repository}/{name}.zip at {revision}"
     try:
         url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
-        found = hub.get_hf_file_metadata(url, endpoint=endpoint)
+        answer = hub.get_hf_file_metadata(url, endpoint=endpoint)
     except hub.errors.LocalEntryNotFoundError as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
@@ -106,24 +106,24 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
     # whatever the hub's client is built on has errors of its own
     except Exception as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
-    etag = (found.etag or "").lower()
-    if len(etag) != 64 or found.size is None:
-        raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {found.size} and {etag!r}")
+    etag = (answer.etag or "").lower()
+    if len(etag) != 64 or answer.size is None:
+        raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {answer.size} and {etag!r}")
     # the address of the store the hub sends us to is signed; our token is for the hub alone
-    headers = hub.utils.build_hf_headers() if found.location == url else {}
+    headers = hub.utils.build_hf_headers() if answer.location == url else {}
     return {
         "repository": repository,
         "file": f"{name}.zip",
-        "revision": found.commit_hash or revision,
-        "size": found.size,
+        "revision": answer.commit_hash or revision,
+        "size": answer.size,
         "sha256": etag,
-        "location": found.location,
+        "location": answer.location,
         "headers": headers,
     }
 
 
 def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]) -> None:
-    """Appends what is missing to the partial file."""
+    """Append what is missing to the partial file."""
     size = archive["size"]
     done = partial.stat().st_size if partial.exists() else 0
     if done < size:
@@ -142,28 +142,28 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
                 done = 0
             with open(partial, "ab" if done else "wb") as file:
                 _copy(answer, file, done, size, log)
-    found = sha256(partial)
-    if found != archive["sha256"]:
+    checksum = sha256(partial)
+    if checksum != archive["sha256"]:
         partial.unlink()
-        raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {found}; begin again")
+        raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {checksum}; begin again")
 
 
 def _copy(answer: Any, file: Any, done: int, size: int, log: Callable[[str], None]) -> None:
-    began = told = time.monotonic()
+    began = logged = time.monotonic()
     first = done
     while piece := answer.read(_PIECE):
         file.write(piece)
         done += len(piece)
-        if time.monotonic() - told > 5:
-            told = time.monotonic()
-            rate = (done - first) / (told - began)
+        if time.monotonic() - logged > 5:
+            logged = time.monotonic()
+            rate = (done - first) / (logged - began)
             log(f"  {done / 1e6:.1f} of {size / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s, {(size - done) / rate:.0f} s left")
     if done < size:
         raise ConnectionError("the connection was closed")
 
 
 def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
-    """Makes the folder, whole or not at all, and removes the archive."""
+    """Make the folder, whole or not at all, and remove the archive."""
     try:
         with zipfile.ZipFile(partial) as file, replacing(target) as unpacked:
             file.extractall(unpacked)

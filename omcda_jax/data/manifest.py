@@ -8,7 +8,7 @@ from omcda_jax.types import DatasetError
 
 
 def find(path: str | os.PathLike) -> Path | None:
-    """Returns the manifest that lies with a dataset: FILE.sha256, or SHA256SUMS in the folder; None without one.
+    """Return the manifest that lies with a dataset: FILE.sha256, or SHA256SUMS in the folder; None without one.
 
     Args:
         path: a file or folder.
@@ -20,7 +20,7 @@ def find(path: str | os.PathLike) -> Path | None:
 
 
 def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
-    """Compares every file of a dataset with its line in a manifest, whose paths start at the manifest's folder.
+    """Compare every file of a dataset with its line in a manifest, whose paths start at the manifest's folder.
 
     Args:
         path: a file or folder.
@@ -46,14 +46,14 @@ def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
     for name, file in there.items():
         if name not in listed:
             raise DatasetError(f"{path}: {name}: expected a line in {manifest}, found none")
-        found = sha256(file)
-        if found != listed[name]:
-            raise DatasetError(f"{path}: {name}: expected SHA-256 {listed[name]}, found {found}")
+        checksum = sha256(file)
+        if checksum != listed[name]:
+            raise DatasetError(f"{path}: {name}: expected SHA-256 {listed[name]}, found {checksum}")
     return len(there)
 
 
 def write(path: str | os.PathLike) -> Path:
-    """Writes PATH.sha256, the manifest that `find` finds.
+    """Write PATH.sha256, the manifest that `find` finds.
 
     Args:
         path: a file or folder.

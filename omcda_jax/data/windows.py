@@ -1,10 +1,10 @@
-"""Data that stay on the host: at any time a window of them is on the device to be learned from.
+"""Data that stay on the host, a window of them at a time on the device.
 
-Drawing single rows from a disk costs an access each. Here the transitions are cut into pieces of consecutive ones,
-every epoch deals all pieces out to windows in an order of its own, and batches are drawn from the window that is there,
-as many transitions as it holds to the nearest training call, while a thread reads the next one. Which pieces an update
-draws from follows from its number, so nothing but the number is needed to go on after a stop. Data that fit one window
-give the very batches they give on the device.
+Reading single rows from a disk costs one access each. So the transitions are cut into pieces of consecutive ones, which
+every epoch deals out to windows in a new order. Batches are drawn from one window, about as many transitions as it
+holds (a whole number of training calls), while a thread reads the next one. The number of an update determines the
+pieces it draws from, so a resumed run needs nothing but that number. Data that fit one window give the same batches as
+data on the device.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ PIECES = 64  # of a window
 
 
 class Windows:
-    """A function of the number of updates done that gives the part of a dataset to draw the next batches from.
+    """A function from the number of updates done to the part of a dataset that the next batches are drawn from.
 
     A context manager, which ends the reading thread. Two windows are on the device at once, the one in use and the
     next.
@@ -67,7 +67,7 @@ class Windows:
         self._here: tuple[int, Any] = (-1, None)
 
     def __call__(self, step: int) -> Any:
-        """The window that updates from `step` on draw from, as `place` gives it."""
+        """Return the window that updates from `step` on draw from, as `place` returns it."""
         number = self._number(step)
         if number != self._here[0]:
             coming = self._coming.pop(number, None) or self._reader.submit(self._read, number)

@@ -1,6 +1,6 @@
-"""Simulators behind two small protocols, `base.Environment` for those written in JAX and `base.HostEnvironment`.
+"""Simulators as `Environment`, written in JAX, or `HostEnvironment`, outside it; see `base`.
 
-Each family is imported only when it is asked for. A family that is not one of ours is a module of the user's with a
+Each family is imported only when it is needed. Any other family is a module of the user's own with a
 function `make(scenario)`, see experiments/examples.
 """
 
@@ -20,7 +20,7 @@ FAMILIES = {
 
 
 def make(name: str) -> Environment | HostEnvironment:
-    """Builds the environment called `family/scenario`, for instance `smax/3m` or `mamujoco/Hopper_3x1`.
+    """Return the environment called `family/scenario`, for instance `smax/3m` or `mamujoco/Hopper_3x1`.
 
     Args:
         name: a family of `FAMILIES` or an importable module, a slash, and one of the family's scenarios.

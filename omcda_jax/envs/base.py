@@ -35,7 +35,7 @@ class TimeStep:
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A simulator written in JAX as two pure functions; no automatic reset, so final observations are true ones.
+    """A simulator written in JAX as two pure functions; it never resets by itself, so final observations are true ones.
 
     Attributes:
         name: `family/scenario`, for instance `smax/3m`.

@@ -1,4 +1,4 @@
-"""Makes a host environment of a simulator that plays one episode at a time."""
+"""Host environments made of simulators that play one episode at a time."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -13,10 +13,10 @@ class Single(Protocol):
     """One copy of a simulator; `render` and `close` are optional."""
 
     def reset(self, seed: int) -> TimeStep:
-        """Begins an episode that is a function of the seed and the actions alone; arrays as of `TimeStep`."""
+        """Begin an episode that is a function of the seed and the actions alone; arrays as of `TimeStep`."""
 
     def step(self, action: np.ndarray) -> TimeStep:
-        """Takes the team's actions, [N] or [N, A]; the horizon is looked after elsewhere."""
+        """Take the team's actions, [N] or [N, A]; `host_environment` cuts at the horizon."""
 
 
 def host_environment(
@@ -28,7 +28,7 @@ def host_environment(
     max_return: float | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> HostEnvironment:
-    """Makes a host environment, whose copies are stepped one after another and cut at the horizon.
+    """Return a host environment whose copies are stepped one after another and cut at the horizon.
 
     Args:
         name: `family/scenario`.

@@ -42,7 +42,7 @@ _SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any num
 
 
 def make(scenario: str) -> HostEnvironment:
-    """Builds one robot with one partition of its joints.
+    """Build one robot with one partition of its joints.
 
     Args:
         scenario: robot, underscore, partition: one of `SCENARIOS`, or for instance `ManySegmentSwimmer_10x2`.
@@ -161,7 +161,7 @@ class _Robots:
 
 
 def build(scenario: str):
-    """Builds gymnasium-robotics' own environment of a scenario, a `MultiAgentMujocoEnv`, without printing anything.
+    """Build gymnasium-robotics' own environment of a scenario, a `MultiAgentMujocoEnv`, without printing anything.
 
     The package prints a notice when it is imported, and MuJoCo, in standard error and a log file, one on a deprecated
     attribute of Gymnasium's models for every copy.

@@ -21,7 +21,7 @@ from omcda_jax.types import ConfigError, EnvSpec
 
 
 def make(scenario: str) -> HostEnvironment:
-    """Builds an environment.
+    """Build an environment.
 
     Args:
         scenario: a module with a `parallel_env`, and options as of a URL.
@@ -65,9 +65,9 @@ class _Single:
         actions = [env.action_space(agent) for agent in self._agents]
         kinds = {type(space) for space in actions}
         if kinds not in ({spaces.Discrete}, {spaces.Box}):
-            found = ", ".join(sorted(kind.__name__ for kind in kinds))
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ConfigError(
-                f"environment pettingzoo/{scenario}: actions: expected all Discrete or all Box, found {found}"
+                f"environment pettingzoo/{scenario}: actions: expected all Discrete or all Box, found {names}"
             )
         self._discrete = kinds == {spaces.Discrete}
         self._spaces = actions

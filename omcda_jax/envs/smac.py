@@ -1,7 +1,7 @@
 """SMAC in StarCraft II itself, by oxwhirl's smac: `smac/5m_vs_6m`.
 
-Written against smac's documented interface and tested with a stand-in; not run against the game here. The game plays
-one stream of episodes from the seed of its start, so unlike elsewhere an episode does not follow from its own seed.
+Written against smac's documented interface and tested with a stand-in, not against the game. The game plays one stream
+of episodes from the seed it starts with, so here an episode is no function of its own seed.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from omcda_jax.envs.copies import host_environment
 from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec
 
-MAX_RETURN = 20.0  # smac's rewards are scaled to it unless told otherwise
+MAX_RETURN = 20.0  # smac's rewards are scaled to it by default
 
 
 def make(scenario: str) -> HostEnvironment:
-    """Builds one SMAC map; the game starts with the first episode.
+    """Build one SMAC map; the game starts with the first episode.
 
     Args:
         scenario: a map's name such as `5m_vs_6m`.

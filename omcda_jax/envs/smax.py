@@ -4,7 +4,7 @@ The team's reward is shared: the enemies' health lost in a step, as a fraction o
 the enemies, plus 1 for the step that kills the last enemy while an ally lives. A won episode returns 2.
 
 Three things differ from JaxMARL's own stepping. Nothing resets by itself, so the observation of the last step is the
-true final one. The end is told apart: `terminated` when a side is wiped out, `truncated` when the horizon is reached.
+true final one. The two ends differ: `terminated` when a side is wiped out, `truncated` when the horizon is reached.
 The global state is brought to the scale of the observations (see `_scale_state`).
 """
 
@@ -28,12 +28,12 @@ _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six b
 def make(
     scenario: str, *, shift: tuple[float, float, float] | None = None, fewer: tuple[float, float] | None = None
 ) -> Environment:
-    """Builds one SMAX scenario as two pure functions.
+    """Build one SMAX scenario as two pure functions.
 
     Args:
         scenario: a JaxMARL scenario name such as `3m`, `2s3z`, `5m_vs_6m`, `8m`, `6h_vs_8z`, or `corridor`
             (6 zealots against 24 zerglings).
-        shift: `(probability, least, limit)`: with that probability an episode starts with the whole team moved north by
+        shift: `(probability, least, limit)`: with this probability an episode starts with the whole team moved north by
             the same distance, uniform in [least, limit] map units. For training behaviour policies only.
         fewer: `(probability, limit)`: with that probability every enemy but the first starts dead by a chance that is
             drawn for the episode, uniform in [0, limit]. For training behaviour policies only.
@@ -111,7 +111,7 @@ def _show(env, env_state, obs, reward, terminated, truncated, won):
 
 
 def _moved(env_state, chance_key, distance_key, shift, num_agents):
-    """The team, or not, moved north."""
+    """Move the team north, by chance."""
     probability, least, limit = shift
     moved = jax.random.bernoulli(chance_key, probability)
     distance = jnp.where(moved, jax.random.uniform(distance_key, minval=least, maxval=limit), 0.0)
@@ -120,7 +120,7 @@ def _moved(env_state, chance_key, distance_key, shift, num_agents):
 
 
 def _thinned(env_state, key, fewer, num_agents):
-    """Some enemies, or none, dead; the first one lives."""
+    """Let some enemies start dead, by chance; the first one lives."""
     probability, limit = fewer
     each_key, chance_key, share_key = jax.random.split(key, 3)
     share = jnp.where(jax.random.bernoulli(chance_key, probability), limit, 0.0) * jax.random.uniform(share_key)
@@ -132,7 +132,7 @@ def _thinned(env_state, key, fewer, num_agents):
 
 @contextlib.contextmanager
 def _silence():
-    """Drops what JaxMARL prints while it is imported, and gives both streams back afterwards.
+    """Drop what JaxMARL prints while it is imported, and restore both streams afterwards.
 
     One of its modules replaces `sys.stdout` and `sys.stderr` by the interpreter's original ones half-way through.
     """
@@ -145,7 +145,7 @@ def _silence():
 
 
 def _allow_rank_promotion(function):
-    """Lets JaxMARL broadcast as it is used to where the caller has made JAX refuse it (`jax_numpy_rank_promotion`)."""
+    """Let JaxMARL broadcast even if the caller makes JAX refuse it (`jax_numpy_rank_promotion`)."""
 
     @functools.wraps(function)
     def wrapped(*arguments):
@@ -156,7 +156,7 @@ def _allow_rank_promotion(function):
 
 
 def _scale_state(world_state, num_units, width, height):
-    """Scales JaxMARL's world state [12 * units] to about the range of the observations.
+    """Scale JaxMARL's world state [12 * units] to about the range of the observations.
 
     Positions are divided by the map's size and unit types (0..5) by 5. Weapon cooldowns stay in seconds, but the time
     a weapon has been ready, which JaxMARL keeps counting below zero, is cut to 0: it changes nothing in the battle.
@@ -169,5 +169,5 @@ def _scale_state(world_state, num_units, width, height):
 
 
 def _strong(tree):
-    """Makes every leaf strongly typed, so that a scan carrying the state from `reset` compiles once."""
+    """Make every leaf strongly typed, so that a scan carrying the state from `reset` compiles once."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)

@@ -4,15 +4,15 @@ import importlib.metadata
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """Returns the versions of those of the packages that are installed, by name.
+    """Return the versions of those of the packages that are installed, by name.
 
     Args:
         packages: distributions' names.
     """
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

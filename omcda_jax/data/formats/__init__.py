@@ -1,4 +1,4 @@
-"""Published dataset formats, told apart by content: read into `Episodes`, some of them written too.
+"""Published dataset formats, recognised by content: read into `Episodes`, some of them written too.
 
     omcda    the project's own HDF5 (omcda_jax/data/hdf5.py); everything kept
     omiga    OMIGA's multi-agent MuJoCo HDF5, flat rows s, o, a, r, d
@@ -7,8 +7,8 @@
     vault    Flashbax vaults, in which OG-MARL publishes
     madt     MADT's and OMIGA's SMAC episodes, files of torch.save
 
-Foreign files are taken as they are: what looks like a known oddity is told in `Found.notes`, and mended where `Repairs`
-says so.
+Foreign files are taken as they are: `Contents.notes` names what looks like a known oddity, and `Repairs`
+corrects it.
 """
 
 import os
@@ -31,7 +31,7 @@ _HDF5 = {"omiga": omiga, "cfcql": cfcql}
 _FOLDERS = {"vault": vault, "omar": omar}
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     """What a dataset holds.
 
     Attributes:
@@ -50,13 +50,13 @@ class Found(NamedTuple):
 
 
 def sniff(path: str | os.PathLike) -> str:
-    """Returns the format of a file or folder, by its content.
+    """Return the format of a file or folder, by its content.
 
     Args:
         path: the file or folder.
 
     Raises:
-        DatasetError: nothing there, or of no known format; the line says what was found.
+        DatasetError: nothing there, or of no known format; the message says what is there.
         ConfigError: h5py is needed and not installed.
     """
     path = os.fspath(path)
@@ -69,8 +69,8 @@ def sniff(path: str | os.PathLike) -> str:
         if os.path.isfile(first) and madt.is_torch_file(first):
             return "madt"
         below = sorted(name for name in names if vault.matches(set(_listed(os.path.join(path, name)))))
-        found = f"vaults below: {', '.join(below)}; name one" if below else _shown(names)
-        raise DatasetError(f"{path}: expected a vault, OMAR's NumPy files or MADT's episodes, found {found}")
+        there = f"vaults below: {', '.join(below)}; name one" if below else _shown(names)
+        raise DatasetError(f"{path}: expected a vault, OMAR's NumPy files or MADT's episodes, found {there}")
     if os.path.isfile(path) and madt.is_torch_file(path):
         return "madt"
     with hdf5.opened(path) as file:
@@ -95,14 +95,14 @@ def read(
     environment: str | None = None,
     repairs: Repairs | None = None,
     mapped: bool = False,
-) -> Found:
-    """Reads a dataset of any known format and checks everything there is to check.
+) -> Contents:
+    """Read a dataset of any known format and check everything there is to check.
 
     Args:
         path: a file or folder.
         spec: the sizes it must have; None accepts any.
         environment: the environment it must be of; None accepts any. Foreign files do not say.
-        repairs: what to mend in a foreign file; None mends nothing.
+        repairs: what to correct in a foreign file; None corrects nothing.
         mapped: leave the arrays of the own format on the disk, see `hdf5.mapped`; foreign files are read into memory.
 
     Raises:
@@ -110,28 +110,28 @@ def read(
         ConfigError: h5py is not installed, or a repair does not fit the data.
     """
     path, kind = os.fspath(path), sniff(path)
-    asked = Repairs() if repairs is None else repairs
+    repairs = repairs or Repairs()
     if kind == "omcda":
-        if asked != Repairs():
-            raise ConfigError(f"{path}: expected no repairs of the project's own format, found {asked}")
+        if repairs != Repairs():
+            raise ConfigError(f"{path}: expected no repairs of the project's own format, found {repairs}")
         read_own = hdf5.mapped if mapped else hdf5.read
-        return Found(kind, *read_own(path, spec=spec, environment=environment), ())
+        return Contents(kind, *read_own(path, spec=spec, environment=environment), ())
     if kind in _HDF5:
         with hdf5.opened(path) as file:
             episodes, notes = _HDF5[kind].read(file, path)
     else:
         episodes, notes = (madt if kind == "madt" else _FOLDERS[kind]).read(path)
-    episodes = repaired(episodes, asked, path)
-    found = _sizes(episodes)
+    episodes = repaired(episodes, repairs, path)
+    sizes = _sizes(episodes)
     odd = quirks(episodes)
     try:
-        check(found, episodes, path)
+        check(sizes, episodes, path)
     except DatasetError as error:
         raise DatasetError("; ".join([str(error), *odd])) from error
     if spec is not None:
-        hdf5.require_spec(path, spec, found)
+        hdf5.require_spec(path, spec, sizes)
     metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
-    return Found(kind, found, episodes, metadata, (*notes, *odd))
+    return Contents(kind, sizes, episodes, metadata, (*notes, *odd))
 
 
 def load(
@@ -143,7 +143,7 @@ def load(
     repairs: Repairs | None = None,
     placement: Literal["device", "host"] = "device",
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Reads a dataset of any known format and places it on the device, or keeps it on the host.
+    """Read a dataset of any known format and place it on the device, or keep it on the host.
 
     Args:
         path, spec, environment, repairs: as of `read`.
@@ -157,15 +157,15 @@ def load(
         DatasetError, ConfigError: as `read`.
     """
     on_host = placement == "host"
-    found = read(path, spec=spec, environment=environment, repairs=repairs, mapped=on_host)
-    dataset = arrange(found.spec, found.episodes, reward_scale)
-    return dataset if on_host else put(dataset), found.metadata | {"notes": found.notes}
+    contents = read(path, spec=spec, environment=environment, repairs=repairs, mapped=on_host)
+    dataset = arrange(contents.spec, contents.episodes, reward_scale)
+    return dataset if on_host else put(dataset), contents.metadata | {"notes": contents.notes}
 
 
 def stored_bytes(path: str | os.PathLike) -> int:
-    """Returns how much the arrays of a file or folder take once they are unpacked, by its headers alone.
+    """Return how many bytes the arrays of a file or folder take once they are unpacked, from its headers alone.
 
-    Of the own format it is what they take in memory, of the others about that.
+    Exact for the project's own format, approximate for the others.
 
     Args:
         path: the file or folder.
@@ -186,7 +186,7 @@ def stored_bytes(path: str | os.PathLike) -> int:
 def write(
     path: str | os.PathLike, kind: str, spec: EnvSpec, episodes: Episodes, metadata: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Writes a dataset that is not there yet.
+    """Write a dataset that is not there yet.
 
     Args:
         path: a file, for a vault a folder.

@@ -25,12 +25,12 @@ _RANKS = {
 
 
 def matches(keys: set[str]) -> bool:
-    """Tells the layout by the file's keys, even where one is missing."""
+    """Return whether a file's keys look like this layout, even if one is missing."""
     return len(keys & {"avail_actions", "filled", "actions", "terminated"}) >= 2
 
 
 def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
-    """Reads an open file.
+    """Read an open file.
 
     Args:
         file: of h5py.
@@ -43,13 +43,13 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
         DatasetError: a key, shape or type is not the layout's, or `filled` has gaps.
     """
     rows.require_keys(list(file), tuple(_RANKS), source)
-    found = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in _RANKS.items()}
-    rows.require_rows(found, source)
-    count, slots = found["state"].shape[:2]
-    for key, values in found.items():
+    arrays = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in _RANKS.items()}
+    rows.require_rows(arrays, source)
+    count, slots = arrays["state"].shape[:2]
+    for key, values in arrays.items():
         if values.shape[1] != slots:
             raise DatasetError(f"{source}: {key}: expected {slots} steps, as state has, found {values.shape[1]}")
-    flat = lambda key: found[key].reshape(count, slots, -1)[..., 0]
+    flat = lambda key: arrays[key].reshape(count, slots, -1)[..., 0]
     filled, terminated = flat("filled") != 0, flat("terminated") != 0
     if (np.diff(filled.astype(np.int8), axis=1) > 0).any():
         episode = int((np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1).argmax())
@@ -64,10 +64,10 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     episode, step = np.nonzero((np.arange(slots + 1)[None] <= length[:, None]) & kept[:, None])
     # the last slot stands for the row that would come after it
     picked = episode * slots + np.minimum(step, slots - 1)
-    agents = found["actions"].shape[2]
-    found["actions"], found["reward"] = found["actions"].reshape(count, slots, agents), flat("reward")
+    agents = arrays["actions"].shape[2]
+    arrays["actions"], arrays["reward"] = arrays["actions"].reshape(count, slots, agents), flat("reward")
     # the arrays are large: each is let go once it is cut
-    pick = lambda key: (whole := found.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
+    pick = lambda key: (whole := arrays.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
     values = {
         "obs": pick("obs"),
         "global_state": pick("state"),

@@ -45,7 +45,7 @@ class _Storage(NamedTuple):
 
 
 def is_torch_file(path: str) -> bool:
-    """Tells a file of torch.save, of both its layouts, by its first bytes."""
+    """Return whether a file was written by torch.save, in either of its layouts."""
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_START))
     if start == _LEGACY_START:
@@ -60,7 +60,7 @@ def is_torch_file(path: str) -> bool:
 
 
 def read(path: str) -> tuple[Episodes, list[str]]:
-    """Reads one file or a folder of them, in the natural order of their names.
+    """Read one file or a folder of them, in the natural order of their names.
 
     Args:
         path: the file or folder.
@@ -133,7 +133,7 @@ def _episode(agents: Any, source: str) -> Episodes | None:
 
 
 def load(path: str) -> Any:
-    """Returns what torch.save wrote, tensors as arrays.
+    """Return what torch.save wrote, tensors as arrays.
 
     Args:
         path: the file.
@@ -186,13 +186,13 @@ def _load_legacy(file: BinaryIO) -> Any:
             raise pickle.UnpicklingError(f"storage {key} of {count} numbers, more than the file holds")
         return storages.setdefault(key, np.zeros(count, kind.dtype))
 
-    found = _Unpickler(file, storage).load()
+    content = _Unpickler(file, storage).load()
     for key in plain():
         count = int(np.frombuffer(file.read(8), "<i8")[0])
         if count != len(storages[key]):
             raise pickle.UnpicklingError(f"storage {key} of {count} numbers, expected {len(storages[key])}")
         storages[key][:] = np.frombuffer(file.read(count * storages[key].itemsize), storages[key].dtype)
-    return found
+    return content
 
 
 def _no_storage(*_):

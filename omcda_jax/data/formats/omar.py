@@ -20,12 +20,12 @@ _STATES = ("states", "next_states")
 
 
 def matches(names: set[str]) -> bool:
-    """Tells the layout by the names of a folder's files."""
+    """Return whether the names of a folder's files look like this layout."""
     return any(re.fullmatch(r"(obs|acs|rews|next_obs|dones)_\d+\.npy", name) for name in names)
 
 
 def read(path: str) -> tuple[Episodes, list[str]]:
-    """Reads a folder.
+    """Read a folder.
 
     Args:
         path: the folder.
@@ -38,37 +38,37 @@ def read(path: str) -> tuple[Episodes, list[str]]:
         DatasetError: a file is missing or damaged, or its shape or type is not the layout's.
     """
     names = set(os.listdir(path))
-    agents = 1 + max(int(found[1]) for name in names if (found := re.fullmatch(r"\w+_(\d+)\.npy", name)))
+    agents = 1 + max(int(match[1]) for name in names if (match := re.fullmatch(r"\w+_(\d+)\.npy", name)))
     expected = [f"{part}_{agent}.npy" for agent in range(agents) for part in _PARTS]
     rows.require_keys(sorted(names), expected, path)
     parts = _PARTS + (_STATES if f"{_STATES[0]}_0.npy" in names else ())
-    found = {part: [_load(path, f"{part}_{agent}.npy") for agent in range(agents)] for part in parts}
-    flat = {f"{part}_{agent}.npy": values for part in parts for agent, values in enumerate(found[part])}
+    arrays = {part: [_load(path, f"{part}_{agent}.npy") for agent in range(agents)] for part in parts}
+    flat = {f"{part}_{agent}.npy": values for part in parts for agent, values in enumerate(arrays[part])}
     rows.require_rows(flat, path)
-    obs, after = _padded(found["obs"]), _padded(found["next_obs"])
+    obs, after = _padded(arrays["obs"]), _padded(arrays["next_obs"])
     if obs.shape != after.shape:
         raise DatasetError(f"{path}: next_obs: expected shape {obs.shape}, as obs, found {after.shape}")
     notes = []
-    if "states" in found:
-        state, later = (rows.shared_state(_padded(found[part])) for part in _STATES)
+    if "states" in arrays:
+        state, later = (rows.shared_state(_padded(arrays[part])) for part in _STATES)
         if state.shape != later.shape:
             raise DatasetError(f"{path}: next_states: expected shape {state.shape}, as states, found {later.shape}")
     else:
-        state, later = (np.concatenate(found[part], axis=1) for part in ("obs", "next_obs"))
+        state, later = (np.concatenate(arrays[part], axis=1) for part in ("obs", "next_obs"))
         notes.append("no states: all agents' observations make the state")
-    done = np.stack([values.reshape(len(values)) for values in found["dones"]], axis=1).all(axis=1)
+    done = np.stack([values.reshape(len(values)) for values in arrays["dones"]], axis=1).all(axis=1)
     goes_on = ~done & np.append((after[:-1] == obs[1:]).all(axis=(1, 2)), False)
     ends = np.flatnonzero(~goes_on)
     length = np.diff(ends, prepend=-1)
     if len(length) == len(done) > 1:
         notes.append("no row follows the one before it: every transition is an episode of its own")
-    action = _padded(found["acs"])
+    action = _padded(arrays["acs"])
     steps = {
         "obs": obs,
         "global_state": state,
-        "avail": np.broadcast_to(_present(found["acs"], action.shape[2]), action.shape),
+        "avail": np.broadcast_to(_present(arrays["acs"], action.shape[2]), action.shape),
         "action": action.astype(np.float32),
-        "reward": np.stack([values.reshape(len(values)) for values in found["rews"]], axis=1),
+        "reward": np.stack([values.reshape(len(values)) for values in arrays["rews"]], axis=1),
     }
     finals = {"obs": after[ends], "global_state": later[ends], "avail": steps["avail"][ends]}
     return rows.episodes(rows.with_final_rows(steps, finals, length), length, done[ends]), notes

@@ -16,12 +16,12 @@ KEYS = ("s", "o", "a", "r", "d")
 
 
 def matches(keys: set[str]) -> bool:
-    """Tells the layout by the file's keys, even where one is missing."""
+    """Return whether a file's keys look like this layout, even if one is missing."""
     return len(keys & set(KEYS)) >= 3 and not keys & {"obs", "actions"}
 
 
 def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
-    """Reads an open file.
+    """Read an open file.
 
     Args:
         file: of h5py.
@@ -34,9 +34,9 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
         DatasetError: a key, shape or type is not the layout's, or no episode is closed.
     """
     rows.require_keys(list(file), KEYS, source)
-    found = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in zip(KEYS, _RANKS, strict=True)}
-    rows.require_rows(found, source)
-    obs, action, done = found["o"], found["a"], found["d"]
+    arrays = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in zip(KEYS, _RANKS, strict=True)}
+    rows.require_rows(arrays, source)
+    obs, action, done = arrays["o"], arrays["a"], arrays["d"]
     if action.dtype.kind != "f":
         raise DatasetError(f"{source}: a: expected floating-point actions, found {action.dtype}")
     if obs.shape[1] != action.shape[1]:
@@ -59,13 +59,13 @@ def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
     length = length[~empty]
     # the arrays are large: none is copied that need not be, or held longer
     cut = lambda values: values[:kept] if keep.all() else values[:kept][keep]
-    state = cut(found.pop("s"))
+    state = cut(arrays.pop("s"))
     state = rows.shared_state(state) if state.ndim == 3 else state
     values = {
         "obs": cut(obs),
         "global_state": state,
         "action": cut(action),
-        "reward": cut(found["r"].reshape(len(done), -1)),
+        "reward": cut(arrays["r"].reshape(len(done), -1)),
     }
     final = final_rows(length)
     values["action"][final], values["reward"][final] = 0, 0
@@ -76,7 +76,7 @@ _RANKS = ((2, 3), (3,), (3,), (1, 2, 3), (1, 2))
 
 
 def write(file: Any, episodes: Episodes) -> None:
-    """Writes the rows into an open file; what the layout cannot hold is lost: legal actions, why an episode ended.
+    """Write the rows into an open file; what the layout cannot hold is lost: legal actions, why an episode ended.
 
     Args:
         file: of h5py, empty.

@@ -1,4 +1,4 @@
-"""What published datasets do differently: found and told of, mended only where the user says so.
+"""What published datasets do differently: noted, and corrected only where the user says so.
 
 Readers of foreign formats hand over episodes as their file has them; everything here works on those.
 """
@@ -11,7 +11,7 @@ from omcda_jax.types import ConfigError, DatasetError
 
 
 def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
-    """Applies what the user asked for.
+    """Return episodes with the user's corrections.
 
     Args:
         episodes: as a reader gives them; the reward may be [T, N].
@@ -62,29 +62,29 @@ def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
 
 
 def quirks(episodes: Episodes) -> list[str]:
-    """Returns one line for each oddity that changes what is learned, with the repair that undoes it.
+    """Return one line for each oddity that changes what is learned, with the repair that undoes it.
 
     Args:
         episodes: with a reward [T].
     """
-    found = []
+    notes = []
     if episodes.action.dtype.kind == "f" and (largest := float(np.abs(episodes.action).max(initial=0))) > 1:
-        found.append(
+        notes.append(
             f"actions reach ±{largest:.3g}, beyond ±1: action_scale={largest:.3g} or clip_actions=True makes them fit"
         )
     if _looks_like_return_to_go(episodes):
-        found.append(
+        notes.append(
             "rewards never rise within any episode, as returns-to-go do: rewards=return_to_go undoes that, if so"
         )
     longest = int(episodes.length.max(initial=0))
     ended = (episodes.length == longest) & episodes.terminated
     # one length that many share, and the longest one, is the clock's
     if len(ended) > 1 and ended.sum() > max(1, 0.05 * len(ended)) and longest >= 50:
-        found.append(
+        notes.append(
             f"{ended.sum()} of {len(ended)} episodes last {longest} steps, the longest, and count as ended by the"
             f" task: time_limit={longest} counts them as cut by the clock"
         )
-    return found
+    return notes
 
 
 def _looks_like_return_to_go(episodes: Episodes) -> bool:

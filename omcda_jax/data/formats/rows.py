@@ -1,4 +1,4 @@
-"""From the shapes files come in to whole episodes with one row for what each step saw and one for the end."""
+"""Steps that a reader takes from arrays as a file has them to `Episodes`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from omcda_jax.types import DatasetError
 
 
 def numbers(values: Any, source: str, key: str, ranks: Sequence[int]) -> np.ndarray:
-    """Returns an array of numbers of one of the ranks named.
+    """Return an array of numbers of one of the ranks named.
 
     Args:
         values: what a file holds.
@@ -33,18 +33,18 @@ def numbers(values: Any, source: str, key: str, ranks: Sequence[int]) -> np.ndar
     return array
 
 
-def require_keys(found: Sequence[str], expected: Sequence[str], source: str) -> None:
-    """Raises a DatasetError that names the keys that are missing and those that are there."""
-    missing = [key for key in expected if key not in found]
+def require_keys(keys: Sequence[str], expected: Sequence[str], source: str) -> None:
+    """Raise a DatasetError that names the keys that are missing and those that are there."""
+    missing = [key for key in expected if key not in keys]
     if missing:
-        there = ", ".join(sorted(found)) or "nothing"
+        there = ", ".join(sorted(keys)) or "nothing"
         raise DatasetError(
             f"{source}: {', '.join(missing)}: missing; expected {', '.join(expected)}, found {there[:200]}"
         )
 
 
 def require_rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
-    """Returns the number of rows that all arrays share; a DatasetError names the first that has another, or none."""
+    """Return the number of rows that all arrays share; a DatasetError names the first that has another, or none."""
     (first, values), *others = arrays.items()
     if len(values) == 0:
         raise DatasetError(f"{source}: {first}: expected at least one row, found none")
@@ -55,7 +55,7 @@ def require_rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
 
 
 def shared_state(state: np.ndarray) -> np.ndarray:
-    """Makes the team's state out of one state for each agent, [T, N, S] to [T, S], or [T, N * S] where they differ."""
+    """Return the team's state from one state per agent: [T, N, S] to [T, S], or to [T, N * S] where they differ."""
     if (state == state[:, :1]).all():
         return state[:, 0].copy()
     return state.reshape(len(state), -1)
@@ -64,7 +64,7 @@ def shared_state(state: np.ndarray) -> np.ndarray:
 def with_final_rows(
     steps: Mapping[str, np.ndarray], finals: Mapping[str, np.ndarray], length: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Puts a final row after every episode's steps.
+    """Return arrays with a final row after every episode's steps.
 
     Args:
         steps: arrays over all steps [sum(length), ...], episode after episode.
@@ -84,7 +84,7 @@ def with_final_rows(
 
 
 def episodes(rows: Mapping[str, np.ndarray], length: Any, terminated: Any, won: Any = None) -> Episodes:
-    """Casts to the types of `Episodes`; a missing `avail` allows everything.
+    """Return rows as `Episodes`, of its types; a missing `avail` allows everything.
 
     Args:
         rows: obs, global_state, action, reward and, if there is one, avail, each with its final rows.

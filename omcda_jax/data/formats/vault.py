@@ -26,12 +26,12 @@ _TIME_AXIS = int(10e12)
 
 
 def matches(names: set[str]) -> bool:
-    """Tells the layout by the names of a folder's files."""
+    """Return whether the names of a folder's files look like this layout."""
     return bool(names & {_MANIFEST, _METADATA})
 
 
 def read(path: str) -> tuple[Episodes, list[str]]:
-    """Reads a vault.
+    """Read a vault.
 
     Args:
         path: its folder, the one with metadata.json.
@@ -104,7 +104,7 @@ def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int]:
 
 
 def stored_bytes(path: str) -> int:
-    """Returns the bytes of a vault's written rows, unpacked, of all its arrays.
+    """Return the bytes of a vault's written rows, unpacked, of all its arrays.
 
     Args:
         path: its folder.
@@ -118,7 +118,7 @@ def stored_bytes(path: str) -> int:
 
 
 def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]) -> None:
-    """Writes a vault, which flashbax reads too; the observation after the last step is lost, as in all vaults.
+    """Write a vault, which flashbax reads too; the observation after the last step is lost, as in all vaults.
 
     Args:
         path: a folder that is not there yet.
