@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
-<<<<<<< HEAD
-from omcda_jax.evaluate import Episodes, check_video, make_evaluate, record, record_video, summarise
-from omcda_jax.metrics import standard_deviation
-=======
 from omcda_jax.evaluate import EpisodeResults, check_video, make_evaluate, record, record_video, summarise
->>>>>>> 74c8f9b (Help says what every setting does and its value; results of episodes have a name of their own; a wheel trains in a test)
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError, EnvSpec
 
 SPEC = EnvSpec(num_agents=2, obs_dim=1, state_dim=1, action_dim=2, discrete=True)
