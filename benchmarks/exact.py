@@ -29,7 +29,7 @@ reward less alpha KL, is found by soft policy iteration. What it spends is measu
              such a learner is somewhat above its budget.
 
 **Influence.** m_i is the regression slope of q^r on log(pi_i/b_i) under pi_i, pooled with mu_i. Without a future
-(discount 0) m_i = alpha_i = dV_i/dd_i exactly. With one, m_i = alpha_i (1 - slope of q^c on log(pi_i/b_i)), because
+(gamma 0) m_i = alpha_i = dV_i/dd_i exactly. With one, m_i = alpha_i (1 - slope of q^c on log(pi_i/b_i)), because
 today's action also changes tomorrow's deviation; and alpha_i is exactly the derivative of V_i by the discounted KL
 along pi_i's own path.
 """
@@ -57,7 +57,7 @@ class Ring(NamedTuple):
         reward: [P] reward of a step that starts at a place.
         behaviour: [P, A] the data's policy.
         start: [P] distribution of the first place.
-        discount: per step.
+        gamma: per step.
         actions: [A] the middles of the cells that continuous actions are cut into, None where actions are discrete.
     """
 
@@ -65,7 +65,7 @@ class Ring(NamedTuple):
     reward: np.ndarray
     behaviour: np.ndarray
     start: np.ndarray
-    discount: float
+    gamma: float
     actions: np.ndarray | None = None
 
 
@@ -109,19 +109,17 @@ class Allocation(NamedTuple):
     value: np.ndarray
 
 
-def rings(seed: int = 0, discount: float = DISCOUNT, scales=REWARD_SCALES) -> list[Ring]:
+def rings(seed: int = 0, gamma: float = DISCOUNT, scales=REWARD_SCALES) -> list[Ring]:
     """The N rings with discrete actions; `seed` draws the behaviour policies."""
     random = np.random.default_rng(seed)
     moves = _moves()
     transition = (1 - SLIP) * moves + SLIP * moves.mean(axis=1, keepdims=True)
     preferences = [np.exp(random.normal(size=(NUM_PLACES, 3))) for _ in scales]
     behaviours = [preference / preference.sum(axis=1, keepdims=True) for preference in preferences]
-    return [_ring(transition, scale, b, discount) for scale, b in zip(scales, behaviours, strict=True)]
+    return [_ring(transition, scale, b, gamma) for scale, b in zip(scales, behaviours, strict=True)]
 
 
-def leaning_rings(
-    seed: int = 0, discount: float = DISCOUNT, scales=REWARD_SCALES, cells: int = NUM_CELLS
-) -> list[Ring]:
+def leaning_rings(seed: int = 0, gamma: float = DISCOUNT, scales=REWARD_SCALES, cells: int = NUM_CELLS) -> list[Ring]:
     """The N rings with continuous actions, cut into `cells`; `seed` draws the means of the behaviour policies."""
     random = np.random.default_rng(seed)
     actions = (np.arange(cells) + 0.5) / cells * 2 - 1
@@ -131,7 +129,7 @@ def leaning_rings(
         tanh_gaussian(actions, BEHAVIOUR_SPREAD * random.normal(size=NUM_PLACES), np.full(NUM_PLACES, BEHAVIOUR_STD))
         for _ in scales
     ]
-    return [_ring(transition, scale, b, discount, actions) for scale, b in zip(scales, behaviours, strict=True)]
+    return [_ring(transition, scale, b, gamma, actions) for scale, b in zip(scales, behaviours, strict=True)]
 
 
 def _moves():
@@ -140,9 +138,9 @@ def _moves():
     return np.stack([np.eye(NUM_PLACES)[(places + shift) % NUM_PLACES] for shift in (-1, 0, 1)], axis=1)
 
 
-def _ring(transition, scale, behaviour, discount, actions=None):
+def _ring(transition, scale, behaviour, gamma, actions=None):
     start = np.full(NUM_PLACES, 1 / NUM_PLACES)
-    return Ring(transition, scale * np.eye(NUM_PLACES)[0], behaviour, start, discount, actions)
+    return Ring(transition, scale * np.eye(NUM_PLACES)[0], behaviour, start, gamma, actions)
 
 
 def tanh_gaussian(actions: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -163,7 +161,7 @@ def evaluate(ring: Ring, policy: np.ndarray, reward: np.ndarray | None = None) -
     """State values of policies [..., P, A] for `reward` [..., P], the ring's own by default: [..., P]."""
     reward = ring.reward if reward is None else reward
     step = np.einsum("...pa,paq->...pq", policy, ring.transition)
-    system = np.eye(NUM_PLACES) - ring.discount * step
+    system = np.eye(NUM_PLACES) - ring.gamma * step
     return np.linalg.solve(system, np.broadcast_to(reward, system.shape[:-1])[..., None])[..., 0]
 
 
@@ -192,8 +190,8 @@ def action_values(ring: Ring, policy: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """q^r and q^c of policies [..., P, A], each [..., P, A]."""
     next_return = evaluate(ring, policy)
     next_deviation = evaluate(ring, policy, -divergence(ring, policy))
-    q_return = ring.reward[:, None] + ring.discount * np.einsum("paq,...q->...pa", ring.transition, next_return)
-    return q_return, ring.discount * np.einsum("paq,...q->...pa", ring.transition, next_deviation)
+    q_return = ring.reward[:, None] + ring.gamma * np.einsum("paq,...q->...pa", ring.transition, next_return)
+    return q_return, ring.gamma * np.einsum("paq,...q->...pa", ring.transition, next_deviation)
 
 
 def influence(ring: Ring, policy: np.ndarray, values: np.ndarray, occupancy: np.ndarray, epsilon=0.0) -> np.ndarray:
@@ -213,7 +211,7 @@ def solve(ring: Ring, alpha, occupancy: np.ndarray | None = None, epsilon: float
     for _ in range(100):
         penalised = ring.reward - alpha[:, None] * divergence(ring, policy)
         value = evaluate(ring, policy, penalised)
-        q = ring.reward[:, None] + ring.discount * np.einsum("paq,gq->gpa", ring.transition, value)
+        q = ring.reward[:, None] + ring.gamma * np.einsum("paq,gq->gpa", ring.transition, value)
         exponent = q / alpha[:, None, None]
         improved = ring.behaviour * np.exp(exponent - exponent.max(axis=-1, keepdims=True))
         improved = improved / improved.sum(axis=-1, keepdims=True)

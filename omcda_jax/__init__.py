@@ -1,6 +1,6 @@
 """OMCDA and its relatives as pure JAX functions; see README.md for a ten-line training loop."""
 
-from omcda_jax.algorithms import ALGORITHMS, act, init, update
+from omcda_jax.algorithms import ALGORITHMS, act, export, init, policy, update
 from omcda_jax.algorithms.bc import BcConfig
 from omcda_jax.algorithms.bcq import BcqConfig
 from omcda_jax.algorithms.cfcql import CfcqlConfig
@@ -10,35 +10,53 @@ from omcda_jax.algorithms.icq import IcqConfig
 from omcda_jax.algorithms.omar import OmarConfig
 from omcda_jax.algorithms.omcda import OmcdaConfig
 from omcda_jax.algorithms.omiga import OmigaConfig
-from omcda_jax.allocation import allocate, influence
+from omcda_jax.allocation import allocate, conservatism_level, influence
 from omcda_jax.envs.base import Environment, HostEnvironment, TimeStep
-from omcda_jax.types import Algorithm, Batch, ConfigError, DatasetError, EnvSpec, Metrics, Normaliser, TrainState
+from omcda_jax.types import (
+    Actor,
+    Algorithm,
+    Batch,
+    BatchError,
+    ConfigError,
+    DatasetError,
+    EnvSpec,
+    Metrics,
+    Normaliser,
+    Params,
+    TrainState,
+)
 
 __all__ = [
     "ALGORITHMS",
+    "Actor",
     "Algorithm",
     "Batch",
+    "BatchError",
     "BcConfig",
     "BcqConfig",
-    "CqlConfig",
-    "IcqConfig",
-    "OmarConfig",
-    "OmigaConfig",
     "CfcqlConfig",
     "ComadiceConfig",
     "ConfigError",
+    "CqlConfig",
     "DatasetError",
     "EnvSpec",
     "Environment",
     "HostEnvironment",
+    "IcqConfig",
     "Metrics",
     "Normaliser",
+    "OmarConfig",
     "OmcdaConfig",
     "TimeStep",
+    "OmigaConfig",
+    "Params",
     "TrainState",
     "act",
     "allocate",
+    "conservatism_level",
+    "export",
     "influence",
     "init",
+    "policy",
     "update",
 ]

@@ -6,7 +6,9 @@ taken. One process writes and reads a directory, alone and without devices: leav
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -19,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from omcda_jax.types import ConfigError, TrainState, updates_done
+from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, TrainState, updates_done
 
 # Raised by whoever changes what a record or a state's leaves on disk mean.
-SCHEMA = 2
+SCHEMA = 3
 QUARANTINE = "quarantine"
 
 
@@ -145,12 +147,8 @@ class Checkpoints:
         if self._open_manager is None:
             options = {"max_to_keep": self._keep, "cleanup_tmp_directories": True}
             if jax.process_count() > 1:
-                # without this orbax waits for all processes at every step
-                index = jax.process_index()
                 options["create"] = False
-                options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-                    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
-                )
+                options["multiprocessing_options"] = _alone()
                 os.makedirs(self.directory, exist_ok=True)
             self._open_manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(**options))
         return self._open_manager
@@ -181,12 +179,7 @@ class Checkpoints:
 
     def _check_template(self, step: int, record: Mapping[str, Any], template: TrainState) -> None:
         here = f"checkpoint {self.directory}/{step}"
-        schema = record.get("schema", 1)
-        if schema != SCHEMA:
-            raise ConfigError(
-                f"{here}: schema: expected {SCHEMA}, found {schema}; finish the run with the version of omcda-jax that "
-                "began it, or start anew in another directory"
-            )
+        _check_schema(here, record)
         abstract = jax.tree.map(_on_disk, template)
         expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(abstract)}
         found = {name: entry[:2] for name, entry in record["leaves"].items()}
@@ -195,6 +188,101 @@ class Checkpoints:
                 raise ConfigError(
                     f"{here}: {name}: expected {_describe(expected.get(name))}, found {_describe(found.get(name))}"
                 )
+
+
+def save_policy(path: str | os.PathLike, actor: Actor) -> None:
+    """Write what acts, alone, into a folder of its own.
+
+    Args:
+        path: the folder; it appears when everything is in it.
+        actor: from `omcda_jax.policy`.
+
+    Raises:
+        ConfigError: something is there already.
+        StorageError: it could not be written.
+    """
+    path = os.path.abspath(path)
+    if os.path.exists(path):
+        raise ConfigError(f"{path}: expected a new folder for the policy, found something there")
+    arrays = jax.tree.map(_to_host, _policy_arrays(actor))
+    record = {
+        "schema": SCHEMA,
+        "settings": f"{type(actor.config).__module__}:{type(actor.config).__qualname__}",
+        "config": jax.tree.map(lambda number: np.asarray(number).item(), actor.config).__dict__,
+        "spec": dataclasses.asdict(actor.spec),
+        "leaves": jax.tree.map(_fingerprint, arrays),
+    }
+    temporary = f"{path}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
+            checkpointer.save(os.path.join(temporary, "arrays"), args=ocp.args.StandardSave(arrays))
+        with open(os.path.join(temporary, "policy.json"), "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=2)
+        os.rename(temporary, path)
+    except Exception as error:  # OSError, or tensorstore's own words for it
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"{path}: the policy could not be written ({_shortened(error)})") from error
+
+
+def load_policy(path: str | os.PathLike) -> Actor:
+    """Read what `save_policy` wrote; `omcda_jax.act` takes it.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ConfigError: no such policy, a damaged one, or one of another schema.
+    """
+    path = os.path.abspath(path)
+    try:
+        with open(os.path.join(path, "policy.json"), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a folder written by save_policy: {_shortened(error)}") from error
+    _check_schema(path, record)
+    module, _, name = record["settings"].partition(":")
+    is_leaf = lambda node: isinstance(node, list)
+    template = jax.tree.map(lambda entry: np.zeros(entry[0], entry[1]), record["leaves"], is_leaf=is_leaf)
+    try:
+        settings = getattr(importlib.import_module(module), name)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
+            arrays = checkpointer.restore(os.path.join(path, "arrays"), args=ocp.args.StandardRestore(template))
+    except Exception as error:  # whatever orbax raises on a damaged file
+        raise ConfigError(f"{path}: the policy cannot be read: {_shortened(error)}") from error
+    if jax.tree.map(_fingerprint, arrays) != record["leaves"]:
+        raise ConfigError(f"{path}: the policy is damaged: its arrays do not match their checksums")
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    config = settings(**{key: tuple(value) if is_leaf(value) else value for key, value in record["config"].items()})
+    return Actor(
+        params=arrays["params"],
+        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), config),
+        spec=EnvSpec(**record["spec"]),
+        normaliser=Normaliser(**arrays["normaliser"]) if "normaliser" in arrays else None,
+    )
+
+
+def _policy_arrays(actor: Actor) -> dict[str, Any]:
+    normaliser = {} if actor.normaliser is None else {"normaliser": actor.normaliser.__dict__}
+    return {"params": actor.params, **normaliser}
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process writes and reads by itself; otherwise orbax waits for all of them at every step."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+
+
+def _check_schema(here: str, record: Mapping[str, Any]) -> None:
+    schema = record.get("schema", 1)
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{here}: schema: expected {SCHEMA}, found {schema}; finish the run with the version of omcda-jax that "
+            "began it, or start anew in another directory"
+        )
 
 
 def digest(tree: Any) -> str:

@@ -249,12 +249,8 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
     Raises:
         ConfigError: for a key that cannot vary, no value, or a value of another type.
     """
-    hints = typing.get_type_hints(type(config.algorithm))
-    numbers = [
-        f"algorithm.{field.name}"
-        for field in dataclasses.fields(config.algorithm)
-        if field.metadata.get("pytree_node", hints[field.name] is float)
-    ]
+    leaves = [field for field in dataclasses.fields(config.algorithm) if field.metadata.get("pytree_node", True)]
+    numbers = [f"algorithm.{field.name}" for field in leaves]
     axes = {}
     for part in filter(None, map(str.strip, config.learner.trials.split(";"))):
         key, _, listed = (text.strip() for text in part.partition("="))

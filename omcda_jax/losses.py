@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from omcda_jax.reductions import largest
+
 MAX_EXPONENT = 10.0
 
 
@@ -40,6 +42,12 @@ def conservatism_coupling(alpha: chex.Array, deviation_weights: chex.Array) -> c
         [..., N]; all ones when w^c is the identity (paper Proposition 3.2).
     """
     return jnp.einsum("i,...ij->...j", alpha, deviation_weights) / alpha
+
+
+def largest_exponent(exponent: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """M = max(max z, -1) [] of exponents [...] clipped to +-MAX_EXPONENT, over all devices of `axis_name`."""
+    clipped = jnp.clip(exponent, -MAX_EXPONENT, MAX_EXPONENT)
+    return largest(jnp.max(clipped, initial=-1.0), axis_name)
 
 
 def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_exponent: chex.Array) -> chex.Array:

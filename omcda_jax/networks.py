@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import losses
-from omcda_jax.distributions import Measure, Policy, Support, categorical, greedy, tanh_gaussian
-from omcda_jax.types import Batch, EnvSpec, TrainState
+from omcda_jax.distributions import Measure, Policy, Support, categorical, tanh_gaussian
+from omcda_jax.types import Batch, EnvSpec
 
 DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
@@ -87,9 +87,9 @@ class ReturnMixer(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, global_state):
         """[..., S] to weights [..., N] and bias [...]."""
-        x = nn.relu(nn.Dense(self.hidden)(state))
+        x = nn.relu(nn.Dense(self.hidden)(global_state))
         return jnp.abs(nn.Dense(self.num_agents)(x)), nn.Dense(1)(x)[..., 0]
 
 
@@ -111,14 +111,14 @@ class DeviationMixer(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, global_state):
         """[..., S] to weights [..., N, N] and bias [..., N]."""
         n = self.num_agents
-        no_bias = jnp.zeros((*state.shape[:-1], n), state.dtype)
+        no_bias = jnp.zeros((*global_state.shape[:-1], n), global_state.dtype)
         if self.kind == "identity":
-            return jnp.broadcast_to(jnp.eye(n, dtype=state.dtype), (*state.shape[:-1], n, n)), no_bias
-        x = nn.relu(nn.Dense(self.hidden)(state))
-        raw = nn.Dense(n * n)(x).reshape(*state.shape[:-1], n, n)
+            return jnp.broadcast_to(jnp.eye(n, dtype=global_state.dtype), (*global_state.shape[:-1], n, n)), no_bias
+        x = nn.relu(nn.Dense(self.hidden)(global_state))
+        raw = nn.Dense(n * n)(x).reshape(*global_state.shape[:-1], n, n)
         if self.kind == "convex":
             lean = jnp.broadcast_to(3.0 * jnp.eye(n, dtype=raw.dtype), raw.shape)
             return jax.nn.softmax(raw + lean, axis=-1), no_bias
@@ -143,22 +143,32 @@ def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
 
 
 class MixedCritic(NamedTuple):
-    """Q_tot = sum_i w_i(s) q_i(o_i, a_i) + b(s), the value of all baselines; its parameters are {"local", "mixer"}."""
+    """Local action values under a linear mixer; its parameters are {"local", "mixer"}.
+
+    With a ReturnMixer one value of the team, Q_tot = sum_i w_i(s) q_i(o_i, a_i) + b(s), [...]; with a DeviationMixer
+    N of them, [..., N].
+
+    Attributes:
+        local: network of the local values, shared by all agents.
+        mixer: of the local values.
+        members: E, stacked parameters of as many local networks under the one mixer; None: a single one, not stacked.
+    """
 
     local: AgentNetwork
-    mixer: ReturnMixer
+    mixer: ReturnMixer | DeviationMixer
+    members: int | None = None
 
-    def weights(self, params: Any, state: chex.Array) -> chex.Array:
-        """w(s): [..., S] to [..., N]."""
-        return self.mixer.apply(params["mixer"], state)[0]
+    def weights(self, params: Any, global_state: chex.Array) -> chex.Array:
+        """w(s): [..., S] to [..., N] or [..., N, N]."""
+        return self.mixer.apply(params["mixer"], global_state)[0]
 
-    def mix(self, params: Any, state: chex.Array, values: chex.Array) -> chex.Array:
-        """Team value [...] of local values [..., N] at states [..., S]."""
-        return losses.mix(values, *self.mixer.apply(params["mixer"], state))
+    def mix(self, params: Any, global_state: chex.Array, values: chex.Array) -> chex.Array:
+        """Mixed values of local values [..., N] at states [..., S]."""
+        return losses.mix(values, *self.mixer.apply(params["mixer"], global_state))
 
-    def q_tot(self, params: Any, obs: chex.Array, state: chex.Array, action: chex.Array) -> chex.Array:
-        """Team value [...] of actions [..., N] or [..., N, A]."""
-        return self.mix(params, state, action_values(self.local, params["local"], obs, action))
+    def q_tot(self, params: Any, obs: chex.Array, global_state: chex.Array, action: chex.Array) -> chex.Array:
+        """Mixed values of actions [..., N] or [..., N, A]."""
+        return self.mix(params, global_state, action_values(self.local, params["local"], obs, action))
 
     def parts(self, params: Any, batch: Batch, measure: Measure) -> tuple[chex.Array, chex.Array, chex.Array]:
         """What a conservative loss compares: the team value of the data's actions and every agent's part in it.
@@ -175,16 +185,6 @@ class MixedCritic(NamedTuple):
         values, chosen = support_and_action_values(self.local, params["local"], batch.obs, measure, batch.action)
         return losses.mix(chosen, weights, bias), weights[..., None] * values, weights * chosen
 
-    def td_target(self, state: TrainState, batch: Batch, next_action: chex.Array) -> chex.Array:
-        """y = r + gamma nu Q_tot(s', a') [B] of the target critic at the next actions [B, N] or [B, N, A]."""
-        local = state.target_params["critic"]["local"]
-        return self.bootstrap(state, batch, action_values(self.local, local, batch.next_obs, next_action))
-
-    def bootstrap(self, state: TrainState, batch: Batch, next_values: chex.Array) -> chex.Array:
-        """y = r + gamma nu [ sum_i w_i(s') v_i + b(s') ] [B] of local next values [B, N], by the target mixer."""
-        next_value = self.mix(state.target_params["critic"], batch.next_global_state, next_values)
-        return losses.bellman_target(batch.reward, batch.discount, state.hyper["discount"], next_value)
-
 
 def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:
     """The critic of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
@@ -192,37 +192,9 @@ def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:
     return MixedCritic(local, ReturnMixer(spec.num_agents, config.mixer_hidden))
 
 
-def init_mixed_critic(critic: MixedCritic, key: chex.PRNGKey, spec: EnvSpec, ensemble: int | None = None) -> Any:
-    """Parameters of a critic; with `ensemble`, of that many local networks stacked, under one mixer."""
-    local_key, mixer_key = jax.random.split(key)
-    obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
-    if ensemble is None:
-        local = initialise(critic.local, local_key, obs)
-    else:
-        local = jax.vmap(lambda k: initialise(critic.local, k, obs))(jax.random.split(local_key, ensemble))
-    return {"local": local, "mixer": initialise(critic.mixer, mixer_key, state)}
-
-
 def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *inputs: Any) -> Any:
     """`function(network, params, *inputs)` of every member of stacked parameters: results lead with an axis [E]."""
     return jax.vmap(lambda member: function(network, member, *inputs))(params)
-
-
-def value_policy(
-    policy_network: AgentNetwork, critic: MixedCritic, params: Any, obs: chex.Array, avail: chex.Array
-) -> Policy:
-    """The policy of a value method: greedy in its local values, or where actions are continuous its policy network.
-
-    Args:
-        policy_network: only looked at where actions are continuous.
-        critic: the value.
-        params: by optimiser group, of which "critic" or "policy" is used.
-        obs: [..., N, O].
-        avail: [..., N, A] bool.
-    """
-    if critic.local.action_inputs:
-        return action_distribution(policy_network, params["policy"], obs, avail)
-    return greedy(critic.local.apply(params["critic"]["local"], obs), avail)
 
 
 def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
@@ -252,7 +224,7 @@ class Backbone(NamedTuple):
 
 
 def backbone(spec: EnvSpec, config: Any) -> Backbone:
-    """The networks of a task, by an algorithm's settings, see `mixed_critic`."""
+    """The networks of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
     return Backbone(
         policy=policy_network(spec, config.hidden_sizes),
         critic=mixed_critic(spec, config),
@@ -260,50 +232,26 @@ def backbone(spec: EnvSpec, config: Any) -> Backbone:
     )
 
 
-def init_backbone(key: chex.PRNGKey, nets: Backbone, spec: EnvSpec) -> dict[str, Any]:
-    """Parameters of policy, critic and value networks, by name."""
-    policy_key, critic_key, value_key = jax.random.split(key, 3)
-    obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
-    return {
-        "policy": initialise(nets.policy, policy_key, obs),
-        "critic": init_mixed_critic(nets.critic, critic_key, spec),
-        "value": initialise(nets.value, value_key, obs),
-    }
-
-
-def act_by_policy(
-    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
-) -> chex.Array:
-    """Decentralised actions of the averaged policy network: agent i's depends on o_i alone.
+def init_params(key: chex.PRNGKey, spec: EnvSpec, **parts: AgentNetwork | MixedCritic) -> dict[str, Any]:
+    """Fresh parameters of networks and critics, by the names they are given under.
 
     Args:
-        state: trained state.
-        obs: [..., N, O].
-        avail: [..., N, A] bool, None for all.
-        key: samples with it; None acts greedily.
-
-    Returns:
-        [..., N] int32, or [..., N, A] in [-1, 1].
+        key: typed PRNG key.
+        spec: the task's sizes.
+        **parts: by optimiser group.
     """
-    network = policy_network(state.spec, state.config.hidden_sizes)
-    avail = all_if_none(state.spec, obs, avail)
-    policy = action_distribution(network, state.target_params["policy"], obs, avail)
-    return policy.mode() if key is None else policy.sample(key)
+    obs, global_state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
 
+    def fresh(part, key):
+        if not isinstance(part, MixedCritic):
+            return initialise(part, key, obs)
+        local_key, mixer_key = jax.random.split(key)
+        local = lambda k: initialise(part.local, k, obs)
+        stacked = part.members and jax.vmap(local)(jax.random.split(local_key, part.members))
+        return {"local": stacked or local(local_key), "mixer": initialise(part.mixer, mixer_key, global_state)}
 
-def act_by_value(
-    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
-) -> chex.Array:
-    """Actions of `value_policy`, of the newest values or the averaged policy network; otherwise as `act_by_policy`."""
-    nets = backbone(state.spec, state.config)
-    params = state.target_params | {"critic": state.params["critic"]}
-    policy = value_policy(nets.policy, nets.critic, params, obs, all_if_none(state.spec, obs, avail))
-    return policy.mode() if key is None else policy.sample(key)
-
-
-def all_if_none(spec: EnvSpec, obs: chex.Array, avail: chex.Array | None) -> chex.Array:
-    """`avail` [..., N, A], or everything available where it is None."""
-    return jnp.ones((*obs.shape[:-1], spec.action_dim), bool) if avail is None else avail
+    keys = jax.random.split(key, len(parts))
+    return {name: fresh(part, k) for (name, part), k in zip(parts.items(), keys, strict=True)}
 
 
 def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support: Support | Measure) -> chex.Array:

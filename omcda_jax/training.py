@@ -1,35 +1,39 @@
 """What every algorithm's update shares: checked settings, states, keys, per-group optimisers, target networks."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from omcda_jax import losses
 from omcda_jax.distributions import has_choice
 from omcda_jax.reductions import loss_share, total
-from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
+from omcda_jax.types import Batch, ConfigError, EnvSpec, Losses, Metrics, Params, TrainState
 
 MAX_GRADIENT_NORM = 1.0
+# Folded into the run's key before steps are: `init` splits that key, and on jax 0.10 split(key, n)[i] is
+# fold_in(key, i).
+_STEP_STREAM = 0x7374_6570
 
-Objective = Callable[[Any], tuple[dict[str, chex.Array], dict[str, chex.Array]]]
-
-
-def require(config: Any, key: str, condition: Any, expected: str) -> None:
-    """Raises ConfigError `ALGORITHM: KEY: expected EXPECTED, found VALUE` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {getattr(config, key)!r}")
+Loss = Callable[[Params, TrainState, Batch, Any], Losses]
 
 
-@dataclasses.dataclass(frozen=True)
+def static(default: Any) -> Any:
+    """Declare a field of an algorithm's settings as structure: hashable, compiled in, the same for a population."""
+    return flax.struct.field(pytree_node=False, default=default)
+
+
+@flax.struct.dataclass
 class CriticSettings:
     """What the methods with a mixed critic have in common, with OMIGA's code for a model.
 
     Attributes:
-        discount: per step.
+        gamma: discount factor per step.
         learning_rate: of Adam.
         target_rate: weight of the newest networks in the moving averages that make targets.
         policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
@@ -38,52 +42,67 @@ class CriticSettings:
         critic_layer_norm: normalise the hidden layers of the action values.
     """
 
-    discount: float = 0.99
+    gamma: float = 0.99
     learning_rate: float = 5e-4
     target_rate: float = 0.005
     policy_average_rate: float = 1.0
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
-    critic_layer_norm: bool = False
+    hidden_sizes: tuple[int, ...] = static((256, 256))
+    mixer_hidden: int = static(64)
+    critic_layer_norm: bool = static(False)
 
 
-def check_numbers(config: Any, positive: Sequence[str] = (), rates: Sequence[str] = ()) -> None:
-    """Checks the numbers all algorithms share, as far as `config` has them, and further ones by name.
+def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -> None:
+    """Check one setting; a traced number passes, for nothing is known of it.
 
-    Does nothing for static structure, whose numbers `split_config` removed.
+    Args:
+        config: an algorithm's settings.
+        key: name of the field.
+        holds: whether a value is allowed; of arrays, each element.
+        expected: what is, for the message.
+
+    Raises:
+        ConfigError: `ALGORITHM: KEY: expected EXPECTED, found VALUE`.
+    """
+    value = getattr(config, key)
+    allowed = holds(value)
+    if not isinstance(allowed, jax.core.Tracer) and not np.all(allowed):
+        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {value!r}")
+
+
+def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless the field is one of the choices."""
+    require(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def check_numbers(
+    config: Any,
+    *,
+    positive: Sequence[str] = (),
+    rates: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    counts: Sequence[str] = (),
+) -> None:
+    """Check the numbers all algorithms share, as far as `config` has them, and further ones by name.
 
     Args:
         config: an algorithm's settings.
         positive: fields to be positive and finite.
         rates: fields to be in (0, 1].
+        shares: fields to be in [0, 1].
+        counts: fields to be at least 1.
 
     Raises:
         ConfigError: naming the first field out of its range.
     """
-    if config.learning_rate is None:
-        return
-    names = {field.name for field in dataclasses.fields(config)}
+    present = lambda *keys: [key for key in keys if hasattr(config, key)]
     for key in ("learning_rate", *positive):
-        require(config, key, 0 < getattr(config, key) < float("inf"), "a positive number")
-    for key in (*rates, *sorted(names & {"target_rate", "policy_average_rate"})):
-        require(config, key, 0 < getattr(config, key) <= 1, "in (0, 1]")
-    for key in names & {"discount"}:
-        require(config, key, 0 <= getattr(config, key) <= 1, "between 0 and 1")
-
-
-def split_config(config: Any) -> tuple[Any, dict[str, chex.Array]]:
-    """Part a config into static structure and numeric hyper-parameters.
-
-    Args:
-        config: a frozen dataclass; its fields annotated `float` are the numbers.
-
-    Returns:
-        The same dataclass with None for every number, so that states with different numbers share one tree
-        structure, and {field: [] float32}.
-    """
-    names = [field.name for field in dataclasses.fields(config) if field.type is float]
-    hyper = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
-    return dataclasses.replace(config, **dict.fromkeys(names)), hyper
+        require(config, key, lambda x: (x > 0) & (x < np.inf), "a positive number")
+    for key in (*rates, *present("target_rate", "policy_average_rate")):
+        require(config, key, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
+    for key in (*shares, *present("gamma")):
+        require(config, key, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
+    for key in counts:
+        require(config, key, lambda x: x >= 1, "at least 1")
 
 
 def new_state(
@@ -94,23 +113,26 @@ def new_state(
     Args:
         key: typed PRNG key of the run.
         spec: the task's sizes.
-        config: the algorithm's settings, numbers included.
+        config: the algorithm's settings.
         params: network parameters by optimiser group.
         targets: groups with a Polyak-averaged copy.
         extra: the algorithm's own state.
     """
-    structure, hyper = split_config(config)
     return TrainState(
         params=params,
         target_params={group: jax.tree.map(jnp.array, params[group]) for group in targets},
         opt_state=init_optimiser(params),
         extra={} if extra is None else extra,
-        hyper=hyper,
+        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), config),
         step=jnp.zeros((), jnp.int32),
-        key=key,
+        key=jax.random.fold_in(key, _STEP_STREAM),
         spec=spec,
-        config=structure,
     )
+
+
+def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
+    """y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]."""
+    return losses.bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
 
 
 def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:
@@ -163,7 +185,8 @@ def apply_gradients(
 
 def track(state: TrainState, params: dict[str, Any]) -> dict[str, Any]:
     """The target networks after a step to `params`: policies follow at policy_average_rate, all else at target_rate."""
-    rate = lambda group: state.hyper["policy_average_rate" if group == "policy" else "target_rate"]
+    config = state.config
+    rate = lambda group: config.policy_average_rate if group == "policy" else config.target_rate
     return {
         group: optax.incremental_update(params[group], target, rate(group))
         for group, target in state.target_params.items()
@@ -173,7 +196,8 @@ def track(state: TrainState, params: dict[str, Any]) -> dict[str, Any]:
 def gradient_step(
     state: TrainState,
     batch: Batch,
-    objective: Objective,
+    losses: Sequence[Loss],
+    fixed: Any,
     axis_name: str | None = None,
     groups: Sequence[str] | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -182,8 +206,10 @@ def gradient_step(
     Args:
         state: where to step from.
         batch: B transitions; this device's part of them when `axis_name` is given.
-        objective: of all parameters; returns losses by name and other statistics by name, each per row [B], or per
-            agent [B, N], of which rows without a choice are left out.
+        losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`, both by name, per row [B], or per
+            agent [B, N], of which rows without a choice are left out. `params` are differentiated, the parameters in
+            `state` are constants.
+        fixed: what the losses hold constant, handed on to them.
         axis_name: mapped device axis to reduce over.
         groups: the only groups that step; None: all.
 
@@ -192,29 +218,32 @@ def gradient_step(
     """
     masks = {1: jnp.ones_like(batch.reward, bool), 2: has_choice(batch.avail, state.spec.discrete)}
 
-    def averaged(chosen):
-        losses, statistics = objective(state.params | chosen)
+    def objective(chosen):
+        by_name, statistics = {}, {}
+        for loss in losses:
+            more = loss(state.params | chosen, state, batch, fixed)
+            by_name, statistics = by_name | more[0], statistics | more[1]
         share = lambda values: loss_share(values, masks[values.ndim], axis_name)
-        losses, statistics = jax.tree.map(share, (losses, statistics))
-        return sum(losses.values()), losses | statistics
+        by_name, statistics = jax.tree.map(share, (by_name, statistics))
+        return sum(by_name.values()), by_name | statistics
 
     chosen = {group: state.params[group] for group in (state.params if groups is None else groups)}
-    gradients, metrics = jax.grad(averaged, has_aux=True)(chosen)
+    gradients, metrics = jax.grad(objective, has_aux=True)(chosen)
     gradients, metrics = total((gradients, metrics), axis_name)
-    chosen, opt_state = apply_gradients(chosen, gradients, state.opt_state, state.hyper["learning_rate"])
+    chosen, opt_state = apply_gradients(chosen, gradients, state.opt_state, state.config.learning_rate)
     return state.replace(params=state.params | chosen, opt_state=state.opt_state | opt_state), metrics
 
 
 def advance(state: TrainState) -> TrainState:
-    """Ends an update: target networks follow, one step more is counted."""
+    """End an update: target networks follow, one step more is counted."""
     return state.replace(target_params=track(state, state.params), step=state.step + 1)
 
 
 def descend(
-    state: TrainState, batch: Batch, objective: Objective, axis_name: str | None = None
+    state: TrainState, batch: Batch, losses: Sequence[Loss], fixed: Any, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
     """A whole update of an algorithm whose losses are all taken at the parameters before it, see `gradient_step`."""
-    state, metrics = gradient_step(state, batch, objective, axis_name)
+    state, metrics = gradient_step(state, batch, losses, fixed, axis_name)
     return advance(state), metrics
 
 

@@ -8,7 +8,7 @@ Dimension legend, used in every docstring of the library:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -21,8 +21,17 @@ class ConfigError(ValueError):
     """A configuration the user can mend; the message is one line naming the key, what was expected and found."""
 
 
+class BatchError(ValueError):
+    """Arrays that do not fit an update or a policy; the message is one line: the field, what was expected and found."""
+
+
 class DatasetError(ValueError):
     """A dataset the user can mend; the message is one line naming the file, the key, what was expected and found."""
+
+
+Params = Any
+Metrics = dict[str, chex.Array]
+Losses = tuple[Metrics, Metrics]  # losses and statistics by name, see `training.gradient_step`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +59,17 @@ class Batch:
 
     Attributes:
         obs: [B, N, O] local observations.
-        global_state: [B, S], what a mixer sees.
+        global_state: [B, S] what the mixer sees.
         avail: [B, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has, the others
             are padding.
-        action: [B, N] int32 indices, or [B, N, A] float32 in [-1, 1]; its padding is never looked at.
+        action: [B, N] integer indices, or [B, N, A] floats in [-1, 1]; padding is never read.
         reward: [B] team reward.
         discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
         next_obs: [B, N, O].
         next_global_state: [B, S].
         next_avail: [B, N, A] bool.
-        next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step.
+        next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step. Optional, like
+            the fields below: `Algorithm.needs` names those that an algorithm reads.
         first: [B] bool, the row starts an episode.
         last: [B] bool, the row ends an episode, by termination or a time limit: there is no next action.
     """
@@ -73,9 +83,9 @@ class Batch:
     next_obs: chex.Array
     next_global_state: chex.Array
     next_avail: chex.Array
-    next_action: chex.Array
-    first: chex.Array
-    last: chex.Array
+    next_action: chex.Array | None = None
+    first: chex.Array | None = None
+    last: chex.Array | None = None
 
 
 @flax.struct.dataclass
@@ -106,12 +116,11 @@ class TrainState:
         target_params: the Polyak-averaged copies.
         opt_state: optimiser state by group.
         extra: the algorithm's own state, [N] arrays for OMCDA.
-        hyper: numeric hyper-parameters by name, float32 scalars: leaves, so that a vmapped population over
-            different values compiles once.
+        config: the algorithm's settings. Its numbers are leaves, float32 scalars, so that a vmapped population over
+            different values compiles once; `state.replace(config=state.config.replace(d_tot=1.8))` changes one.
         step: int32, updates done.
         key: typed PRNG key; never changes, each update folds `step` into it.
         spec: the task's sizes (static).
-        config: the algorithm's configuration with its numbers removed (static): structure only.
         normaliser: applied to observations and states before the algorithm sees them, hence part of the policy; None
             where they are taken as they come.
     """
@@ -120,33 +129,52 @@ class TrainState:
     target_params: Any
     opt_state: Any
     extra: Any
-    hyper: Mapping[str, chex.Array]
+    config: Any
     step: chex.Array
     key: chex.PRNGKey
     spec: EnvSpec = flax.struct.field(pytree_node=False)
-    config: Any = flax.struct.field(pytree_node=False)
+    normaliser: Normaliser | None = None
+
+
+@flax.struct.dataclass
+class Actor:
+    """What acts, cut out of a training state: what one saves, ships and exports.
+
+    Attributes:
+        params: parameters of the networks that choose actions, by optimiser group.
+        config: the algorithm's settings, as in `TrainState`.
+        spec: the task's sizes (static).
+        normaliser: as in `TrainState`.
+    """
+
+    params: Any
+    config: Any
+    spec: EnvSpec = flax.struct.field(pytree_node=False)
     normaliser: Normaliser | None = None
 
 
 def updates_done(state: TrainState) -> int:
-    """Updates a state has behind it; of a stack of states, each of them."""
+    """Return the number of updates a state has behind it; for a stack of states, the same for each."""
     return int(np.ravel(state.step)[0])
-
-
-Metrics = dict[str, chex.Array]
 
 
 class Algorithm(NamedTuple):
     """What a learner and an evaluator know of an algorithm.
 
     Attributes:
-        config: the frozen dataclass of its settings.
+        config: class of its settings, a `flax.struct.dataclass`: numbers are leaves, structure is declared
+            `pytree_node=False`. It has a class attribute `name`, by which `omcda_jax.algorithms.find` finds the
+            algorithm, and a method `validate`, which raises ConfigError.
         init: `init(key, spec, config) -> TrainState`.
         update: `update(state, batch, *, axis_name=None) -> (TrainState, Metrics)`.
-        act: `act(state, obs, avail=None, key=None) -> action`; greedy when `key` is None.
+        policy: `policy(state) -> Actor`.
+        act: `act(actor, obs, avail=None, key=None) -> action`; greedy when `key` is None.
+        needs: optional fields of `Batch` that `update` reads.
     """
 
     config: type
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, Metrics]]
+    policy: Callable[[TrainState], Actor]
     act: Callable[..., jax.Array]
+    needs: tuple[str, ...] = ()

@@ -13,9 +13,10 @@ PACKAGE = ROOT / "omcda_jax"
 # A room may import rooms of strictly lower layers of its own branch; `data.x` and `data.y` are one room.
 MATHEMATICS = [
     {"types"},
-    {"reductions"},
+    {"reductions", "checks"},
     {"allocation", "distributions", "losses"},
     {"networks", "training"},
+    {"acting"},
     {"algorithms.*"},
     {"algorithms"},
     {"omcda_jax"},

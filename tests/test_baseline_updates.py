@@ -1,5 +1,7 @@
 """What the baselines' equations come to inside their updates, with real networks: closed forms and identities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,12 @@ from omcda_jax import networks
 from omcda_jax.algorithms import bcq, cfcql, cql, icq, normalise, omar
 from omcda_jax.distributions import tanh_gaussian
 from omcda_jax.networks import backbone
-from omcda_jax.training import row_keys
 
 BASELINES = ["bc", "bcq", "cql", "icq", "omar", "omiga", "cfcql", "comadice"]
 
 
-def with_hyper(state, **numbers):
-    return state.replace(hyper={**state.hyper, **{key: jnp.float32(value) for key, value in numbers.items()}})
+def with_numbers(state, **numbers):
+    return state.replace(config=state.config.replace(**{key: jnp.float32(value) for key, value in numbers.items()}))
 
 
 def close(got, expected, **tolerance):
@@ -32,8 +33,8 @@ def test_the_next_action_is_the_best_legal_one(name):
     batch, critic = batch.replace(next_avail=only), nets.critic
     value = critic.q_tot(state.target_params["critic"], batch.next_obs, batch.next_global_state, jnp.full((24, 3), 2))
     y = batch.reward + 0.99 * batch.discount * value
-    chosen = networks.value_policy(nets.policy, critic, state.params, batch.next_obs, only).mode()
-    np.testing.assert_allclose(critic.td_target(state, batch, chosen), y, rtol=1e-6)
+    algorithm = {"cql": cql, "cfcql": cfcql, "omar": omar}[name]
+    np.testing.assert_allclose(algorithm.estimate(state, batch).target, y, rtol=1e-6)
     q_tot = critic.q_tot(state.params["critic"], batch.obs, batch.global_state, batch.action)
     np.testing.assert_allclose(UPDATE(state, batch)[1]["critic/td"], np.mean(np.square(q_tot - y)), rtol=1e-5)
 
@@ -63,7 +64,7 @@ def test_an_agent_without_a_choice_teaches_no_policy(name, group):
 
 def test_bcq_acts_within_the_actions_it_learns_with():
     """Threshold 1 leaves the behaviour's mode alone."""
-    state, batch = with_hyper(after(CONFIGS["bcq"]), threshold=1.0), make_batch(5)
+    state, batch = with_numbers(after(CONFIGS["bcq"]), threshold=1.0), make_batch(5)
     logits = bcq._networks(SPEC, state.config).head.apply(state.params["head"], batch.obs)
     expected = np.argmax(np.where(batch.avail, logits, -1e9), axis=-1)
     np.testing.assert_array_equal(omcda_jax.act(state, batch.obs, batch.avail), expected)
@@ -84,7 +85,7 @@ def test_the_joint_penalty_is_n_times_the_counterfactual_one_by_enumeration(rand
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0, 100.0])
 def test_a_constant_value_costs_cfcql_the_logarithm_of_the_legal_count(temperature):
-    state, batch = with_hyper(after(CONFIGS["cfcql"]), temperature=temperature), make_batch(1)
+    state, batch = with_numbers(after(CONFIGS["cfcql"]), temperature=temperature), make_batch(1)
     critic = state.params["critic"]
     state.params["critic"] = {**critic, "local": jax.tree.map(jnp.zeros_like, critic["local"])}
     batch = batch.replace(avail=np.broadcast_to(np.arange(4) != 1, batch.avail.shape), action=0 * batch.action)
@@ -104,7 +105,7 @@ def test_only_the_released_penalty_moves_the_bias(config, spec, moves):
     fresh, batch = omcda_jax.init(jax.random.key(0), spec, config), make_batch(1, spec=spec)
 
     def direction(penalty):
-        gradients = UPDATE(with_hyper(fresh, penalty=penalty), batch)[0].opt_state["critic"][1].mu
+        gradients = UPDATE(with_numbers(fresh, penalty=penalty), batch)[0].opt_state["critic"][1].mu
         flat = gradients["mixer"]["params"]["Dense_2"]["kernel"].ravel()
         return flat / np.linalg.norm(flat)
 
@@ -136,7 +137,7 @@ def test_equal_next_values_of_8_and_rewards_of_1_make_icq_s_target_8_92():
     state = state.replace(target_params={**state.target_params, "critic": target})
     ones, none = np.ones(4, np.float32), np.zeros(4, bool)
     batch = make_batch(0, size=4).replace(reward=ones, discount=ones, last=none)
-    y, _ = icq.td_target(state, backbone(SPEC, state.config), batch, None)
+    y = icq.td_target(state, batch)
     np.testing.assert_allclose(y, 8.92, rtol=1e-6)
 
 
@@ -147,12 +148,12 @@ def test_released_icq_s_targets_shrink_with_the_size_of_the_batch_and_along_it()
     state = state.replace(target_params={**state.target_params, "critic": target})
     ones, none = np.ones(4, np.float32), np.zeros(4, bool)
     batch = make_batch(0, size=4, spec=CONTINUOUS).replace(reward=ones, discount=ones, last=none)
-    y, _ = icq.td_target(state, backbone(CONTINUOUS, state.config), batch, None)
+    y = icq.td_target(state, batch)
     np.testing.assert_allclose(y, 1 + 0.99 * 8 / 4 * (0.8 * 0.99) ** np.arange(4), rtol=1e-6)
 
 
 def test_at_a_high_temperature_icq_clones_each_agent_by_its_share_of_the_mixer():
-    fresh, batch = with_hyper(after(CONFIGS["icq"], updates=0), policy_temperature=1e9), make_batch(6)
+    fresh, batch = with_numbers(after(CONFIGS["icq"], updates=0), policy_temperature=1e9), make_batch(6)
     nets = backbone(SPEC, fresh.config)
     weights = nets.critic.weights(fresh.params["critic"], batch.global_state)
     shares = weights / weights.sum(axis=-1, keepdims=True)
@@ -168,11 +169,11 @@ def test_at_a_high_temperature_icq_clones_each_agent_by_its_share_of_the_mixer()
 
 
 def test_at_a_high_temperature_icq_s_critic_is_sarsa_s():
-    state, batch = with_hyper(after(CONFIGS["icq"]), value_temperature=1e9), make_batch(1)
+    state, batch = with_numbers(after(CONFIGS["icq"]), value_temperature=1e9), make_batch(1)
     batch, nets, target = batch.replace(last=np.zeros(24, bool)), backbone(SPEC, state.config), state.target_params
     critic = {"local": jax.tree.map(lambda x: x[0], target["critic"]["local"]), "mixer": target["critic"]["mixer"]}
     value = nets.critic.q_tot(critic, batch.next_obs, batch.next_global_state, batch.next_action)
-    y, _ = icq.td_target(state, nets, batch, None)
+    y = icq.td_target(state, batch)
     np.testing.assert_allclose(y, batch.reward + 0.99 * batch.discount * value, rtol=1e-5, atol=1e-5)
 
 
@@ -207,7 +208,6 @@ def test_omar_evaluates_the_policy_that_acts():
 def test_without_imitation_omar_s_actor_is_cql_s():
     """For mixer weights of one and a policy without width, whose draws are its mode."""
     state, batch = after(CONFIGS["cql"], spec=CONTINUOUS), make_batch(3, spec=CONTINUOUS)
-    nets = backbone(CONTINUOUS, state.config)
     mixer, policy = state.params["critic"]["mixer"]["params"], state.params["policy"]["params"]
     ones = {"kernel": jnp.zeros_like(mixer["Dense_1"]["kernel"]), "bias": jnp.ones(3)}
     narrow = {
@@ -219,19 +219,19 @@ def test_without_imitation_omar_s_actor_is_cql_s():
         "critic": {**state.params["critic"], "mixer": {"params": {**mixer, "Dense_1": ones}}},
     }
     state = state.replace(params=params)
-    ascent = with_hyper(after(CONFIGS["omar"], updates=0, spec=CONTINUOUS).replace(params=params), coefficient=0.0)
-    keys = row_keys(state, batch, 1)[0]
+    ascent = with_numbers(after(CONFIGS["omar"], updates=0, spec=CONTINUOUS).replace(params=params), coefficient=0.0)
+    of_cql, of_omar = cql.estimate(state, batch), omar.estimate(ascent, batch)
 
-    def of_cql(policy):
-        return cql.policy_loss(state, nets, {**params, "policy": policy}, batch, keys).mean()
+    def of_actor(algorithm, state, estimates, policy):
+        by_name, _ = algorithm.policy_loss({**params, "policy": policy}, state, batch, estimates)
+        return by_name["policy/loss"].mean()
 
-    def of_omar(policy):
-        proposed = networks.action_distribution(nets.policy, policy, batch.obs, batch.avail)
-        return omar.policy_loss(ascent, nets, proposed, batch, keys).mean()
-
+    losses = (
+        functools.partial(of_actor, cql, state, of_cql),
+        functools.partial(of_actor, omar, ascent, of_omar),
+    )
     one, two = (
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(loss)(params["policy"]))])
-        for loss in (of_cql, of_omar)
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(loss)(params["policy"]))]) for loss in losses
     )
     # the narrowest width the networks allow is e^-5, not nothing
     assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
@@ -250,7 +250,7 @@ def test_comadice_counts_the_values_of_the_batch_s_first_steps(starts):
 @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
 def test_comadice_s_multiplier_and_weights(spec):
     """At a small alpha, so that the discrete cap of 2 holds some weights; x < 0: e^x, else x + 1."""
-    fresh, batch = with_hyper(after(CONFIGS["comadice"], updates=0, spec=spec), alpha=0.1), make_batch(7, spec=spec)
+    fresh, batch = with_numbers(after(CONFIGS["comadice"], updates=0, spec=spec), alpha=0.1), make_batch(7, spec=spec)
     batch = normalise(fresh, batch)
     new, metrics = UPDATE(fresh, batch)
     nets, target = backbone(spec, fresh.config), fresh.target_params["critic"]

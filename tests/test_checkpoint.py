@@ -22,11 +22,10 @@ def make_state(step, width=4):
         target_params={},
         opt_state={"policy": optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam()).init(params)},
         extra={"alpha": jnp.array([0.1, 0.2]) * step, "flags": jnp.array([True, False])},
-        hyper={"rate": jnp.float32(1e-3)},
+        config={"rate": jnp.float32(1e-3)},
         step=jnp.int32(step),
         key=jax.random.key(7),
         spec=SPEC,
-        config=None,
     )
 
 
@@ -155,7 +154,7 @@ def test_another_structure_or_dtype_is_an_error(tmp_path):
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     with Checkpoints(tmp_path / "c") as checkpoints:
         with pytest.raises(ConfigError, match=r"\['more'\]: expected float32\[\], found nothing"):
-            checkpoints.restore(abstract.replace(hyper=dict(abstract.hyper, more=scalar)))
+            checkpoints.restore(abstract.replace(config=dict(abstract.config, more=scalar)))
         with pytest.raises(ConfigError, match=r"step: expected int16\[\], found int32\[\]"):
             checkpoints.restore(abstract.replace(step=jax.ShapeDtypeStruct((), jnp.int16)))
 

@@ -35,8 +35,8 @@ def arguments(*more, algorithms="bc,omiga", updates=40):
     return ["compare.py", "--tasks=smac_3m", f"--algorithms={algorithms}", "--seeds=0,3", *kept, *more]
 
 
-def discounted(first, discount=0.99):
-    return sum(0.25 * (1 + (time % 2 == first)) * discount**time for time in range(4))
+def discounted(first, gamma=0.99):
+    return sum(0.25 * (1 + (time % 2 == first)) * gamma**time for time in range(4))
 
 
 def results():

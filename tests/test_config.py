@@ -21,7 +21,7 @@ from omcda_jax.types import ConfigError
 @dataclasses.dataclass(frozen=True)
 class Settings:
     rate: float = 0.5
-    discount: float = 0.9
+    gamma: float = 0.9
     low: float = 0.0
     depth: int = 2
     sizes: tuple[int, ...] = (256, 256)
@@ -39,7 +39,7 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Plain:
     rate: float = 0.1
-    discount: float = 0.8
+    gamma: float = 0.8
     width: int = 7
     name: str = "plain"
 

@@ -23,7 +23,7 @@ CONFIG = omcda_jax.OmcdaConfig(
     critic_warmup=5,
     hidden_sizes=(12, 8),
     mixer_hidden=7,
-    discount=0.9,
+    gamma=0.9,
     influence_rate=0.3,
     level_rate=0.2,
     num_samples=SAMPLES,
@@ -102,17 +102,17 @@ def constants(state, batch):
     )
     w, _ = return_mixer(target["return"]["mixer"], batch.global_state)
     next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_global_state)
-    next_q = values(target["return"]["critic"], batch.next_obs, draws[1])
+    next_q = values(target["return"]["local"], batch.next_obs, draws[1])
     next_value = reference.expected_return_value(next_q, even, next_w, next_bias)
     found["return_target"] = reference.return_target(batch.reward, batch.discount, 0.9, next_value)
     mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.global_state, "convex")
     next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_global_state, "convex")
-    next_c = reference.expectation(even, values(target["deviation"]["critic"], batch.next_obs, draws[1]))
+    next_c = reference.expectation(even, values(target["deviation"]["local"], batch.next_obs, draws[1]))
     next_deviation = reference.mix_deviation(next_c, next_mixing) - divergence(next_pi, next_b, batch.avail)
     found["deviation_target"] = reference.deviation_target(batch.discount, 0.9, next_deviation)
 
-    q, c = (values(target[part]["critic"], batch.obs, draws[0]) for part in ("return", "deviation"))
-    q_data, c_data = (network(target[p]["critic"], batch.obs, batch.action)[..., 0] for p in ("return", "deviation"))
+    q, c = (values(target[part]["local"], batch.obs, draws[0]) for part in ("return", "deviation"))
+    q_data, c_data = (network(target[p]["local"], batch.obs, batch.action)[..., 0] for p in ("return", "deviation"))
     advantage = w * (q_data - q.mean(axis=-1))
     deviation_advantage = reference.kappa(alpha, mixing) * (c_data - c.mean(axis=-1))
     every = np.ones((ROWS, 3), bool)
@@ -136,9 +136,9 @@ def constants(state, batch):
 
 def losses(params, batch, fixed):
     """Each group's loss as a function of its own parameters."""
-    q = network(params["return"]["critic"], batch.obs, batch.action)[..., 0]
+    q = network(params["return"]["local"], batch.obs, batch.action)[..., 0]
     q_tot = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.global_state))
-    c = network(params["deviation"]["critic"], batch.obs, batch.action)[..., 0]
+    c = network(params["deviation"]["local"], batch.obs, batch.action)[..., 0]
     c_mixed = reference.mix_deviation(c, *deviation_mixer(params["deviation"]["mixer"], batch.global_state, "convex"))
     log_probs = {
         g: log_density(moments(params[g], batch.obs), batch.action, batch.avail) for g in ("policy", "behaviour")

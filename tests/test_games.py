@@ -9,7 +9,7 @@ import pytest
 
 import omcda_jax
 
-SHARED = {"hidden_sizes": (32, 32), "mixer_hidden": 16, "learning_rate": 3e-3, "target_rate": 0.05, "discount": 0.9}
+SHARED = {"hidden_sizes": (32, 32), "mixer_hidden": 16, "learning_rate": 3e-3, "target_rate": 0.05, "gamma": 0.9}
 # rewards are of order 1 to 10: levels and temperatures of that order
 METHODS = {
     "omcda": omcda_jax.OmcdaConfig(d_tot=2.0, critic_warmup=100, level_rate=0.1, influence_rate=0.1, **SHARED),

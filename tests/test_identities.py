@@ -159,7 +159,7 @@ UNIFORM = np.full(exact.NUM_PLACES, 1 / exact.NUM_PLACES)
 
 
 def test_without_a_future_influence_level_and_marginal_value_are_one_number(double):
-    for ring, alpha in zip(exact.rings(seed=3, discount=0.0), (0.9, 0.5, 0.2, 0.05), strict=True):
+    for ring, alpha in zip(exact.rings(seed=3, gamma=0.0), (0.9, 0.5, 0.2, 0.05), strict=True):
         # Actions must matter at once: the reward of this bandit depends on the place reached.
         reached = ring.transition @ ring.reward
         h = 1e-5

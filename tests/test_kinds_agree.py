@@ -147,7 +147,7 @@ def train(index, reward, discrete, updates=1500, batch_size=256):
         allocation="uniform",
         conservative_mixing="identity",
         critic_warmup=updates // 5,
-        discount=0.0,
+        gamma=0.0,
         learning_rate=2e-3,
         target_rate=0.05,
         num_samples=16,

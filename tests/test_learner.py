@@ -45,11 +45,10 @@ def init(key, spec, config):
         target_params=weight,  # one buffer twice, which donation refuses unless it is copied
         opt_state=(),
         extra=0.0 * weight,
-        hyper={"rate": jnp.float32(0.1)},
         step=jnp.zeros((), jnp.int32),
         key=key,
         spec=spec,
-        config=config,
+        config={"rate": jnp.float32(0.1)},
     )
 
 
@@ -58,7 +57,7 @@ def update(state, batch, *, axis_name=None):
     if axis_name is not None:
         batch = jax.lax.all_gather(batch, axis_name, tiled=True)
     noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (3,))
-    params = state.params + state.hyper["rate"] * (batch[:3] + noise - state.params)
+    params = state.params + state.config["rate"] * (batch[:3] + noise - state.params)
     new = state.replace(params=params, extra=batch[:3], step=state.step + 1)
     return new, {"mean": params.mean(), "step": state.step.astype(jnp.float32), "vector": params}
 
@@ -68,7 +67,7 @@ def sample(dataset, key, batch_size, part, parts):
     return dataset[jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)]
 
 
-ALGORITHM = Algorithm(Settings, init, update, act=None)
+ALGORITHM = Algorithm(Settings, init, update, policy=None, act=None)
 DATASET = jnp.arange(1000.0)
 
 

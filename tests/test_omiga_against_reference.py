@@ -15,7 +15,7 @@ from test_continuous_against_reference import log_density, moments, network
 
 import omcda_jax
 
-CONFIG = omcda_jax.OmigaConfig(alpha=2.0, discount=0.9, hidden_sizes=(12, 8), mixer_hidden=7)
+CONFIG = omcda_jax.OmigaConfig(alpha=2.0, gamma=0.9, hidden_sizes=(12, 8), mixer_hidden=7)
 
 
 def local_q(tree, batch, discrete):

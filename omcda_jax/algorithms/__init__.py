@@ -1,28 +1,41 @@
-"""The algorithms by name, and one `init`, `update`, `act` that serve them all by the type of the configuration.
+"""The algorithms by name, and one `init`, `update`, `policy`, `act` that serve them all by the name in the settings.
 
-Observations reach an algorithm's own functions normalised, where the state has a normaliser, and the padding of
-continuous actions reaches them as zeros: both are done here, once for all.
+An algorithm's own functions see what was checked: batches and observations of the right shapes and kinds, normalised
+where the state has a normaliser, and zeros for the padding of continuous actions. All of it is done here, once.
 """
 
+import functools
+import importlib
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from omcda_jax.algorithms import bc, bcq, cfcql, comadice, cql, icq, omar, omcda, omiga
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState
+from omcda_jax.checks import check_batch, check_observation
+from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metrics, Normaliser, TrainState
 
 
-def _normalised(algorithm: Algorithm) -> Algorithm:
-    """The same algorithm on raw observations and actions."""
+@functools.cache
+def _complete(algorithm: Algorithm) -> Algorithm:
+    """The same algorithm on raw observations and actions, with checks of what it is given."""
+    name = algorithm.config.name
 
-    def update(state, batch, *, axis_name=None):
+    def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
+        config.validate()
+        return algorithm.init(key, spec, config)
+
+    def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        check_batch(batch, state.spec, name, algorithm.needs)
         return algorithm.update(state, normalise(state, batch), axis_name=axis_name)
 
-    def act(state, obs, avail=None, key=None):
-        return algorithm.act(state, _normalise_obs(state.normaliser, obs), avail, key)
+    def act(policy, obs, avail=None, key=None):
+        actor = algorithm.policy(policy) if isinstance(policy, TrainState) else policy
+        check_observation(obs, avail, actor.spec)
+        return algorithm.act(actor, _normalise_obs(actor.normaliser, obs), avail, key)
 
-    return algorithm._replace(update=update, act=act)
+    return algorithm._replace(init=init, update=update, act=act)
 
 
 def _normalise_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array:
@@ -33,7 +46,7 @@ def normalise(state: TrainState, batch: Batch) -> Batch:
     """What the state's algorithm sees of a batch of raw observations, states and actions.
 
     Args:
-        state: only its normaliser and spec are looked at.
+        state: only its normaliser and spec are read.
         batch: as it comes from the data.
     """
     scale = state.normaliser
@@ -45,40 +58,39 @@ def normalise(state: TrainState, batch: Batch) -> Batch:
             next_global_state=(batch.next_global_state - scale.global_state_shift) * scale.global_state_factor,
         )
     if not state.spec.discrete:
-        batch = batch.replace(
-            action=jnp.where(batch.avail, batch.action, 0.0),
-            next_action=jnp.where(batch.next_avail, batch.next_action, 0.0),
-        )
+        batch = batch.replace(action=jnp.where(batch.avail, batch.action, 0.0))
+        if batch.next_action is not None:
+            batch = batch.replace(next_action=jnp.where(batch.next_avail, batch.next_action, 0.0))
     return batch
 
 
 ALGORITHMS = {
-    "bc": _normalised(Algorithm(bc.BcConfig, bc.init, bc.update, bc.act)),
-    "bcq": _normalised(Algorithm(bcq.BcqConfig, bcq.init, bcq.update, bcq.act)),
-    "cql": _normalised(Algorithm(cql.CqlConfig, cql.init, cql.update, cql.act)),
-    "icq": _normalised(Algorithm(icq.IcqConfig, icq.init, icq.update, icq.act)),
-    "omar": _normalised(Algorithm(omar.OmarConfig, omar.init, omar.update, omar.act)),
-    "omiga": _normalised(Algorithm(omiga.OmigaConfig, omiga.init, omiga.update, omiga.act)),
-    "cfcql": _normalised(Algorithm(cfcql.CfcqlConfig, cfcql.init, cfcql.update, cfcql.act)),
-    "comadice": _normalised(Algorithm(comadice.ComadiceConfig, comadice.init, comadice.update, comadice.act)),
-    "omcda": _normalised(Algorithm(omcda.OmcdaConfig, omcda.init, omcda.update, omcda.act)),
+    module.ALGORITHM.config.name: _complete(module.ALGORITHM)
+    for module in (bc, bcq, cql, icq, omar, omiga, cfcql, comadice, omcda)
 }
 
 
-def algorithm_of(config: Any) -> Algorithm:
-    """The algorithm a configuration (or a state's static configuration) belongs to.
+def find(name: str) -> Algorithm:
+    """Return the algorithm of a name.
 
     Args:
-        config: an instance of one of the algorithms' configuration classes.
+        name: a key of ALGORITHMS, or `module:ATTRIBUTE` of an algorithm of your own, which is imported.
 
     Raises:
-        TypeError: it belongs to none.
+        ConfigError: there is none of this name.
     """
-    for algorithm in ALGORITHMS.values():
-        if type(config) is algorithm.config:
-            return algorithm
-    known = ", ".join(algorithm.config.__name__ for algorithm in ALGORITHMS.values())
-    raise TypeError(f"config: expected one of {known}, found {type(config).__name__}")
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"algorithm.name: expected {', '.join(ALGORITHMS)} or module:ATTRIBUTE, found {name!r}")
+    try:
+        algorithm = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"algorithm.name: expected module:ATTRIBUTE, found {name!r}: {error}") from error
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"algorithm.name: expected an Algorithm at {name}, found {type(algorithm).__name__}")
+    return _complete(algorithm)
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
@@ -87,13 +99,15 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
     Args:
         key: typed PRNG key (`jax.random.key(seed)`); networks, and all later randomness, follow from it.
         spec: the task's sizes.
-        config: for instance `OmcdaConfig(d_tot=1.8)`.
+        config: for instance `OmcdaConfig(d_tot=1.8)`; its numbers may be traced, for a population by vmap.
 
     Raises:
-        ConfigError: the settings do not fit the task.
-        TypeError: the configuration of no known algorithm.
+        ConfigError: a setting out of its range, or settings that do not fit the task.
+        TypeError: `config` is not an algorithm's settings.
     """
-    return algorithm_of(config).init(key, spec, config)
+    if not isinstance(getattr(config, "name", None), str):
+        raise TypeError(f"config: expected an algorithm's settings, such as OmcdaConfig, found {type(config).__name__}")
+    return find(config.name).init(key, spec, config)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -105,23 +119,60 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         axis_name: mapped device axis over which averages and gradients are reduced.
 
     Returns:
-        The next state, and a dict of metrics, [] or [N].
+        The next state, and a dict of metrics, [] or [N]: losses at the parameters before the step, the algorithm's own
+        state (levels, budgets, influence) after it.
+
+    Raises:
+        BatchError: while tracing, for the first field whose shape or kind of numbers is wrong.
     """
-    return algorithm_of(state.config).update(state, batch, axis_name=axis_name)
+    return find(state.config.name).update(state, batch, axis_name=axis_name)
+
+
+def policy(state: TrainState) -> Actor:
+    """The part of a state that acts, without optimiser moments and target critics: what one saves, ships or exports.
+
+    Args:
+        state: trained state.
+    """
+    return find(state.config.name).policy(state)
 
 
 def act(
-    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+    policy: TrainState | Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
 ) -> chex.Array:
     """Every agent's action from its own observation.
 
     Args:
-        state: trained state.
+        policy: trained state, or what `policy` cut out of one.
         obs: [..., N, O], raw.
         avail: [..., N, A] bool legal actions or dimensions an agent has, None for all.
         key: samples the policy with it; None acts greedily.
 
     Returns:
         [..., N] int32, or [..., N, A] float32 in [-1, 1].
+
+    Raises:
+        BatchError: while tracing, if a shape or the kind of numbers is wrong.
     """
-    return algorithm_of(state.config).act(state, obs, avail, key)
+    return find(policy.config.name).act(policy, obs, avail, key)
+
+
+def export(policy: TrainState | Actor, platforms: tuple[str, ...] = ("cpu",)) -> jax.export.Exported:
+    """The greedy policy as a self-contained StableHLO program, its parameters included.
+
+    `export(policy).serialize()` gives bytes (needs the extra `export`), and
+    `jax.export.deserialize(bytearray(data)).call(obs, avail)` acts wherever JAX is.
+
+    Args:
+        policy: as of `act`.
+        platforms: what it shall run on, among "cpu", "cuda", "rocm" and "tpu".
+
+    Returns:
+        A function of obs [B, N, O] float32 and avail [B, N, A] bool, of any B.
+    """
+    spec = policy.spec
+    (rows,) = jax.export.symbolic_shape("B")
+    obs = jax.ShapeDtypeStruct((rows, spec.num_agents, spec.obs_dim), jnp.float32)
+    avail = jax.ShapeDtypeStruct((rows, spec.num_agents, spec.action_dim), jnp.bool_)
+    greedy = jax.jit(lambda obs, avail: act(policy, obs, avail))
+    return jax.export.export(greedy, platforms=platforms)(obs, avail)

@@ -17,24 +17,24 @@ published multi-agent code feeds latent and agent index to the decoder in anothe
 trains; here both are one call.
 """
 
-import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
+from omcda_jax import acting, losses, networks, training
 from omcda_jax.distributions import Support, greedy
-from omcda_jax.training import check_numbers, descend, new_state, require, row_keys
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.training import static
+from omcda_jax.types import Actor, Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 LOG_STD_BOUNDS = (-4.0, 15.0)
 LATENT_LIMIT = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class BcqConfig:
     """Settings of BCQ-MA.
 
@@ -46,34 +46,35 @@ class BcqConfig:
         reach: largest perturbation of a generated action (continuous).
         share: weight of the smaller critic in the target (continuous).
         vae_hidden: of encoder and decoder (continuous).
-        discount, learning_rate, target_rate, hidden_sizes, mixer_hidden, critic_layer_norm: as of
-            `training.CriticSettings`.
-        name: key of the algorithm.
+        gamma: discount factor per step.
+        learning_rate: of Adam.
+        target_rate: weight of the newest networks in the moving averages that make targets.
+        hidden_sizes: of critics, head and perturbation.
+        mixer_hidden: width of the mixers' layers.
+        critic_layer_norm: normalise the hidden layers of the action values.
     """
+
+    name: ClassVar[str] = "bcq"
 
     threshold: float = 0.3
     logit_penalty: float = 0.01
-    num_samples: int = 10
-    acting_samples: int = 100
+    num_samples: int = static(10)
+    acting_samples: int = static(100)
     reach: float = 0.05
     share: float = 0.75
-    vae_hidden: tuple[int, ...] = (64, 64)
-    discount: float = 0.99
+    vae_hidden: tuple[int, ...] = static((64, 64))
+    gamma: float = 0.99
     learning_rate: float = 5e-4
     target_rate: float = 0.005
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
-    critic_layer_norm: bool = False
-    name: str = "bcq"
+    hidden_sizes: tuple[int, ...] = static((256, 256))
+    mixer_hidden: int = static(64)
+    critic_layer_norm: bool = static(False)
 
-    def __post_init__(self):
-        for key in ("num_samples", "acting_samples"):
-            require(self, key, getattr(self, key) >= 1, "at least 1")
-        check_numbers(self, positive=["reach"])
-        if self.share is not None:
-            require(self, "threshold", 0 <= self.threshold <= 1, "between 0 and 1")
-            require(self, "share", 0 <= self.share <= 1, "between 0 and 1")
-            require(self, "logit_penalty", self.logit_penalty >= 0, "0 or more")
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require(self, "logit_penalty", lambda x: x >= 0, "0 or more")
+        counts = ["num_samples", "acting_samples"]
+        training.check_numbers(self, positive=["reach"], shares=["threshold", "share"], counts=counts)
 
 
 class _Networks(NamedTuple):
@@ -87,7 +88,7 @@ class _Networks(NamedTuple):
 def _networks(spec: EnvSpec, config: BcqConfig) -> _Networks:
     latent, hidden = 2 * spec.action_dim, tuple(config.hidden_sizes)
     return _Networks(
-        critic=networks.mixed_critic(spec, config),
+        critic=networks.mixed_critic(spec, config)._replace(members=None if spec.discrete else 2),
         head=networks.AgentNetwork(hidden, spec.action_dim),
         encoder=networks.AgentNetwork(tuple(config.vae_hidden), 2 * latent, action_inputs=spec.action_dim),
         decoder=networks.AgentNetwork(tuple(config.vae_hidden), spec.action_dim, action_inputs=latent),
@@ -97,17 +98,14 @@ def _networks(spec: EnvSpec, config: BcqConfig) -> _Networks:
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: BcqConfig) -> TrainState:
     """Fresh networks for the task's sizes: one critic and a head, or two critics, a VAE and a perturbation."""
-    nets, keys = _networks(spec, config), jax.random.split(key, 4)
-    fresh = lambda network, k: networks.initialise(network, k, jnp.zeros((1, spec.num_agents, spec.obs_dim)))
+    nets = _networks(spec, config)
     if spec.discrete:
-        params = {"critic": networks.init_mixed_critic(nets.critic, keys[0], spec), "head": fresh(nets.head, keys[1])}
-        return new_state(key, spec, config, params, targets=["critic"])
-    params = {
-        "critic": networks.init_mixed_critic(nets.critic, keys[0], spec, ensemble=2),
-        "vae": {"encoder": fresh(nets.encoder, keys[1]), "decoder": fresh(nets.decoder, keys[2])},
-        "perturbation": fresh(nets.perturbation, keys[3]),
-    }
-    return new_state(key, spec, config, params, targets=["critic", "perturbation"])
+        params = networks.init_params(key, spec, critic=nets.critic, head=nets.head)
+        return training.new_state(key, spec, config, params, targets=["critic"])
+    params_key, vae_key = jax.random.split(key)
+    params = networks.init_params(params_key, spec, critic=nets.critic, perturbation=nets.perturbation)
+    params["vae"] = networks.init_params(vae_key, spec, encoder=nets.encoder, decoder=nets.decoder)
+    return training.new_state(key, spec, config, params, targets=["critic", "perturbation"])
 
 
 def allowed_actions(logits: chex.Array, avail: chex.Array, threshold: chex.Numeric) -> chex.Array:
@@ -163,7 +161,7 @@ def latent_divergence(mean: chex.Array, log_std: chex.Array) -> chex.Array:
     return -0.5 * (1.0 + 2.0 * log_std - jnp.square(mean) - jnp.exp(2.0 * log_std))
 
 
-def vae_loss(nets: _Networks, params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
+def reconstruction_loss(nets: _Networks, params: Params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
     """Squared error of the reconstruction, averaged over an agent's dimensions, and half the mean latent KL: [B, N]."""
     encoded = nets.encoder.apply(params["vae"]["encoder"], batch.obs, batch.action)
     mean, log_std = jnp.split(encoded, 2, axis=-1)
@@ -176,58 +174,81 @@ def vae_loss(nets: _Networks, params, batch: Batch, keys: chex.PRNGKey) -> chex.
     return reconstruction + 0.5 * jnp.mean(latent_divergence(mean, log_std), axis=-1)
 
 
-def _restricted_policy(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array):
+def _restricted_policy(params: Params, spec: EnvSpec, config: BcqConfig, obs: chex.Array, avail: chex.Array):
     """Greedy in the online q over allowed actions."""
-    logits = nets.head.apply(state.params["head"], obs)
-    q = nets.critic.local.apply(state.params["critic"]["local"], obs)
-    return greedy(q, allowed_actions(logits, avail, state.hyper["threshold"]))
+    nets = _networks(spec, config)
+    logits = nets.head.apply(params["head"], obs)
+    q = nets.critic.local.apply(params["critic"]["local"], obs)
+    return greedy(q, allowed_actions(logits, avail, config.threshold))
 
 
-def _best_of(state: TrainState, nets: _Networks, obs: chex.Array, avail: chex.Array, keys: chex.PRNGKey) -> chex.Array:
-    """[B, N] max_k q~ over generated and perturbed actions, target networks."""
-    target = state.target_params
-    latent = _prior_by_row(nets, keys, state.config.num_samples, state.spec.num_agents)
+def _best_of(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
+    """[B, N] max_k q~ at s' over generated and perturbed actions, target networks."""
+    config, nets, barred = state.config, _networks(state.spec, state.config), state.target_params
+    obs, avail = batch.next_obs, batch.next_avail
+    latent = _prior_by_row(nets, keys, config.num_samples, state.spec.num_agents)
     generated = generate(nets, state.params, obs, avail, latent)
-    moved = perturb(nets, target["perturbation"], obs, avail, generated, state.hyper["reach"])
+    moved = perturb(nets, barred["perturbation"], obs, avail, generated, config.reach)
     points = Support(jnp.moveaxis(moved, 0, -2), None)
-    values = networks.of_ensemble(networks.support_values, nets.critic.local, target["critic"]["local"], obs, points)
-    return jnp.max(losses.best_and_worst(values, state.hyper["share"]), axis=-1)
+    values = networks.of_ensemble(networks.support_values, nets.critic.local, barred["critic"]["local"], obs, points)
+    return jnp.max(losses.best_and_worst(values, config.share), axis=-1)
 
 
-def _discrete_objective(state: TrainState, nets: _Networks, batch: Batch):
-    next_action = _restricted_policy(state, nets, batch.next_obs, batch.next_avail).mode()
-    y = nets.critic.td_target(state, batch, next_action)
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
 
-    def objective(params):
-        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
-        logits = nets.head.apply(params["head"], batch.obs)
-        loss = head_loss(logits, batch.avail, batch.action, state.hyper["logit_penalty"])
-        return {"critic/td": jnp.square(q_tot - y), "behaviour/loss": loss}, {"critic/q": q_tot}
-
-    return objective
+    target: chex.Array  # [B] y
+    vae_keys: chex.PRNGKey | None = None  # [B] keys of the reconstruction's draws; continuous, like the next one
+    generated: chex.Array | None = None  # [B, N, A] actions to perturb
 
 
-def _continuous_objective(state: TrainState, nets: _Networks, batch: Batch, axis_name: str | None):
-    next_keys, vae_keys, prior_keys = row_keys(state, batch, 3, axis_name)
-    y = nets.critic.bootstrap(state, batch, _best_of(state, nets, batch.next_obs, batch.next_avail, next_keys))
-    latent = _prior_by_row(nets, prior_keys, 1, state.spec.num_agents)
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The target of the best likely action, and actions to perturb."""
+    spec, nets, barred = state.spec, _networks(state.spec, state.config), state.target_params["critic"]
+    if spec.discrete:
+        next_action = _restricted_policy(state.params, spec, state.config, batch.next_obs, batch.next_avail).mode()
+        next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_global_state, next_action)
+        return Estimates(training.bootstrap(state, batch, next_value))
+    next_keys, vae_keys, prior_keys = training.row_keys(state, batch, 3, axis_name)
+    next_value = nets.critic.mix(barred, batch.next_global_state, _best_of(state, batch, next_keys))
+    latent = _prior_by_row(nets, prior_keys, 1, spec.num_agents)
     generated = generate(nets, state.params, batch.obs, batch.avail, latent)[0]
-    first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])
+    return Estimates(training.bootstrap(state, batch, next_value), vae_keys, generated)
 
-    def objective(params):
-        q = networks.of_ensemble(
-            networks.action_values, nets.critic.local, params["critic"]["local"], batch.obs, batch.action
-        )
-        q_tot = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.global_state))(q)
-        moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, generated, state.hyper["reach"])
-        by_name = {
-            "critic/td": jnp.sum(jnp.square(q_tot - y), axis=0),
-            "behaviour/loss": vae_loss(nets, params, batch, vae_keys),
-            "policy/loss": -networks.action_values(nets.critic.local, first_critic, batch.obs, moved),
-        }
-        return by_name, {"critic/q": q_tot[0]}
 
-    return objective
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2, of two critics the sum: [B]."""
+    critic = _networks(state.spec, state.config).critic
+    if state.spec.discrete:
+        q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
+        return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}
+    q = networks.of_ensemble(networks.action_values, critic.local, params["critic"]["local"], batch.obs, batch.action)
+    q_tot = jax.vmap(functools.partial(critic.mix, params["critic"], batch.global_state))(q)
+    return {"critic/td": jnp.sum(jnp.square(q_tot - estimates.target), axis=0)}, {"critic/q": q_tot[0]}
+
+
+def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """The loss of the behaviour's model, a head or a VAE: [B, N]."""
+    nets = _networks(state.spec, state.config)
+    if state.spec.discrete:
+        logits = nets.head.apply(params["head"], batch.obs)
+        loss = head_loss(logits, batch.avail, batch.action, state.config.logit_penalty)
+    else:
+        loss = reconstruction_loss(nets, params, batch, estimates.vae_keys)
+    return {"behaviour/loss": loss}, {}
+
+
+def perturbation_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-q^1_i(o_i, xi), values frozen: [B, N]."""
+    nets = _networks(state.spec, state.config)
+    moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, estimates.generated, state.config.reach)
+    first = _first(state.params["critic"]["local"])
+    return {"policy/loss": -networks.action_values(nets.critic.local, first, batch.obs, moved)}, {}
+
+
+def _first(stacked: Params) -> Params:
+    """The parameters of the first critic."""
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -235,30 +256,33 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    nets = _networks(state.spec, state.config)
-    if state.spec.discrete:
-        return descend(state, batch, _discrete_objective(state, nets, batch), axis_name)
-    return descend(state, batch, _continuous_objective(state, nets, batch, axis_name), axis_name)
+    chosen = [critic_loss, behaviour_loss] + ([] if state.spec.discrete else [perturbation_loss])
+    return training.descend(state, batch, chosen, estimate(state, batch, axis_name), axis_name)
 
 
-def act(
-    state: TrainState, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
-) -> chex.Array:
+def policy(state: TrainState) -> Actor:
+    """What acts: critics and the behaviour's model, with continuous actions the perturbation too."""
+    names = ("critic", "head") if state.spec.discrete else ("critic", "vae", "perturbation")
+    return acting.cut(state, **{name: state.params[name] for name in names})
+
+
+def act(actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None) -> chex.Array:
     """Decentralised actions [..., N] or [..., N, A] for obs [..., N, O].
 
     Continuous actions are the best of generated ones; without a key the latents are always the same.
     """
-    nets, avail = _networks(state.spec, state.config), networks.all_if_none(state.spec, obs, avail)
-    if state.spec.discrete:
-        return _restricted_policy(state, nets, obs, avail).mode()
+    spec, config, params = actor.spec, actor.config, actor.params
+    nets, avail = _networks(spec, config), acting.all_if_none(spec, obs, avail)
+    if spec.discrete:
+        return _restricted_policy(params, spec, config, obs, avail).mode()
     # without a key every observation sees the same latents: an action does not depend on who else is acting
     lead, latent_key = (obs.shape[:-2], key) if key is not None else ([1] * (obs.ndim - 2), jax.random.key(0))
-    count, latents = state.config.acting_samples, nets.decoder.action_inputs
-    generated = generate(
-        nets, state.params, obs, avail, prior(latent_key, count, *lead, state.spec.num_agents, latents)
-    )
-    moved = perturb(nets, state.params["perturbation"], obs, avail, generated, state.hyper["reach"])
-    first_critic = jax.tree.map(lambda leaf: leaf[0], state.params["critic"]["local"])
+    count, latents = config.acting_samples, nets.decoder.action_inputs
+    generated = generate(nets, params, obs, avail, prior(latent_key, count, *lead, spec.num_agents, latents))
+    moved = perturb(nets, params["perturbation"], obs, avail, generated, config.reach)
     many = jnp.broadcast_to(obs, (count, *obs.shape))
-    best = jnp.argmax(networks.action_values(nets.critic.local, first_critic, many, moved), axis=0)
-    return jnp.take_along_axis(moved, best[None, ..., None], axis=0)[0]
+    values = networks.action_values(nets.critic.local, _first(params["critic"]["local"]), many, moved)
+    return jnp.take_along_axis(moved, jnp.argmax(values, axis=0)[None, ..., None], axis=0)[0]
+
+
+ALGORITHM = Algorithm(BcqConfig, init, update, policy, act)

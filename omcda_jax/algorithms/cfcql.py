@@ -12,20 +12,22 @@ network, for which the KL is closed) and b_i a clone of the data, fitted first a
 n P is the penalty of CQL-MA. Under the linear mixer the counterfactual actor is the maximiser of w_i q_i.
 """
 
-import dataclasses
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import networks
-from omcda_jax.distributions import Policy, categorical, log_integral, measure_rows, sample_rows
+from omcda_jax import acting, networks, training
+from omcda_jax.acting import value_policy
+from omcda_jax.distributions import Measure, Policy, categorical, log_integral, measure_rows, sample_rows
 from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import CriticSettings, check_numbers, descend, hold, new_state, require, row_keys
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class CfcqlConfig(CriticSettings):
     """Settings of CFCQL.
 
@@ -35,34 +37,29 @@ class CfcqlConfig(CriticSettings):
             all but chooses it where its KL is larger than the others' by some hundredths.
         behaviour_updates: first updates, in which only the clone learns.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
-        name: key of the algorithm.
     """
+
+    name: ClassVar[str] = "cfcql"
 
     penalty: float = 5.0
     temperature: float = 0.5
-    behaviour_updates: int = 4_000
-    num_samples: int = 10
-    name: str = "cfcql"
+    behaviour_updates: int = static(4_000)
+    num_samples: int = static(10)
 
-    def __post_init__(self):
-        require(self, "num_samples", self.num_samples >= 1, "at least 1")
-        require(self, "behaviour_updates", self.behaviour_updates >= 0, "a number of updates >= 0")
-        for key in ("penalty", "temperature"):
-            require(self, key, getattr(self, key) is None or getattr(self, key) >= 0, "0 or more")
-        check_numbers(self)
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require(self, "behaviour_updates", lambda x: x >= 0, "a number of updates >= 0")
+        training.require(self, "penalty", lambda x: x >= 0, "0 or more")
+        training.require(self, "temperature", lambda x: x >= 0, "0 or more")
+        training.check_numbers(self, counts=["num_samples"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CfcqlConfig) -> TrainState:
     """Fresh networks for the task's sizes, a policy network only where actions are continuous."""
-    nets, keys = backbone(spec, config), jax.random.split(key, 3)
-    obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
-    params = {
-        "behaviour": networks.initialise(nets.policy, keys[0], obs),
-        "critic": networks.init_mixed_critic(nets.critic, keys[1], spec),
-    }
-    if not spec.discrete:
-        params["policy"] = networks.initialise(nets.policy, keys[2], obs)
-    return new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}))
+    nets = backbone(spec, config)
+    parts = {"behaviour": nets.policy, "critic": nets.critic} | ({} if spec.discrete else {"policy": nets.policy})
+    params = networks.init_params(key, spec, **parts)
+    return training.new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}))
 
 
 def agent_weights(divergence: chex.Array, temperature: chex.Numeric) -> chex.Array:
@@ -83,43 +80,71 @@ def _favoured(state: TrainState, nets: Backbone, batch: Batch, weights: chex.Arr
     return networks.action_distribution(nets.policy, state.params["policy"], batch.obs, batch.avail)
 
 
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
+
+    target: chex.Array  # [B] y
+    measure: Measure  # over the actions of [B, N] agents
+    agents: chex.Array  # [B, N] lambda_i
+    weights: chex.Array  # [B, N] w_i
+    policy_keys: chex.PRNGKey  # [B] keys of the actions that the policy is improved at
+
+
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The target of the policy now, the points of the penalty, and the agents' weights in it."""
+    nets, params = backbone(state.spec, state.config), state.params
+    next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
+    now = value_policy(nets.policy, nets.critic, params, batch.obs, batch.avail)
+    then = value_policy(nets.policy, nets.critic, params, batch.next_obs, batch.next_avail)
+    next_value = nets.critic.q_tot(
+        state.target_params["critic"], batch.next_obs, batch.next_global_state, sample_rows(then, next_keys)
+    )
+    weights = nets.critic.weights(params["critic"], batch.global_state)
+    clone = networks.action_distribution(nets.policy, params["behaviour"], batch.obs, batch.avail)
+    return Estimates(
+        target=training.bootstrap(state, batch, next_value),
+        measure=measure_rows(now, batch.avail, sample_keys, state.config.num_samples, then),
+        agents=agent_weights(_favoured(state, nets, batch, weights).kl(clone), state.config.temperature),
+        weights=weights,
+        policy_keys=policy_keys,
+    )
+
+
+def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-log b_i(a_i|o_i): [B, N]."""
+    network = backbone(state.spec, state.config).policy
+    clone = networks.action_distribution(network, params["behaviour"], batch.obs, batch.avail)
+    return {"behaviour/loss": -clone.log_prob(batch.action)}, {}
+
+
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2 and the penalty P: [B] each."""
+    critic = backbone(state.spec, state.config).critic
+    q_tot, values, chosen = critic.parts(params["critic"], batch, estimates.measure)
+    penalty = counterfactual_penalty(log_integral(values, estimates.measure) - chosen, estimates.agents)
+    by_name = {"critic/td": jnp.square(q_tot - estimates.target), "critic/conservative": state.config.penalty * penalty}
+    largest_share = jnp.max(estimates.agents, axis=-1)
+    return by_name, {"critic/q": q_tot, "critic/gap": penalty, "critic/largest_share": largest_share}
+
+
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N]."""
+    nets = backbone(state.spec, state.config)
+    policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
+    drawn = sample_rows(policy, estimates.policy_keys)
+    q = networks.action_values(nets.critic.local, state.params["critic"]["local"], batch.obs, drawn)
+    return {"policy/loss": -estimates.weights * q}, {}
+
+
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """One step of the clone, or when it is frozen of critic and policy network, losses at the parameters before it.
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    config, hyper, nets = state.config, state.hyper, backbone(state.spec, state.config)
-    next_keys, sample_keys, policy_keys = row_keys(state, batch, 3, axis_name)
-    frozen = state.params["critic"]
-
-    here = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
-    there = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    y = nets.critic.td_target(state, batch, sample_rows(there, next_keys))
-    measure = measure_rows(here, batch.avail, sample_keys, config.num_samples, there)
-
-    weights = nets.critic.weights(frozen, batch.global_state)
-    behaviour = networks.action_distribution(nets.policy, state.params["behaviour"], batch.obs, batch.avail)
-    agents = agent_weights(_favoured(state, nets, batch, weights).kl(behaviour), hyper["temperature"])
-
-    def objective(params):
-        clone = networks.action_distribution(nets.policy, params["behaviour"], batch.obs, batch.avail)
-        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
-        penalty = counterfactual_penalty(log_integral(values, measure) - chosen, agents)
-        by_name = {
-            "behaviour/loss": -clone.log_prob(batch.action),
-            "critic/td": jnp.square(q_tot - y),
-            "critic/conservative": hyper["penalty"] * penalty,
-        }
-        if not state.spec.discrete:
-            policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-            drawn = sample_rows(policy, policy_keys)
-            value = networks.action_values(nets.critic.local, frozen["local"], batch.obs, drawn)
-            by_name["policy/loss"] = -weights * value
-        return by_name, {"critic/q": q_tot, "critic/gap": penalty, "critic/largest_share": jnp.max(agents, axis=-1)}
-
-    cloning = state.step < config.behaviour_updates
-    new, metrics = descend(state, batch, objective, axis_name)
-    return hold(new, state, {group: cloning == (group != "behaviour") for group in state.params}), metrics
+    losses = [behaviour_loss, critic_loss] + ([] if state.spec.discrete else [policy_loss])
+    after, metrics = training.descend(state, batch, losses, estimate(state, batch, axis_name), axis_name)
+    cloning = state.step < state.config.behaviour_updates
+    return training.hold(after, state, {group: cloning == (group != "behaviour") for group in state.params}), metrics
 
 
-act = networks.act_by_value
+ALGORITHM = Algorithm(CfcqlConfig, init, update, acting.values_of, acting.act_by_value)

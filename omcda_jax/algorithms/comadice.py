@@ -17,24 +17,24 @@ it. (The released continuous class gives the value step the critic from before i
 Agents without a choice count neither in omega nor in E w(x) for lambda_e.
 """
 
-import dataclasses
-import functools
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
+from omcda_jax import acting, losses, networks, training
 from omcda_jax.distributions import has_choice
-from omcda_jax.networks import Backbone, backbone
+from omcda_jax.networks import backbone
 from omcda_jax.reductions import masked_mean
-from omcda_jax.training import CriticSettings, advance, check_numbers, gradient_step, new_state, require
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 VALUE_FORMS = ("released", "dual")
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class ComadiceConfig(CriticSettings):
     """Settings of ComaDICE.
 
@@ -45,32 +45,31 @@ class ComadiceConfig(CriticSettings):
         max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; like the released
             code there is none where they are continuous.
         learning_rate: of Adam; the released code's.
-        name: key of the algorithm.
     """
 
+    name: ClassVar[str] = "comadice"
+
     alpha: float = 10.0
-    divergence: str = "soft_chi_square"
-    value_form: str = "released"
+    divergence: str = static("soft_chi_square")
+    value_form: str = static("released")
     max_weight: float = 2.0
     learning_rate: float = 1e-4
-    name: str = "comadice"
 
-    def __post_init__(self):
-        require(
-            self, "divergence", self.divergence in losses.F_DIVERGENCES, f"one of {', '.join(losses.F_DIVERGENCES)}"
-        )
-        require(self, "value_form", self.value_form in VALUE_FORMS, f"one of {', '.join(VALUE_FORMS)}")
-        check_numbers(self, positive=["alpha", "max_weight"])
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require_choice(self, "divergence", tuple(losses.F_DIVERGENCES))
+        training.require_choice(self, "value_form", VALUE_FORMS)
+        training.check_numbers(self, positive=["alpha", "max_weight"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState:
     """Fresh networks for the task's sizes, both multipliers 0; `key` is also the run's key."""
-    multipliers = {"lambda_v": jnp.zeros(()), "lambda_e": jnp.zeros(())}
-    params = networks.init_backbone(key, backbone(spec, config), spec) | multipliers
-    return new_state(key, spec, config, params, targets=["policy", "critic", "value"])
+    params = networks.init_params(key, spec, **backbone(spec, config)._asdict())
+    params |= {"lambda_v": jnp.zeros(()), "lambda_e": jnp.zeros(())}
+    return training.new_state(key, spec, config, params, targets=["policy", "critic", "value"])
 
 
-def value_loss(
+def dual_value_loss(
     advantage: chex.Array, multiplier: chex.Array, alpha: chex.Numeric, *, divergence: str, form: str
 ) -> chex.Array:
     """-alpha g(x) + w(x) (e - lambda), x = (e - lambda) / alpha; released: g and the trailing e stopped.
@@ -93,11 +92,78 @@ def policy_weight(advantage: chex.Array, multiplier: chex.Array, alpha: chex.Num
     return losses.F_DIVERGENCES[divergence]((advantage - multiplier) / alpha)[0]
 
 
-def _advantage(nets: Backbone, critic, value, batch: Batch) -> chex.Array:
+class Estimates(NamedTuple):
+    """What the losses hold constant."""
+
+    target: chex.Array  # [B] y
+    starts: chex.Array  # [] share of the rows that start an episode
+    advantage: chex.Array | None = None  # [B, N] e_i after the value's step, None before
+    omega: chex.Array | None = None  # [B, N] after the multiplier's step, None before
+
+
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The critic's target, from the parameters before the first step."""
+    nets, barred = backbone(state.spec, state.config), state.target_params
+    next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
+    return Estimates(
+        target=training.bootstrap(state, batch, nets.critic.mix(barred["critic"], batch.next_global_state, next_value)),
+        starts=masked_mean(batch.first, jnp.ones_like(batch.first), axis_name),
+    )
+
+
+def _advantage(state: TrainState, critic: Params, value: Params, batch: Batch) -> chex.Array:
     """e_i = w_i (q_i - v_i), w_i and q_i stopped: [B, N]."""
+    nets = backbone(state.spec, state.config)
     q = networks.action_values(nets.critic.local, critic["local"], batch.obs, batch.action)
     v = nets.value.apply(value, batch.obs)[..., 0]
     return jax.lax.stop_gradient(nets.critic.weights(critic, batch.global_state)) * (jax.lax.stop_gradient(q) - v)
+
+
+def _weight(state: TrainState, multiplier: chex.Array, estimates: Estimates) -> chex.Array:
+    """w(x) of the policy: [B, N]."""
+    return policy_weight(estimates.advantage, multiplier, state.config.alpha, state.config.divergence)
+
+
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2: [B]."""
+    critic = backbone(state.spec, state.config).critic
+    q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
+    return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}
+
+
+def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """The terms of L_v at first steps and at all, averaged over agents: [B] each.
+
+    Rows without a choice count too, for the team's value sums over every agent.
+    """
+    config = state.config
+    value = jnp.mean(backbone(state.spec, config).value.apply(params["value"], batch.obs)[..., 0], axis=-1)
+    each = dual_value_loss(
+        _advantage(state, state.params["critic"], params["value"], batch),
+        params["lambda_v"],
+        config.alpha,
+        divergence=config.divergence,
+        form=config.value_form,
+    )
+    at_start = jnp.where(batch.first, value, 0.0) / jnp.maximum(estimates.starts, 1e-8)
+    by_name = {
+        "value/start": (1.0 - config.gamma) * at_start,
+        "value/loss": jnp.mean(each, axis=-1) + params["lambda_v"],
+    }
+    return by_name, {"value/v": value}
+
+
+def multiplier_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """lambda_e (1 - w(x)), w stopped: [B, N]."""
+    shortage = 1.0 - jax.lax.stop_gradient(_weight(state, params["lambda_e"], estimates))
+    return {"policy/multiplier": params["lambda_e"] * shortage}, {}
+
+
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-omega log pi_i(a_i|o_i): [B, N]."""
+    network = backbone(state.spec, state.config).policy
+    policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
+    return {"policy/loss": -estimates.omega * policy.log_prob(batch.action)}, {"policy/weight": estimates.omega}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -105,53 +171,23 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    config, hyper, nets, barred = state.config, state.hyper, backbone(state.spec, state.config), state.target_params
-    mask = has_choice(batch.avail, state.spec.discrete)
-    starts = masked_mean(batch.first, jnp.ones_like(batch.first), axis_name)
+    barred, mask = state.target_params, has_choice(batch.avail, state.spec.discrete)
 
-    y = nets.critic.bootstrap(state, batch, nets.value.apply(barred["value"], batch.next_obs)[..., 0])
+    estimates = estimate(state, batch, axis_name)
+    state, of_critic = training.gradient_step(state, batch, [critic_loss], estimates, axis_name, ["critic"])
+    state, of_value = training.gradient_step(state, batch, [value_loss], estimates, axis_name, ["value", "lambda_v"])
 
-    def critic_objective(params):
-        q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
-        return {"critic/td": jnp.square(q_tot - y)}, {"critic/q": q_tot}
+    estimates = estimates._replace(advantage=_advantage(state, barred["critic"], state.params["value"], batch))
+    state, _ = training.gradient_step(state, batch, [multiplier_loss], estimates, axis_name, ["lambda_e"])
 
-    state, critic_metrics = gradient_step(state, batch, critic_objective, axis_name, ["critic"])
+    each = _weight(state, state.params["lambda_e"], estimates)
+    each = jnp.minimum(each, state.config.max_weight) if state.spec.discrete else each
+    omega = jnp.sum(jnp.where(mask, each, 0.0), axis=-1, keepdims=True)
+    estimates = estimates._replace(omega=jnp.broadcast_to(omega, mask.shape))
+    state, of_policy = training.gradient_step(state, batch, [policy_loss], estimates, axis_name, ["policy"])
 
-    def value_objective(params):
-        value = nets.value.apply(params["value"], batch.obs)[..., 0]
-        advantage = _advantage(nets, params["critic"], params["value"], batch)
-        each = value_loss(
-            advantage, params["lambda_v"], hyper["alpha"], divergence=config.divergence, form=config.value_form
-        )
-        # rows without a choice count here, for the team's value sums over every agent
-        value, each = jnp.mean(value, axis=-1), jnp.mean(each, axis=-1)
-        at_start = jnp.where(batch.first, value, 0.0) / jnp.maximum(starts, 1e-8)
-        by_name = {
-            "value/start": (1.0 - hyper["discount"]) * at_start,
-            "value/loss": each + params["lambda_v"],
-        }
-        return by_name, {"value/v": value}
-
-    state, value_metrics = gradient_step(state, batch, value_objective, axis_name, ["value", "lambda_v"])
-    advantage = jax.lax.stop_gradient(_advantage(nets, barred["critic"], state.params["value"], batch))
-    weight = functools.partial(policy_weight, advantage, alpha=hyper["alpha"], divergence=config.divergence)
-
-    def multiplier_objective(params):
-        shortage = 1.0 - jax.lax.stop_gradient(weight(params["lambda_e"]))
-        return {"policy/multiplier": params["lambda_e"] * shortage}, {}
-
-    state, _ = gradient_step(state, batch, multiplier_objective, axis_name, ["lambda_e"])
-    each = weight(state.params["lambda_e"])
-    each = jnp.minimum(each, hyper["max_weight"]) if state.spec.discrete else each
-    omega = jnp.broadcast_to(jnp.sum(jnp.where(mask, each, 0.0), axis=-1, keepdims=True), mask.shape)
-
-    def policy_objective(params):
-        policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-        return {"policy/loss": -omega * policy.log_prob(batch.action)}, {"policy/weight": omega}
-
-    state, policy_metrics = gradient_step(state, batch, policy_objective, axis_name, ["policy"])
     multipliers = {f"value/{name}": state.params[name] for name in ("lambda_v", "lambda_e")}
-    return advance(state), critic_metrics | value_metrics | policy_metrics | multipliers
+    return training.advance(state), of_critic | of_value | of_policy | multipliers
 
 
-act = networks.act_by_policy
+ALGORITHM = Algorithm(ComadiceConfig, init, update, acting.policy_of, acting.act_by_policy, needs=("first",))

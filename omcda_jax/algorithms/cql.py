@@ -13,22 +13,24 @@ w_i q_i. `variant="released"` (continuous only) is the form of the OMIGA authors
 the bias b inside every agent's term, and a policy that clones actions with their raw values as weights.
 """
 
-import dataclasses
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import networks
+from omcda_jax import acting, networks, training
+from omcda_jax.acting import value_policy
 from omcda_jax.distributions import Measure, log_integral, measure_rows, sample_rows
-from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.networks import backbone
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 VARIANTS = ("corrected", "released")
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class CqlConfig(CriticSettings):
     """Settings of CQL-MA.
 
@@ -36,19 +38,19 @@ class CqlConfig(CriticSettings):
         penalty: weight of the conservative penalty, CQL's alpha; 0 is plain value decomposition.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
         variant: "corrected" or "released", see the module.
-        name: key of the algorithm.
     """
 
-    penalty: float = 1.0
-    num_samples: int = 10
-    variant: str = "corrected"
-    name: str = "cql"
+    name: ClassVar[str] = "cql"
 
-    def __post_init__(self):
-        require(self, "variant", self.variant in VARIANTS, f"one of {', '.join(VARIANTS)}")
-        require(self, "num_samples", self.num_samples >= 1, "at least 1")
-        require(self, "penalty", self.penalty is None or self.penalty >= 0, "0 or more")
-        check_numbers(self)
+    penalty: float = 1.0
+    num_samples: int = static(10)
+    variant: str = static("corrected")
+
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require_choice(self, "variant", VARIANTS)
+        training.require(self, "penalty", lambda x: x >= 0, "0 or more")
+        training.check_numbers(self, counts=["num_samples"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
@@ -57,13 +59,12 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
     Raises:
         ConfigError: the released variant, where actions are discrete.
     """
-    require(config, "variant", not (spec.discrete and config.variant == "released"), "corrected (discrete actions)")
-    nets, (critic_key, policy_key) = backbone(spec, config), jax.random.split(key)
-    params = {"critic": networks.init_mixed_critic(nets.critic, critic_key, spec)}
-    if not spec.discrete:
-        obs = jnp.zeros((1, spec.num_agents, spec.obs_dim))
-        params["policy"] = networks.initialise(nets.policy, policy_key, obs)
-    return new_state(key, spec, config, params, targets=list(params))
+    if spec.discrete:
+        training.require_choice(config, "variant", ["corrected"])
+    nets = backbone(spec, config)
+    parts = {"critic": nets.critic} | ({} if spec.discrete else {"policy": nets.policy})
+    params = networks.init_params(key, spec, **parts)
+    return training.new_state(key, spec, config, params, targets=list(params))
 
 
 def conservative_penalty(
@@ -87,19 +88,53 @@ def conservative_penalty(
     return jax.nn.logsumexp(values, axis=-1) - chosen + surplus
 
 
-def policy_loss(state: TrainState, nets: Backbone, params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
+
+    target: chex.Array  # [B] y
+    measure: Measure  # over the actions of [B, N] agents
+    policy_keys: chex.PRNGKey  # [B] keys of the actions that the policy is improved at
+
+
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The target of the policy now, and the points of the penalty."""
+    nets, barred = backbone(state.spec, state.config), state.target_params["critic"]
+    next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
+    here = value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
+    there = value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
+    next_action = sample_rows(there, next_keys)
+    next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_global_state, next_action)
+    return Estimates(
+        target=training.bootstrap(state, batch, next_value),
+        measure=measure_rows(here, batch.avail, sample_keys, state.config.num_samples, there),
+        policy_keys=policy_keys,
+    )
+
+
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2 and the penalty sum_i P_i: [B] each."""
+    critic = backbone(state.spec, state.config).critic
+    q_tot, values, chosen = critic.parts(params["critic"], batch, estimates.measure)
+    released = state.config.variant == "released"
+    bias = critic.mixer.apply(params["critic"]["mixer"], batch.global_state)[1] if released else None
+    penalty = jnp.sum(conservative_penalty(values, estimates.measure, chosen, bias), axis=-1)
+    by_name = {"critic/td": jnp.square(q_tot - estimates.target), "critic/conservative": state.config.penalty * penalty}
+    return by_name, {"critic/q": q_tot, "critic/gap": penalty}
+
+
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
     """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N].
 
     Released: the sum over agents of -q_i(a_i) log pi_i(a_i|o_i), [B].
     """
+    nets, frozen = backbone(state.spec, state.config), state.params["critic"]
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-    local = state.params["critic"]["local"]
     if state.config.variant == "released":
-        q = networks.action_values(nets.critic.local, local, batch.obs, batch.action)
-        return -jnp.sum(q * policy.log_prob(batch.action), axis=-1)
-    weights = nets.critic.weights(state.params["critic"], batch.global_state)
-    drawn = sample_rows(policy, keys)
-    return -weights * networks.action_values(nets.critic.local, local, batch.obs, drawn)
+        q = networks.action_values(nets.critic.local, frozen["local"], batch.obs, batch.action)
+        return {"policy/loss": -jnp.sum(q * policy.log_prob(batch.action), axis=-1)}, {}
+    drawn = sample_rows(policy, estimates.policy_keys)
+    q = networks.action_values(nets.critic.local, frozen["local"], batch.obs, drawn)
+    return {"policy/loss": -nets.critic.weights(frozen, batch.global_state) * q}, {}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -107,28 +142,8 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    config, nets = state.config, backbone(state.spec, state.config)
-    next_keys, sample_keys, policy_keys = row_keys(state, batch, 3, axis_name)
-
-    here = networks.value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
-    there = networks.value_policy(nets.policy, nets.critic, state.params, batch.next_obs, batch.next_avail)
-    y = nets.critic.td_target(state, batch, sample_rows(there, next_keys))
-    measure = measure_rows(here, batch.avail, sample_keys, config.num_samples, there)
-
-    def objective(params):
-        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
-        released = config.variant == "released"
-        bias = nets.critic.mixer.apply(params["critic"]["mixer"], batch.global_state)[1] if released else None
-        penalty = jnp.sum(conservative_penalty(values, measure, chosen, bias), axis=-1)
-        by_name = {
-            "critic/td": jnp.square(q_tot - y),
-            "critic/conservative": state.hyper["penalty"] * penalty,
-        }
-        if not state.spec.discrete:
-            by_name["policy/loss"] = policy_loss(state, nets, params, batch, policy_keys)
-        return by_name, {"critic/q": q_tot, "critic/gap": penalty}
-
-    return descend(state, batch, objective, axis_name)
+    losses = [critic_loss] if state.spec.discrete else [critic_loss, policy_loss]
+    return training.descend(state, batch, losses, estimate(state, batch, axis_name), axis_name)
 
 
-act = networks.act_by_value
+ALGORITHM = Algorithm(CqlConfig, init, update, acting.values_of, acting.act_by_value)

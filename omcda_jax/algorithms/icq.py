@@ -16,25 +16,26 @@ weights that sum to about one over the batch instead of averaging one, decaying 
 in the target, the smaller critic regressed alone, and no baseline in the advantage.
 """
 
-import dataclasses
 import functools
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
+from omcda_jax import acting, networks, training
 from omcda_jax.distributions import expectation, has_choice, support_rows
 from omcda_jax.networks import Backbone, backbone
 from omcda_jax.reductions import batch_log_weights, masked_mean
-from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys, row_places
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 VARIANTS = ("corrected", "released")
 RELEASED_DECAY = 0.8
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class IcqConfig(CriticSettings):
     """Settings of MA-ICQ.
 
@@ -43,19 +44,19 @@ class IcqConfig(CriticSettings):
         value_temperature: beta_Q, in units of return.
         num_samples: actions drawn for the baseline E_pi q, where actions are continuous.
         variant: "corrected" or "released", see the module.
-        name: key of the algorithm.
     """
+
+    name: ClassVar[str] = "icq"
 
     policy_temperature: float = 0.1
     value_temperature: float = 1000.0
-    num_samples: int = 4
-    variant: str = "corrected"
-    name: str = "icq"
+    num_samples: int = static(4)
+    variant: str = static("corrected")
 
-    def __post_init__(self):
-        require(self, "variant", self.variant in VARIANTS, f"one of {', '.join(VARIANTS)}")
-        require(self, "num_samples", self.num_samples >= 1, "at least 1")
-        check_numbers(self, positive=["policy_temperature", "value_temperature"])
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require_choice(self, "variant", VARIANTS)
+        training.check_numbers(self, positive=["policy_temperature", "value_temperature"], counts=["num_samples"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: IcqConfig) -> TrainState:
@@ -64,95 +65,103 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: IcqConfig) -> TrainState:
     Raises:
         ConfigError: the released variant, where actions are discrete.
     """
-    require(config, "variant", not (spec.discrete and config.variant == "released"), "corrected (discrete actions)")
-    nets, (policy_key, critic_key) = backbone(spec, config), jax.random.split(key)
-    params = {
-        "policy": networks.initialise(nets.policy, policy_key, jnp.zeros((1, spec.num_agents, spec.obs_dim))),
-        "critic": networks.init_mixed_critic(nets.critic, critic_key, spec, ensemble=1 if spec.discrete else 2),
-    }
-    return new_state(key, spec, config, params, targets=["policy", "critic"])
+    if spec.discrete:
+        training.require_choice(config, "variant", ["corrected"])
+    nets = _networks(spec, config)
+    params = networks.init_params(key, spec, policy=nets.policy, critic=nets.critic)
+    return training.new_state(key, spec, config, params, targets=["policy", "critic"])
 
 
-def td_target(state: TrainState, nets: Backbone, batch: Batch, axis_name: str | None) -> tuple[chex.Array, chex.Array]:
-    """y and the weights rho of the next values, both [B]."""
-    target, hyper = state.target_params["critic"], state.hyper
-    q = networks.of_ensemble(
-        networks.action_values, nets.critic.local, target["local"], batch.next_obs, batch.next_action
-    )
-    next_value = nets.critic.mix(target, batch.next_global_state, jnp.min(q, axis=0))
+def _networks(spec: EnvSpec, config: IcqConfig) -> Backbone:
+    nets = backbone(spec, config)
+    return nets._replace(critic=nets.critic._replace(members=1 if spec.discrete else 2))
+
+
+def td_target(state: TrainState, batch: Batch, axis_name: str | None = None) -> chex.Array:
+    """y [B], whose next values are weighted by rho."""
+    config, critic, barred = state.config, _networks(state.spec, state.config).critic, state.target_params["critic"]
+    q = networks.of_ensemble(networks.action_values, critic.local, barred["local"], batch.next_obs, batch.next_action)
+    next_value = critic.mix(barred, batch.next_global_state, jnp.min(q, axis=0))
     bootstraps = (batch.discount > 0) & ~batch.last
-    weights = jnp.exp(batch_log_weights(next_value / hyper["value_temperature"], bootstraps, axis_name))
-    if state.config.variant == "released":
-        place, size = row_places(batch, axis_name)
-        weights = weights / size * (RELEASED_DECAY * hyper["discount"]) ** place
-    return losses.bellman_target(batch.reward, batch.discount, hyper["discount"], weights * next_value), weights
+    weights = jnp.exp(batch_log_weights(next_value / config.value_temperature, bootstraps, axis_name))
+    if config.variant == "released":
+        place, size = training.row_places(batch, axis_name)
+        weights = weights / size * (RELEASED_DECAY * config.gamma) ** place
+    return training.bootstrap(state, batch, weights * next_value)
 
 
-def critic_loss(state: TrainState, nets: Backbone, params, batch: Batch, target: chex.Array):
-    """Squared errors of the critics, summed, and the smaller Q_tot, both [B]; released: of the smaller one alone."""
-    q = networks.of_ensemble(
-        networks.action_values, nets.critic.local, params["critic"]["local"], batch.obs, batch.action
-    )
-    q_min = nets.critic.mix(params["critic"], batch.global_state, jnp.min(q, axis=0))
-    if state.config.variant == "released":
-        return jnp.square(q_min - target), q_min
-    each = jax.vmap(functools.partial(nets.critic.mix, params["critic"], batch.global_state))(q)
-    return jnp.sum(jnp.square(each - target), axis=0), q_min
-
-
-def policy_log_weights(state: TrainState, nets: Backbone, batch: Batch, mask: chex.Array, axis_name: str | None):
+def policy_log_weights(state: TrainState, batch: Batch, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
     """log rho(adv_i / beta_pi) of the online critics and policy: [B, N]."""
-    critic = state.params["critic"]
+    config, nets, critic = state.config, _networks(state.spec, state.config), state.params["critic"]
     policy = networks.action_distribution(nets.policy, state.params["policy"], batch.obs, batch.avail)
-    (keys,) = row_keys(state, batch, 1, axis_name)
-    support = support_rows(policy, keys, state.config.num_samples)
+    (keys,) = training.row_keys(state, batch, 1, axis_name)
+    support = support_rows(policy, keys, config.num_samples)
     values, chosen = networks.of_ensemble(
         networks.support_and_action_values, nets.critic.local, critic["local"], batch.obs, support, batch.action
     )
     advantage = jnp.min(chosen, axis=0)
-    if state.config.variant == "corrected":
+    if config.variant == "corrected":
         advantage = advantage - expectation(jnp.min(values, axis=0), support)
     if not state.spec.discrete:
         advantage = advantage * nets.critic.weights(critic, batch.global_state)
-    return batch_log_weights(advantage / state.hyper["policy_temperature"], mask, axis_name)
+    return batch_log_weights(advantage / config.policy_temperature, mask, axis_name)
+
+
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
+
+    target: chex.Array  # [B] y
+    weights: chex.Array  # [B, N] rho(adv_i / beta_pi), 0 where the agent has no choice
+    factor: chex.Array  # [B, N] of the policy's log-likelihood, k_i times the weights
+
+
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The weighted target, and the weights of the data's actions."""
+    mask = has_choice(batch.avail, state.spec.discrete)
+    weights = jnp.where(mask, jnp.exp(policy_log_weights(state, batch, mask, axis_name)), 0.0)
+    mixture = _networks(state.spec, state.config).critic.weights(state.params["critic"], batch.global_state)
+    shares = mixture / (jnp.sum(mixture, axis=-1, keepdims=True) + 1e-8)
+    scale = 1.0 / training.row_places(batch, axis_name)[1] if state.config.variant == "released" else 1.0
+    return Estimates(td_target(state, batch, axis_name), weights, scale * shares * weights)
+
+
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """Squared errors of the critics, summed; released: of the smaller one alone: [B].
+
+    A last row that a time limit cut has no next action in the data: it is left out.
+    """
+    critic = _networks(state.spec, state.config).critic
+    q = networks.of_ensemble(networks.action_values, critic.local, params["critic"]["local"], batch.obs, batch.action)
+    q_min = critic.mix(params["critic"], batch.global_state, jnp.min(q, axis=0))
+    if state.config.variant == "released":
+        squared = jnp.square(q_min - estimates.target)
+    else:
+        each = jax.vmap(functools.partial(critic.mix, params["critic"], batch.global_state))(q)
+        squared = jnp.sum(jnp.square(each - estimates.target), axis=0)
+    cut = batch.last & (batch.discount > 0)
+    return {"critic/td": jnp.where(cut, 0.0, squared)}, {"critic/q": q_min}
+
+
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-k_i rho(adv_i / beta_pi) log pi_i(a_i|o_i): [B, N]."""
+    network = _networks(state.spec, state.config).policy
+    policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
+    return {"policy/loss": -estimates.factor * policy.log_prob(batch.action)}, {}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """One step of critics and policy, each loss at the parameters before the step.
 
-    A last row that a time limit cut has no next action in the data: it is left out of the critic's regression.
-
-    Args:
-        state: from `init` or an earlier update.
-        batch: B transitions; this device's part of them when `axis_name` is given.
-        axis_name: mapped device axis to reduce over.
-
-    Returns:
-        The next state, and metrics: [], and the effective share of the rows in the policy's weights [N].
+    Arguments and results are those of `omcda_jax.update`; `policy/effective_share` [N] is the share of the rows that
+    the policy's weights amount to.
     """
-    nets = backbone(state.spec, state.config)
+    estimates = estimate(state, batch, axis_name)
+    after, metrics = training.descend(state, batch, [critic_loss, policy_loss], estimates, axis_name)
     mask = has_choice(batch.avail, state.spec.discrete)
-    usable = ~(batch.last & (batch.discount > 0))
-
-    y, _ = td_target(state, nets, batch, axis_name)
-    mixture = nets.critic.weights(state.params["critic"], batch.global_state)
-    shares = mixture / (jnp.sum(mixture, axis=-1, keepdims=True) + 1e-8)
-    weights = jnp.where(mask, jnp.exp(policy_log_weights(state, nets, batch, mask, axis_name)), 0.0)
-    scale = 1.0 / row_places(batch, axis_name)[1] if state.config.variant == "released" else 1.0
-    factor = jax.lax.stop_gradient(scale * shares * weights)
-
-    def objective(params):
-        squared, q_tot = critic_loss(state, nets, params, batch, y)
-        policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-        by_name = {
-            "critic/td": jnp.where(usable, squared, 0.0),
-            "policy/loss": -factor * policy.log_prob(batch.action),
-        }
-        return by_name, {"critic/q": q_tot}
-
-    new, metrics = descend(state, batch, objective, axis_name)
-    square = jnp.maximum(masked_mean(jnp.square(weights), mask, axis_name), 1e-8)
-    return new, metrics | {"policy/effective_share": jnp.square(masked_mean(weights, mask, axis_name)) / square}
+    mean = lambda values: masked_mean(values, mask, axis_name)
+    weights = estimates.weights
+    share = jnp.square(mean(weights)) / jnp.maximum(mean(jnp.square(weights)), 1e-8)
+    return after, metrics | {"policy/effective_share": share}
 
 
-act = networks.act_by_policy
+ALGORITHM = Algorithm(IcqConfig, init, update, acting.policy_of, acting.act_by_policy, needs=("next_action", "last"))

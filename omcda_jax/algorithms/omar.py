@@ -18,14 +18,18 @@ target (double Q-learning, or the policy's action) and its penalty are those des
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import networks
+from omcda_jax import acting, networks, training
+from omcda_jax.acting import value_policy
 from omcda_jax.distributions import (
     Categorical,
+    Measure,
     Policy,
     Support,
     TanhGaussian,
@@ -34,12 +38,12 @@ from omcda_jax.distributions import (
     log_integral,
     measure_rows,
 )
-from omcda_jax.networks import Backbone, backbone
-from omcda_jax.training import CriticSettings, check_numbers, descend, new_state, require, row_keys
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax.networks import backbone
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class OmarConfig(CriticSettings):
     """Settings of OMAR.
 
@@ -51,37 +55,36 @@ class OmarConfig(CriticSettings):
             how many of the best the next round is fitted to.
         search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
         proposal_spread: standard deviation of the penalty's proposals about the policy's action, before the tanh.
-        name: key of the algorithm.
     """
+
+    name: ClassVar[str] = "omar"
 
     coefficient: float = 0.5
     penalty: float = 1.0
-    num_samples: int = 10
-    search_rounds: int = 2
-    search_samples: int = 20
-    search_elites: int = 5
+    num_samples: int = static(10)
+    search_rounds: int = static(2)
+    search_samples: int = static(20)
+    search_elites: int = static(5)
     search_spread: float = 2.0
     proposal_spread: float = 0.2
-    name: str = "omar"
 
-    def __post_init__(self):
-        for key in ("num_samples", "search_rounds"):
-            require(self, key, getattr(self, key) >= 1, "at least 1")
-        require(self, "search_elites", 2 <= self.search_elites <= self.search_samples, "2 up to search_samples")
-        check_numbers(self, positive=["search_spread", "proposal_spread"])
-        if self.coefficient is not None:
-            require(self, "coefficient", 0 <= self.coefficient <= 1, "between 0 and 1")
-            require(self, "penalty", self.penalty >= 0, "0 or more")
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require(self, "search_elites", lambda x: 2 <= x <= self.search_samples, "2 up to search_samples")
+        training.require(self, "penalty", lambda x: x >= 0, "0 or more")
+        positive, shares, counts = (
+            ["search_spread", "proposal_spread"],
+            ["coefficient"],
+            ["num_samples", "search_rounds"],
+        )
+        training.check_numbers(self, positive=positive, shares=shares, counts=counts)
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmarConfig) -> TrainState:
     """Fresh networks for the task's sizes; `key` is also the run's key."""
-    nets, (policy_key, critic_key) = backbone(spec, config), jax.random.split(key)
-    params = {
-        "policy": networks.initialise(nets.policy, policy_key, jnp.zeros((1, spec.num_agents, spec.obs_dim))),
-        "critic": networks.init_mixed_critic(nets.critic, critic_key, spec),
-    }
-    return new_state(key, spec, config, params, targets=["policy", "critic"])
+    nets = backbone(spec, config)
+    params = networks.init_params(key, spec, policy=nets.policy, critic=nets.critic)
+    return training.new_state(key, spec, config, params, targets=["policy", "critic"])
 
 
 def search(
@@ -106,7 +109,7 @@ def search(
         spread: standard deviation of the first round, whose mean is 0.
 
     Returns:
-        [..., A] the best action found.
+        [..., A] the best action of all rounds.
     """
     mean, std = jnp.zeros(shape), jnp.full(shape, spread)
     best_actions, best_scores = jnp.zeros((*shape[:-1], 0, shape[-1])), jnp.zeros((*shape[:-1], 0))
@@ -122,19 +125,19 @@ def search(
 
 
 def rectified_loss(
-    policy: TanhGaussian, value: Callable[[chex.Array], chex.Array], found: chex.Array, coefficient: chex.Numeric
+    policy: TanhGaussian, value: Callable[[chex.Array], chex.Array], best: chex.Array, coefficient: chex.Numeric
 ) -> chex.Array:
     """c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), the square averaged over an agent's dimensions: [B, N].
 
     Args:
         policy: [B, N] continuous policies, with their gradient.
         value: [B, N, A] actions to [B, N] frozen q_i.
-        found: [B, N, A] the search's action.
+        best: [B, N, A] the search's action.
         coefficient: c.
     """
     action = policy.mode()
-    q, q_found = value(action), value(found)
-    better = jax.lax.stop_gradient(jnp.where((q_found > q)[..., None], found, action))
+    q, q_best = value(action), value(best)
+    better = jax.lax.stop_gradient(jnp.where((q_best > q)[..., None], best, action))
     dimensions = jnp.maximum(jnp.sum(policy.avail, axis=-1), 1)
     distance = jnp.sum(jnp.where(policy.avail, jnp.square(action - better), 0.0), axis=-1) / dimensions
     return coefficient * distance - (1 - coefficient) * q
@@ -146,17 +149,15 @@ def enumerated_loss(policy: Categorical, q: chex.Array, avail: chex.Array, coeff
     return -coefficient * policy.log_prob(best) - (1 - coefficient) * expectation(q, policy.support())
 
 
-def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """The actor's loss of the kind of actions at hand: [B, N]."""
-    config, hyper = state.config, state.hyper
-    local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
-    if state.spec.discrete:
-        return enumerated_loss(policy, local(batch.obs), batch.avail, hyper["coefficient"])
+def best_actions(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
+    """What a search by q_i finds for every agent, each row's by its own key [B]: [B, N, A], 0 in the padding."""
+    config, local = state.config, state.params["critic"]["local"]
+    network = backbone(state.spec, config).critic.local
 
-    def best(key, obs, avail):
+    def of_row(key, obs, avail):
         def score(actions):
             points = Support(jnp.where(avail[:, None], actions, 0.0), None)
-            return networks.support_values(nets.critic.local, state.params["critic"]["local"], obs, points)
+            return networks.support_values(network, local, obs, points)
 
         return search(
             score,
@@ -165,12 +166,10 @@ def policy_loss(state: TrainState, nets: Backbone, policy: Policy, batch: Batch,
             rounds=config.search_rounds,
             samples=config.search_samples,
             elites=config.search_elites,
-            spread=hyper["search_spread"],
+            spread=config.search_spread,
         )
 
-    found = jax.vmap(best)(keys, batch.obs, policy.avail)
-    found = jnp.where(policy.avail, found, 0.0)
-    return rectified_loss(policy, lambda a: local(batch.obs, a)[..., 0], found, hyper["coefficient"])
+    return jnp.where(batch.avail, jax.vmap(of_row)(keys, batch.obs, batch.avail), 0.0)
 
 
 def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
@@ -180,33 +179,57 @@ def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
     return dataclasses.replace(policy, log_std=jnp.full_like(policy.mean, jnp.log(spread)))
 
 
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
+
+    target: chex.Array  # [B] y
+    measure: Measure  # over the actions of [B, N] agents
+    best: chex.Array | None  # [B, N, A] the search's actions; None where actions are discrete
+
+
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """The target of the policy that acts, the points of the penalty, and the search's actions."""
+    config, nets, params = state.config, backbone(state.spec, state.config), state.params
+    measure_keys, search_keys = training.row_keys(state, batch, 2, axis_name)
+    here, there = (
+        proposals(networks.action_distribution(nets.policy, params["policy"], obs, avail), config.proposal_spread)
+        for obs, avail in ((batch.obs, batch.avail), (batch.next_obs, batch.next_avail))
+    )
+    next_action = value_policy(nets.policy, nets.critic, params, batch.next_obs, batch.next_avail).mode()
+    barred = state.target_params["critic"]
+    next_value = nets.critic.q_tot(barred, batch.next_obs, batch.next_global_state, next_action)
+    return Estimates(
+        target=training.bootstrap(state, batch, next_value),
+        measure=measure_rows(here, batch.avail, measure_keys, config.num_samples, there),
+        best=None if state.spec.discrete else best_actions(state, batch, search_keys),
+    )
+
+
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2 and CQL-MA's penalty: [B] each."""
+    q_tot, values, chosen = backbone(state.spec, state.config).critic.parts(params["critic"], batch, estimates.measure)
+    gap = jnp.sum(log_integral(values, estimates.measure) - chosen, axis=-1)
+    by_name = {"critic/td": jnp.square(q_tot - estimates.target), "critic/conservative": state.config.penalty * gap}
+    return by_name, {"critic/q": q_tot, "critic/gap": gap}
+
+
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """The actor's loss of the kind of actions at hand: [B, N]."""
+    nets, coefficient = backbone(state.spec, state.config), state.config.coefficient
+    policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
+    local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
+    if state.spec.discrete:
+        return {"policy/loss": enumerated_loss(policy, local(batch.obs), batch.avail, coefficient)}, {}
+    value = lambda action: local(batch.obs, action)[..., 0]
+    return {"policy/loss": rectified_loss(policy, value, estimates.best, coefficient)}, {}
+
+
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """One step of critic and policy, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    config, nets, now = state.config, backbone(state.spec, state.config), state.params
-    measure_keys, search_keys = row_keys(state, batch, 2, axis_name)
-
-    here = networks.action_distribution(nets.policy, now["policy"], batch.obs, batch.avail)
-    there = networks.action_distribution(nets.policy, now["policy"], batch.next_obs, batch.next_avail)
-    proposal, next_proposal = (proposals(policy, state.hyper["proposal_spread"]) for policy in (here, there))
-    next_action = networks.value_policy(nets.policy, nets.critic, now, batch.next_obs, batch.next_avail).mode()
-    y = nets.critic.td_target(state, batch, next_action)
-    measure = measure_rows(proposal, batch.avail, measure_keys, config.num_samples, next_proposal)
-
-    def objective(params):
-        q_tot, values, chosen = nets.critic.parts(params["critic"], batch, measure)
-        gap = jnp.sum(log_integral(values, measure) - chosen, axis=-1)
-        policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-        by_name = {
-            "critic/td": jnp.square(q_tot - y),
-            "critic/conservative": state.hyper["penalty"] * gap,
-            "policy/loss": policy_loss(state, nets, policy, batch, search_keys),
-        }
-        return by_name, {"critic/q": q_tot, "critic/gap": gap}
-
-    return descend(state, batch, objective, axis_name)
+    return training.descend(state, batch, [critic_loss, policy_loss], estimate(state, batch, axis_name), axis_name)
 
 
-act = networks.act_by_policy
+ALGORITHM = Algorithm(OmarConfig, init, update, acting.policy_of, acting.act_by_policy)

@@ -12,16 +12,14 @@ Choices made here, where the papers are silent: expectation values, the convex d
 critic warm-up, and the Fisher form of the influence.
 """
 
-import dataclasses
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
+from omcda_jax import acting, losses, networks, training
 from omcda_jax.allocation import (
     ALLOCATION_RULES,
     INFLUENCE_SCALES,
@@ -32,16 +30,17 @@ from omcda_jax.allocation import (
     weight_divergence,
 )
 from omcda_jax.distributions import Policy, Support, expectation, has_choice, support_rows
-from omcda_jax.reductions import largest, loss_share, masked_mean, total
-from omcda_jax.training import apply_gradients, check_numbers, new_state, require, row_keys, track
-from omcda_jax.types import Batch, ConfigError, EnvSpec, Metrics, TrainState
+from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
+from omcda_jax.reductions import masked_mean
+from omcda_jax.training import CriticSettings, static
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 VALUE_TARGETS = ("expectation", "in_sample")
 
 
-@dataclasses.dataclass(frozen=True)
-class OmcdaConfig:
-    """Settings of OMCDA. Fields annotated float are numbers a vmapped population may vary; the others are structure.
+@flax.struct.dataclass
+class OmcdaConfig(CriticSettings):
+    """Settings of OMCDA.
 
     Attributes:
         d_tot: nats of deviation per step shared by the team; the paper scans {0.6, 1.8, 3} on SMAC, {0.3, 1.2, 3} on
@@ -61,10 +60,6 @@ class OmcdaConfig:
         decoupled: False is the ablation w/o-dq: one value holds the reward and the penalty together.
         critic_warmup: updates in which the policy clones the data and the values become the behaviour's; of the
             order of horizon / target_rate, so that credit has travelled an episode before the policy follows it.
-        discount: gamma.
-        learning_rate: of Adam, all groups.
-        target_rate: tau of the Polyak average.
-        policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
         level_rate: weight of the newest solution in the moving average of log alpha.
         alpha_init: alpha before the first solution, in units of return per nat.
         alpha_min: lower end of the search for alpha.
@@ -72,62 +67,50 @@ class OmcdaConfig:
         max_weight: cap on the policy weights.
         num_samples: K, actions drawn from every agent's policy for the expectations under it, where actions are
             continuous.
-        hidden_sizes: of policies, critics and values.
-        mixer_hidden: of the mixers.
         critic_layer_norm: normalise the critics' hidden layers. It keeps them from extrapolating in rare states, whose
             advantages would otherwise take up the budget; off in the matched backbone.
-        name: key of the algorithm.
     """
+
+    name: ClassVar[str] = "omcda"
 
     d_tot: float = 0.6
     d_min: float = 0.002
-    allocation: str = "softmax"
+    allocation: str = static("softmax")
     temperature: float = 1.0
     step_size: float = 0.005
-    influence_scale: str = "relative"
+    influence_scale: str = static("relative")
     influence_rate: float = 0.01
     influence_epsilon: float = 1e-3
-    value_target: str = "expectation"
-    conservative_mixing: str = "convex"
-    decoupled: bool = True
-    critic_warmup: int = 4_000
-    discount: float = 0.99
-    learning_rate: float = 5e-4
-    target_rate: float = 0.005
-    policy_average_rate: float = 1.0
+    value_target: str = static("expectation")
+    conservative_mixing: str = static("convex")
+    decoupled: bool = static(True)
+    critic_warmup: int = static(4_000)
     level_rate: float = 0.01
     alpha_init: float = 1.0
     alpha_min: float = 1e-3
     alpha_max: float = 1e3
     max_weight: float = 100.0
-    num_samples: int = 4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    mixer_hidden: int = 64
-    critic_layer_norm: bool = False
-    name: str = "omcda"
+    num_samples: int = static(4)
 
-    def __post_init__(self):
-        choices = {
-            "allocation": ALLOCATION_RULES,
-            "influence_scale": INFLUENCE_SCALES,
-            "value_target": VALUE_TARGETS,
-            "conservative_mixing": networks.DEVIATION_MIXINGS,
-        }
-        for key, allowed in choices.items():
-            require(self, key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
-        require(self, "critic_warmup", self.critic_warmup >= 0, "a number of updates >= 0")
-        require(self, "num_samples", self.num_samples >= 2, "at least 2")
-        if self.d_tot is None:  # structure only, see training.split_config
-            return
-        require(self, "d_tot", 0 < self.d_tot < float("inf"), "a positive number of nats")
-        require(self, "d_min", 0 <= self.d_min <= self.d_tot, f"between 0 and d_tot={self.d_tot} nats")
-        check_numbers(
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.require_choice(self, "allocation", ALLOCATION_RULES)
+        training.require_choice(self, "influence_scale", INFLUENCE_SCALES)
+        training.require_choice(self, "value_target", VALUE_TARGETS)
+        training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
+        training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
+        training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
+        training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")
+        training.require(
+            self, "d_min", lambda x: (x >= 0) & (x <= self.d_tot), f"between 0 and d_tot={self.d_tot} nats"
+        )
+        training.check_numbers(
             self,
             positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon"),
             rates=("level_rate", "influence_rate"),
         )
-        require(self, "alpha_max", self.alpha_max > self.alpha_min, f"above alpha_min={self.alpha_min}")
-        require(self, "max_weight", self.max_weight > 1, "above 1")
+        training.require(self, "alpha_max", lambda x: x > self.alpha_min, f"above alpha_min={self.alpha_min}")
+        training.require(self, "max_weight", lambda x: x > 1, "above 1")
 
 
 @flax.struct.dataclass
@@ -146,28 +129,20 @@ class AllocationState:
 
 
 class _Networks(NamedTuple):
-    policy: networks.AgentNetwork
-    critic: networks.AgentNetwork
-    value: networks.AgentNetwork
-    return_mixer: networks.ReturnMixer
-    deviation_mixer: networks.DeviationMixer
+    policy: AgentNetwork
+    returns: MixedCritic
+    deviations: MixedCritic
+    value: AgentNetwork
 
 
 def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
-    return _Networks(
-        policy=networks.policy_network(spec, config.hidden_sizes),
-        critic=networks.critic_network(spec, config.hidden_sizes, config.critic_layer_norm),
-        value=networks.value_network(config.hidden_sizes),
-        return_mixer=networks.ReturnMixer(spec.num_agents, config.mixer_hidden),
-        deviation_mixer=networks.DeviationMixer(spec.num_agents, config.mixer_hidden, config.conservative_mixing),
-    )
+    policy, critic, value = networks.backbone(spec, config)
+    mixer = DeviationMixer(spec.num_agents, config.mixer_hidden, config.conservative_mixing)
+    return _Networks(policy, critic, critic._replace(mixer=mixer), value)
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
-    """Fresh networks, uniform budgets (a random point of the simplex for the random rule), alpha_init everywhere.
-
-    The policy starts as the behaviour's twin and stays it until the critic warm-up is over: no deviation but what the
-    weights ask for.
+    """Fresh networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
 
     Args:
         key: typed PRNG key; also the run's key for the updates.
@@ -180,301 +155,290 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     Raises:
         ConfigError: the agents' minimum budgets exceed d_tot.
     """
-    if config.d_tot < spec.num_agents * config.d_min:
-        raise ConfigError(
-            f"{config.name}: d_tot: expected at least num_agents * d_min = {spec.num_agents} * {config.d_min:g} = "
-            f"{spec.num_agents * config.d_min:g} nats, found {config.d_tot:g}"
-        )
+    least = spec.num_agents * config.d_min
+    training.require(
+        config, "d_tot", lambda d: d >= least, f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
+    )
     nets = _networks(spec, config)
-    obs, state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
-    keys = iter(jax.random.split(key, 9))
-    clone = networks.initialise(nets.policy, next(keys), obs)
-    params = {
-        "behaviour": clone,
-        "policy": jax.tree.map(jnp.array, clone),
-        "return": {
-            "critic": networks.initialise(nets.critic, next(keys), obs),
-            "mixer": networks.initialise(nets.return_mixer, next(keys), state),
-        },
-    }
+    parts = {"behaviour": nets.policy, "return": nets.returns}
     if config.decoupled:
-        params["deviation"] = {
-            "critic": networks.initialise(nets.critic, next(keys), obs),
-            "mixer": networks.initialise(nets.deviation_mixer, next(keys), state),
-        }
+        parts["deviation"] = nets.deviations
+    params_key, share_key = jax.random.split(key)
+    params = networks.init_params(params_key, spec, **parts)
+    params["policy"] = jax.tree.map(jnp.array, params["behaviour"])
     if config.value_target == "in_sample":
-        parts = ["return", "deviation"] if config.decoupled else ["return"]
-        params["value"] = {part: networks.initialise(nets.value, next(keys), obs) for part in parts}
+        names = parts.keys() - {"behaviour"}
+        params["value"] = networks.init_params(share_key, spec, **dict.fromkeys(sorted(names), nets.value))
     share = jnp.full((spec.num_agents,), 1 / spec.num_agents, jnp.float32)
     if config.allocation == "random":
-        share = jax.random.dirichlet(next(keys), jnp.ones((spec.num_agents,)))
+        share = jax.random.dirichlet(share_key, jnp.ones((spec.num_agents,)))
     extra = AllocationState(
         log_alpha=jnp.full_like(share, jnp.log(config.alpha_init)),
-        budget=config.d_min + (config.d_tot - spec.num_agents * config.d_min) * share,
+        budget=config.d_min + (config.d_tot - least) * share,
         influence=jnp.zeros_like(share),
     )
-    return new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
+    return training.new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
 
 
-class _Policies(NamedTuple):
-    policy: Policy
-    behaviour: Policy
-    support: Support  # of an expectation under the policy
+class Values(NamedTuple):
+    """Local values of one part (return or deviation) at the batch's states.
+
+    Attributes:
+        support: [B, N, K] q at the support of the policy.
+        action: [B, N] q of the data's actions.
+        state: [B, N] v: E_pi q, or the value network's in the in-sample form.
+    """
+
+    support: chex.Array
+    action: chex.Array
+    state: chex.Array
 
 
-def _policies(nets, params, obs, avail, keys, num_samples) -> _Policies:
-    policy = networks.action_distribution(nets.policy, params["policy"], obs, avail)
-    behaviour = networks.action_distribution(nets.policy, params["behaviour"], obs, avail)
-    support = support_rows(policy, keys, num_samples)
-    return _Policies(policy, behaviour, support)
+class Estimates(NamedTuple):
+    """What an update knows before its step: policies, local values and targets; constants of all losses."""
 
-
-class _Values(NamedTuple):
-    """Local values of one part (return or deviation) at the batch's states."""
-
-    support: chex.Array  # [B, N, K] q at the policy's support
-    action: chex.Array  # [B, N] q of the data's actions
-    state: chex.Array  # [B, N] v: E_pi q, or the value network's in the in-sample form
-
-
-class _Estimates(NamedTuple):
-    """What the losses need of the current and target networks; constants of the step."""
-
-    return_target: chex.Array  # [B]
-    deviation_target: chex.Array  # [B, N]
-    return_values: _Values
-    deviation_values: _Values
-    return_weights: chex.Array  # [B, N] target w^r
+    policy: Policy  # [B, N] policies at the batch's observations
+    behaviour: Policy  # [B, N] clones of the data
+    support: Support  # of expectations under `policy`
+    returns: Values  # local values of the return part, target networks
+    deviations: Values  # of the deviation part; zeros where values are not decoupled
+    return_weights: chex.Array  # [B, N] w^r, target networks
     coupling: chex.Array  # [B, N] kappa
-
-    @property
-    def return_advantage(self):
-        return self.return_weights * (self.return_values.action - self.return_values.state)
-
-    @property
-    def deviation_advantage(self):
-        return self.coupling * (self.deviation_values.action - self.deviation_values.state)
+    return_target: chex.Array  # [B] target of Q^r_tot
+    deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
+    return_advantage: chex.Array  # [B, N] A^r_i = w^r_i (q^r_i - v^r_i)
+    deviation_advantage: chex.Array  # [B, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
+    largest_exponent: chex.Array | None = None  # [] M of the in-sample form's loss
+    weights: chex.Array | None = None  # [B, N] omega_i, from `levels`
 
 
-def _values_now(state, nets, part, batch, support) -> _Values:
+def _policies(state: TrainState, obs, avail, keys) -> tuple[Policy, Policy, Support]:
+    """The policy, the behaviour, and the support of expectations under the policy."""
+    network = _networks(state.spec, state.config).policy
+    policy, behaviour = (
+        networks.action_distribution(network, state.params[group], obs, avail) for group in ("policy", "behaviour")
+    )
+    return policy, behaviour, support_rows(policy, keys, state.config.num_samples)
+
+
+def _values_now(state: TrainState, part: str, batch: Batch, support: Support) -> Values:
     """Target critics; in the in-sample form they are judged against the newest value networks, as OMIGA does."""
-    params = state.target_params[part]["critic"]
-    q, q_action = networks.support_and_action_values(nets.critic, params, batch.obs, support, batch.action)
+    nets, params = _networks(state.spec, state.config), state.target_params[part]["local"]
+    q, q_action = networks.support_and_action_values(nets.returns.local, params, batch.obs, support, batch.action)
     if state.config.value_target == "in_sample":
-        return _Values(q, q_action, nets.value.apply(state.params["value"][part], batch.obs)[..., 0])
-    return _Values(q, q_action, expectation(q, support))
+        return Values(q, q_action, nets.value.apply(state.params["value"][part], batch.obs)[..., 0])
+    return Values(q, q_action, expectation(q, support))
 
 
-def _value_next(state, nets, part, batch, support):
-    """[B, N] target v at the next state."""
+def _mixed_next_value(state: TrainState, part: str, critic: MixedCritic, batch: Batch, support: Support) -> chex.Array:
+    """The target networks' mixed values at the next state: [B] of the return part, [B, N] of the deviation part."""
+    params = state.target_params[part]
     if state.config.value_target == "in_sample":
-        return nets.value.apply(state.target_params["value"][part], batch.next_obs)[..., 0]
-    params = state.target_params[part]["critic"]
-    return expectation(networks.support_values(nets.critic, params, batch.next_obs, support), support)
+        network = _networks(state.spec, state.config).value
+        local = network.apply(state.target_params["value"][part], batch.next_obs)[..., 0]
+    else:
+        local = expectation(networks.support_values(critic.local, params["local"], batch.next_obs, support), support)
+    return critic.mix(params, batch.next_global_state, local)
 
 
-def _estimate(state: TrainState, batch: Batch, now: _Policies, then: _Policies) -> _Estimates:
-    """Targets and values from the parameters before the step and the policies at the two states.
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """Values, targets and advantages from the parameters before the step and the policies at the two states.
 
         V^r_tot(s') = sum_i w^r_i E_pi q^r_i + beta^r       V^{c,i}(s') = sum_j w^c_ij E_pi q^c_j - KL_i
 
     with target networks and the current policy; in the in-sample form v^r and v^c, whose normalisation already holds
-    the KL, take the place of the expectations.
+    the KL, take the place of the expectations. When not decoupled, V^r_tot holds the penalty sum_i alpha_i KL_i.
     """
-    nets, discount, target = _networks(state.spec, state.config), state.hyper["discount"], state.target_params
-    in_sample = state.config.value_target == "in_sample"
+    config, nets, barred = state.config, _networks(state.spec, state.config), state.target_params
+    keys, next_keys = training.row_keys(state, batch, 2, axis_name)
+    policy, behaviour, support = _policies(state, batch.obs, batch.avail, keys)
+    next_policy, next_behaviour, next_support = _policies(state, batch.next_obs, batch.next_avail, next_keys)
+    divergence = 0.0 if config.value_target == "in_sample" else next_policy.kl(next_behaviour)
     alpha = jnp.exp(state.extra.log_alpha)
-    divergence = 0.0 if in_sample else then.policy.kl(then.behaviour)
 
-    mixture = nets.return_mixer.apply(target["return"]["mixer"], batch.next_global_state)
-    next_return = losses.mix(_value_next(state, nets, "return", batch, then.support), *mixture)
-    return_weights, _ = nets.return_mixer.apply(target["return"]["mixer"], batch.global_state)
-    return_values = _values_now(state, nets, "return", batch, now.support)
-    if state.config.decoupled:
-        mixture = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.next_global_state)
-        next_deviation = losses.mix(_value_next(state, nets, "deviation", batch, then.support), *mixture) - divergence
-        deviation_weights, _ = nets.deviation_mixer.apply(target["deviation"]["mixer"], batch.global_state)
-        deviation_values = _values_now(state, nets, "deviation", batch, now.support)
+    returns = _values_now(state, "return", batch, support)
+    return_weights = nets.returns.weights(barred["return"], batch.global_state)
+    next_return = _mixed_next_value(state, "return", nets.returns, batch, next_support)
+    if config.decoupled:
+        deviations = _values_now(state, "deviation", batch, support)
+        deviation_weights = nets.deviations.weights(barred["deviation"], batch.global_state)
+        next_deviation = _mixed_next_value(state, "deviation", nets.deviations, batch, next_support) - divergence
     else:
-        next_return = next_return - jnp.sum(alpha * divergence, axis=-1)
-        next_deviation = jnp.zeros_like(return_weights)
+        deviations = jax.tree.map(jnp.zeros_like, returns)
         deviation_weights = jnp.zeros((*return_weights.shape, state.spec.num_agents))
-        deviation_values = jax.tree.map(jnp.zeros_like, return_values)
-    continues = jnp.broadcast_to(batch.discount[:, None], next_deviation.shape)
-    return _Estimates(
-        return_target=losses.bellman_target(batch.reward, batch.discount, discount, next_return),
-        deviation_target=losses.bellman_target(jnp.zeros_like(continues), continues, discount, next_deviation),
-        return_values=return_values,
-        deviation_values=deviation_values,
+        next_deviation = jnp.zeros_like(return_weights)
+        next_return = next_return - jnp.sum(alpha * divergence, axis=-1)
+    coupling = losses.conservatism_coupling(alpha, deviation_weights)
+    return_advantage = return_weights * (returns.action - returns.state)
+    deviation_advantage = coupling * (deviations.action - deviations.state)
+    highest = None
+    if config.value_target == "in_sample":
+        highest = losses.largest_exponent(return_advantage / alpha + deviation_advantage, axis_name)
+    estimates = Estimates(
+        policy=policy,
+        behaviour=behaviour,
+        support=support,
+        returns=returns,
+        deviations=deviations,
         return_weights=return_weights,
-        coupling=losses.conservatism_coupling(alpha, deviation_weights),
+        coupling=coupling,
+        return_target=training.bootstrap(state, batch, next_return),
+        deviation_target=config.gamma * batch.discount[:, None] * next_deviation,
+        return_advantage=return_advantage,
+        deviation_advantage=deviation_advantage,
+        largest_exponent=highest,
     )
+    return jax.lax.stop_gradient(estimates)
 
 
-def behaviour_loss(behaviour: Policy, action: chex.Array) -> chex.Array:
-    """Maximum likelihood of the behaviour policy, -log b_i(a_i|o_i): [B, N]."""
-    return -behaviour.log_prob(action)
+def levels(
+    state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
+) -> tuple[chex.Array, chex.Array]:
+    """Conservatism levels that spend the budgets on this batch, and the policy weights at them.
 
+    During the critic warm-up every weight is 1: the policy clones the data.
 
-def policy_loss(policy: Policy, action: chex.Array, weights: chex.Array) -> chex.Array:
-    """Weighted maximum likelihood, -omega_i log pi_i(a_i|o_i), weights [B, N] stopped: [B, N]."""
-    return -jax.lax.stop_gradient(weights) * policy.log_prob(action)
+    Args:
+        state: before the step.
+        estimates: from `estimate`.
+        mask: [B, N] rows in which the agent has a choice.
+        axis_name: mapped device axis.
 
-
-def return_loss(state: TrainState, params, batch: Batch, target: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """(Q^r_tot - target)^2 and Q^r_tot itself, both [B]; target [B] is stopped."""
-    nets = _networks(state.spec, state.config)
-    q = networks.action_values(nets.critic, params["return"]["critic"], batch.obs, batch.action)
-    q_tot = losses.mix(q, *nets.return_mixer.apply(params["return"]["mixer"], batch.global_state))
-    return jnp.square(q_tot - jax.lax.stop_gradient(target)), q_tot
-
-
-def deviation_loss(state: TrainState, params, batch: Batch, target: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """(Q^{c,i} - target_i)^2 and Q^{c,i} itself, both [B, N]; target [B, N] is stopped."""
-    nets = _networks(state.spec, state.config)
-    q = networks.action_values(nets.critic, params["deviation"]["critic"], batch.obs, batch.action)
-    q_mixed = losses.mix(q, *nets.deviation_mixer.apply(params["deviation"]["mixer"], batch.global_state))
-    return jnp.square(q_mixed - jax.lax.stop_gradient(target)), q_mixed
-
-
-def in_sample_loss(
-    state: TrainState,
-    params,
-    batch: Batch,
-    estimates: _Estimates,
-    weights: chex.Array,
-    mask: chex.Array,
-    axis_name: str | None = None,
-) -> chex.Array:
-    """Losses of the value networks of the in-sample form: [B, N].
-
-    The value that carries the KL (v^c; v^r when not decoupled) comes from the normalisation of pi*_i = b_i exp z_i,
-    z_i = (w^r_i/alpha_i)(q^r_i - v^r_i) + kappa_i (q^c_i - v^c_i), v^r stopped (paper Proposition 3.4 and Eq. 25).
-    v^r is the regression on q^r under the weights omega [B, N].
+    Returns:
+        The moving average of log alpha [N], and the weights omega [B, N].
     """
-    nets = _networks(state.spec, state.config)
-    alpha = jnp.exp(state.extra.log_alpha)
-    v = nets.value.apply(params["value"]["return"], batch.obs)[..., 0]
-    slope = estimates.return_weights / alpha
-    if not state.config.decoupled:
-        exponent, linear, regression = slope * (estimates.return_values.action - v), slope * v, 0.0
-    else:
-        vc = nets.value.apply(params["value"]["deviation"], batch.obs)[..., 0]
-        exponent = slope * (estimates.return_values.action - jax.lax.stop_gradient(v))
-        exponent = exponent + estimates.coupling * (estimates.deviation_values.action - vc)
-        linear = estimates.coupling * vc
-        regression = jax.lax.stop_gradient(weights) * jnp.square(v - estimates.return_values.action)
-    clipped = jnp.clip(exponent, -losses.MAX_EXPONENT, losses.MAX_EXPONENT)
-    highest = largest(jnp.max(jnp.where(mask, jax.lax.stop_gradient(clipped), -1.0), initial=-1.0), axis_name)
-    return losses.normalisation_loss(exponent, linear, highest) + regression
-
-
-class _Step(NamedTuple):
-    """What one pass over the batch leaves for the allocation, beside the losses."""
-
-    metrics: Metrics  # this device's shares
-    now: _Policies
-    estimates: _Estimates
-    solution: chex.Array  # [N] log alpha that meets the budget on this batch
-    weights: chex.Array  # [B, N] omega
-
-
-def _objective(params, state: TrainState, batch: Batch, axis_name: str | None) -> tuple[chex.Array, _Step]:
-    """Sum of all losses; each sees only its own group of `params`, everything else in it is a constant."""
-    config, hyper = state.config, state.hyper
-    nets = _networks(state.spec, config)
-    keys, next_keys = row_keys(state, batch, 2, axis_name)
-    mask = has_choice(batch.avail, state.spec.discrete)
-    rows = jnp.ones_like(batch.reward, bool)
-    average = functools.partial(loss_share, axis_name=axis_name)
-
-    now = _policies(nets, params, batch.obs, batch.avail, keys, config.num_samples)
-    then = _policies(nets, state.params, batch.next_obs, batch.next_avail, next_keys, config.num_samples)
-    estimates = jax.lax.stop_gradient(_estimate(state, batch, jax.lax.stop_gradient(now), then))
+    config = state.config
     solution, weights = conservatism_level(
         estimates.return_advantage,
         estimates.deviation_advantage,
         state.extra.budget,
         mask,
-        log_alpha_bounds=(jnp.log(hyper["alpha_min"]), jnp.log(hyper["alpha_max"])),
-        max_weight=hyper["max_weight"],
+        log_alpha_bounds=(jnp.log(config.alpha_min), jnp.log(config.alpha_max)),
+        max_weight=config.max_weight,
         axis_name=axis_name,
     )
     weights = jnp.where(state.step >= config.critic_warmup, weights, mask.astype(weights.dtype))
-
-    squared_return, q_return = return_loss(state, params, batch, estimates.return_target)
-    losses_by_name = {
-        "critic/td_return": average(squared_return, rows),
-        "behaviour/loss": average(behaviour_loss(now.behaviour, batch.action), mask),
-        "policy/loss": average(policy_loss(now.policy, batch.action, weights), mask),
-    }
-    values = {"critic/q_return": average(q_return, rows)}
-    if config.decoupled:
-        squared_deviation, q_deviation = deviation_loss(state, params, batch, estimates.deviation_target)
-        losses_by_name["critic/td_deviation"] = average(jnp.sum(squared_deviation, axis=-1), rows)
-        values["critic/q_deviation"] = jax.vmap(average, (1, None))(q_deviation, rows)
-    if config.value_target == "in_sample":
-        # a forced action's value is its q: rows without a choice count too, for V_tot sums over every agent
-        everyone = jnp.ones_like(mask)
-        density = jnp.where(mask, weights, 1.0)
-        value = in_sample_loss(state, params, batch, estimates, density, everyone, axis_name)
-        losses_by_name["value/loss"] = average(value, everyone)
-    return sum(losses_by_name.values()), _Step(losses_by_name | values, now, estimates, solution, weights)
+    return conservatism_step(state.extra.log_alpha, solution, config.level_rate), weights
 
 
-def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One update of everything, every loss taken at the parameters before the step.
+def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """Maximum likelihood of the behaviour policy, -log b_i(a_i|o_i): [B, N]."""
+    network = _networks(state.spec, state.config).policy
+    behaviour = networks.action_distribution(network, params["behaviour"], batch.obs, batch.avail)
+    return {"behaviour/loss": -behaviour.log_prob(batch.action)}, {}
 
-    Args:
-        state: from `init` or an earlier update.
-        batch: B transitions; this device's part of them when `axis_name` is given.
-        axis_name: mapped device axis to reduce over.
 
-    Returns:
-        The next state, and metrics: [] or per agent [N].
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """Weighted maximum likelihood, -omega_i log pi_i(a_i|o_i): [B, N]."""
+    network = _networks(state.spec, state.config).policy
+    policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
+    return {"policy/loss": -estimates.weights * policy.log_prob(batch.action)}, {}
+
+
+def return_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q^r_tot - target)^2: [B]."""
+    critic = _networks(state.spec, state.config).returns
+    q_tot = critic.q_tot(params["return"], batch.obs, batch.global_state, batch.action)
+    return {"critic/td_return": jnp.square(q_tot - estimates.return_target)}, {"critic/q_return": q_tot}
+
+
+def deviation_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q^{c,i} - target_i)^2, summed over agents: [B]."""
+    error = _deviation_values(params, state, batch) - estimates.deviation_target
+    return {"critic/td_deviation": jnp.sum(jnp.square(error), axis=-1)}, {}
+
+
+def _deviation_values(params: Params, state: TrainState, batch: Batch) -> chex.Array:
+    """Q^{c,i} of the data's actions: [B, N]."""
+    critic = _networks(state.spec, state.config).deviations
+    return critic.q_tot(params["deviation"], batch.obs, batch.global_state, batch.action)
+
+
+def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """Losses of the value networks of the in-sample form, averaged over agents: [B].
+
+    The value that carries the KL (v^c; v^r when not decoupled) comes from the normalisation of pi*_i = b_i exp z_i,
+    z_i = (w^r_i/alpha_i)(q^r_i - v^r_i) + kappa_i (q^c_i - v^c_i), v^r stopped (paper Proposition 3.4 and Eq. 25).
+    v^r is the regression on q^r under the weights omega.
     """
-    config, hyper, extra = state.config, state.hyper, state.extra
-    mask = has_choice(batch.avail, state.spec.discrete)
-    gradients, step = jax.grad(_objective, has_aux=True)(state.params, state, batch, axis_name)
-    gradients, metrics = total((gradients, step.metrics), axis_name)
-    params, opt_state = apply_gradients(state.params, gradients, state.opt_state, hyper["learning_rate"])
+    network = _networks(state.spec, state.config).value
+    v = network.apply(params["value"]["return"], batch.obs)[..., 0]
+    slope = estimates.return_weights * jnp.exp(-state.extra.log_alpha)
+    if not state.config.decoupled:
+        exponent, linear, regression = slope * (estimates.returns.action - v), slope * v, 0.0
+    else:
+        vc = network.apply(params["value"]["deviation"], batch.obs)[..., 0]
+        exponent = slope * (estimates.returns.action - estimates.returns.state)
+        exponent = exponent + estimates.coupling * (estimates.deviations.action - vc)
+        linear = estimates.coupling * vc
+        density = jnp.where(has_choice(batch.avail, state.spec.discrete), estimates.weights, 1.0)
+        regression = density * jnp.square(v - estimates.returns.action)
+    each = losses.normalisation_loss(exponent, linear, estimates.largest_exponent) + regression
+    # a forced action's value is its q: rows without a choice count too, for V_tot sums over every agent
+    return {"value/loss": jnp.mean(each, axis=-1)}, {}
 
-    now, returns = step.now, step.estimates.return_values
+
+def losses_of(config: OmcdaConfig) -> list:
+    """The losses of one form of the algorithm."""
+    chosen = [return_loss, behaviour_loss, policy_loss]
+    chosen += [deviation_loss] if config.decoupled else []
+    return chosen + ([value_loss] if config.value_target == "in_sample" else [])
+
+
+def budgets(
+    state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
+) -> tuple[chex.Array, chex.Array]:
+    """The moving average of influence [N] and the budgets it gives, [N] nats; both rest during the critic warm-up."""
+    config, extra, policy, support = state.config, state.extra, estimates.policy, estimates.support
     measured = influence(
-        step.estimates.return_weights[..., None] * returns.support,
-        now.policy.support_log_probs(now.support) - now.behaviour.support_log_probs(now.support),
-        now.support.probabilities,
+        estimates.return_weights[..., None] * estimates.returns.support,
+        policy.support_log_probs(support) - estimates.behaviour.support_log_probs(support),
+        support.probabilities,
         mask,
-        epsilon=hyper["influence_epsilon"],
+        epsilon=config.influence_epsilon,
         axis_name=axis_name,
     )
     warm = state.step >= config.critic_warmup
-    smoothed = extra.influence + hyper["influence_rate"] * jnp.where(warm, measured - extra.influence, 0.0)
+    smoothed = extra.influence + config.influence_rate * jnp.where(warm, measured - extra.influence, 0.0)
     budget = allocate(
         smoothed,
         extra.budget,
         rule=config.allocation,
-        total_budget=hyper["d_tot"],
-        min_budget=hyper["d_min"],
-        temperature=hyper["temperature"],
-        step_size=hyper["step_size"],
+        total_budget=config.d_tot,
+        min_budget=config.d_min,
+        temperature=config.temperature,
+        step_size=config.step_size,
         influence_scale=config.influence_scale,
     )
-    log_alpha = conservatism_step(extra.log_alpha, step.solution, hyper["level_rate"])
+    return smoothed, budget
+
+
+def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    """One update in the paper's four steps: estimate, levels, descend, allocate.
+
+    Every loss is taken at the parameters before the step. Arguments and results are those of `omcda_jax.update`.
+    """
+    mask = has_choice(batch.avail, state.spec.discrete)
+
+    estimates = estimate(state, batch, axis_name)
+    log_alpha, weights = levels(state, estimates, mask, axis_name)
+    estimates = estimates._replace(weights=jax.lax.stop_gradient(weights))
+    after, metrics = training.descend(state, batch, losses_of(state.config), estimates, axis_name)
+    smoothed, budget = budgets(state, estimates, mask, axis_name)
+
+    extra = AllocationState(log_alpha=log_alpha, budget=budget, influence=smoothed)
+    if state.config.decoupled:
+        metrics["critic/q_deviation"] = masked_mean(
+            _deviation_values(state.params, state, batch), jnp.ones_like(mask), axis_name
+        )
     metrics |= {
-        "policy/divergence": masked_mean(now.policy.kl(now.behaviour), mask, axis_name),
-        "allocation/budget": extra.budget,
+        "policy/divergence": masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name),
+        "allocation/weight_divergence": weight_divergence(estimates.weights, mask, axis_name),
         "allocation/alpha": jnp.exp(log_alpha),
+        "allocation/budget": budget,
         "allocation/influence": smoothed,
-        "allocation/weight_divergence": weight_divergence(step.weights, mask, axis_name),
     }
-    return state.replace(
-        params=params,
-        target_params=track(state, params),
-        opt_state=opt_state,
-        extra=AllocationState(log_alpha=log_alpha, budget=budget, influence=smoothed),
-        step=state.step + 1,
-    ), metrics
+    return after.replace(extra=extra), metrics
 
 
-act = networks.act_by_policy
+ALGORITHM = Algorithm(OmcdaConfig, init, update, acting.policy_of, acting.act_by_policy)

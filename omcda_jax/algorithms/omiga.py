@@ -11,69 +11,90 @@ Regularization" (NeurIPS 2023). With the linear mixer, targets barred:
 Rewards are the data's own; the released SMAC code replaces them by returns-to-go and bootstraps on top.
 """
 
-import dataclasses
+from typing import ClassVar, NamedTuple
 
 import chex
-import jax
+import flax.struct
 import jax.numpy as jnp
 
-from omcda_jax import losses, networks
-from omcda_jax.networks import Backbone, backbone
-from omcda_jax.reductions import largest
-from omcda_jax.training import CriticSettings, check_numbers, descend, new_state
-from omcda_jax.types import Batch, EnvSpec, Metrics, TrainState
+from omcda_jax import acting, losses, networks, training
+from omcda_jax.networks import backbone
+from omcda_jax.training import CriticSettings
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class OmigaConfig(CriticSettings):
     """Settings of OMIGA.
 
     Attributes:
         alpha: conservatism level, the same for all agents; in units of return per nat.
-        name: key of the algorithm.
     """
 
-    alpha: float = 10.0
-    name: str = "omiga"
+    name: ClassVar[str] = "omiga"
 
-    def __post_init__(self):
-        check_numbers(self, positive=["alpha"])
+    alpha: float = 10.0
+
+    def validate(self) -> None:
+        """Raise ConfigError for the first setting out of its range."""
+        training.check_numbers(self, positive=["alpha"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmigaConfig) -> TrainState:
     """Fresh networks for the task's sizes; `key` is also the run's key."""
-    params = networks.init_backbone(key, backbone(spec, config), spec)
-    return new_state(key, spec, config, params, targets=["policy", "critic", "value"])
+    params = networks.init_params(key, spec, **backbone(spec, config)._asdict())
+    return training.new_state(key, spec, config, params, targets=["policy", "critic", "value"])
 
 
-def critic_loss(nets: Backbone, params, batch: Batch, target: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """(Q_tot - y)^2 and Q_tot, both [B]."""
-    q_tot = nets.critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
-    return jnp.square(q_tot - target), q_tot
+class Estimates(NamedTuple):
+    """What the losses hold constant, from the parameters before the step."""
+
+    target: chex.Array  # [B] y
+    q: chex.Array  # [B, N] q_i of the data's actions, target networks
+    slope: chex.Array  # [B, N] w_i / alpha
+    weight: chex.Array  # [B, N] exp(z_i)
+    largest_exponent: chex.Array  # [] M
 
 
-def value_loss(value, slope, exponent, axis_name: str | None = None) -> chex.Array:
-    """exp(z - M) + exp(-M) w v / alpha, minimal where the data's mean of exp(z) is one.
+def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
+    """Targets and exponents of the target critic and the newest values."""
+    nets, barred = backbone(state.spec, state.config), state.target_params
+    next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
+    slope = nets.critic.weights(barred["critic"], batch.global_state) / state.config.alpha
+    q = networks.action_values(nets.critic.local, barred["critic"]["local"], batch.obs, batch.action)
+    exponent = slope * (q - nets.value.apply(state.params["value"], batch.obs)[..., 0])
+    return Estimates(
+        target=training.bootstrap(state, batch, nets.critic.mix(barred["critic"], batch.next_global_state, next_value)),
+        q=q,
+        slope=slope,
+        weight=jnp.exp(jnp.clip(exponent, -losses.MAX_EXPONENT, losses.MAX_EXPONENT)),
+        largest_exponent=losses.largest_exponent(exponent, axis_name),
+    )
 
-    Args:
-        value: [B, N] v_i.
-        slope: [B, N] w_i / alpha.
-        exponent: [B, N] z_i.
-        axis_name: mapped device axis, over which M is taken too.
 
-    Returns:
-        [B, N].
+def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """(Q_tot - y)^2: [B]."""
+    critic = backbone(state.spec, state.config).critic
+    q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
+    return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}
+
+
+def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """exp(z - M) + exp(-M) w v / alpha, minimal where the data's mean of exp(z) is one; averaged over agents: [B].
+
+    Rows without a choice count too, for the team's value sums over every agent.
     """
-    highest = largest(jnp.max(jax.lax.stop_gradient(exponent), initial=-1.0), axis_name)
-    highest = jnp.minimum(highest, losses.MAX_EXPONENT)
-    return losses.normalisation_loss(exponent, slope * value, highest)
+    value = backbone(state.spec, state.config).value.apply(params["value"], batch.obs)[..., 0]
+    exponent, linear = estimates.slope * (estimates.q - value), estimates.slope * value
+    each = losses.normalisation_loss(exponent, linear, estimates.largest_exponent)
+    return {"value/loss": jnp.mean(each, axis=-1)}, {}
 
 
-def policy_loss(nets: Backbone, params, batch: Batch, exponent: chex.Array) -> chex.Array:
-    """-exp(z_i) log pi_i(a_i|o_i), the weight stopped: [B, N]."""
-    policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
-    weight = jnp.exp(jnp.clip(exponent, -losses.MAX_EXPONENT, losses.MAX_EXPONENT))
-    return -jax.lax.stop_gradient(weight) * policy.log_prob(batch.action)
+def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
+    """-exp(z_i) log pi_i(a_i|o_i): [B, N]."""
+    network = backbone(state.spec, state.config).policy
+    policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
+    return {"policy/loss": -estimates.weight * policy.log_prob(batch.action)}, {"policy/weight": estimates.weight}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -81,26 +102,8 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
     Arguments and results are those of `omcda_jax.update`.
     """
-    nets, target, hyper = backbone(state.spec, state.config), state.target_params, state.hyper
-
-    y = nets.critic.bootstrap(state, batch, nets.value.apply(target["value"], batch.next_obs)[..., 0])
-    slope = nets.critic.weights(target["critic"], batch.global_state) / hyper["alpha"]
-    q = networks.action_values(nets.critic.local, target["critic"]["local"], batch.obs, batch.action)
-
-    def objective(params):
-        squared, q_tot = critic_loss(nets, params, batch, y)
-        value = nets.value.apply(params["value"], batch.obs)[..., 0]
-        exponent = slope * (q - value)
-        weight = jnp.exp(jnp.clip(exponent, -losses.MAX_EXPONENT, losses.MAX_EXPONENT))
-        by_name = {
-            "critic/td": squared,
-            # rows without a choice count here, for the team's value sums over every agent
-            "value/loss": jnp.mean(value_loss(value, slope, exponent, axis_name), axis=-1),
-            "policy/loss": policy_loss(nets, params, batch, exponent),
-        }
-        return by_name, {"critic/q": q_tot, "policy/weight": weight}
-
-    return descend(state, batch, objective, axis_name)
+    estimates = estimate(state, batch, axis_name)
+    return training.descend(state, batch, [critic_loss, value_loss, policy_loss], estimates, axis_name)
 
 
-act = networks.act_by_policy
+ALGORITHM = Algorithm(OmigaConfig, init, update, acting.policy_of, acting.act_by_policy)

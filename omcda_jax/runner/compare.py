@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         if not names:
             raise ConfigError(f"{flag}: expected names separated by commas, found none")
     for name in values.algorithms:
-        if name not in ALGORITHMS:
+        if name not in ALGORITHMS and ":" not in name:
             raise ConfigError(f"--algorithms: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
     seeds, directory = _seeds(values.seeds), os.path.abspath(values.directory)
     label = "-".join(map(str, seeds))

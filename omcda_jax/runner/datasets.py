@@ -120,7 +120,7 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
         f"{totals['return_mean']:.3f} ± {totals['return_sd']:.3f} (sd), win rate {totals['win_rate']:.3f}, "
         f"{data.memory_bytes(dataset) / 1e6:.1f} MB on the {settings.placement}"
     )
-    largest = data.max_return_to_go(dataset, getattr(config.algorithm, "discount", 1.0))
+    largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
     metadata["max_return_to_go"] = float(largest) / settings.reward_scale
     normaliser = data.normaliser(dataset) if settings.normalise and begins else None
     return Source(path, dataset.spec, metadata, normaliser, _place(config, dataset, job.layout()))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.algorithms import find
 from omcda_jax.checkpoint import Checkpoints, digest
 from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, to_dict
 from omcda_jax.learner import Layout, broadcast, initial_state
@@ -55,7 +55,7 @@ class Job(NamedTuple):
     @property
     def algorithm(self) -> Algorithm:
         """Of all trials."""
-        return ALGORITHMS[self.config.algorithm.name]
+        return find(self.config.algorithm.name)
 
     def fresh(self, spec: EnvSpec) -> TrainState:
         """Return the state before any update, with a normaliser that changes nothing where the config asks for one.

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.algorithms import ALGORITHMS, find
 from omcda_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -126,14 +126,14 @@ def algorithm_settings(preset: Preset, name: str) -> Any:
 
     Args:
         preset: the task.
-        name: key of the algorithm.
+        name: of the algorithm, see `omcda_jax.algorithms.find`.
 
     Raises:
         ConfigError: there is no such algorithm.
     """
-    if name not in ALGORITHMS:
+    if name not in ALGORITHMS and ":" not in name:
         raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
-    defaults = ALGORITHMS[name].config()
+    defaults = find(name).config()
     fields = {field.name for field in dataclasses.fields(defaults)}
     shared = {key: value for key, value in preset.shared.items() if key in fields}
     return replace_settings(defaults, shared | dict(preset.settings.get(name, {})))

@@ -1,0 +1,75 @@
+"""What acts, cut out of a training state, and how: greedily or by sampling, from a policy network or from values."""
+
+import chex
+import jax.numpy as jnp
+
+from omcda_jax.distributions import Policy, greedy
+from omcda_jax.networks import AgentNetwork, MixedCritic, action_distribution, backbone, policy_network
+from omcda_jax.types import Actor, EnvSpec, Params, TrainState
+
+
+def cut(state: TrainState, **params: Params) -> Actor:
+    """The part of a state that acts, with these parameters, by optimiser group."""
+    return Actor(params=params, config=state.config, spec=state.spec, normaliser=state.normaliser)
+
+
+def policy_of(state: TrainState) -> Actor:
+    """What acts for methods with a policy network: its moving average."""
+    return cut(state, policy=state.target_params["policy"])
+
+
+def act_by_policy(
+    actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+) -> chex.Array:
+    """Decentralised actions of the averaged policy network: agent i's depends on o_i alone.
+
+    Args:
+        actor: from `policy_of`.
+        obs: [..., N, O].
+        avail: [..., N, A] bool, None for all.
+        key: samples with it; None acts greedily.
+
+    Returns:
+        [..., N] int32, or [..., N, A] in [-1, 1].
+    """
+    network = policy_network(actor.spec, actor.config.hidden_sizes)
+    policy = action_distribution(network, actor.params["policy"], obs, all_if_none(actor.spec, obs, avail))
+    return policy.mode() if key is None else policy.sample(key)
+
+
+def values_of(state: TrainState) -> Actor:
+    """What acts for value methods: the newest local values, or where actions are continuous the averaged policy."""
+    if state.spec.discrete:
+        return cut(state, critic={"local": state.params["critic"]["local"]})
+    return policy_of(state)
+
+
+def act_by_value(
+    actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
+) -> chex.Array:
+    """Actions of `value_policy`, the actor being from `values_of`; otherwise as `act_by_policy`."""
+    nets = backbone(actor.spec, actor.config)
+    policy = value_policy(nets.policy, nets.critic, actor.params, obs, all_if_none(actor.spec, obs, avail))
+    return policy.mode() if key is None else policy.sample(key)
+
+
+def value_policy(
+    network: AgentNetwork, critic: MixedCritic, params: Params, obs: chex.Array, avail: chex.Array
+) -> Policy:
+    """The policy of a value method: greedy in its local values, or where actions are continuous its policy network.
+
+    Args:
+        network: of the policy; read only where actions are continuous.
+        critic: the value.
+        params: by optimiser group, of which "critic" or "policy" is used.
+        obs: [..., N, O].
+        avail: [..., N, A] bool.
+    """
+    if critic.local.action_inputs:
+        return action_distribution(network, params["policy"], obs, avail)
+    return greedy(critic.local.apply(params["critic"]["local"], obs), avail)
+
+
+def all_if_none(spec: EnvSpec, obs: chex.Array, avail: chex.Array | None) -> chex.Array:
+    """`avail` [..., N, A], or everything available where it is None."""
+    return jnp.ones((*obs.shape[:-1], spec.action_dim), bool) if avail is None else avail

@@ -1,0 +1,93 @@
+"""What `update` and `act` are given, checked while tracing: shapes and kinds of numbers, at no cost at run time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from omcda_jax.types import Batch, BatchError, EnvSpec
+
+_KINDS = {
+    "floats": jnp.floating,
+    "integers": jnp.integer,
+    "booleans": jnp.bool_,
+}
+
+
+def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str]) -> None:
+    """Check every field of a batch that an algorithm reads.
+
+    Args:
+        batch: B transitions; B is taken from `obs`.
+        spec: the task's sizes.
+        algorithm: its name, for messages.
+        needs: optional fields that it reads.
+
+    Raises:
+        BatchError: naming the first field that is missing or differs, its expected shape in letters and numbers.
+    """
+    sizes = _sizes(spec) | {"B": batch.obs.shape[0] if jnp.ndim(batch.obs) else 0}
+    action = ("BN", "integers") if spec.discrete else ("BNA", "floats")
+    expected = {
+        "obs": ("BNO", "floats"),
+        "global_state": ("BS", "floats"),
+        "avail": ("BNA", "booleans"),
+        "action": action,
+        "reward": ("B", "floats"),
+        "discount": ("B", "floats"),
+        "next_obs": ("BNO", "floats"),
+        "next_global_state": ("BS", "floats"),
+        "next_avail": ("BNA", "booleans"),
+        "next_action": action,
+        "first": ("B", "booleans"),
+        "last": ("B", "booleans"),
+    }
+    for name, (letters, kind) in expected.items():
+        value = getattr(batch, name)
+        if value is None and name in ("next_action", "first", "last"):
+            if name in needs:
+                raise BatchError(f"batch.{name}: {algorithm} needs {_shape(letters, sizes)} of {kind}, found None")
+            continue
+        _check(f"batch.{name}", value, letters, sizes, kind)
+
+
+def check_observation(obs: Any, avail: Any, spec: EnvSpec) -> None:
+    """Check what a policy acts on.
+
+    Args:
+        obs: [..., N, O].
+        avail: [..., N, A] bool, or None.
+        spec: the task's sizes.
+
+    Raises:
+        BatchError: as `check_batch`.
+    """
+    _check("obs", obs, "...NO", _sizes(spec), "floats")
+    if avail is None:
+        return
+    _check("avail", avail, "...NA", _sizes(spec), "booleans")
+    if avail.shape[:-1] != obs.shape[:-1]:
+        raise BatchError(f"avail: expected the leading axes of obs {list(obs.shape)}, found {list(avail.shape)}")
+
+
+def _sizes(spec: EnvSpec) -> dict[str, int]:
+    return {"N": spec.num_agents, "O": spec.obs_dim, "S": spec.state_dim, "A": spec.action_dim}
+
+
+def _check(name: str, value: Any, letters: str, sizes: dict[str, int], kind: str) -> None:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        found = "None" if value is None else f"a {type(value).__name__}"
+        raise BatchError(f"{name}: expected {_shape(letters, sizes)} of {kind}, found {found}")
+    wanted = tuple(sizes[letter] for letter in letters.removeprefix("..."))
+    shape = value.shape[-len(wanted) :] if letters.startswith("...") else value.shape
+    if tuple(shape) != wanted or not jnp.issubdtype(value.dtype, _KINDS[kind]):
+        raise BatchError(
+            f"{name}: expected {_shape(letters, sizes)} of {kind}, found {list(value.shape)} of {value.dtype}"
+        )
+
+
+def _shape(letters: str, sizes: dict[str, int]) -> str:
+    lead = ["..."] if letters.startswith("...") else []
+    letters = letters.removeprefix("...")
+    numbers = [str(sizes[letter]) for letter in letters]
+    return f"[{', '.join([*lead, *letters])}] = [{', '.join([*lead, *numbers])}]"
