@@ -18,6 +18,7 @@ shipped expert, and HalfCheetah, which never falls, with an untrained policy.
 
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -110,11 +111,10 @@ def physics(scenario: str) -> Callable[[np.ndarray], None]:
     bodies = [mamujoco.build(scenario).single_agent_env.unwrapped for _ in range(COPIES)]
     pool = concurrent.futures.ThreadPoolExecutor(CORES)
     parts = np.array_split(np.arange(COPIES), CORES)
-    done = 0
+    count = itertools.count(1)
 
     def step(actions):
-        nonlocal done
-        done += 1
+        done = next(count)
 
         def advance(part):
             for copy in part:
@@ -195,8 +195,8 @@ def main() -> None:
         print(f"| {scenario} | {' | '.join(cells)} |", flush=True)
     print("\n| ten episodes | policy | return | length | seconds |\n|---|---|---|---|---|")
     for scenario in SCENARIOS[:2]:
-        policy, found, seconds = evaluation(scenario)
-        means = f"{found['return_mean']:.1f} | {found['length_mean']:.0f}"
+        policy, summary, seconds = evaluation(scenario)
+        means = f"{summary['return_mean']:.1f} | {summary['length_mean']:.0f}"
         print(f"| {scenario} | {policy} | {means} | {seconds:.1f} |", flush=True)
 
 
