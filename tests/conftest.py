@@ -1,4 +1,9 @@
-"""What all tests share: one deterministic hypothesis profile, strict broadcasting."""
+"""What all tests share: one deterministic hypothesis profile, strict broadcasting, memory that stays bounded."""
+
+import gc
+import os
+import shutil
+import tempfile
 
 import hypothesis
 import jax
@@ -7,6 +12,26 @@ import pytest
 
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=60, database=None)
 hypothesis.settings.load_profile("quick")
+
+
+def pytest_configure(config):
+    """Lets each program be compiled once, by whichever worker, or process that a test starts, needs it first."""
+    if hasattr(config, "workerinput"):
+        return  # workers inherit the environment
+    directory = tempfile.mkdtemp(prefix="omcda-jax-programs-")
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    settings = {"jax_compilation_cache_dir": directory, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a file compiled when it is done, so that a worker holds the programs of one file at a time."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from hypothesis.extra import numpy as arrays
 from omcda_jax import allocate, influence
 from omcda_jax.allocation import ALLOCATION_RULES, conservatism_level, conservatism_step, weight_divergence
 
+pytestmark = pytest.mark.quick
+
 TOTAL, FLOOR, AGENTS = 1.2, 0.006, 4
 EVEN = np.full(AGENTS, TOTAL / AGENTS, np.float32)
 LEARNED_RULES = ("softmax", "projected")

@@ -34,6 +34,7 @@ def minimum(loss, start=0.0, steps=4000, rate=0.05):
     return float(x)
 
 
+@pytest.mark.quick
 class TestSubstrate:
     def test_density_of_the_squashed_normal(self):
         policy = tanh_gaussian(jnp.zeros((1,)), jnp.zeros((1,)), jnp.ones((1,), bool))
@@ -60,6 +61,7 @@ class TestSubstrate:
         assert max(joint, key=joint.get) == tuple(np.argmax(q, axis=1))
 
 
+@pytest.mark.quick
 class TestCloning:
     def test_uniform_logits_over_the_legal_actions(self):
         avail = jnp.array([[True, True, True, False, False], [False, True, False, False, False]])
@@ -87,6 +89,7 @@ class TestBcq:
     def test_share_of_the_smaller_critic(self):
         assert losses.best_and_worst(jnp.array([1.0, 3.0]), 0.75) == 1.5
 
+    @pytest.mark.quick
     def test_divergence_of_the_latent(self):
         got = bcq.latent_divergence(jnp.array([1.0, 0.0]), jnp.log(jnp.array([1.0, 0.5])))
         np.testing.assert_allclose(got, [0.5, 0.318147], atol=1e-6)
@@ -103,6 +106,7 @@ class TestBcq:
 
 
 class TestCql:
+    @pytest.mark.quick
     def test_the_penalty_is_the_joint_one(self, random):
         q, w, data = random.normal(size=(3, 4)), np.abs(random.normal(size=3)), np.array([1, 3, 0])
         team = [sum(w[i] * q[i, a[i]] for i in range(3)) for a in np.ndindex(4, 4, 4)]
@@ -115,6 +119,7 @@ class TestCql:
         even = cfcql.counterfactual_penalty(each, cfcql.agent_weights(jnp.zeros((1, 3)), 0.0))
         np.testing.assert_allclose(3 * even, [joint], rtol=1e-5)
 
+    @pytest.mark.quick
     def test_two_agents_by_hand(self):
         values = jnp.array([[[0.0, np.log(3)], [0.0, 2 * np.log(2)]]])
         each = cql.conservative_penalty(values, everywhere(2, 2), jnp.zeros((1, 2)))
@@ -188,6 +193,7 @@ class TestIcq:
         y = losses.bellman_target(jnp.ones(4), jnp.ones(4), 0.99, weights * 8.0)
         np.testing.assert_allclose(y, 8.92, rtol=1e-6)
 
+    @pytest.mark.quick
     def test_weights_of_two_advantages(self):
         advantage = jnp.array([[0.0], [0.1 * np.log(3)]])
         weights = jnp.exp(batch_log_weights(advantage / 0.1, jnp.ones((2, 1), bool)))
@@ -264,6 +270,7 @@ class TestOmar:
         np.testing.assert_allclose(omar.enumerated_loss(policy, q, avail, 1.0), 0.0, atol=1e-6)
         np.testing.assert_allclose(omar.enumerated_loss(policy, q, avail, 0.0), -1.0, atol=1e-6)
 
+    @pytest.mark.quick
     def test_enumeration_by_hand(self):
         """pi = (.5, .25, .25), q = (0, 1, 4): -log .25 for the best action, E q = 1.25."""
         policy = categorical(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]])), jnp.ones((1, 1, 3), bool))
@@ -287,6 +294,7 @@ def value_loss(value, slope, exponent):
 
 class TestOmiga:
     @pytest.mark.parametrize(("weight", "value"), [(1.0, 6.201145), (2.0, 7.168904)])
+    @pytest.mark.quick
     def test_value_of_two_equally_likely_actions(self, weight, value):
         """v = (alpha / w) log E exp(w q / alpha), q in {0, 10}, alpha 10; at w = 1 the weights are .538, 1.462."""
         q, slope = jnp.array([0.0, 10.0]), weight / 10
@@ -329,6 +337,7 @@ class TestOmiga:
 
 
 class TestCfcql:
+    @pytest.mark.quick
     def test_weights_and_penalty_by_hand(self):
         """Values w q = [0, log 3], [0, 2 log 2], data (0, 0), an even behaviour: gaps log 4, log 5."""
         values = jnp.array([[[0.0, np.log(3)], [0.0, 2 * np.log(2)]]])
@@ -354,6 +363,7 @@ class TestCfcql:
 
 
 class TestComadice:
+    @pytest.mark.quick
     def test_soft_chi_square(self):
         w, g = losses.soft_chi_square(jnp.array([-1.0, 0.0, 1.0]))
         np.testing.assert_allclose(w, [0.367879, 1.0, 2.0], atol=1e-6)

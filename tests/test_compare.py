@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_run import command, compilation_cache, run, stop_when
+from test_run import command, run, stop_when
 
 from benchmarks.toy import SPEC
 from omcda_jax.checkpoint import Checkpoints
@@ -17,7 +17,7 @@ from omcda_jax.metrics import Progress, read
 from omcda_jax.runner import compare as comparison
 from omcda_jax.runner import evaluation, tables, training
 
-__all__ = ["compilation_cache", "run"]  # fixtures
+__all__ = ["run"]  # fixtures
 
 OUT = Path("runs/compare")
 CELL = OUT / "smac_3m/bc/seeds_0-3"

@@ -17,6 +17,8 @@ from omcda_jax.config import (
 )
 from omcda_jax.types import ConfigError
 
+pytestmark = pytest.mark.quick
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:

@@ -9,6 +9,8 @@ from omcda_jax import networks
 from omcda_jax.distributions import expectation, has_choice, tanh_gaussian
 from omcda_jax.types import EnvSpec
 
+pytestmark = pytest.mark.quick
+
 
 def policy(mean, log_std, avail=None):
     mean, log_std = jnp.asarray(mean, jnp.float32), jnp.asarray(log_std, jnp.float32)

@@ -36,6 +36,7 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.quick
 def test_update_refuses_every_wrong_field_in_one_line(name, kind):
     spec = KINDS[kind]
     state, batch = omcda_jax.init(jax.random.key(0), spec, CONFIGS[name]), make_batch(0, spec=spec)
@@ -50,6 +51,7 @@ def test_update_refuses_every_wrong_field_in_one_line(name, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.quick
 def test_actions_of_the_other_kind_are_refused(name):
     for spec, spoil, expected in (
         (SPEC, floats, "[B, N] = [24, 3] of integers, found [24, 3] of float32"),
@@ -63,6 +65,7 @@ def test_actions_of_the_other_kind_are_refused(name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.quick
 def test_optional_fields_are_asked_for_by_those_that_read_them(name, kind):
     spec = KINDS[kind]
     state, batch = omcda_jax.init(jax.random.key(0), spec, CONFIGS[name]), make_batch(0, spec=spec)
@@ -78,6 +81,7 @@ def test_optional_fields_are_asked_for_by_those_that_read_them(name, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.quick
 def test_act_refuses_what_does_not_fit(name):
     state, batch = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS[name]), make_batch(0)
     for obs, avail, message in (
@@ -180,6 +184,7 @@ ALGORITHM = Algorithm(MineConfig, init, update, acting.policy_of, acting.act_by_
 """
 
 
+@pytest.mark.quick
 def test_an_algorithm_of_ones_own_is_used_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(f"from __future__ import annotations\n{MINE}")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -189,7 +194,7 @@ def test_an_algorithm_of_ones_own_is_used_by_its_name(tmp_path, monkeypatch):
     begin = lambda rate: omcda_jax.init(jax.random.key(0), SPEC, mine.MineConfig(learning_rate=rate))
     population = jax.vmap(begin)(rates)
     np.testing.assert_array_equal(population.config.learning_rate, rates)
-    population, metrics = jax.vmap(omcda_jax.update, in_axes=(0, None))(population, make_batch(0))
+    population, metrics = jax.jit(jax.vmap(omcda_jax.update, in_axes=(0, None)))(population, make_batch(0))
     assert metrics["policy/loss"].shape == (2,)
     one = jax.tree.map(lambda leaf: leaf[0], population)
     assert omcda_jax.act(omcda_jax.policy(one), make_batch(0).obs).shape == (24, 3)
@@ -208,6 +213,7 @@ def test_an_algorithm_of_ones_own_is_used_by_its_name(tmp_path, monkeypatch):
         ("math:tau_", "has no attribute"),
     ],
 )
+@pytest.mark.quick
 def test_a_name_that_is_no_algorithm_is_refused_in_one_line(name, words):
     with pytest.raises(omcda_jax.ConfigError) as error:
         omcda_jax.algorithms.find(name)
@@ -227,6 +233,7 @@ def test_a_traced_number_is_a_population_over_it():
         )
 
 
+@pytest.mark.quick
 def test_keys_of_initialisation_and_of_updates_are_different_streams():
     """No key an initialisation draws with is one that a step folds: on jax 0.10 split(key, n)[i] == fold_in(key, i)."""
     key = jax.random.key(0)

@@ -14,6 +14,8 @@ from omcda_jax.runner import settings
 from omcda_jax.runner.presets import PRESETS, algorithm_settings, resolve
 from omcda_jax.types import ConfigError
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 PRESET = PRESETS["smac_3m"]
 SHARED = {"target_rate": 0.01, "policy_average_rate": 0.001, "critic_layer_norm": True}

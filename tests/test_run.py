@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from benchmarks.toy import SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs
@@ -27,23 +26,6 @@ from omcda_jax.system import exclusive
 
 MAKE = envs.make
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Lets the many small runs of this file compile each program once."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()
 
 
 @pytest.fixture
@@ -71,6 +53,7 @@ def learning_curve(directory=DIRECTORY):
     return [{key: row[key] for key in row if key not in times} for row in read(directory / "metrics.jsonl")]
 
 
+@pytest.mark.quick
 def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
     assert run.main(command()) == 0
     out = capsys.readouterr().out
@@ -327,7 +310,6 @@ def test_smax_end_to_end_through_a_signal(tmp_path):
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -81,7 +81,7 @@ def _favoured(state: TrainState, nets: Backbone, batch: Batch, weights: chex.Arr
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the step: the critic's target, the penalty's points and weights, draws for the policy."""
 
     target: chex.Array  # [B] y
     measure: Measure  # over the actions of [B, N] agents

@@ -125,7 +125,7 @@ def _weight(state: TrainState, multiplier: chex.Array, estimates: Estimates) -> 
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2: [B]."""
+    """L_q, the squared error of Q_tot against y: [B]."""
     critic = backbone(state.spec, state.config).critic
     q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
     return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}

@@ -59,10 +59,10 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
     Raises:
         ConfigError: the released variant, where actions are discrete.
     """
-    if spec.discrete:
-        training.require_choice(config, "variant", ["corrected"])
     nets = backbone(spec, config)
     parts = {"critic": nets.critic} | ({} if spec.discrete else {"policy": nets.policy})
+    if spec.discrete:
+        training.require_choice(config, "variant", ["corrected"])
     params = networks.init_params(key, spec, **parts)
     return training.new_state(key, spec, config, params, targets=list(params))
 
@@ -89,10 +89,10 @@ def conservative_penalty(
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the step: the critic's target, where the penalty looks, draws for the policy."""
 
-    target: chex.Array  # [B] y
     measure: Measure  # over the actions of [B, N] agents
+    target: chex.Array  # [B] y, of the policy now
     policy_keys: chex.PRNGKey  # [B] keys of the actions that the policy is improved at
 
 

@@ -63,7 +63,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: IcqConfig) -> TrainState:
     """Fresh networks for the task's sizes; `key` is also the run's key.
 
     Raises:
-        ConfigError: the released variant, where actions are discrete.
+        ConfigError: actions are discrete and the variant is the released one.
     """
     if spec.discrete:
         training.require_choice(config, "variant", ["corrected"])
@@ -108,7 +108,7 @@ def policy_log_weights(state: TrainState, batch: Batch, mask: chex.Array, axis_n
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the step: the weighted target, and what weighs the data's actions."""
 
     target: chex.Array  # [B] y
     weights: chex.Array  # [B, N] rho(adv_i / beta_pi), 0 where the agent has no choice

@@ -180,9 +180,9 @@ def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the step: the critic's target, where the penalty looks, what the search came to."""
 
-    target: chex.Array  # [B] y
+    target: chex.Array  # [B] y, of the policy that acts
     measure: Measure  # over the actions of [B, N] agents
     best: chex.Array | None  # [B, N, A] the search's actions; None where actions are discrete
 
