@@ -2,24 +2,32 @@
 
 import ast
 import dataclasses
+import importlib
+import itertools
+import json
+import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import library, own_algorithm
 
 import omcda_jax
-from omcda_jax import data
+from omcda_jax import data, envs
 from omcda_jax.data.__main__ import _flags as data_flags
 from omcda_jax.runner import compare, run
 from omcda_jax.runner.collect import _flags as collect_flags
 from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "api")
+README = ROOT / "README.md"
+PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "api")]
 # how long an example trains in these tests
 REDUCED = {"updates=20_000": "updates=20, updates_per_call=10, log_every=10, checkpoint_every=10, evaluate_every=10"}
 
@@ -28,6 +36,11 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def name_of(page):
+    return str(page.relative_to(ROOT)).removesuffix(".md").replace("/", "_")
+
+
+@pytest.mark.quick
 def test_the_book_builds_strictly(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -54,27 +67,23 @@ def names():
         next_obs=normal(rows, n, o),
         next_global_state=normal(rows, s),
         next_avail=everything,
-        next_action=action,
-        first=np.zeros(rows, bool),
-        last=np.zeros(rows, bool),
     )
-    ends = {"length": np.array([rows - 1], np.int32), "terminated": np.array([True]), "won": np.array([False])}
-    reward = normal(rows)
-    reward[-1] = 0
-    return {
-        "spec": spec,
-        "batches": [batch, batch],
-        "batch": batch,
+    inside = np.arange(rows) < rows - 1  # no action and no reward on an episode's final row
+    arrays = {
         "obs": batch.obs,
         "global_state": batch.global_state,
         "avail": everything,
-        "action": action * (np.arange(rows) < rows - 1)[:, None],
-        "reward": reward,
-        **ends,
+        "action": action * inside[:, None],
+        "reward": normal(rows) * inside,
+        "length": np.array([rows - 1], np.int32),
+        "terminated": np.array([True]),
+        "won": np.array([False]),
     }
+    batches = {"batch": batch, "batches": [batch, batch], "stacked": jax.tree.map(lambda x: np.stack([x, x]), batch)}
+    return {"spec": spec, "dataset": data.from_arrays(spec, data.Episodes(**arrays)), **batches, **arrays}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):
@@ -83,8 +92,69 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, names, tmp_path, monke
         for written, reduced in REDUCED.items():
             block = block.replace(written, reduced)
         exec(compile(block, str(page), "exec"), names)
+    if page == README:
+        assert int(names["state"].step) == 2 and names["action"].shape == (8, 3)
+        np.testing.assert_allclose(names["metrics"]["allocation/budget"][:, -1].sum(-1), [0.6, 1.8, 3.0], rtol=1e-5)
+    if page.stem == "library":
+        assert int(names["state"].step) == 20
     if page.stem == "data":
         assert data.read("mine.h5", spec=names["spec"])[2]["statistics"]["transitions"] == 7
+
+
+def test_the_example_of_the_library_gives_the_larger_budget_to_the_agent_that_is_paid_more(capsys):
+    results = library.main(updates=400)
+    np.testing.assert_allclose(results["budgets"].sum(-1), [0.1, 0.3, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(results["shares"].sum(), 1.0, rtol=1e-5)
+    assert (results["budgets"][:, 0] > results["budgets"][:, 1]).all()
+    assert results["shares"][0] > results["shares"][1]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_the_algorithm_in_one_file_learns_from_random_play():
+    config = own_algorithm.CrrConfig(hidden_sizes=(32,))
+    state = omcda_jax.init(jax.random.key(0), library.SPEC, config)
+    keys = jax.random.split(jax.random.key(1), 1000)
+    state, _ = jax.lax.scan(lambda state, key: omcda_jax.update(state, library.draw(key)), state, keys)
+    np.testing.assert_array_equal(omcda_jax.act(omcda_jax.policy(state), jnp.zeros((1, 2, 3))), [[0, 0]])
+
+
+def test_the_algorithm_in_one_file_refuses_a_wrong_setting():
+    with pytest.raises(omcda_jax.ConfigError, match="least_weight: expected between 0 and 1, found 2"):
+        omcda_jax.init(jax.random.key(0), library.SPEC, own_algorithm.CrrConfig(least_weight=2.0))
+
+
+def test_run_trains_the_algorithm_in_one_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = envs.make("examples.environment_in_jax/9")
+    rows = 6
+    episodes = data.Episodes(
+        obs=np.zeros((rows, 2, 2), np.float32),
+        global_state=np.zeros((rows, 2), np.float32),
+        avail=np.ones((rows, 2, 3), bool),
+        action=np.zeros((rows, 2), np.int32),
+        reward=np.zeros(rows, np.float32),
+        length=np.array([rows - 1], np.int32),
+        terminated=np.array([True]),
+        won=np.array([False]),
+    )
+    data.write("line.h5", line.spec, episodes, {"environment": line.name, "quality": "medium"})
+    settings = {
+        "algorithm.name": "examples.own_algorithm:ALGORITHM",
+        "algorithm.hidden_sizes": "16",
+        "algorithm.least_weight": 0.1,
+        "data.environment": line.name,
+        "data.path": "line.h5",
+        "learner.updates": 20,
+        "learner.updates_per_call": 10,
+        "learner.log_every": 10,
+        "learner.checkpoint_every": 10,
+        "learner.evaluate_every": 0,
+        "evaluation.episodes": 2,
+    }
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    assert run.main(["run.py", "--config=smac_3m", *flags, "--workdir=out"]) == os.EX_OK
+    result = json.loads(pathlib.Path("out/result.json").read_text())
+    assert result["step"] == 20 and result["config"]["algorithm"]["least_weight"] == 0.1
 
 
 def commands(page):
@@ -107,33 +177,32 @@ def commands(page):
 
 
 def check(words):
-    """Raises unless the command names a script or module that is there, with flags that it takes."""
-    if words[0] in ("srun", "pip", "source", "python3", ".venv/bin/pip", ".venv/bin/ruff"):
+    """Fail unless the command names a script or module that is there, with flags that it takes."""
+    if words[0] == "srun":
         words = words[1:]
-    if not words or not words[0].endswith("python"):
+    if not words[0].endswith("python"):
         return
     target, *arguments = words[1:]
-    if target == "-m":
-        module, *arguments = arguments
-        if module == "omcda_jax.data":
-            data_flags()(["data", *arguments])
-        elif module.startswith("benchmarks."):
-            source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-            for argument in arguments:
-                name = argument.removeprefix("--").partition("=")[0]
-                assert re.search(rf'DEFINE_\w+\(\s*"{name}"', source), argument
-        else:
-            assert module in ("mkdocs", "pytest"), module
+    if target != "-m":
+        assert (ROOT / target).is_file(), target
+        parsers = {"run.py": run.parse, "compare.py": compare.parse, "collect.py": collect_flags()}
+        name = pathlib.Path(target).name
+        if name in parsers:
+            parsers[name]([target, *arguments])
         return
-    assert (ROOT / target).is_file(), target
-    parse = {"experiments/run.py": run.parse, "experiments/compare.py": compare.parse}.get(target)
-    if parse:
-        parse([target, *arguments])
-    elif target == "experiments/collect.py":
-        collect_flags()([target, *arguments])
+    module, *arguments = arguments
+    if module == "omcda_jax.data":
+        data_flags()(["data", *arguments])
+    elif module.startswith("benchmarks."):
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        for argument in arguments:
+            assert re.search(rf'DEFINE_\w+\(\s*"{argument[2:].partition("=")[0]}"', source), argument
+    else:
+        assert module in ("mkdocs", "pytest"), module
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.quick
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name_of)
 def test_every_command_of_a_page_parses(page, capsys):
     for words in commands(page):
         check(words)
@@ -141,23 +210,25 @@ def test_every_command_of_a_page_parses(page, capsys):
 
 def settings_table(page):
     """The keys and defaults of a page's tables of settings."""
-    found = {}
+    written = {}
     for key, default in re.findall(r"^\| `(\w+)` \|.*\| (.+?) \|$", page.read_text(), re.MULTILINE):
         try:
-            found[key] = ast.literal_eval(default)
+            written[key] = ast.literal_eval(default)
         except (ValueError, SyntaxError):
-            found[key] = default
-    return found
+            written[key] = default
+    return written
 
 
 def defaults(config):
-    return {field.name: field.default for field in dataclasses.fields(config) if field.name != "name"}
+    return {field.name: field.default for field in dataclasses.fields(config)}
 
 
+@pytest.mark.quick
 def test_the_shared_settings_have_the_defaults_that_are_written():
     assert settings_table(ROOT / "docs" / "algorithms" / "index.md") == defaults(CriticSettings)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", omcda_jax.ALGORITHMS)
 def test_an_algorithms_own_settings_have_the_defaults_that_are_written(name):
     shared = defaults(CriticSettings)
@@ -167,3 +238,32 @@ def test_an_algorithms_own_settings_have_the_defaults_that_are_written(name):
         if key not in shared or shared[key] != value
     }
     assert settings_table(ROOT / "docs" / "algorithms" / f"{name}.md") == own
+
+
+@pytest.mark.quick
+def test_every_function_of_the_table_of_equations_exists():
+    module = None
+    for line in (ROOT / "docs" / "equations.md").read_text().splitlines():
+        if not line.startswith("|") or line.startswith("|---"):
+            continue
+        first, *_, functions = [cell.strip() for cell in line.strip("|").split("|")]
+        if first.endswith(".py`"):
+            module = importlib.import_module(f"omcda_jax.algorithms.{first.strip('`').removesuffix('.py')}")
+        for name in re.findall(r"`([\w.]+)`", functions):
+            *path, attribute = name.split(".")
+            owner = importlib.import_module(".".join(["omcda_jax", *path])) if path else module
+            assert hasattr(owner, attribute), name
+
+
+@pytest.mark.quick
+def test_the_walks_of_the_map_name_functions_that_exist_and_are_short():
+    text = (ROOT / "WORKSPACE.md").read_text()
+    walks = [
+        re.findall(r"^\d+\. `([\w/]+)\.py: ([\w.]+)`", walk, re.MULTILINE)
+        for walk in text.partition("## Two walks")[2].partition("## How to")[0].split("\n\n**")
+    ]
+    assert [len(walk) for walk in walks if walk] == [8, 8]
+    for path, name in itertools.chain(*walks):
+        owner = importlib.import_module(f"omcda_jax.{path.replace('/', '.')}".removesuffix(".__init__"))
+        for part in name.split("."):
+            owner = getattr(owner, part)

@@ -8,11 +8,6 @@ import subprocess
 import sys
 import tomllib
 
-import numpy as np
-
-import omcda_jax
-from omcda_jax import data
-
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -58,46 +53,6 @@ def test_the_main_command_runs_at_reduced_size(tmp_path):
     assert len(result["metrics"]["allocation/budget"]) == 5
     assert {file.name for file in result_file.parent.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints"}
     assert list(result_file.parent.glob("*.png"))
-
-
-def test_the_library_examples_run(tmp_path, monkeypatch):
-    n, o, s, a, rows = 3, 30, 48, 9, 8
-    random = np.random.default_rng(0)
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
-    everything = np.ones((rows, n, a), bool)
-    action = random.integers(a, size=(rows, n), dtype=np.int32)
-    batch = omcda_jax.Batch(
-        obs=normal(rows, n, o),
-        global_state=normal(rows, s),
-        avail=everything,
-        action=action,
-        reward=normal(rows),
-        discount=np.ones(rows, np.float32),
-        next_obs=normal(rows, n, o),
-        next_global_state=normal(rows, s),
-        next_avail=everything,
-        next_action=action,
-        first=np.zeros(rows, bool),
-        last=np.zeros(rows, bool),
-    )
-    names = {"batches": [batch, batch], "batch": batch, "obs": batch.obs, "avail": batch.avail}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
-    for block in blocks[:2]:
-        exec(block, names)
-    assert int(names["state"].step) == 2 and names["action"].shape == (rows, n)
-    np.testing.assert_allclose(names["metrics"]["allocation/budget"].sum(-1), [0.6, 1.8, 3.0] * 3, rtol=1e-5)
-    arrays = {key: getattr(batch, key) for key in ("obs", "global_state", "avail", "action", "reward")}
-    arrays["action"], arrays["reward"] = action * (np.arange(rows) < rows - 1)[:, None], normal(rows)
-    arrays["reward"][-1] = 0
-    ends = {"length": np.array([rows - 1], np.int32), "terminated": np.array([True]), "won": np.array([False])}
-    monkeypatch.chdir(tmp_path)
-    names |= arrays | ends
-    exec(blocks[2], names)
-    assert data.read("mine.h5", spec=names["spec"])[2]["statistics"]["transitions"] == rows - 1
-    assert "updates=20_000" in blocks[3]
-    exec(blocks[3].replace("updates=20_000", "updates=1000, updates_per_call=1000, log_every=1000"), names)
-    assert int(names["state"].step) == 1000
 
 
 def test_the_continuous_integration_runs_the_readme_test_command():
