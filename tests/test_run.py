@@ -1,5 +1,6 @@
 """The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -19,7 +21,7 @@ from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats
 from omcda_jax.metrics import Progress, read
-from omcda_jax.runner import evaluation, report, training
+from omcda_jax.runner import datasets, evaluation, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.system import exclusive
@@ -469,6 +471,23 @@ def test_a_second_run_in_the_same_directory_is_refused_and_a_dead_one_is_not_in_
     assert f"another run is at work here (host {socket.gethostname()}, process {os.getpid()})" in error
     assert "--workdir" in error and error.count("\n") == 1
     assert run.main(command(updates=10)) == 0
+
+
+def test_the_whole_dataset_does_not_stay_beside_what_was_placed(run, monkeypatch):
+    whole, load = [], data.load
+
+    def watched(*arguments, **options):
+        dataset, metadata = load(*arguments, **options)
+        whole.append(weakref.ref(dataset.obs))
+        return dataset, metadata
+
+    monkeypatch.setattr(data, "load", watched)
+    job, _ = run.job_of(run.parse(command("--config.data.shards=2")))
+    source = datasets.read_if_there(job)
+    gc.collect()
+    assert whole[0]() is None
+    with source.opened as dataset_at:
+        assert dataset_at(0).obs.size
 
 
 def test_equal_runs_have_equal_fingerprints(run):

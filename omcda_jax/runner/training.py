@@ -57,9 +57,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
                     records.log(step, report)
                 if step % settings.checkpoint_every == 0:
                     records.save(step, layout.collect(state))
-                if stopping():
-                    break
-                if records.lack_evaluation(step):
+                if records.lack_evaluation(step) and not stopping():
                     evaluate(step, layout.collect(state), judge, records, interruption)
                 if stopping():
                     break
