@@ -33,7 +33,7 @@ from absl import app, flags, logging
 from benchmarks import toy
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.checkpoint import Checkpoints, digest
+from omcda_jax.checkpoint import SCHEMA, Checkpoints, digest
 from omcda_jax.learner import Guard, NonFiniteMetrics, initial_state, make_train_step
 from omcda_jax.types import DatasetError
 
@@ -554,7 +554,7 @@ def earlier_schema(place: pathlib.Path, full: bool) -> Outcome:
         with Checkpoints(directory) as kept:
             kept.restore(jax.eval_shape(_state))
     except ValueError as error:
-        right = "schema: expected 2, found 1; finish the run with the version" in str(error)
+        right = f"schema: expected {SCHEMA}, found 1; finish the run with the version" in str(error)
         return Outcome(int(right and any(directory.iterdir())), 1)
     return Outcome(0, 1)
 

@@ -298,10 +298,9 @@ def from_dict(values: Mapping[str, Any], algorithms: Mapping[str, type]) -> Expe
         ConfigError: for an unknown algorithm, a missing or unknown key, or a value of another type.
     """
     _check_keys(values, ExperimentConfig, "")
-    name = values["algorithm"].get("name")
+    algorithm = dict(values["algorithm"])
+    name = algorithm.pop("name", None)
     require(name in algorithms, "algorithm.name", "one of " + ", ".join(sorted(algorithms)), name)
-    named = {"name"} - {field.name for field in dataclasses.fields(algorithms[name])}
-    algorithm = {key: value for key, value in values["algorithm"].items() if key not in named}
     sections = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
     sections["algorithm"] = algorithms[name]
     hints = typing.get_type_hints(ExperimentConfig)

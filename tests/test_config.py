@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -31,7 +31,7 @@ class Settings:
     rule: Literal["even", "skewed"] = "even"
     decoupled: bool = True
     limit: int | None = None
-    name: str = "full"
+    name: ClassVar[str] = "full"
 
     def __post_init__(self):
         if self.low > self.rate:
@@ -43,7 +43,7 @@ class Plain:
     rate: float = 0.1
     gamma: float = 0.8
     width: int = 7
-    name: str = "plain"
+    name: ClassVar[str] = "plain"
 
 
 ALGORITHMS = {"full": Settings, "plain": Plain}

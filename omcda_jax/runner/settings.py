@@ -59,7 +59,7 @@ def explain(config: ExperimentConfig | None = None) -> str:
     algorithms = [config.algorithm] if config else [algorithm.config for algorithm in ALGORITHMS.values()]
     for algorithm in algorithms:
         rows.append(("algorithm.name", "str", algorithm.name, "the algorithm; the keys below are its own"))
-        rows += [row for row in _rows("algorithm.", algorithm) if row[0] != "algorithm.name"]
+        rows += _rows("algorithm.", algorithm)
     return align([(f"  {key}={value}", kind, meaning) for key, kind, value, meaning in rows])
 
 
@@ -96,7 +96,7 @@ def overview(config: ExperimentConfig) -> str:
 
 
 def _names(settings: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(settings) if field.name != "name"]
+    return [field.name for field in dataclasses.fields(settings)]
 
 
 def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
