@@ -49,7 +49,7 @@ class Checkpoints:
         self._bytes = 0
 
     def save(self, state: TrainState, metadata: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Copies one step to the host and writes it in the background.
+        """Copy one step to the host and write it in the background.
 
         Args:
             state: unreplicated state; its `step` names the checkpoint.
@@ -71,7 +71,7 @@ class Checkpoints:
             manager.wait_until_finished()
             self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
             if replace:
-                for later in [found for found in manager.all_steps() if found >= step]:
+                for later in [other for other in manager.all_steps() if other >= step]:
                     manager.delete(later)
             saved = manager.save(step, args=items)
         if not saved:
@@ -81,7 +81,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns once the step saved last is on disk.
+        """Return once the step saved last is on disk.
 
         Raises:
             StorageError: it could not be written.
@@ -91,7 +91,7 @@ class Checkpoints:
                 self._open_manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
-        """Reads the newest step that is whole; a damaged one moves to `quarantine` with a warning that names it.
+        """Read the newest step that is whole; a damaged one moves to `quarantine` with a warning that names it.
 
         Args:
             template: a state of the same structure; shapes and dtypes are enough (`jax.eval_shape` of `init`).
@@ -124,7 +124,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the last step and frees orbax's resources.
+        """Wait for the last step and free orbax's resources.
 
         Raises:
             StorageError: the last step could not be written.
@@ -155,7 +155,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Whatever orbax raises while it writes becomes one line."""
+        """Turn whatever orbax raises while it writes into one line."""
         try:
             yield
         except Exception as error:  # OSError, or tensorstore's own words for it
@@ -286,7 +286,7 @@ def _check_schema(here: str, record: Mapping[str, Any]) -> None:
 
 
 def digest(tree: Any) -> str:
-    """Returns the SHA-256 over names, shapes, dtypes and bytes of all leaves: equal only for bit-equal trees.
+    """Return the SHA-256 over names, shapes, dtypes and bytes of all leaves: equal only for bit-equal trees.
 
     Args:
         tree: of arrays and typed keys.

@@ -22,7 +22,7 @@ TRACED = (1, 4)  # calls after which the profiler starts and stops
 
 
 class Records:
-    """Writes what training came to, in the first process only; a context manager, open while training goes on.
+    """Files of a run in training, written by the first process only; a context manager, open while training goes on.
 
     Args:
         job: what is trained.
