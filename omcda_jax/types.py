@@ -117,7 +117,8 @@ class TrainState:
         opt_state: optimiser state by group.
         extra: the algorithm's own state, [N] arrays for OMCDA.
         config: the algorithm's settings. Its numbers are leaves, float32 scalars, so that a vmapped population over
-            different values compiles once; `state.replace(config=state.config.replace(d_tot=1.8))` changes one.
+            different values compiles once. `state.replace(config=state.config.replace(d_tot=jnp.float32(1.8)))`
+            changes one without compiling again.
         step: int32, updates done.
         key: typed PRNG key; never changes, each update folds `step` into it.
         spec: the task's sizes (static).
