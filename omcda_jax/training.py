@@ -34,10 +34,10 @@ class CriticSettings:
 
     Attributes:
         gamma: discount factor per step.
-        learning_rate: of Adam.
+        learning_rate: step size of Adam.
         target_rate: weight of the newest networks in the moving averages that make targets.
         policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
-        hidden_sizes: of all networks but the mixers.
+        hidden_sizes: widths of the hidden layers of all networks but the mixers.
         mixer_hidden: width of the mixers' layers.
         critic_layer_norm: normalise the hidden layers of the action values.
     """

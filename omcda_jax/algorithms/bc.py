@@ -15,9 +15,9 @@ class BcConfig:
     """Settings of behaviour cloning.
 
     Attributes:
-        learning_rate: of Adam.
+        learning_rate: step size of Adam.
         policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
-        hidden_sizes: of the policy.
+        hidden_sizes: widths of the policy's hidden layers.
     """
 
     name: ClassVar[str] = "bc"

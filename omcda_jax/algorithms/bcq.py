@@ -39,17 +39,17 @@ class BcqConfig:
     """Settings of BCQ-MA.
 
     Attributes:
-        threshold: of an allowed action's probability over the likeliest one's (discrete).
+        threshold: least probability of an allowed action, relative to the likeliest one's (discrete).
         logit_penalty: weight of the mean squared logit of the behaviour's head (discrete).
         num_samples: K, actions generated per agent for the target (continuous).
         acting_samples: actions generated per agent when acting (continuous).
         reach: largest perturbation of a generated action (continuous).
         share: weight of the smaller critic in the target (continuous).
-        vae_hidden: of encoder and decoder (continuous).
+        vae_hidden: widths of the hidden layers of encoder and decoder (continuous).
         gamma: discount factor per step.
-        learning_rate: of Adam.
+        learning_rate: step size of Adam.
         target_rate: weight of the newest networks in the moving averages that make targets.
-        hidden_sizes: of critics, head and perturbation.
+        hidden_sizes: widths of the hidden layers of critics, head and perturbation.
         mixer_hidden: width of the mixers' layers.
         critic_layer_norm: normalise the hidden layers of the action values.
     """

@@ -44,7 +44,7 @@ class ComadiceConfig(CriticSettings):
         value_form: "released" or "dual", see the module.
         max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; like the released
             code there is none where they are continuous.
-        learning_rate: of Adam; the released code's.
+        learning_rate: step size of Adam; the released code's.
     """
 
     name: ClassVar[str] = "comadice"

@@ -49,8 +49,8 @@ class OmcdaConfig(CriticSettings):
             everybody's, to its bound.
         allocation: "softmax" (paper), "projected" (water-filling), "uniform" (ablation w/o-CDA), "random" (ablation
             rd).
-        temperature: of the softmax rule.
-        step_size: of the projected rule, relative to an even share.
+        temperature: temperature of the softmax rule.
+        step_size: step of the projected rule, relative to an even share.
         influence_scale: "relative" to the mean over agents, or "raw", the paper's letter.
         influence_rate: weight of the newest influence in its moving average.
         influence_epsilon: nats^2, see `allocation.influence`.

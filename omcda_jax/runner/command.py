@@ -74,7 +74,9 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         say(f"{config.name}: {PRESETS[config.name].description}\n\n{explain(config)}")
         return None
     seed = f"seed_{config.seed}" if config.learner.mode == "data" else "trials"
-    parts = (config.directory, config.name, config.data.quality, config.algorithm.name, seed)
+    # the name of a user's own algorithm has a colon, which some file systems refuse
+    algorithm = config.algorithm.name.replace(":", ".")
+    parts = (config.directory, config.name, config.data.quality, algorithm, seed)
     return Command(
         config=config,
         mode=values.mode,

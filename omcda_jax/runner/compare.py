@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         chosen = [*assignments, f"data.quality={quality}"] if quality else assignments
         for name in values.algorithms:
             config = resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"], "--tasks")
-            folder = os.path.join(directory, task.replace(":", "-"), name, f"seeds_{label}")
+            folder = os.path.join(directory, task.replace(":", "-"), name.replace(":", "."), f"seeds_{label}")
             cells.append(Cell(task, name, config, seeds, folder))
     return Command(cells, directory, values.report_only)
 
