@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from omcda_jax.system import replacing
 from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, TrainState, updates_done
 
 # Raised by whoever changes what a record or a state's leaves on disk mean.
@@ -66,7 +67,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record | {"sha256": _digest_json(record)})
         )
-        with self._told():
+        with self._in_one_line():
             manager = self._manager()
             manager.wait_until_finished()
             self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
@@ -87,7 +88,7 @@ class Checkpoints:
             StorageError: it could not be written.
         """
         if self._open_manager is not None:
-            with self._told():
+            with self._in_one_line():
                 self._open_manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
@@ -131,7 +132,7 @@ class Checkpoints:
         """
         manager, self._open_manager = self._open_manager, None
         if manager is not None:
-            with self._told():
+            with self._in_one_line():
                 try:
                     manager.wait_until_finished()
                 finally:
@@ -154,7 +155,7 @@ class Checkpoints:
         return self._open_manager
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _in_one_line(self) -> Iterator[None]:
         """Turn whatever orbax raises while it writes into one line."""
         try:
             yield
@@ -212,22 +213,21 @@ def save_policy(path: str | os.PathLike, actor: Actor) -> None:
         "spec": dataclasses.asdict(actor.spec),
         "leaves": jax.tree.map(_fingerprint, arrays),
     }
-    temporary = f"{path}.tmp"
+    record["sha256"] = _digest_json(record)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
-            checkpointer.save(os.path.join(temporary, "arrays"), args=ocp.args.StandardSave(arrays))
-        with open(os.path.join(temporary, "policy.json"), "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-        os.rename(temporary, path)
+        with replacing(path) as partial:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
+                checkpointer.save(partial / "arrays", args=ocp.args.StandardSave(arrays))
+            (partial / "policy.json").write_text(json.dumps(record, indent=2))
     except Exception as error:  # OSError, or tensorstore's own words for it
-        shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"{path}: the policy could not be written ({_shortened(error)})") from error
 
 
 def load_policy(path: str | os.PathLike) -> Actor:
     """Read what `save_policy` wrote; `omcda_jax.act` takes it.
+
+    The settings' class is imported by its name, so a policy of your own algorithm needs its module: load policies from
+    sources you trust.
 
     Args:
         path: the folder.
@@ -239,14 +239,16 @@ def load_policy(path: str | os.PathLike) -> Actor:
     try:
         with open(os.path.join(path, "policy.json"), encoding="utf-8") as file:
             record = json.load(file)
-    except (OSError, ValueError) as error:
+        _check_schema(path, record)
+        intact = record.pop("sha256") == _digest_json(record)
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path}: expected a folder written by save_policy: {_shortened(error)}") from error
-    _check_schema(path, record)
-    module, _, name = record["settings"].partition(":")
-    is_leaf = lambda node: isinstance(node, list)
-    template = jax.tree.map(lambda entry: np.zeros(entry[0], entry[1]), record["leaves"], is_leaf=is_leaf)
+    if not intact:
+        raise ConfigError(f"{path}: the policy is damaged: policy.json does not match its checksum")
+    template = jax.tree.map(lambda entry: np.zeros(*entry[:2]), record["leaves"], is_leaf=_is_list)
     try:
-        settings = getattr(importlib.import_module(module), name)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
             arrays = checkpointer.restore(os.path.join(path, "arrays"), args=ocp.args.StandardRestore(template))
     except Exception as error:  # whatever orbax raises on a damaged file
@@ -254,13 +256,29 @@ def load_policy(path: str | os.PathLike) -> Actor:
     if jax.tree.map(_fingerprint, arrays) != record["leaves"]:
         raise ConfigError(f"{path}: the policy is damaged: its arrays do not match their checksums")
     arrays = jax.tree.map(jnp.asarray, arrays)
-    config = settings(**{key: tuple(value) if is_leaf(value) else value for key, value in record["config"].items()})
+    values = {key: tuple(value) if _is_list(value) else value for key, value in record["config"].items()}
     return Actor(
         params=arrays["params"],
-        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), config),
+        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), _settings(path, record)(**values)),
         spec=EnvSpec(**record["spec"]),
         normaliser=Normaliser(**arrays["normaliser"]) if "normaliser" in arrays else None,
     )
+
+
+def _settings(path: str, record: Mapping[str, Any]) -> type:
+    """The class of a saved policy's settings; anything else that its name may lead to is refused."""
+    module, _, name = record["settings"].partition(":")
+    try:
+        settings = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{path}: settings: cannot import {record['settings']!r}: {error}") from error
+    if not (isinstance(settings, type) and dataclasses.is_dataclass(settings) and hasattr(settings, "validate")):
+        raise ConfigError(f"{path}: settings: expected an algorithm's settings, found {record['settings']!r}")
+    return settings
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
 
 
 def _policy_arrays(actor: Actor) -> dict[str, Any]:

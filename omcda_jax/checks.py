@@ -15,7 +15,7 @@ _KINDS = {
 
 
 def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str]) -> None:
-    """Check every field of a batch that an algorithm reads.
+    """Check every field of a batch; the optional ones where they are there or read.
 
     Args:
         batch: B transitions; B is taken from `obs`.
@@ -26,7 +26,7 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
     Raises:
         BatchError: naming the first field that is missing or differs, its expected shape in letters and numbers.
     """
-    sizes = _sizes(spec) | {"B": batch.obs.shape[0] if jnp.ndim(batch.obs) else 0}
+    sizes = _sizes(spec) | {"B": (getattr(batch.obs, "shape", ()) or (0,))[0]}
     action = ("BN", "integers") if spec.discrete else ("BNA", "floats")
     expected = {
         "obs": ("BNO", "floats"),

@@ -1,7 +1,7 @@
-"""One experiment's settings: frozen dataclasses, command-line overrides by dotted key, and a JSON round trip.
+"""One experiment's settings: dataclasses, command-line overrides by dotted key, and JSON.
 
-Algorithm settings are whatever frozen dataclass the algorithm defines; this module only asks that it has a `name`, type
-hints and defaults, and calls its `validate()` where there is one.
+Algorithm settings are whatever dataclass the algorithm defines; this module only asks that it has a `name`, type hints
+and defaults, and calls its `validate()` where there is one.
 """
 
 import dataclasses
@@ -13,8 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from omcda_jax.system import suggestion
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, suggestion
 
 # What may change between two starts of one run directory: none of these alters an update already done.
 RESUMABLE = frozenset(
@@ -287,27 +286,9 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(values))
 
 
-def from_dict(values: Mapping[str, Any], algorithms: Mapping[str, type]) -> ExperimentConfig:
-    """Rebuild what `to_dict` wrote.
-
-    Args:
-        values: the JSON object.
-        algorithms: algorithm name to its settings dataclass.
-
-    Raises:
-        ConfigError: for an unknown algorithm, a missing or unknown key, or a value of another type.
-    """
-    _check_keys(values, ExperimentConfig, "")
-    algorithm = dict(values["algorithm"])
-    name = algorithm.pop("name", None)
-    require(name in algorithms, "algorithm.name", "one of " + ", ".join(sorted(algorithms)), name)
-    sections = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
-    sections["algorithm"] = algorithms[name]
-    hints = typing.get_type_hints(ExperimentConfig)
-    fields = {}
-    for key, value in (values | {"algorithm": algorithm}).items():
-        fields[key] = _build(sections[key], value, key) if key in sections else _coerce(key, value, hints[key])
-    return ExperimentConfig(**fields)
+def keys(values: Mapping[str, Any]) -> set[str]:
+    """Return every dotted key of a configuration as `to_dict` gives it."""
+    return set(_flatten(values, ""))
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -321,8 +302,11 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
         {dotted key: (saved value, current value)}; a key only one side has shows None for the other.
     """
     first, second = _flatten(saved, ""), _flatten(current, "")
-    keys = sorted(first.keys() | second.keys())
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+    return {
+        key: (first.get(key), second.get(key))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    }
 
 
 def _check_leaf(config: Any, key: str, text: str) -> None:
@@ -365,23 +349,8 @@ def _make(build: Any, fields: Mapping[str, Any], *positional: Any) -> Any:
     return settings
 
 
-def _build(settings: type, values: Mapping[str, Any], prefix: str) -> Any:
-    _check_keys(values, settings, prefix + ".")
-    hints = typing.get_type_hints(settings)
-    return _make(settings, {key: _coerce(f"{prefix}.{key}", value, hints[key]) for key, value in values.items()})
-
-
-def _check_keys(values: Mapping[str, Any], settings: type, prefix: str) -> None:
-    expected = {field.name for field in dataclasses.fields(settings)}
-    unknown, missing = sorted(values.keys() - expected), sorted(expected - values.keys())
-    if unknown:
-        raise ConfigError(f"{prefix}{unknown[0]}: no such key; {suggestion(unknown[0], expected)}")
-    if missing:
-        raise ConfigError(f"{prefix}{missing[0]}: expected a value, found none")
-
-
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """Read a command-line text or a JSON value as the type `hint` names."""
+    """Read a command-line text as the type `hint` names."""
     try:
         return _convert(value, hint)
     except (ValueError, TypeError):

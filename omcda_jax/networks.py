@@ -247,8 +247,11 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, **parts: AgentNetwork | MixedC
             return initialise(part, key, obs)
         local_key, mixer_key = jax.random.split(key)
         local = lambda k: initialise(part.local, k, obs)
-        stacked = part.members and jax.vmap(local)(jax.random.split(local_key, part.members))
-        return {"local": stacked or local(local_key), "mixer": initialise(part.mixer, mixer_key, global_state)}
+        if part.members is None:
+            params = local(local_key)
+        else:
+            params = jax.vmap(local)(jax.random.split(local_key, part.members))
+        return {"local": params, "mixer": initialise(part.mixer, mixer_key, global_state)}
 
     keys = jax.random.split(key, len(parts))
     return {name: fresh(part, k) for (name, part), k in zip(parts.items(), keys, strict=True)}

@@ -1,18 +1,21 @@
 """What several rooms need of the system: whole files, locks and checksums; and the wording of one-line errors."""
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
 import os
+import select
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from absl import flags
 
 from omcda_jax.types import ConfigError, DatasetError
+
+EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
 
 
 def one_line(error: BaseException) -> str:
@@ -22,18 +25,6 @@ def one_line(error: BaseException) -> str:
         error: any exception.
     """
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Return a "did you mean ...? valid: ..." phrase for a word that is none of `choices`.
-
-    Args:
-        word: what was found.
-        choices: what was expected.
-    """
-    choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
 def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:
@@ -65,6 +56,26 @@ def exit_status(work: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG
     return os.EX_OK
+
+
+def printing(work: Callable[[], int]) -> int:
+    """Run a command and return its exit status; if the reader of its output leaves early, end it quietly.
+
+    Args:
+        work: the command; returns its exit status.
+    """
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        watch = select.poll()
+        watch.register(sys.stdout, select.POLLERR)
+        if not watch.poll(0):
+            raise
+        # nothing may be written any more, not even while Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EX_PIPE
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -111,16 +122,20 @@ def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[Non
             waited for.
     """
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            busy(file.read().strip())
-            fcntl.flock(file, fcntl.LOCK_EX)
+        _take(file, busy)
         file.truncate(0)
         file.write(f"host {os.uname().nodename}, process {os.getpid()}\n")
         file.flush()
         yield
+
+
+def _take(file: TextIO, busy: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        busy(file.read().strip())
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
@@ -135,25 +150,30 @@ def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator
         ConfigError: another process holds it; the message names its host and process.
     """
 
-    def refuse(holder: str) -> None:
-        raise ConfigError(
-            f"{directory}: another run is at work here ({holder}); wait for it, stop it, or choose another {flag}"
-        ) from None
-
-    with locked(os.path.join(directory, "lock"), refuse):
+    with locked(os.path.join(directory, "lock"), _refusal(directory, flag)):
         yield
 
 
 def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
-    """Raise what `exclusive` would raise, before costly work.
+    """Raise what `exclusive` would raise, before costly work; nothing is written.
 
     Args:
-        directory: as `exclusive`; it may be missing, and is not made.
+        directory: as `exclusive`; it may be missing.
         flag: as `exclusive`.
 
     Raises:
         ConfigError: as `exclusive`.
     """
-    if os.path.exists(os.path.join(directory, "lock")):
-        with exclusive(directory, flag):
-            pass
+    path = os.path.join(directory, "lock")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            _take(file, _refusal(directory, flag))
+
+
+def _refusal(directory: str | os.PathLike, flag: str) -> Callable[[str], None]:
+    def refuse(holder: str) -> None:
+        raise ConfigError(
+            f"{directory}: another run is at work here ({holder}); wait for it, stop it, or choose another {flag}"
+        ) from None
+
+    return refuse

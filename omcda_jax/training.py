@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omcda_jax import losses
 from omcda_jax.distributions import has_choice
+from omcda_jax.losses import bellman_target
 from omcda_jax.reductions import loss_share, total
 from omcda_jax.types import Batch, ConfigError, EnvSpec, Losses, Metrics, Params, TrainState
 
@@ -28,7 +28,7 @@ def static(default: Any) -> Any:
     return flax.struct.field(pytree_node=False, default=default)
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class CriticSettings:
     """What the methods with a mixed critic have in common, with OMIGA's code for a model.
 
@@ -132,7 +132,7 @@ def new_state(
 
 def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
     """y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]."""
-    return losses.bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
+    return bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
 
 
 def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:
@@ -183,16 +183,6 @@ def apply_gradients(
     return new_params, new_opt_state
 
 
-def track(state: TrainState, params: dict[str, Any]) -> dict[str, Any]:
-    """The target networks after a step to `params`: policies follow at policy_average_rate, all else at target_rate."""
-    config = state.config
-    rate = lambda group: config.policy_average_rate if group == "policy" else config.target_rate
-    return {
-        group: optax.incremental_update(params[group], target, rate(group))
-        for group, target in state.target_params.items()
-    }
-
-
 def gradient_step(
     state: TrainState,
     batch: Batch,
@@ -215,14 +205,19 @@ def gradient_step(
 
     Returns:
         The state with new parameters, and every loss and statistic averaged over the whole batch, [].
+
+    Raises:
+        ValueError: two losses have one name.
     """
     masks = {1: jnp.ones_like(batch.reward, bool), 2: has_choice(batch.avail, state.spec.discrete)}
 
     def objective(chosen):
         by_name, statistics = {}, {}
         for loss in losses:
-            more = loss(state.params | chosen, state, batch, fixed)
-            by_name, statistics = by_name | more[0], statistics | more[1]
+            more, more_statistics = loss(state.params | chosen, state, batch, fixed)
+            if by_name.keys() & more.keys():
+                raise ValueError(f"losses: expected each name once, found {sorted(by_name.keys() & more.keys())} twice")
+            by_name, statistics = by_name | more, statistics | more_statistics
         share = lambda values: loss_share(values, masks[values.ndim], axis_name)
         by_name, statistics = jax.tree.map(share, (by_name, statistics))
         return sum(by_name.values()), by_name | statistics
@@ -235,8 +230,13 @@ def gradient_step(
 
 
 def advance(state: TrainState) -> TrainState:
-    """End an update: target networks follow, one step more is counted."""
-    return state.replace(target_params=track(state, state.params), step=state.step + 1)
+    """End an update: policies follow at policy_average_rate, all other targets at target_rate; count one step more."""
+    rate = lambda group: state.config.policy_average_rate if group == "policy" else state.config.target_rate
+    targets = {
+        group: optax.incremental_update(state.params[group], target, rate(group))
+        for group, target in state.target_params.items()
+    }
+    return state.replace(target_params=targets, step=state.step + 1)
 
 
 def descend(

@@ -8,7 +8,8 @@ Dimension legend, used in every docstring of the library:
 """
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -32,6 +33,18 @@ class DatasetError(ValueError):
 Params = Any
 Metrics = dict[str, chex.Array]
 Losses = tuple[Metrics, Metrics]  # losses and statistics by name, see `training.gradient_step`
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Return a "did you mean ...? valid: ..." phrase for a word that is none of `choices`.
+
+    Args:
+        word: what was found.
+        choices: what was expected.
+    """
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
 @dataclasses.dataclass(frozen=True)

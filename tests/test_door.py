@@ -1,6 +1,7 @@
 """The front door: what is checked while tracing, what acts alone, and algorithms that are not ours."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -12,8 +13,8 @@ import pytest
 from test_algorithms import CONFIGS, CONTINUOUS, SPEC, after, make_batch
 
 import omcda_jax
-from omcda_jax import checkpoint
-from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax import checkpoint, training
+from omcda_jax.algorithms import ALGORITHMS, bc
 
 KINDS = {"discrete": SPEC, "continuous": CONTINUOUS}
 NAMES = sorted(ALGORITHMS)
@@ -30,6 +31,8 @@ WRONG = {
     "avail missing": ("avail", lambda x: None, "[B, N, A] = [24, 3, {A}] of booleans", "None"),
     "rows": ("discount", lambda x: x[:-1], "[B] = [24] of floats", "[23] of float32"),
     "list": ("reward", lambda x: x.tolist(), "[B] = [24] of floats", "a list"),
+    "obs missing": ("obs", lambda x: None, "[B, N, O] = [0, 3, 6] of floats", "None"),
+    "obs of lists": ("obs", lambda x: x.tolist(), "[B, N, O] = [0, 3, 6] of floats", "a list"),
     "next_obs": ("next_obs", lambda x: x[:, :2], "[B, N, O] = [24, 3, 6] of floats", "[24, 2, 6] of float32"),
 }
 
@@ -43,7 +46,7 @@ def test_update_refuses_every_wrong_field_in_one_line(name, kind):
     for field, spoil, expected, found in WRONG.values():
         spoiled = batch.replace(**{field: spoil(getattr(batch, field))})
         with pytest.raises(omcda_jax.BatchError) as error:
-            jax.eval_shape(omcda_jax.update, state, spoiled) if field != "reward" else omcda_jax.update(state, spoiled)
+            omcda_jax.update(state, spoiled)
         letters = lambda text: text.replace("{A}", str(spec.action_dim))
         message = str(error.value)
         assert message.startswith(f"batch.{field}: expected ") and "\n" not in message
@@ -123,11 +126,33 @@ def test_a_policy_is_not_written_over_and_a_damaged_one_is_refused(tmp_path):
         checkpoint.save_policy(tmp_path / "policy", omcda_jax.policy(after(CONFIGS["bc"])))
     with pytest.raises(omcda_jax.ConfigError, match="nowhere: expected a folder written by save_policy"):
         checkpoint.load_policy(tmp_path / "nowhere")
+    record = tmp_path / "policy" / "policy.json"
+    text = record.read_text()
+    record.write_text(text.replace('"obs_dim": 6', '"obs_dim": 7'))
+    with pytest.raises(omcda_jax.ConfigError, match="policy: the policy is damaged: policy.json"):
+        checkpoint.load_policy(tmp_path / "policy")
+    record.write_text("{}")
+    with pytest.raises(omcda_jax.ConfigError, match="policy: schema: expected 3, found 1"):
+        checkpoint.load_policy(tmp_path / "policy")
+    record.write_text(text)
     for file in sorted((tmp_path / "policy" / "arrays").rglob("*")):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(omcda_jax.ConfigError, match="policy: the policy (cannot be read|is damaged)"):
         checkpoint.load_policy(tmp_path / "policy")
+
+
+def test_a_policy_whose_settings_are_something_else_is_refused(tmp_path):
+    """The record names a class to import: nothing but an algorithm's settings is called."""
+    checkpoint.save_policy(tmp_path / "policy", omcda_jax.policy(after(CONFIGS["bc"])))
+    record = tmp_path / "policy" / "policy.json"
+    values = json.loads(record.read_text())
+    del values["sha256"]
+    values |= {"settings": "os:system", "config": {"command": f"touch {tmp_path}/called"}}
+    record.write_text(json.dumps(values | {"sha256": checkpoint._digest_json(values)}))
+    with pytest.raises(omcda_jax.ConfigError, match="settings: expected an algorithm's settings, found 'os:system'"):
+        checkpoint.load_policy(tmp_path / "policy")
+    assert not (tmp_path / "called").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,7 +232,7 @@ def test_an_algorithm_of_ones_own_is_used_by_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("omgia", "expected bc, bcq, cql"),
+        ("omgia", "no algorithm 'omgia'; did you mean 'omiga'"),
         ("nowhere_at_all:ALGORITHM", "No module named 'nowhere_at_all'"),
         ("math:pi", "found float"),
         ("math:tau_", "has no attribute"),
@@ -241,3 +266,23 @@ def test_keys_of_initialisation_and_of_updates_are_different_streams():
     steps = {bytes(np.asarray(jax.random.key_data(jax.random.fold_in(state.key, step)))) for step in range(64)}
     drawn = {bytes(np.asarray(jax.random.key_data(k))) for k in [*jax.random.split(key, 64), key, state.key]}
     assert len(steps) == 64 and not steps & drawn
+
+
+def test_settings_that_forget_a_name_of_their_own_are_refused():
+    class Mine(omcda_jax.OmcdaConfig):
+        pass
+
+    with pytest.raises(omcda_jax.ConfigError, match="omcda: expected settings of class OmcdaConfig, found .*Mine"):
+        omcda_jax.init(jax.random.key(0), SPEC, Mine())
+
+
+def test_settings_are_given_by_name():
+    """Positions would change their meaning with the order of fields."""
+    with pytest.raises(TypeError):
+        omcda_jax.OmcdaConfig(0.6)
+
+
+def test_two_losses_of_one_name_are_refused():
+    state = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"])
+    with pytest.raises(ValueError, match=r"losses: expected each name once, found \['policy/loss'\] twice"):
+        training.descend(state, make_batch(0), [bc.policy_loss, bc.policy_loss], None)

@@ -161,7 +161,9 @@ def test_the_overview_marks_what_is_not_the_algorithms_own_default():
     assert words[words.index("*penalty") + 1] == "10.0" and words[words.index("seed") + 1] == "3"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "--config=list"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["run", "--config=list"], ["report", "--help"], ["data", "--help"]]
+)
 def test_a_reader_that_leaves_early_ends_the_command_quietly(words):
     command = [sys.executable, "-m", "omcda_jax.runner.main", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

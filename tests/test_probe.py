@@ -41,7 +41,7 @@ def test_policy_evaluation_agrees_with_iterating_the_bellman_equation(either, ra
     policy = random.dirichlet(np.ones(ring.behaviour.shape[1]), size=exact.NUM_PLACES)
     value = np.zeros(exact.NUM_PLACES)
     for _ in range(800):
-        value = ring.reward + ring.discount * np.einsum("pa,paq,q->p", policy, ring.transition, value)
+        value = ring.reward + ring.gamma * np.einsum("pa,paq,q->p", policy, ring.transition, value)
     np.testing.assert_allclose(exact.evaluate(ring, policy), value, rtol=1e-12)
 
 
@@ -49,7 +49,7 @@ def test_the_regularised_optimum_agrees_with_soft_value_iteration(either):
     ring, alpha = either[0], 1.5
     value = np.zeros(exact.NUM_PLACES)
     for _ in range(800):
-        q = ring.reward[:, None] + ring.discount * ring.transition @ value
+        q = ring.reward[:, None] + ring.gamma * ring.transition @ value
         value = alpha * np.log((ring.behaviour * np.exp(q / alpha)).sum(axis=-1))
     policy = ring.behaviour * np.exp((q - value[:, None]) / alpha)
     np.testing.assert_allclose(exact.solve(ring, alpha).policy[0], policy, atol=1e-10)
@@ -59,7 +59,7 @@ def test_a_vanishing_level_gives_the_unconstrained_optimum_and_a_huge_one_the_be
     ring = problem[2]
     value = np.zeros(exact.NUM_PLACES)
     for _ in range(800):
-        value = (ring.reward[:, None] + ring.discount * ring.transition @ value).max(axis=-1)
+        value = (ring.reward[:, None] + ring.gamma * ring.transition @ value).max(axis=-1)
     found = exact.solve(ring, [1e-4, 1e7])
     assert found.value[0] == pytest.approx(ring.start @ value, rel=1e-4)
     assert found.value[1] == pytest.approx(exact.true_value(ring, ring.behaviour), rel=1e-5)
@@ -240,7 +240,7 @@ def test_the_policy_table_of_continuous_actions_is_what_the_agents_play(leaning)
 def check_continuous(leaning, rule, updates, batch_size, hidden_sizes):
     """Trains under one rule, compares with its exact answers, and returns the learned value."""
     config = probe.settings(rule, updates, hidden_sizes=hidden_sizes)
-    learned = probe.train(leaning, probe.rollouts(leaning), config, updates=updates, batch_size=batch_size)
+    learned = probe.train(leaning, probe.rollouts(leaning), config, updates=updates, batch_size=batch_size, seed=1)
     solution = probe.exact_split(exact.frontier(leaning, "batch", config.influence_epsilon), config)
     behaviour = exact.behaviour_value(leaning)
     gain = (learned.value.sum() - behaviour) / (solution.value.sum() - behaviour)

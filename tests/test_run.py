@@ -192,6 +192,17 @@ def test_a_directory_of_another_run_is_refused(run, capsys):
     assert "--workdir" in error
 
 
+def test_a_directory_of_another_version_is_refused_with_what_to_do(run, capsys):
+    assert run.main(command()) == 0
+    settings = json.loads((DIRECTORY / "config.json").read_text())
+    settings["algorithm"]["discount"] = 0.99
+    (DIRECTORY / "config.json").write_text(json.dumps(settings))
+    assert run.main(command()) == 78
+    error = capsys.readouterr().err
+    assert "was begun by another version of omcda-jax, whose settings differ (algorithm.discount)" in error
+    assert "finish it with that version, or choose another --workdir" in error and error.count("\n") == 1
+
+
 def test_a_start_that_failed_claims_nothing(run, capsys):
     assert run.main(command("--config.data.path=elsewhere.h5", updates=10)) == 78
     assert "elsewhere.h5" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from omcda_jax.algorithms import bc, bcq, cfcql, comadice, cql, icq, omar, omcda, omiga
 from omcda_jax.checks import check_batch, check_observation
-from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metrics, Normaliser, TrainState
+from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metrics, Normaliser, TrainState, suggestion
 
 
 @functools.cache
@@ -23,6 +23,9 @@ def _complete(algorithm: Algorithm) -> Algorithm:
     name = algorithm.config.name
 
     def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
+        if type(config) is not algorithm.config:
+            expected, given = algorithm.config.__qualname__, type(config).__qualname__
+            raise ConfigError(f"{name}: expected settings of class {expected}, found {given}, whose name is the same")
         config.validate()
         return algorithm.init(key, spec, config)
 
@@ -70,11 +73,12 @@ ALGORITHMS = {
 }
 
 
-def find(name: str) -> Algorithm:
+def find(name: str, key: str = "algorithm.name") -> Algorithm:
     """Return the algorithm of a name.
 
     Args:
         name: a key of ALGORITHMS, or `module:ATTRIBUTE` of an algorithm of your own, which is imported.
+        key: setting or flag that gave the name, for messages.
 
     Raises:
         ConfigError: there is none of this name.
@@ -83,14 +87,14 @@ def find(name: str) -> Algorithm:
         return ALGORITHMS[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ConfigError(f"algorithm.name: expected {', '.join(ALGORITHMS)} or module:ATTRIBUTE, found {name!r}")
+        raise ConfigError(f"{key}: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}, or module:ATTRIBUTE")
     try:
         algorithm = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"algorithm.name: expected module:ATTRIBUTE, found {name!r}: {error}") from error
+        raise ConfigError(f"{key}: expected module:ATTRIBUTE, found {name!r}: {error}") from error
     if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"algorithm.name: expected an Algorithm at {name}, found {type(algorithm).__name__}")
-    return _complete(algorithm)
+        raise ConfigError(f"{key}: expected an Algorithm at {name}, found {type(algorithm).__name__}")
+    return _complete(algorithm._replace(needs=tuple(algorithm.needs)))
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:

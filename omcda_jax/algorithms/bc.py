@@ -10,7 +10,7 @@ from omcda_jax.training import static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class BcConfig:
     """Settings of behaviour cloning.
 

@@ -34,7 +34,7 @@ LOG_STD_BOUNDS = (-4.0, 15.0)
 LATENT_LIMIT = 0.5
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class BcqConfig:
     """Settings of BCQ-MA.
 

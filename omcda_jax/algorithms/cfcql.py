@@ -27,7 +27,7 @@ from omcda_jax.training import CriticSettings, static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class CfcqlConfig(CriticSettings):
     """Settings of CFCQL.
 

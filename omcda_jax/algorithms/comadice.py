@@ -34,7 +34,7 @@ from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, 
 VALUE_FORMS = ("released", "dual")
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class ComadiceConfig(CriticSettings):
     """Settings of ComaDICE.
 

@@ -30,7 +30,7 @@ from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, 
 VARIANTS = ("corrected", "released")
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class CqlConfig(CriticSettings):
     """Settings of CQL-MA.
 

@@ -35,7 +35,7 @@ VARIANTS = ("corrected", "released")
 RELEASED_DECAY = 0.8
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class IcqConfig(CriticSettings):
     """Settings of MA-ICQ.
 

@@ -43,7 +43,7 @@ from omcda_jax.training import CriticSettings, static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class OmarConfig(CriticSettings):
     """Settings of OMAR.
 

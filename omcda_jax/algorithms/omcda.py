@@ -38,7 +38,7 @@ from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, 
 VALUE_TARGETS = ("expectation", "in_sample")
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class OmcdaConfig(CriticSettings):
     """Settings of OMCDA.
 
@@ -163,12 +163,12 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     parts = {"behaviour": nets.policy, "return": nets.returns}
     if config.decoupled:
         parts["deviation"] = nets.deviations
-    params_key, share_key = jax.random.split(key)
+    params_key, value_key, share_key = jax.random.split(key, 3)
     params = networks.init_params(params_key, spec, **parts)
     params["policy"] = jax.tree.map(jnp.array, params["behaviour"])
     if config.value_target == "in_sample":
         names = parts.keys() - {"behaviour"}
-        params["value"] = networks.init_params(share_key, spec, **dict.fromkeys(sorted(names), nets.value))
+        params["value"] = networks.init_params(value_key, spec, **dict.fromkeys(sorted(names), nets.value))
     share = jnp.full((spec.num_agents,), 1 / spec.num_agents, jnp.float32)
     if config.allocation == "random":
         share = jax.random.dirichlet(share_key, jnp.ones((spec.num_agents,)))

@@ -23,7 +23,7 @@ from omcda_jax.training import CriticSettings
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class OmigaConfig(CriticSettings):
     """Settings of OMIGA.
 

@@ -23,7 +23,7 @@ from absl import flags
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import card, formats, hub, manifest
-from omcda_jax.system import exit_status, read_flags
+from omcda_jax.system import exit_status, printing, read_flags
 from omcda_jax.types import ConfigError
 
 COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
@@ -163,4 +163,4 @@ def _flags() -> flags.FlagValues:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

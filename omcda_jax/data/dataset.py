@@ -259,20 +259,20 @@ def memory_bytes(dataset: Dataset) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(dataset))
 
 
-def max_return_to_go(dataset: Dataset, discount: float) -> jax.Array:
+def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
     """Return the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
 
     No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data.
 
     Args:
         dataset: the data.
-        discount: factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
+        gamma: discount factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
     """
     has_successor = jnp.zeros(dataset.reward.shape, bool).at[dataset.rows].set(True)
 
     def back(later, row):
         reward, live = row
-        value = jnp.where(live, reward + discount * later, 0.0)
+        value = jnp.where(live, reward + gamma * later, 0.0)
         return value, value
 
     _, values = jax.lax.scan(back, jnp.zeros(()), (dataset.reward, has_successor), reverse=True)

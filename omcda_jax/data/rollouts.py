@@ -147,8 +147,10 @@ def _play_host(
             episode[idle], t[idle], running[idle] = first + begun + np.arange(len(idle)), 0, True
             begun += len(idle)
             see(idle, simulators.reset(idle, np.array([_reset_seed(seed, e) for e in episode[idle]])))
-        chosen = np.asarray(act(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
         who = np.flatnonzero(running)
+        if not len(who):
+            return
+        chosen = np.asarray(act(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
         after = simulators.step(who, chosen[who])
         action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
         t[who] += 1

@@ -8,8 +8,7 @@ import importlib
 import importlib.util
 
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.system import suggestion
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, suggestion
 
 FAMILIES = {
     "smax": "omcda_jax.envs.smax",

@@ -19,8 +19,8 @@ import numpy as np
 
 from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import one_line, suggestion
-from omcda_jax.types import ConfigError, EnvSpec
+from omcda_jax.system import one_line
+from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
 # Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
 # from copy to copy.

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from omcda_jax.envs.base import Environment, TimeStep
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import suggestion
-from omcda_jax.types import ConfigError, EnvSpec
+from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
 HORIZON = 100
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type

@@ -12,8 +12,8 @@ from omcda_jax.runner.jobs import Switches
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.settings import explain
-from omcda_jax.system import read_flags, suggestion
-from omcda_jax.types import ConfigError
+from omcda_jax.system import read_flags
+from omcda_jax.types import ConfigError, suggestion
 
 
 class Processes(NamedTuple):
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         return None
     config = resolve(values.config, assignments)
     if values.help:
-        say(f"{config.name}: {PRESETS[config.name].description}\n\n{explain(config)}")
+        say(f"{config.name}: {PRESETS[values.config].description}\n\n{explain(config)}")
         return None
     seed = f"seed_{config.seed}" if config.learner.mode == "data" else "trials"
     # the name of a user's own algorithm has a colon, which some file systems refuse

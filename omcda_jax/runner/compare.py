@@ -22,7 +22,7 @@ from typing import NamedTuple
 from absl import flags
 
 from omcda_jax import envs
-from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.algorithms import ALGORITHMS, find
 from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Interruption, NonFiniteMetrics
@@ -34,7 +34,7 @@ from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
-from omcda_jax.system import read_flags, suggestion
+from omcda_jax.system import read_flags
 from omcda_jax.types import ConfigError, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
@@ -70,8 +70,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         if not names:
             raise ConfigError(f"{flag}: expected names separated by commas, found none")
     for name in values.algorithms:
-        if name not in ALGORITHMS and ":" not in name:
-            raise ConfigError(f"--algorithms: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
+        find(name, "--algorithms")
     seeds, directory = _seeds(values.seeds), os.path.abspath(values.directory)
     label = "-".join(map(str, seeds))
     cells = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from omcda_jax.algorithms import find
 from omcda_jax.checkpoint import Checkpoints, digest
-from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, to_dict
+from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_dict
 from omcda_jax.learner import Layout, broadcast, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.processes import by_first, is_first
@@ -144,7 +144,15 @@ def refuse_other_settings(job: Job) -> None:
 
 
 def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
-    changed = differences(saved, to_dict(job.config))
+    current = to_dict(job.config)
+    changed = differences(saved, current)
+    same_algorithm = saved["algorithm"].get("name") == current["algorithm"]["name"]
+    if same_algorithm and keys(saved) != keys(current):
+        unknown = ", ".join(sorted(keys(saved) ^ keys(current)))
+        raise ConfigError(
+            f"{job.directory}: was begun by another version of omcda-jax, whose settings differ ({unknown}); finish it "
+            f"with that version, or choose another {job.flag}"
+        )
     listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
     if listed:
         raise ConfigError(

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from omcda_jax.system import printing
+
 # each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
 COMMANDS = {
     "run": ("omcda_jax.runner.run", "train an algorithm on a preset's task, evaluate it and report"),
@@ -15,7 +17,6 @@ COMMANDS = {
     "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),
     "report": ("omcda_jax.runner.report", "print a finished run's table and draw its plot again"),
 }
-EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -27,17 +28,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     # where a user's own environments and algorithms are
     sys.path.append(os.getcwd())
-    try:
+
+    def work() -> int:
         if name in COMMANDS:
-            status = importlib.import_module(COMMANDS[name][0]).main([f"omcda-jax {name}", *rest])
-        else:
-            status = _help(name)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader has gone: nothing may be written any more, not even while Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = EX_PIPE
-    _leave(status or os.EX_OK)
+            return importlib.import_module(COMMANDS[name][0]).main([f"omcda-jax {name}", *rest])
+        return _help(name)
+
+    _leave(printing(work))
 
 
 def _help(name: str) -> int:

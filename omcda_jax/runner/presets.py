@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omcda_jax.algorithms import ALGORITHMS, find
+from omcda_jax.algorithms import find
 from omcda_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -20,8 +20,7 @@ from omcda_jax.config import (
     apply_overrides,
     replace_settings,
 )
-from omcda_jax.system import suggestion
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, suggestion
 
 
 class Preset(NamedTuple):
@@ -131,8 +130,6 @@ def algorithm_settings(preset: Preset, name: str) -> Any:
     Raises:
         ConfigError: there is no such algorithm.
     """
-    if name not in ALGORITHMS and ":" not in name:
-        raise ConfigError(f"algorithm.name: no algorithm {name!r}; {suggestion(name, ALGORITHMS)}")
     defaults = find(name).config()
     fields = {field.name for field in dataclasses.fields(defaults)}
     shared = {key: value for key, value in preset.shared.items() if key in fields}

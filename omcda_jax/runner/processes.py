@@ -15,6 +15,7 @@ import numpy as np
 
 from omcda_jax.checkpoint import StorageError
 from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, broadcast
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
@@ -71,10 +72,9 @@ def join(coordinator: str | None, processes: int | None, index: int | None, inte
         try:
             jax.distributed.initialize(coordinator, processes, index, heartbeat_timeout_seconds=HEARTBEAT)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"--distributed: no cluster found to join ({reason}); give --coordinator=HOST:PORT --num_processes=N "
-                "--process_id=I"
+                f"--distributed: no cluster found to join ({one_line(error)}); give --coordinator=HOST:PORT "
+                "--num_processes=N --process_id=I"
             ) from error
     interruption.renew()
     say(f"{jax.process_count()} processes, {jax.device_count()} devices")
@@ -112,8 +112,7 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         complain(
-            f"error: another process is gone ({str(error).splitlines()[0][:200]}); the same commands go on from the "
-            "latest checkpoint"
+            f"error: another process is gone ({one_line(error)}); the same commands go on from the latest checkpoint"
         )
         os._exit(os.EX_TEMPFAIL)
 

@@ -5,12 +5,12 @@
 prints the table of a finished run again and draws its plot again; so does `omcda-jax report`.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ import jax
 
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner import plots
+from omcda_jax.system import exit_status
 from omcda_jax.types import ConfigError
 
 AGENT_COLUMNS = {
@@ -223,24 +224,28 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table of the run in `argv[1]` and draw its plot again; return the exit status."""
-    if len(argv) != 2 or argv[1] in ("-h", "--help"):
+    return exit_status(functools.partial(_show_again, argv))
+
+
+def _show_again(argv: Sequence[str]) -> None:
+    if argv[1:] in (["-h"], ["--help"]):
         print(__doc__)
-        return os.EX_OK if argv[1:] else os.EX_CONFIG
+        return
+    if len(argv) != 2:
+        raise ConfigError(f"expected one directory of a finished run, found {' '.join(argv[1:]) or 'none'}")
     directory = argv[1]
     result = shares(directory)
     if result is None:
         path = os.path.join(directory, "result.json")
         if not os.path.isfile(path):
-            print(f"error: {directory}: expected the directory of a finished run, with result.json", file=sys.stderr)
-            return os.EX_CONFIG
+            raise ConfigError(f"{directory}: expected the directory of a finished run, with result.json")
         with open(path, encoding="utf-8") as file:
             result = json.load(file)
     if "trials" in result:
         print(trials_table(result))
-        return os.EX_OK
+        return
     print(table(result))
     try:
         print(f"plot: {plots.plot(directory, result)}")
     except ConfigError as error:
         print(error)
-    return os.EX_OK

@@ -143,8 +143,13 @@ def finish(
         **fingerprints(job, state),
         **report.provenance(),
     }
-    write_json(os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json"), result)
+    write_json(result_path(job, which), result)
     return result
+
+
+def result_path(job: Job, which: str) -> str:
+    """Return where the result of a checkpoint is written, latest or best."""
+    return os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json")
 
 
 def show(
@@ -174,7 +179,7 @@ def show(
             say(f"plot: {plots.plot(job.directory, result)}")
         except ConfigError as error:
             say(error)
-    say(f"result: {os.path.join(job.directory, 'result.json')}")
+    say(f"result: {result_path(job, command.checkpoint)}")
     if command.video:
         one = jax.tree.map(lambda leaf: leaf[0], state) if job.population else state
         record_video(job.algorithm.act, environment, one, command.video, seed=job.config.evaluation.seed)

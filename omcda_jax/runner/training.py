@@ -48,10 +48,10 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
     with source.opened as dataset_at:
         train_step, state = compile_step(job, layout, state, dataset_at(step))
         with Records(job, source.spec, source.metadata, guard, step, seconds) as records, interruption.deferring():
-            if records.lack_evaluation(step):
+            if records.lack_evaluation(step) and not stopping():
                 evaluate(step, layout.collect(state), judge, records, interruption)
-            calls = train(train_step, state, dataset_at, settings, layout=layout, guard=guard)
-            for step, state, report in () if stopping() else calls:
+            calls = () if stopping() else train(train_step, state, dataset_at, settings, layout=layout, guard=guard)
+            for step, state, report in calls:
                 records.follow(step, report)
                 if step % settings.log_every == 0 or step >= settings.updates:
                     records.log(step, report)
