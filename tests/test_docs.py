@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -20,16 +21,21 @@ from examples import library, own_algorithm
 
 import omcda_jax
 from omcda_jax import data, envs
+from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data.__main__ import _flags as data_flags
 from omcda_jax.runner import compare, run
 from omcda_jax.runner.collect import _flags as collect_flags
+from omcda_jax.runner.presets import resolve
 from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "api")]
-# how long an example trains in these tests
-REDUCED = {"updates=20_000": "updates=20, updates_per_call=10, log_every=10, checkpoint_every=10, evaluate_every=10"}
+# how long an example trains and plays in these tests
+REDUCED = {
+    "updates=20_000": "updates=20, updates_per_call=10, log_every=10, checkpoint_every=10, evaluate_every=10",
+    "env, 256)": "env, 2)",
+}
 
 
 def blocks(page, language):
@@ -83,9 +89,21 @@ def names():
     return {"spec": spec, "dataset": data.from_arrays(spec, data.Episodes(**arrays)), **batches, **arrays}
 
 
+def leave_a_file_and_a_run(names):
+    """Write what the library's page reads: a dataset file, and a checkpoint of smac_3m."""
+    episodes = data.Episodes(*(names[field] for field in data.Episodes._fields))
+    data.write("mine.h5", names["spec"], episodes, {"environment": "my_module/easy", "quality": "medium"})
+    config = resolve("smac_3m", [])
+    state = omcda_jax.init(jax.random.key(0), envs.make(config.data.environment).spec, config.algorithm)
+    with Checkpoints("runs/smac_3m/medium/omcda/seed_0/checkpoints/latest") as checkpoints:
+        checkpoints.save(state, {})
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page.stem == "library":
+        leave_a_file_and_a_run(names)
     for block in blocks(page, "python"):
         if block.startswith("--8<--"):  # a file, which has a test of its own
             continue
@@ -250,9 +268,10 @@ def test_every_function_of_the_table_of_equations_exists():
         if first.endswith(".py`"):
             module = importlib.import_module(f"omcda_jax.algorithms.{first.strip('`').removesuffix('.py')}")
         for name in re.findall(r"`([\w.]+)`", functions):
-            *path, attribute = name.split(".")
-            owner = importlib.import_module(".".join(["omcda_jax", *path])) if path else module
-            assert hasattr(owner, attribute), name
+            if "." in name:
+                pkgutil.resolve_name(f"omcda_jax.{name}")
+            else:
+                assert hasattr(module, name), name
 
 
 @pytest.mark.quick
