@@ -32,7 +32,8 @@ def influence(
 
         m_i = E_o[Cov_{a~pi_i}(f_i, l_i)] / (E_o[Var_{a~pi_i}(l_i)] + epsilon)
 
-    with f_i = w^r_i q^r_i and l_i = log pi_i - log b_i. At the constrained optimum m_i = alpha_i = dV^r_tot/dd_i.
+    with f_i = w^r_i q^r_i and l_i = log pi_i - log b_i. In a one-step problem, at the optimum under the budgets,
+    m_i = alpha_i = dV^r_tot/dd_i.
 
     Args:
         return_values: [B, N, K] f_i, each agent's part of the team's return, at the support points.
@@ -74,7 +75,7 @@ def allocate(
     Rules:
         softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's.
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
-            point makes all m_i equal: water-filling, the best split of one KL budget.
+            point makes all m_i equal: water-filling, almost the best split of one KL budget.
         uniform: d_tot / N each (the paper's ablation without allocation).
         random: `previous` unchanged, a fixed random point of the simplex (the paper's ablation).
 
@@ -84,10 +85,10 @@ def allocate(
         rule: one of ALLOCATION_RULES (static).
         total_budget: d_tot > 0, nats over all agents.
         min_budget: d_min >= 0, nats; N d_min <= d_tot.
-        temperature: of the softmax rule, in the units of the scaled influence.
-        step_size: of the projected rule, relative to an even share.
+        temperature: temperature of the softmax rule, in the units of the scaled influence.
+        step_size: step size of the projected rule, relative to an even share.
         influence_scale: "relative" divides m by the mean |m| over agents, which frees the rules of the reward's
-            units; "raw" is the paper's letter (static).
+            units; "raw" is the paper's literal form (static).
 
     Returns:
         [N] budgets d, nats.
@@ -140,9 +141,10 @@ def conservatism_level(
     """Level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
 
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
-    pi*_i / b_i on the data, so mean(omega_i) = 1. Its divergence mean(omega_i log omega_i) falls as alpha_i grows;
-    bisection on log alpha_i meets the budget. This solves the paper's dual min_alpha alpha (d_i - KL_i) instead of
-    stepping it (a choice made here; the per-agent form of REPS, Peters et al. 2010).
+    pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
+    `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows; bisection on
+    log alpha_i meets the budget. This solves the paper's dual min_alpha alpha (d_i - KL_i) instead of stepping it (a
+    choice made here; the per-agent form of REPS, Peters et al. 2010).
 
     Args:
         return_advantage: [B, N] A^r_i = w^r_i (q^r_i - E_pi q^r_i).

@@ -34,12 +34,13 @@ class Repairs:
     """How a foreign file's numbers are to be read; the defaults take them as they are.
 
     Attributes:
-        action_scale: continuous actions are divided by it; the published HAPPO datasets want 4 (ComaDICE's loader).
+        action_scale: continuous actions are divided by it; the published HAPPO datasets need 4 (ComaDICE's loader).
         clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
         rewards: `reward`, or `return_to_go` where each is the sum of all rewards still to come (as the MADT loader
             makes them), which is undone.
         team_reward: what rewards that differ between agents become, their `mean` or `sum`; None refuses them.
-        time_limit: episodes of so many steps were cut by the clock, though the file has them ended. None: as it says.
+        time_limit: episodes of this many steps were cut by the time limit, although the file marks them as ended; None
+            takes the file's word.
     """
 
     action_scale: float = 1.0
@@ -66,15 +67,16 @@ class DataConfig(Repairs):
     Attributes:
         environment: `family/scenario`, for instance `smax/5m_vs_6m`.
         quality: name of the behaviour that made the data, for instance `medium`.
-        episodes: how many episodes the dataset has; used when it must be collected. None: `transitions` rules.
-        transitions: how many transitions it has at least, in whole episodes. None: `episodes` rules.
+        episodes: how many episodes the dataset has; used when it must be collected; if None, `transitions`
+            decides.
+        transitions: how many transitions it has at least, in whole episodes; if None, `episodes` decides.
         seed: seed of the collection, and of the order of windows where data stay on the host.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
         placement: where the data are, on the `device` or the `host`: in memory or, memory-mapped, on the disk, with a
             window of them on the device at a time, see `omcda_jax.data.Windows`.
-        window: megabytes of data on the host that are on the device at a time, all shards together; a second window is
-            on its way.
+        window: megabytes per window on the device when the data stay on the host, all shards together; two are there at
+            once.
         shards: V, equal cuts of the data for as many parts of the batch; batch row r comes from cut
             r * V // learner.batch_size, and of several processes each holds its own rows' cuts only.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
@@ -139,7 +141,7 @@ class LearnerConfig:
         if self.mode == "trials":
             require(self.trials, "learner.trials", "a grid such as 'seed=0..3; algorithm.d_tot=0.6,1.8'", self.trials)
         else:
-            require(not self.trials, "learner.mode", "trials, for learner.trials is set", self.mode)
+            require(not self.trials, "learner.mode", "trials, because learner.trials is set", self.mode)
         for name in ("updates", "batch_size", "updates_per_call", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"learner.{name}", "at least 1", getattr(self, name))
         require(self.evaluate_every >= 0, "learner.evaluate_every", "0 or more", self.evaluate_every)
@@ -151,11 +153,11 @@ class LearnerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How a policy is judged.
+    """How a policy is evaluated.
 
     Attributes:
         episodes: greedy episodes per evaluation, played side by side.
-        seed: seed of the episodes; the same for every evaluation of a run, so that they compare.
+        seed: seed of the episodes; the same for every evaluation of a run, so that they can be compared.
     """
 
     episodes: int = 256
@@ -175,7 +177,7 @@ class ExperimentConfig:
         algorithm: the algorithm's frozen dataclass, whose `name` says which algorithm it is.
         data: which dataset.
         learner: how long to learn.
-        evaluation: how to judge.
+        evaluation: how to evaluate the policy.
         seed: seed of initialisation, batches and the algorithm's own draws.
         directory: where run directories are made.
     """

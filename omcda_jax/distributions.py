@@ -153,7 +153,7 @@ class TanhGaussian:
         return self._squash(self.mean)
 
     def kl(self, other: "TanhGaussian") -> chex.Array:
-        """KL(self || other) in nats, closed form, for tanh changes nothing about it: [...]."""
+        """KL(self || other) in nats, in closed form: tanh does not change it: [...]."""
         chex.assert_equal_shape([self.mean, other.mean])
         ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * jnp.exp(-other.log_std)

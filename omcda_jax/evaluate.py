@@ -149,7 +149,7 @@ def summarise(results: EpisodeResults) -> dict[str, float]:
 
 
 def check_video(environment: Environment | HostEnvironment, path: str) -> None:
-    """Find out whether `record_video` would succeed, by taking one picture; worth doing before a long training.
+    """Find out whether `record_video` would succeed, by rendering one frame; worth doing before a long training.
 
     Args:
         environment: the simulator.
@@ -179,13 +179,13 @@ def check_video(environment: Environment | HostEnvironment, path: str) -> None:
 def record(
     act: Callable[..., jax.Array], environment: HostEnvironment, state: Any, *, seed: int, every: int = 1
 ) -> list[np.ndarray]:
-    """Play one greedy episode and returns its pictures, each [H, W, 3] uint8: the first, the last, some in between.
+    """Play one greedy episode and return its frames, each [H, W, 3] uint8: the first, the last, some in between.
 
     Args:
         act, environment: as for `make_evaluate`.
         state: first argument of `act`.
         seed: of the episode.
-        every: steps from one picture to the next.
+        every: steps from one frame to the next.
 
     Raises:
         ConfigError: no graphics.
@@ -208,7 +208,7 @@ def record(
 def record_video(
     act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, path: str, *, seed: int
 ) -> None:
-    """Write one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 pictures.
+    """Write one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 frames.
 
     Args:
         act, environment, state, seed: as for `record`.

@@ -1,6 +1,6 @@
 """Training: k updates per compiled call, a loop over such calls, and signals that ask it to stop.
 
-A batch is a pure function of the state's key and step, so a state restored at step n goes on exactly as if it had
+A batch is a pure function of the state's key and step, so a state restored at step n resumes exactly as if it had
 never stopped. The dataset is an argument of the compiled call: resident on the device and never copied into it.
 """
 
@@ -29,7 +29,7 @@ _AXIS = "devices"
 
 
 class NonFiniteMetrics(RuntimeError):
-    """Update after update was infinite or not a number; the message names the first metric that was, and the step."""
+    """Update after update was infinite or not a number; the message names the first such metric by name, and when."""
 
 
 class Interrupted(BaseException):
@@ -219,7 +219,7 @@ def make_debug_step(
     """Return what `make_train_step` does for one trial on one device, without scan, donation and guard.
 
     An update with any result that is not finite is done again operation by operation: where the guarded step would
-    skip it in silence, this one raises FloatingPointError at the first operation that gave no number.
+    skip it in silence, this one raises FloatingPointError at the first operation that produced a NaN.
 
     Args:
         algorithm, sample, batch_size, updates_per_call: as `make_train_step`.
@@ -267,13 +267,13 @@ class Guard:
 
     Args:
         trials: P, how many there are.
-        saved: `counts` of an earlier start, to go on from.
+        saved: `counts` of an earlier start, to resume from.
 
     Attributes:
         skipped: [P] int, updates skipped.
         in_a_row: [P] int, how many of them just now, without a kept one between.
-        culprits: [P], for a trial that once skipped PATIENCE updates in a row the first metric that was not finite
-            then; None for all others.
+        culprits: [P], for a trial that once skipped PATIENCE updates in a row the first metric by name, not in
+            time, that was not finite then; None for all others.
     """
 
     def __init__(self, trials: int = 1, saved: Mapping[str, Any] | None = None):
@@ -329,7 +329,7 @@ def train(
             done that returns what the next call takes.
         config: numbers of updates.
         layout: None: one trial on one device.
-        guard: counts of earlier starts to go on from; None: from zero. It is up to date at every yield.
+        guard: counts of earlier starts to resume from; None: from zero. It is up to date at every yield.
 
     Yields:
         After every call: updates done; the state, which the next call donates (`layout.collect` gives it without the

@@ -1,4 +1,4 @@
-"""Unbatched-in-spirit mathematics of the losses: every function returns per-row or per-agent arrays, no averages."""
+"""Mathematics of the losses: every function returns per-row or per-agent arrays and averages nothing."""
 
 import chex
 import jax

@@ -16,7 +16,7 @@ class MetricsFile:
     """A JSONL file of rows, appended to; a context manager.
 
     A row is `{"step": ..., **values}`: scalars as numbers, vectors as lists. Rows past `resumed_step` are dropped
-    on opening, so a run that goes on from a checkpoint never holds a step twice.
+    on opening, so a run that resumes from a checkpoint never holds a step twice.
 
     Args:
         path: the file; made when missing.

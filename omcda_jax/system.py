@@ -45,7 +45,7 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: boo
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Run a command and return its exit status: os.EX_CONFIG after one line on what the user can mend.
+    """Run a command and return its exit status: os.EX_CONFIG after one line on what the user can fix.
 
     Args:
         work: the command.

@@ -30,7 +30,7 @@ def static(default: Any) -> Any:
 
 @flax.struct.dataclass(kw_only=True)
 class CriticSettings:
-    """What the methods with a mixed critic have in common, with OMIGA's code for a model.
+    """What the methods with a mixed critic have in common, modelled on OMIGA's code.
 
     Attributes:
         gamma: discount factor per step.
@@ -52,7 +52,7 @@ class CriticSettings:
 
 
 def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -> None:
-    """Check one setting; a traced number passes, for nothing is known of it.
+    """Check one setting; a traced number passes, because its value is unknown.
 
     Args:
         config: an algorithm's settings.

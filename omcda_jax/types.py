@@ -1,4 +1,4 @@
-"""The data sheets every other module shares.
+"""The data types every other module shares.
 
 Dimension legend, used in every docstring of the library:
 
@@ -19,7 +19,7 @@ import numpy as np
 
 
 class ConfigError(ValueError):
-    """A configuration the user can mend; the message is one line naming the key, what was expected and found."""
+    """A configuration the user can fix; the message is one line naming the key, what was expected and found."""
 
 
 class BatchError(ValueError):
@@ -27,7 +27,7 @@ class BatchError(ValueError):
 
 
 class DatasetError(ValueError):
-    """A dataset the user can mend; the message is one line naming the file, the key, what was expected and found."""
+    """A dataset the user can fix; the message is one line naming the file, the key, what was expected and found."""
 
 
 Params = Any
@@ -122,15 +122,16 @@ class Normaliser:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything one algorithm needs to go on learning; a pytree, so it can be stacked, vmapped and saved.
+    """Everything one algorithm needs to resume learning; a pytree, so it can be stacked, vmapped and saved.
 
     Attributes:
         params: network parameters by optimiser group.
         target_params: the Polyak-averaged copies.
         opt_state: optimiser state by group.
         extra: the algorithm's own state, [N] arrays for OMCDA.
-        config: the algorithm's settings. Its numbers are leaves, float32 scalars, so that a vmapped population over
-            different values compiles once. `state.replace(config=state.config.replace(d_tot=jnp.float32(1.8)))`
+        config: the algorithm's settings. Every float setting is a leaf, a float32 scalar, so that a vmapped population
+            over different values compiles once; integers, booleans, strings and layer sizes are compiled in.
+            `state.replace(config=state.config.replace(d_tot=jnp.float32(1.8)))`
             changes one without compiling again.
         step: int32, updates done.
         key: typed PRNG key; never changes, each update folds `step` into it.
@@ -176,7 +177,7 @@ class Algorithm(NamedTuple):
     """What a learner and an evaluator know of an algorithm.
 
     Attributes:
-        config: class of its settings, a `flax.struct.dataclass`: numbers are leaves, structure is declared
+        config: class of its settings, a `flax.struct.dataclass`: floats are leaves, structure is declared
             `pytree_node=False`. It has a class attribute `name`, by which `omcda_jax.algorithms.find` finds the
             algorithm, and a method `validate`, which raises ConfigError.
         init: `init(key, spec, config) -> TrainState`.

@@ -146,7 +146,7 @@ def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
     [
         ("nowhere.at_all", "expected a module with parallel_env: No module named 'nowhere'"),
         ("json", "expected a module with parallel_env: module 'json' has no attribute"),
-        ("particles", "expected ?horizon=STEPS, for it does not tell its own"),
+        ("particles", "expected ?horizon=STEPS, because the environment does not declare one"),
         ("particles?horizon=3&speed=2", "options: parallel_env() got an unexpected keyword argument 'speed'"),
         ("particles?horizon=3&mixed=True", "actions: expected all Discrete or all Box, found Box, Discrete"),
     ],

@@ -160,7 +160,7 @@ def test_of_two_downloads_at_once_one_fetches_and_the_other_waits(server, tmp_pa
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_broken_transfer_goes_on(server, tmp_path, knows_ranges):
     server.breaks_after, server.knows_ranges = 1000, knows_ranges
-    with pytest.raises(DatasetError, match=rf"1000 of {len(server.content)} bytes.*the same command goes on"):
+    with pytest.raises(DatasetError, match=rf"1000 of {len(server.content)} bytes.*the same command resumes"):
         hub.download(NAME, tmp_path, endpoint=server.endpoint)
     assert hub.download(NAME, tmp_path, endpoint=server.endpoint)
     assert server.ranges == ["bytes=0-", "bytes=1000-"]

@@ -104,7 +104,7 @@ def test_a_signal_in_training_saves_and_the_same_command_ends_as_if_never_stoppe
     stop_when(monkeypatch, Progress, "update", lambda self, step, metrics: step == 30, signal.SIGINT)
     capsys.readouterr()
     assert run.main(command()) == 75
-    assert "stopped and saved at step 30 of 60; the same command goes on" in capsys.readouterr().out
+    assert "stopped and saved at step 30 of 60; the same command resumes" in capsys.readouterr().out
     assert not (DIRECTORY / "result.json").exists()
     assert run.main(command()) == 0
     assert "resumed at step 30 of 60" in capsys.readouterr().out
@@ -319,7 +319,7 @@ def smax_command(directory):
 
 
 def test_smax_end_to_end_through_a_signal(tmp_path):
-    """Collects, trains OMCDA, is told to stop, and goes on to a result."""
+    """Collects, trains OMCDA, is told to stop, and resumes to a result."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -438,13 +438,13 @@ def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypa
     ("more", "message"),
     [
         ([GRID[0]], "learner.trials: expected a grid such as"),
-        ([GRID[1]], "learner.mode: expected trials, for learner.trials is set"),
+        ([GRID[1]], "learner.mode: expected trials, because learner.trials is set"),
         ([GRID[0], "--config.learner.trials=seed"], "learner.trials: seed: expected key=value,value,..."),
         ([GRID[0], "--config.learner.trials=seed=0..x"], "expected two whole numbers around '..', found '0..x'"),
         ([GRID[0], "--config.learner.trials=seed=1;seed=2"], "learner.trials: seed: expected each key once"),
         ([GRID[0], "--config.learner.trials=algorithm.hidden_sizes=8"], "expected seed or one of algorithm."),
         ([GRID[0], "--config.learner.trials=seed=-1"], "seed: expected at least 0, found -1"),
-        ([*GRID, "--distributed"], "--distributed: trials know nothing of each other"),
+        ([*GRID, "--distributed"], "--distributed: trials run independently"),
         ([*GRID, "--num_processes=9", "--process_id=8"], "--num_processes: expected at most 4, the trials, found 9"),
         (["--num_processes=2"], "--num_processes, --process_id: expected both or neither, found one"),
         (["--num_processes=2", "--process_id=2"], "--process_id: expected less than --num_processes=2, found 2"),

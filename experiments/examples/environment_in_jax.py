@@ -1,7 +1,7 @@
-"""A simulator in JAX: `python experiments/run.py --config.data.environment=examples.environment_in_jax/9 ...`.
+"""A simulator in JAX: two agents walk on a line and are paid for being close to its middle. With episodes in FILE:
 
-Two agents walk on a line and are paid for being close to its middle.
-"""
+python experiments/run.py --config=smac_3m --config.data.path=FILE \\
+    --config.data.environment=examples.environment_in_jax/9"""
 
 import jax
 import jax.numpy as jnp

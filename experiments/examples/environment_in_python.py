@@ -1,6 +1,7 @@
-"""A simulator in Python: `python experiments/run.py --config.data.environment=examples.environment_in_python/9 ...`.
+"""A simulator in Python: the game of environment_in_jax.py. With episodes in FILE:
 
-The game of environment_in_jax.py. A simulator that steps many copies at once returns a HostEnvironment directly.
+python experiments/run.py --config=smac_3m --config.data.path=FILE \\
+    --config.data.environment=examples.environment_in_python/9
 """
 
 import numpy as np
@@ -34,6 +35,6 @@ class Line:
 
 
 def make(scenario: str) -> HostEnvironment:
-    """Return a line of `scenario` places."""
+    """Return a line of `scenario` places. A simulator of many copies at once returns a HostEnvironment directly."""
     name = f"examples.environment_in_python/{scenario}"
     return host_environment(name, SPEC, 20, lambda: Line(int(scenario) // 2))

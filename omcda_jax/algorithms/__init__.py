@@ -150,7 +150,7 @@ def act(
         policy: trained state, or what `policy` cut out of one.
         obs: [..., N, O], raw.
         avail: [..., N, A] bool legal actions or dimensions an agent has, None for all.
-        key: samples the policy with it; None acts greedily.
+        key: samples from a policy network (discrete BCQ, CQL and CFCQL stay greedy); None acts greedily.
 
     Returns:
         [..., N] int32, or [..., N, A] float32 in [-1, 1].
@@ -169,7 +169,7 @@ def export(policy: TrainState | Actor, platforms: tuple[str, ...] = ("cpu",)) ->
 
     Args:
         policy: as of `act`.
-        platforms: what it shall run on, among "cpu", "cuda", "rocm" and "tpu".
+        platforms: platforms to compile for, among "cpu", "cuda", "rocm" and "tpu".
 
     Returns:
         A function of obs [B, N, O] float32 and avail [B, N, A] bool, of any B.

@@ -33,8 +33,8 @@ class CfcqlConfig(CriticSettings):
 
     Attributes:
         penalty: weight of the counterfactual penalty, the paper's alpha.
-        temperature: T of the agents' weights; 0 weighs them alike; 100, for which the released code chooses one agent,
-            all but chooses it where its KL is larger than the others' by some hundredths.
+        temperature: T of the agents' weights; 0 weights them equally; at 100 nearly all weight falls on the agent with
+            the largest KL, once it leads by a few hundredths, as the released code's hard choice does.
         behaviour_updates: first updates, in which only the clone learns.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
     """

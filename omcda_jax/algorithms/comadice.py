@@ -8,7 +8,7 @@ and g = f(w), see `losses.F_DIVERGENCES`:
     e_i   = w_i (q_i - v_i),  x_i = (e_i - lambda_v) / alpha                w_i, q_i stopped
     L_v   = (1 - gamma) mean_{s0} v_i + mean [ -alpha g(x_i) + w(x_i) (e_i - lambda_v) ] + lambda_v        "dual"
     omega = sum_i w(x_i),  x_i with lambda_e, w_i and q_i barred            L_pi = -mean omega log pi_i(a_i|o_i)
-    lambda_e follows 1 - E w(x), lambda_v the gradient of L_v
+    lambda_e descends the gradient 1 - E w(x), lambda_v that of L_v
 
 The default `value_form="released"` stops the gradients through g and the trailing e_i, as the authors' code does and
 hence as their figures were made: v then minimises alpha E g(x), a one-sided regression towards q, which is not the

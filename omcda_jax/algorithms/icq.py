@@ -108,7 +108,7 @@ def policy_log_weights(state: TrainState, batch: Batch, mask: chex.Array, axis_n
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the weighted target, and what weighs the data's actions."""
+    """Constants of the step: the weighted target, and what weights the data's actions."""
 
     target: chex.Array  # [B] y
     weights: chex.Array  # [B, N] rho(adv_i / beta_pi), 0 where the agent has no choice

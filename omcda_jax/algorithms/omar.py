@@ -173,14 +173,14 @@ def best_actions(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Ar
 
 
 def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
-    """What the penalty draws actions from: a continuous policy's mean with noise, for its own width is not learnt."""
+    """The penalty's proposals: a continuous policy's mean with noise, because its own width is not learnt."""
     if isinstance(policy, Categorical):
         return policy
     return dataclasses.replace(policy, log_std=jnp.full_like(policy.mean, jnp.log(spread)))
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the critic's target, where the penalty looks, what the search came to."""
+    """Constants of the step: the critic's target, where the penalty looks, the search's result."""
 
     target: chex.Array  # [B] y, of the policy that acts
     measure: Measure  # over the actions of [B, N] agents

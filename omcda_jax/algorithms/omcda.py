@@ -50,10 +50,10 @@ class OmcdaConfig(CriticSettings):
         allocation: "softmax" (paper), "projected" (water-filling), "uniform" (ablation w/o-CDA), "random" (ablation
             rd).
         temperature: temperature of the softmax rule.
-        step_size: step of the projected rule, relative to an even share.
-        influence_scale: "relative" to the mean over agents, or "raw", the paper's letter.
+        step_size: step size of the projected rule, relative to an even share.
+        influence_scale: "relative" to the mean over agents, or "raw", the paper's literal form.
         influence_rate: weight of the newest influence in its moving average.
-        influence_epsilon: nats^2, see `allocation.influence`.
+        influence_epsilon: variance (nats^2) below which influence fades to 0.
         value_target: "expectation" (values straight from their definitions, no value networks) or "in_sample" (the
             paper's form: v^r, v^c networks, v^c from the normalisation of pi*).
         conservative_mixing: deviation mixer, see `networks.DeviationMixer`.

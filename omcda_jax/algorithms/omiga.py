@@ -1,4 +1,4 @@
-"""OMIGA: implicit value regularisation, every agent equally near to the behaviour.
+"""OMIGA: implicit value regularisation, with one conservatism level for all agents.
 
 Source: Wang, Xu, Zheng, Zhan, "Offline Multi-Agent Reinforcement Learning with Implicit Global-to-Local Value
 Regularization" (NeurIPS 2023). With the linear mixer, targets barred:

@@ -399,7 +399,7 @@ def train(
         environment: where to learn.
         settings: the recipe.
         key: typed PRNG key.
-        params: weights to go on from; fresh ones when None.
+        params: weights to resume from; fresh ones when None.
 
     Yields:
         After each update: environment steps so far, the params as from `init_params`, the metrics of `update`.

@@ -38,7 +38,7 @@ def train(
     Args:
         name: a key of `RECIPES`.
         out: folder for the files, made if missing.
-        make_evaluate: `make_evaluate(environment, episodes)` gives a function that judges policies; where a stage is
+        make_evaluate: `make_evaluate(environment, episodes)` gives a function that evaluates policies; where a stage is
             taken by its win rate, the function's facts include `win_rate`.
         seed: of the training.
         every: environment steps between two further snapshots, 0 for none.
@@ -88,7 +88,7 @@ def save(
     Args:
         environment: where it was trained.
         seed: of the training.
-        evaluate: judges policies.
+        evaluate: a function that evaluates policies.
         out: folder for the file.
         stage: names the file.
         steps: environment steps it was trained for.

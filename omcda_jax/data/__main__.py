@@ -7,7 +7,7 @@
 
 PATH is a file or folder of any format of omcda_jax.data.formats. The commands name what a foreign file does
 differently, and flags correct it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
-Downloads need the extra `hub` and go on where they stopped; --endpoint or HF_ENDPOINT, --repository and --revision
+Downloads need the extra `hub` and resume where they stopped; --endpoint or HF_ENDPOINT, --repository and --revision
 choose where they come from.
 """
 
@@ -149,7 +149,7 @@ def _flags() -> flags.FlagValues:
     define("boolean", "clip_actions", False, "Bring continuous actions beyond ±1 there.")
     enumeration("rewards", "reward", ["reward", "return_to_go"], "What the file's rewards are.")
     enumeration("team_reward", None, ["mean", "sum"], "What to make of rewards that differ between agents.")
-    define("integer", "time_limit", None, "Episodes of so many steps were cut by the clock.")
+    define("integer", "time_limit", None, "Episodes of this many steps were cut by the time limit.")
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
     define("string", "out", None, "Folder of the card, PATH.card by default; of downloads, datasets/REPOSITORY.")
     enumeration("format", "omcda", list(formats.WRITTEN), "What to convert to.")

@@ -1,6 +1,6 @@
 """Datasets from a repository on the Hugging Face Hub, by default OG-MARL's, whose vaults come as zip archives.
 
-Archives are large, so an interrupted download goes on where it stopped; `huggingface_hub` finds and names the file but
+Archives are large, so an interrupted download resumes where it stopped; `huggingface_hub` finds and names the file but
 begins again each time (version 2), hence the transfer here.
 """
 
@@ -54,7 +54,7 @@ def download(
 
     Raises:
         ConfigError: huggingface_hub is not installed, there is no such archive, or a folder cannot be written.
-        DatasetError: the connection broke (the same call goes on), or the archive is damaged.
+        DatasetError: the connection broke (the same call resumes), or the archive is damaged.
     """
     hub = _require()
     name = name.strip("/").removesuffix(".zip")
@@ -78,7 +78,7 @@ def download(
             done = partial.stat().st_size if partial.exists() else 0
             raise DatasetError(
                 f"{archive['file']}: {done} of {archive['size']} bytes, then: {error};"
-                " the same command goes on from there"
+                " the same command resumes from there"
             ) from error
         except OSError as error:
             raise ConfigError(f"{target}: cannot write: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""What an environment is: data sheets of a simulator written in JAX and of one that runs on the host."""
+"""What an environment is: data types of a simulator written in JAX and of one that runs on the host."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -64,7 +64,7 @@ class Simulators(NamedTuple):
             episode is a function of its seed and its actions alone.
         step: `step(index [M] int, action [M, N] or [M, N, A]) -> TimeStep [M, ...]` steps the copies named. Nothing
             resets by itself.
-        render: `render() -> [H, W, 3] uint8`, a picture of copy 0; ConfigError where no renderer is available.
+        render: `render() -> [H, W, 3] uint8`, a frame of copy 0; ConfigError where no renderer is available.
         close: `close()` frees what the copies hold.
     """
 

@@ -45,7 +45,9 @@ def make(scenario: str) -> HostEnvironment:
     single = _Single(env, scenario)
     horizon = horizon or getattr(env.unwrapped, "max_cycles", None)
     if not isinstance(horizon, int) or horizon < 1:
-        raise ConfigError(f"environment pettingzoo/{scenario}: expected ?horizon=STEPS, for it does not tell its own")
+        raise ConfigError(
+            f"environment pettingzoo/{scenario}: expected ?horizon=STEPS, because the environment does not declare one"
+        )
     spec = single.spec
     single.close()
     return host_environment(

@@ -32,7 +32,7 @@ class Command(NamedTuple):
         config: resolved.
         mode: train or eval.
         directory: of the run.
-        video: file for a film of one episode, or None.
+        video: file for a video of one episode, or None.
         checkpoint: which one `eval` and `video` use, latest or best.
         processes: who shares the work.
         switches: ways to look into training.
@@ -116,13 +116,13 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
     text("workdir", None, "run directory, instead of one named after the config")
     flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --mode=eval takes", flag_values=values)
-    text("video", None, "film one greedy episode into this .gif or .mp4")
+    text("video", None, "record one greedy episode into this .gif or .mp4")
     switch("distributed", False, "join the other processes of a cluster that JAX detects")
     text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
     number("num_processes", None, "how many processes share the work")
     number("process_id", None, "which one this is")
     switch("profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
-    switch("debug_nans", False, "stop with a traceback at the first operation that gives no number")
+    switch("debug_nans", False, "stop with a traceback at the first operation that produces a NaN")
     switch("help", False, "show this; with --config=PRESET its settings", short_name="h")
     return values
 
@@ -141,9 +141,7 @@ def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
             f"--process_id: expected less than --num_processes={processes.count}, found {processes.index}"
         )
     if config.learner.mode == "trials" and processes.join:
-        raise ConfigError(
-            "--distributed: trials know nothing of each other; give --num_processes and --process_id only"
-        )
+        raise ConfigError("--distributed: trials run independently; give --num_processes and --process_id only")
     if config.learner.mode == "data" and processes.count is not None and not processes.join:
         raise ConfigError(
             "--num_processes: one trial on several processes needs --coordinator=HOST:PORT or --distributed"

@@ -7,7 +7,7 @@
 `omcda-jax compare` is the same command, wherever the package is installed. A task is a preset, with `:quality` for
 another dataset. A cell is one algorithm on one task; its seeds train together, by vmap, each on the batches that
 `run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are evaluated after the last update
-only, greedily. Given again, a command goes on where an earlier one stopped and skips what is finished; it writes
+only, greedily. Running the same command again resumes a stopped comparison and skips what is finished. It writes
 comparison.md, comparison.csv and comparison.json into --directory. A seed that diverges is counted and left out of the
 means, a cell of which all do is reported and left out. Exit status as of run.py.
 """
@@ -113,7 +113,7 @@ def job_of(cell: Cell) -> Job:
 
 
 def is_finished(cell: Cell) -> bool:
-    """Return whether a cell trained to its end and was evaluated as its settings now want it."""
+    """Return whether a cell trained to its end and was evaluated as its settings now require."""
     result = read_result(cell)
     if result is None or result["step"] < cell.config.learner.updates:
         return False
@@ -124,7 +124,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     """Train and evaluate what is missing, write the tables and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can mend; settings and data of every cell are checked first.
+        ConfigError, DatasetError: what the user can fix; settings and data of every cell are checked first.
     """
     missing, environments, diverged = [], {}, False
     if not command.report_only:
@@ -144,7 +144,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             diverged = True
             continue
         if updates < cell.config.learner.updates:
-            say(f"stopped and saved at update {updates}; the same command goes on")
+            say(f"stopped and saved at update {updates}; the same command resumes")
             return os.EX_TEMPFAIL
         write_tables(command.cells, command.directory)
     say(write_tables(command.cells, command.directory))

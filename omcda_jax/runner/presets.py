@@ -1,10 +1,11 @@
 """The presets: a task, how long to learn on it, and the settings that suit each algorithm there.
 
 The algorithms' own defaults are published values, named with their sources in their files, where returns reach 20 on
-SMAC. SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return and
-distances beside returns weigh a tenth of them: for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor, the
-same loss up to a factor. Penalties, whose log-sum-exp has a scale of its own, are the best of three values a decade
-apart, on MuJoCo CQL's for all; ICQ's other temperatures are the defaults, the best of three where others were tried.
+SMAC. SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return are a
+tenth of the published ones, and distances beside returns are weighted by a tenth: for OMIGA, ComaDICE, and on MuJoCo
+ICQ's policy and OMAR's actor, the same loss up to a factor. Penalties, whose log-sum-exp has a scale of its own, are
+the best of three values a decade apart, on MuJoCo CQL's for all; ICQ's other temperatures are the defaults, the best of
+three where others were tried.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ class Preset(NamedTuple):
         description: one line.
         data: which dataset.
         learner: how long to learn.
-        evaluation: how to judge.
+        evaluation: how to evaluate the policy.
         settings: by algorithm, what differs from its defaults.
         shared: settings that every algorithm which has such a field gets, whatever its default.
         algorithm: the one trained unless another is named.
@@ -46,7 +47,7 @@ class Preset(NamedTuple):
 
 
 def _smac(scenario: str, description: str, *, critic_warmup: int = 10_000, updates: int = 20_000) -> Preset:
-    """1000 episodes of the medium behaviour. Credit travels one step in about 200 updates: long episodes want more."""
+    """1000 episodes of the medium behaviour. Credit travels one step in about 200 updates: long episodes need more."""
     return Preset(
         description=f"SMAX {scenario}: {description}",
         # SMAX returns are at most 2, SMAC's 20
@@ -85,7 +86,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
             # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
             "omar": dict(coefficient=0.7 / 3.7, penalty=10.0),
             "omiga": dict(alpha=1.0),
-            # agents weighed alike need no clone
+            # equally weighted agents need no clone
             "cfcql": dict(penalty=10.0, temperature=0.0, behaviour_updates=0),
             "comadice": dict(alpha=1.0),
         },

@@ -1,4 +1,4 @@
-"""Processes that share a run: who talks, what the first one decides for all, and how a process ends."""
+"""Processes that share a run: which one prints, what the first one decides for all, and how a process ends."""
 
 import functools
 import json
@@ -104,7 +104,7 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         complain(f"error: {error}")
         return 1
     except Interrupted as signal_name:
-        complain(f"stopped by {signal_name} with nothing more to save; the same command goes on")
+        complain(f"stopped by {signal_name} with nothing more to save; the same command resumes")
         if jax.distributed.is_initialized():
             os._exit(os.EX_TEMPFAIL)
         return os.EX_TEMPFAIL
@@ -112,7 +112,7 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         complain(
-            f"error: another process is gone ({one_line(error)}); the same commands go on from the latest checkpoint"
+            f"error: another process is gone ({one_line(error)}); the same commands resume from the latest checkpoint"
         )
         os._exit(os.EX_TEMPFAIL)
 

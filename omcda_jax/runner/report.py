@@ -132,7 +132,7 @@ def trials(
 def trials_table(result: Mapping[str, Any]) -> str:
     """Return a population's result as lines of text: every trial, then means over the seeds of those alike.
 
-    A trial that diverged is marked with the metric that was first not finite, and left out of the means.
+    A trial that diverged is marked with a metric that was not finite, and left out of the means.
 
     Args:
         result: what run.py writes to result.json for trials, or `shares` makes of several.

@@ -7,13 +7,13 @@
     python experiments/run.py --config=list
     python experiments/run.py --config=smac_5m6m --help
 
-`omcda-jax run` is the same command, wherever the package is installed. Given again, a command goes on where an earlier
-one stopped; a finished run is evaluated again. Exit status: 0 done, 75 stopped by a signal and saved (run the same
-command again), 78 a setting or a file to mend, 1 anything else.
+`omcda-jax run` is the same command, wherever the package is installed. Running the same command
+again resumes a stopped run and evaluates a finished one. Exit status: 0 done, 75 stopped by a signal and saved (run the
+same command again), 78 a setting or a file to fix, 1 anything else.
 
 One trial runs on all devices of all processes: --distributed joins the processes of a cluster that JAX detects (Slurm,
 TPU pods, ...), --coordinator, --num_processes and --process_id describe them by hand. Trials are shared among processes
-that know nothing of each other, by --num_processes and --process_id alone.
+that run independently, by --num_processes and --process_id alone.
 """
 
 import os
@@ -47,7 +47,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     """Do what the command orders and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can mend, before anything is compiled.
+        ConfigError, DatasetError: what the user can fix, before anything is compiled.
         NonFiniteMetrics, StorageError: as `training.learn`.
     """
     config, shared = command.config, command.processes
@@ -73,7 +73,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
             if step < config.learner.updates:
-                say(f"stopped and saved at step {step} of {config.learner.updates}; the same command goes on")
+                say(f"stopped and saved at step {step} of {config.learner.updates}; the same command resumes")
                 return os.EX_TEMPFAIL
         elif saved.state is None:
             raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
@@ -159,12 +159,12 @@ def show(
     state: TrainState,
     result: Mapping[str, Any],
 ) -> None:
-    """Print the table, draw the plot and make the film.
+    """Print the table, draw the plot and make the video.
 
     Args:
         command: what was ordered.
         job: that was done.
-        environment: for the film.
+        environment: for the video.
         state: likewise.
         result: as `finish` returns it.
     """

@@ -15,7 +15,7 @@ def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
 
     Args:
         episodes: as a reader gives them; the reward may be [T, N].
-        repairs: what to mend.
+        repairs: what to fix.
         source: what error messages call the data.
 
     Raises:
