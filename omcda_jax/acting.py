@@ -9,19 +9,19 @@ from omcda_jax.types import Actor, EnvSpec, Params, TrainState
 
 
 def cut(state: TrainState, **params: Params) -> Actor:
-    """The part of a state that acts, with these parameters, by optimiser group."""
+    """Cut out the part of a state that acts, with these parameters, by optimiser group."""
     return Actor(params=params, config=state.config, spec=state.spec, normaliser=state.normaliser)
 
 
 def policy_of(state: TrainState) -> Actor:
-    """What acts for methods with a policy network: its moving average."""
+    """Return what acts for methods with a policy network: its moving average."""
     return cut(state, policy=state.target_params["policy"])
 
 
 def act_by_policy(
     actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
 ) -> chex.Array:
-    """Decentralised actions of the averaged policy network: agent i's depends on o_i alone.
+    """Act by the averaged policy network, decentralised: agent i's action depends on o_i alone.
 
     Args:
         actor: from `policy_of`.
@@ -38,7 +38,7 @@ def act_by_policy(
 
 
 def values_of(state: TrainState) -> Actor:
-    """What acts for value methods: the newest local values, or where actions are continuous the averaged policy."""
+    """Return what acts for value methods: the newest local values or, with continuous actions, the averaged policy."""
     if state.spec.discrete:
         return cut(state, critic={"local": state.params["critic"]["local"]})
     return policy_of(state)
@@ -47,7 +47,7 @@ def values_of(state: TrainState) -> Actor:
 def act_by_value(
     actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
 ) -> chex.Array:
-    """Actions of `value_policy`, the actor being from `values_of`; otherwise as `act_by_policy`."""
+    """Act by `value_policy`, the actor being from `values_of`; otherwise as `act_by_policy`."""
     nets = backbone(actor.spec, actor.config)
     policy = value_policy(nets.policy, nets.critic, actor.params, obs, all_if_none(actor.spec, obs, avail))
     return policy.mode() if key is None else policy.sample(key)
@@ -56,7 +56,7 @@ def act_by_value(
 def value_policy(
     network: AgentNetwork, critic: MixedCritic, params: Params, obs: chex.Array, avail: chex.Array
 ) -> Policy:
-    """The policy of a value method: greedy in its local values, or where actions are continuous its policy network.
+    """Return the policy of a value method: greedy in its local values or, with continuous actions, its policy network.
 
     Args:
         network: of the policy; read only where actions are continuous.
@@ -71,5 +71,5 @@ def value_policy(
 
 
 def all_if_none(spec: EnvSpec, obs: chex.Array, avail: chex.Array | None) -> chex.Array:
-    """`avail` [..., N, A], or everything available where it is None."""
+    """Return `avail` [..., N, A], or everything available where it is None."""
     return jnp.ones((*obs.shape[:-1], spec.action_dim), bool) if avail is None else avail

@@ -25,7 +25,7 @@ def influence(
     epsilon: chex.Numeric = 1e-3,
     axis_name: str | None = None,
 ) -> chex.Array:
-    """Influence m_i = dV^r_tot/dKL_i of every agent's deviation on the team's return.
+    """Compute the influence m_i = dV^r_tot/dKL_i of every agent's deviation on the team's return.
 
     The paper writes m_i = (dV^r_tot/dpi_i)(dKL_i/dpi_i)^-1 with two gradients over actions. Read as least squares in
     the Fisher metric of pi_i (a choice made here) it is a regression slope that no parameterisation of pi_i changes:
@@ -121,7 +121,7 @@ def allocate(
 
 
 def _relative(influence):
-    """Influence over its mean absolute value; dividing by the largest first keeps the mean from overflowing."""
+    """Divide influence by its mean absolute value; dividing by the largest first keeps the mean from overflowing."""
     tiny = jnp.finfo(influence.dtype).tiny
     largest_first = influence / jnp.maximum(jnp.max(jnp.abs(influence)), tiny)
     return largest_first / jnp.maximum(jnp.mean(jnp.abs(largest_first)), tiny)
@@ -138,7 +138,7 @@ def conservatism_level(
     num_halvings: int = 20,
     axis_name: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
-    """Level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
+    """Find the level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
 
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
     pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
@@ -179,7 +179,7 @@ def conservatism_level(
 
 
 def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """KL of the weighted data from the data, mean(omega log omega) over valid rows.
+    """Compute the KL of the weighted data from the data, mean(omega log omega) over valid rows.
 
     Args:
         weights: [B, N] density ratios with mean one over valid rows.
@@ -193,7 +193,7 @@ def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | No
 
 
 def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Numeric) -> chex.Array:
-    """Moving average log alpha <- (1 - rate) log alpha + rate solution; both [N].
+    """Return the moving average log alpha <- (1 - rate) log alpha + rate solution; both [N].
 
     The average, not one batch's solution, couples the agents through kappa and is what reports show.
     """

@@ -39,7 +39,7 @@ class Measure:
 
 
 def expectation(values: chex.Array, support: Support) -> chex.Array:
-    """E_pi[values]: [..., K] values at the support points to [...]."""
+    """Return E_pi[values]: [..., K] values at the support points to [...]."""
     chex.assert_equal_shape([values, support.probabilities])
     return jnp.sum(support.probabilities * values, axis=-1)
 
@@ -55,29 +55,29 @@ class Categorical:
     log_probs: chex.Array
 
     def log_prob(self, action: chex.Array) -> chex.Array:
-        """Log-probability in nats of `action` [...] int: [...]."""
+        """Return the log-probability in nats of `action` [...] int: [...]."""
         return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:
-        """One action each: [...] int32."""
+        """Draw one action each: [...] int32."""
         return jax.random.categorical(key, self.log_probs).astype(jnp.int32)
 
     def mode(self) -> chex.Array:
-        """The likeliest action each, the first among equals: [...] int32."""
+        """Return the likeliest action each, the first among equals: [...] int32."""
         return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
 
     def kl(self, other: "Categorical") -> chex.Array:
-        """KL(self || other) in nats: [...]. Exactly 0 where only one action is legal."""
+        """Return KL(self || other) in nats: [...]. Exactly 0 where only one action is legal."""
         chex.assert_equal_shape([self.log_probs, other.log_probs])
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
 
     def support(self, key: chex.PRNGKey | None = None, num_samples: int | None = None) -> Support:
-        """All actions with their probabilities: expectations are exact, neither argument is used."""
+        """Return all actions with their probabilities: expectations are exact, neither argument is used."""
         del key, num_samples
         return Support(actions=None, probabilities=jnp.exp(self.log_probs))
 
     def support_log_probs(self, support: Support) -> chex.Array:
-        """Log-probabilities in nats at the support points: [..., K]."""
+        """Return the log-probabilities in nats at the support points: [..., K]."""
         del support
         return self.log_probs
 
@@ -88,13 +88,13 @@ class Categorical:
         num_samples: int | None = None,
         other: "Categorical | None" = None,
     ) -> Measure:
-        """All legal actions, each counted once: sums are exact, only `avail` [..., A] is used."""
+        """Return all legal actions, each counted once: sums are exact, only `avail` [..., A] is used."""
         del key, num_samples, other
         return Measure(actions=None, log_weights=jnp.where(avail, 0.0, ILLEGAL_LOGIT))
 
 
 def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
-    """Categorical over the legal actions only.
+    """Return a categorical over the legal actions only.
 
     Args:
         logits: [..., A] unnormalised, nats.
@@ -108,7 +108,7 @@ def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
 
 
 def greedy(values: chex.Array, avail: chex.Array) -> Categorical:
-    """All probability on the legal action of the highest value, the first among equals.
+    """Put all probability on the legal action of the highest value, the first among equals.
 
     Args:
         values: [..., A].
@@ -133,27 +133,27 @@ class TanhGaussian:
     avail: chex.Array
 
     def log_prob(self, action: chex.Array) -> chex.Array:
-        """Log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
+        """Return the log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
         limit = 1.0 - ACTION_MARGIN
         return self._log_density(jnp.arctanh(jnp.clip(action, -limit, limit)))
 
     def _log_density(self, u):
-        """Of tanh(u)."""
+        """Return the log-density of tanh(u)."""
         normal = -0.5 * jnp.square((u - self.mean) * jnp.exp(-self.log_std)) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
         # log(1 - tanh(u)^2), in a form that is exact for large |u|
         log_slope = 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
         return jnp.sum(jnp.where(self.avail, normal - log_slope, 0.0), axis=-1)
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:
-        """One action each: [..., A]."""
+        """Draw one action each: [..., A]."""
         return self._squash(self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape))
 
     def mode(self) -> chex.Array:
-        """tanh of the mean, each: [..., A]."""
+        """Return tanh of the mean, each: [..., A]."""
         return self._squash(self.mean)
 
     def kl(self, other: "TanhGaussian") -> chex.Array:
-        """KL(self || other) in nats, in closed form: tanh does not change it: [...]."""
+        """Return KL(self || other) in nats, in closed form: tanh does not change it: [...]."""
         chex.assert_equal_shape([self.mean, other.mean])
         ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
@@ -161,7 +161,7 @@ class TanhGaussian:
         return jnp.sum(jnp.where(self.avail, each, 0.0), axis=-1)
 
     def support(self, key: chex.PRNGKey, num_samples: int) -> Support:
-        """K = num_samples draws, equally probable, in pairs that mirror each other about the mean.
+        """Draw K = num_samples points, equally probable, in pairs that mirror each other about the mean.
 
         The mirroring cancels whatever is odd in the noise, the linear part of an action value above all, from
         expectations: the variance that matters most, at no cost.
@@ -173,11 +173,11 @@ class TanhGaussian:
         return Support(actions=_at_points(self)._squash(u), probabilities=probabilities)
 
     def support_log_probs(self, support: Support) -> chex.Array:
-        """Log-densities in nats at the support points: [..., K]."""
+        """Return the log-densities in nats at the support points: [..., K]."""
         return _at_points(self).log_prob(support.actions)
 
     def measure(self, avail: chex.Array, key: chex.PRNGKey, num_samples: int, other: "TanhGaussian") -> Measure:
-        """Importance sampling over all actions: num_samples draws each from uniform, this policy and another one."""
+        """Importance-sample over all actions: num_samples draws each from uniform, this policy and another one."""
         keys = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-1], num_samples, self.mean.shape[-1])
         avail = jnp.broadcast_to(avail[..., None, :], shape)
@@ -196,12 +196,12 @@ class TanhGaussian:
 
 
 def _at_points(policy: TanhGaussian) -> TanhGaussian:
-    """The same distributions with an axis for the points of a support."""
+    """Return the same distributions with an axis for the points of a support."""
     return jax.tree.map(lambda leaf: leaf[..., None, :], policy)
 
 
 def tanh_gaussian(mean: chex.Array, log_std: chex.Array, avail: chex.Array) -> TanhGaussian:
-    """Tanh-Gaussian with the mean within +-MAX_MEAN and the log standard deviation within LOG_STD_BOUNDS.
+    """Return a tanh-Gaussian with the mean within +-MAX_MEAN and the log standard deviation within LOG_STD_BOUNDS.
 
     Args:
         mean: [..., A] of the normal variable before tanh.
@@ -219,30 +219,30 @@ Policy = Categorical | TanhGaussian
 
 
 def sample_rows(policy: Policy, keys: chex.PRNGKey) -> chex.Array:
-    """One action of every agent, each row's by its own key [B]: policies [B, N] to [B, N] int32, or [B, N, A]."""
+    """Draw one action of every agent, each row's by its own key [B]: policies [B, N] to [B, N] int32, or [B, N, A]."""
     return jax.vmap(lambda row, key: row.sample(key))(policy, keys)
 
 
 def support_rows(policy: Policy, keys: chex.PRNGKey, num_samples: int) -> Support:
-    """Support of policies [B, N], each row's by its own key [B]."""
+    """Return the support of policies [B, N], each row's by its own key [B]."""
     return jax.vmap(lambda row, key: row.support(key, num_samples))(policy, keys)
 
 
 def measure_rows(policy: Policy, avail: chex.Array, keys: chex.PRNGKey, num_samples: int, other: Policy) -> Measure:
-    """Measure over the actions of policies [B, N] and `other` [B, N], each row's by its own key [B]."""
+    """Return a measure over the actions of policies [B, N] and `other` [B, N], each row's by its own key [B]."""
     return jax.vmap(lambda row, legal, key, beside: row.measure(legal, key, num_samples, beside))(
         policy, avail, keys, other
     )
 
 
 def log_integral(values: chex.Array, measure: Measure) -> chex.Array:
-    """log of the integral of exp(values): [..., K] values at the measure's points to [...]."""
+    """Return the log of the integral of exp(values): [..., K] values at the measure's points to [...]."""
     chex.assert_equal_shape([values, measure.log_weights])
     return jax.nn.logsumexp(values + measure.log_weights, axis=-1)
 
 
 def has_choice(avail: chex.Array, discrete: bool) -> chex.Array:
-    """[..., A] legal actions, or dimensions an agent has, to [...] bool: there is something to choose.
+    """Return whether there is something to choose: [..., A] legal actions, or dimensions an agent has, to [...] bool.
 
     A dead unit has one legal action and so no choice; an agent with a single continuous dimension has one.
     """

@@ -248,7 +248,7 @@ def make_debug_step(
 
 
 def _draw(sample: Any, dataset: Any, state: TrainState, batch_size: int, part: Any, parts: int) -> Batch:
-    """The batch of the state's step: a function of its key and step alone."""
+    """Draw the batch of the state's step: a function of its key and step alone."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, _BATCH_STREAM), state.step)
     return sample(dataset, key, batch_size, part, parts)
 

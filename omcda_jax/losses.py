@@ -10,7 +10,7 @@ MAX_EXPONENT = 10.0
 
 
 def mix(values: chex.Array, weights: chex.Array, bias: chex.Array) -> chex.Array:
-    """Linear value mixing, Q_tot = sum_i w_i(s) q_i + b(s).
+    """Mix values linearly, Q_tot = sum_i w_i(s) q_i + b(s).
 
     Args:
         values: [..., N] local values.
@@ -26,13 +26,13 @@ def mix(values: chex.Array, weights: chex.Array, bias: chex.Array) -> chex.Array
 
 
 def bellman_target(reward: chex.Array, discount: chex.Array, gamma: chex.Numeric, next_value: chex.Array) -> chex.Array:
-    """r + gamma nu V(s'), gradient stopped; [B] each, or with trailing axes that `reward` and `discount` match."""
+    """Return r + gamma nu V(s'), gradient stopped; [B] each, or with trailing axes `reward` and `discount` match."""
     chex.assert_equal_shape([reward, discount, next_value])
     return jax.lax.stop_gradient(reward + gamma * discount * next_value)
 
 
 def conservatism_coupling(alpha: chex.Array, deviation_weights: chex.Array) -> chex.Array:
-    """kappa_j(s) = sum_i alpha_i w^c_ij(s) / alpha_j: how much q^c_j counts in agent j's own exponent.
+    """Return kappa_j(s) = sum_i alpha_i w^c_ij(s) / alpha_j: how much q^c_j counts in agent j's own exponent.
 
     Args:
         alpha: [N] conservatism levels.
@@ -45,13 +45,13 @@ def conservatism_coupling(alpha: chex.Array, deviation_weights: chex.Array) -> c
 
 
 def largest_exponent(exponent: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """M = max(max z, -1) [] of exponents [...] clipped to +-MAX_EXPONENT, over all devices of `axis_name`."""
+    """Return M = max(max z, -1) [] of exponents [...] clipped to +-MAX_EXPONENT, over all devices of `axis_name`."""
     clipped = jnp.clip(exponent, -MAX_EXPONENT, MAX_EXPONENT)
     return largest(jnp.max(clipped, initial=-1.0), axis_name)
 
 
 def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_exponent: chex.Array) -> chex.Array:
-    """exp(z - M) + exp(-M) kappa v, minimal where the mean of exp(z) is one (paper Proposition 3.4 and Eq. 25).
+    """Return exp(z - M) + exp(-M) kappa v, minimal where the mean of exp(z) is one (paper Proposition 3.4 and Eq. 25).
 
     Args:
         exponent: [...] z = log(pi*/b), which falls in v with slope kappa.
@@ -67,12 +67,12 @@ def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_ex
 
 
 def best_and_worst(values: chex.Array, share: chex.Numeric) -> chex.Array:
-    """share min + (1 - share) max over an ensemble, [E, ...] to [...] (BCQ, Fujimoto et al. 2019)."""
+    """Return share min + (1 - share) max over an ensemble, [E, ...] to [...] (BCQ, Fujimoto et al. 2019)."""
     return share * jnp.min(values, axis=0) + (1 - share) * jnp.max(values, axis=0)
 
 
 def soft_chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """w = f'^-1(x) and g = f(w) of the soft chi-square divergence: exponential below 0, linear above."""
+    """Return w = f'^-1(x) and g = f(w) of the soft chi-square divergence: exponential below 0, linear above."""
     exponential = jnp.exp(jnp.minimum(x, 0.0))
     return (
         jnp.where(x < 0, exponential, x + 1.0),
@@ -81,13 +81,13 @@ def soft_chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
 
 
 def chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """w = max(0, f'^-1(x)) and g = f(w) of the chi-square divergence."""
+    """Return w = max(0, f'^-1(x)) and g = f(w) of the chi-square divergence."""
     w = jnp.maximum(x + 1.0, 0.0)
     return w, jnp.square(w - 1.0) / 2
 
 
 def kullback_leibler(x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """w = f'^-1(x) and g = f(w) of the Kullback-Leibler divergence; x is cut at MAX_EXPONENT to stay finite."""
+    """Return w = f'^-1(x) and g = f(w) of the Kullback-Leibler divergence; x is cut at MAX_EXPONENT to stay finite."""
     w = jnp.exp(jnp.minimum(x, MAX_EXPONENT) - 1.0)
     return w, (jnp.minimum(x, MAX_EXPONENT) - 1.0) * w
 

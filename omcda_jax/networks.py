@@ -19,7 +19,7 @@ DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
 @functools.partial(jax.jit, static_argnums=0)
 def initialise(network: nn.Module, key: chex.PRNGKey, *inputs: chex.Array) -> Any:
-    """Parameters of a network, weights and biases of a layer alike uniform in +-1/sqrt(fan_in).
+    """Draw the parameters of a network, weights and biases of a layer alike uniform in +-1/sqrt(fan_in).
 
     One draw serves the whole network: a draw per array would compile once per shape, seconds in all.
 
@@ -60,7 +60,7 @@ class AgentNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x, action=None):
-        """[..., N, features] and, with action inputs, [..., N, A] (None: zeros) to [..., N, outputs]."""
+        """Map [..., N, features] and, with action inputs, [..., N, A] (None: zeros) to [..., N, outputs]."""
         num_agents = x.shape[-2]
         identity = jnp.broadcast_to(jnp.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
         parts = [x, identity]
@@ -88,7 +88,7 @@ class ReturnMixer(nn.Module):
 
     @nn.compact
     def __call__(self, global_state):
-        """[..., S] to weights [..., N] and bias [...]."""
+        """Map [..., S] to weights [..., N] and bias [...]."""
         x = nn.relu(nn.Dense(self.hidden)(global_state))
         return jnp.abs(nn.Dense(self.num_agents)(x)), nn.Dense(1)(x)[..., 0]
 
@@ -112,7 +112,7 @@ class DeviationMixer(nn.Module):
 
     @nn.compact
     def __call__(self, global_state):
-        """[..., S] to weights [..., N, N] and bias [..., N]."""
+        """Map [..., S] to weights [..., N, N] and bias [..., N]."""
         n = self.num_agents
         no_bias = jnp.zeros((*global_state.shape[:-1], n), global_state.dtype)
         if self.kind == "identity":
@@ -126,19 +126,19 @@ class DeviationMixer(nn.Module):
 
 
 def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Network of a policy: [..., N, O] to logits [..., N, A], or to means and log standard deviations [..., N, 2A]."""
+    """Return a policy network: [..., N, O] to logits [..., N, A], or means and log standard deviations [..., N, 2A]."""
     return AgentNetwork(tuple(hidden_sizes), spec.action_dim if spec.discrete else 2 * spec.action_dim)
 
 
 def critic_network(spec: EnvSpec, hidden_sizes: Sequence[int], layer_norm: bool = False) -> AgentNetwork:
-    """Network of a local action value: [..., N, O] to [..., N, A], or with a continuous action to [..., N, 1]."""
+    """Return a local action value's network: [..., N, O] to [..., N, A], or with a continuous action to [..., N, 1]."""
     if spec.discrete:
         return AgentNetwork(tuple(hidden_sizes), spec.action_dim, layer_norm=layer_norm)
     return AgentNetwork(tuple(hidden_sizes), 1, action_inputs=spec.action_dim, layer_norm=layer_norm)
 
 
 def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Network of a local state value: [..., N, O] to [..., N, 1]."""
+    """Return a local state value's network: [..., N, O] to [..., N, 1]."""
     return AgentNetwork(tuple(hidden_sizes), 1)
 
 
@@ -159,19 +159,19 @@ class MixedCritic(NamedTuple):
     members: int | None = None
 
     def weights(self, params: Any, global_state: chex.Array) -> chex.Array:
-        """w(s): [..., S] to [..., N] or [..., N, N]."""
+        """Return w(s): [..., S] to [..., N] or [..., N, N]."""
         return self.mixer.apply(params["mixer"], global_state)[0]
 
     def mix(self, params: Any, global_state: chex.Array, values: chex.Array) -> chex.Array:
-        """Mixed values of local values [..., N] at states [..., S]."""
+        """Mix local values [..., N] at states [..., S]."""
         return losses.mix(values, *self.mixer.apply(params["mixer"], global_state))
 
     def q_tot(self, params: Any, obs: chex.Array, global_state: chex.Array, action: chex.Array) -> chex.Array:
-        """Mixed values of actions [..., N] or [..., N, A]."""
+        """Mix the values of actions [..., N] or [..., N, A]."""
         return self.mix(params, global_state, action_values(self.local, params["local"], obs, action))
 
     def parts(self, params: Any, batch: Batch, measure: Measure) -> tuple[chex.Array, chex.Array, chex.Array]:
-        """What a conservative loss compares: the team value of the data's actions and every agent's part in it.
+        """Return what a conservative loss compares: the team value of the data's actions and every agent's part in it.
 
         Args:
             params: of the critic.
@@ -187,18 +187,18 @@ class MixedCritic(NamedTuple):
 
 
 def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:
-    """The critic of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
+    """Return the critic of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
     local = critic_network(spec, config.hidden_sizes, config.critic_layer_norm)
     return MixedCritic(local, ReturnMixer(spec.num_agents, config.mixer_hidden))
 
 
 def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *inputs: Any) -> Any:
-    """`function(network, params, *inputs)` of every member of stacked parameters: results lead with an axis [E]."""
+    """Call `function(network, params, *inputs)` for every member of stacked parameters: results lead with axis [E]."""
     return jax.vmap(lambda member: function(network, member, *inputs))(params)
 
 
 def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
-    """Every agent's policy.
+    """Return every agent's policy.
 
     Args:
         network: from `policy_network`.
@@ -224,7 +224,7 @@ class Backbone(NamedTuple):
 
 
 def backbone(spec: EnvSpec, config: Any) -> Backbone:
-    """The networks of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
+    """Return the networks of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
     return Backbone(
         policy=policy_network(spec, config.hidden_sizes),
         critic=mixed_critic(spec, config),
@@ -233,7 +233,7 @@ def backbone(spec: EnvSpec, config: Any) -> Backbone:
 
 
 def init_params(key: chex.PRNGKey, spec: EnvSpec, **parts: AgentNetwork | MixedCritic) -> dict[str, Any]:
-    """Fresh parameters of networks and critics, by the names they are given under.
+    """Draw fresh parameters of networks and critics, by the names they are given under.
 
     Args:
         key: typed PRNG key.
@@ -258,7 +258,7 @@ def init_params(key: chex.PRNGKey, spec: EnvSpec, **parts: AgentNetwork | MixedC
 
 
 def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support: Support | Measure) -> chex.Array:
-    """Local action values at the points of an expectation or an integral.
+    """Compute local action values at the points of an expectation or an integral.
 
     Args:
         network: from `critic_network`.
@@ -277,7 +277,7 @@ def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support:
 def support_and_action_values(
     network: AgentNetwork, params: Any, obs: chex.Array, support: Support, action: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-    """`support_values` [..., N, K] and `action_values` [..., N] by one pass of the network."""
+    """Compute `support_values` [..., N, K] and `action_values` [..., N] by one pass of the network."""
     if not network.action_inputs:
         values = network.apply(params, obs)
         return values, _pick(values, action)
@@ -286,7 +286,7 @@ def support_and_action_values(
 
 
 def action_values(network: AgentNetwork, params: Any, obs: chex.Array, action: chex.Array) -> chex.Array:
-    """Local values of the actions taken.
+    """Compute the local values of the actions taken.
 
     Args:
         network: from `critic_network`.
@@ -307,7 +307,7 @@ def _pick(values, action):
 
 
 def _values_at(network, params, obs, actions):
-    """[..., N, K] values of K continuous actions [..., N, K, A]."""
+    """Compute [..., N, K] values of K continuous actions [..., N, K, A]."""
     actions = jnp.moveaxis(actions, -2, 0)
     values = network.apply(params, jnp.broadcast_to(obs, (*actions.shape[:-1], obs.shape[-1])), actions)
     return jnp.moveaxis(values[..., 0], 0, -1)

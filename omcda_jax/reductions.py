@@ -11,17 +11,17 @@ import jax.numpy as jnp
 
 
 def total(values: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Sum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    """Return the sum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
 def largest(values: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Maximum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    """Return the maximum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
 
 
 def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Mean over the batch axis of the valid entries.
+    """Return the mean over the batch axis of the valid entries.
 
     Args:
         values: [B, ...].
@@ -37,7 +37,7 @@ def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = No
 
 
 def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """This device's share of the mean of all valid entries; shares and their gradients are to be summed over devices.
+    """Return this device's share of the mean of all valid entries; shares and gradients are to be summed over devices.
 
     Args:
         values: any shape.
@@ -53,7 +53,7 @@ def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = Non
 
 
 def batch_log_weights(logits: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Log of softmax over the valid rows of the batch, times their number: weights with mean one.
+    """Return the log of softmax over the valid rows of the batch, times their number: weights with mean one.
 
     Args:
         logits: [B, ...].

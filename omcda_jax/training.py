@@ -108,7 +108,7 @@ def check_numbers(
 def new_state(
     key: chex.PRNGKey, spec: EnvSpec, config: Any, params: dict[str, Any], *, targets: Sequence[str], extra: Any = None
 ) -> TrainState:
-    """State before the first update.
+    """Return the state before the first update.
 
     Args:
         key: typed PRNG key of the run.
@@ -131,19 +131,19 @@ def new_state(
 
 
 def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
-    """y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]."""
+    """Return y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]."""
     return bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
 
 
 def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:
-    """Each row's place in the whole batch, of which `axis_name`'s devices have a part each, [B]; and its size."""
+    """Return each row's place [B] in the whole batch, of which `axis_name`'s devices have a part each; and its size."""
     rows = batch.reward.shape[0]
     before = 0 if axis_name is None else rows * jax.lax.axis_index(axis_name)
     return before + jnp.arange(rows), total(rows, axis_name)
 
 
 def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None = None) -> tuple[chex.PRNGKey, ...]:
-    """Keys of one update's draws, `count` times [B]: a function of the run's key, the step and the row's place.
+    """Return keys of one update's draws, `count` times [B]: a function of the run's key, the step and the row's place.
 
     A row's place is that in the whole batch: spreading the batch over the devices of `axis_name` changes no draw.
     """
@@ -153,19 +153,19 @@ def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None 
 
 
 def optimiser() -> optax.GradientTransformation:
-    """Adam on gradients clipped to global norm 1; the learning rate is applied by `apply_gradients`."""
+    """Return Adam on gradients clipped to global norm 1; the learning rate is applied by `apply_gradients`."""
     return optax.chain(optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.scale_by_adam())
 
 
 def init_optimiser(params: dict[str, Any]) -> dict[str, Any]:
-    """One optimiser state per parameter group."""
+    """Return one optimiser state per parameter group."""
     return {group: optimiser().init(group_params) for group, group_params in params.items()}
 
 
 def apply_gradients(
     params: dict[str, Any], gradients: dict[str, Any], opt_state: dict[str, Any], learning_rate: chex.Numeric
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One clipped Adam step, each group on its own.
+    """Take one clipped Adam step, each group on its own.
 
     Args:
         params: parameters by group.
@@ -191,7 +191,7 @@ def gradient_step(
     axis_name: str | None = None,
     groups: Sequence[str] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step down the sum of the averaged losses; targets and the step's count are left to `advance`.
+    """Take one optimiser step down the sum of the averaged losses; targets and the step's count are left to `advance`.
 
     Args:
         state: where to step from.
@@ -242,13 +242,13 @@ def advance(state: TrainState) -> TrainState:
 def descend(
     state: TrainState, batch: Batch, losses: Sequence[Loss], fixed: Any, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """A whole update of an algorithm whose losses are all taken at the parameters before it, see `gradient_step`."""
+    """Do a whole update of an algorithm whose losses are all taken at the parameters before it, see `gradient_step`."""
     state, metrics = gradient_step(state, batch, losses, fixed, axis_name)
     return advance(state), metrics
 
 
 def hold(new: TrainState, old: TrainState, held: Mapping[str, chex.Array]) -> TrainState:
-    """`new`, with the groups whose flag [] bool is set as they were in `old`, optimiser and target included."""
+    """Return `new`, with the groups whose flag [] bool is set as they were in `old`, optimiser and target included."""
 
     def choose(tree, before):
         pick = lambda flag: lambda x, y: jnp.where(flag, y, x)

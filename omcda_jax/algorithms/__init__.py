@@ -19,7 +19,7 @@ from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metri
 
 @functools.cache
 def _complete(algorithm: Algorithm) -> Algorithm:
-    """The same algorithm on raw observations and actions, with checks of what it is given."""
+    """Return the same algorithm on raw observations and actions, with checks of what it is given."""
     name = algorithm.config.name
 
     def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
@@ -46,7 +46,7 @@ def _normalise_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array
 
 
 def normalise(state: TrainState, batch: Batch) -> Batch:
-    """What the state's algorithm sees of a batch of raw observations, states and actions.
+    """Return what the state's algorithm sees of a batch of raw observations, states and actions.
 
     Args:
         state: only its normaliser and spec are read.
@@ -98,7 +98,7 @@ def find(name: str, key: str = "algorithm.name") -> Algorithm:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
-    """State before the first update, of the algorithm that `config` belongs to.
+    """Return the state before the first update, of the algorithm that `config` belongs to.
 
     Args:
         key: typed PRNG key (`jax.random.key(seed)`); networks, and all later randomness, follow from it.
@@ -115,7 +115,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One pure update step: jit, vmap, scan and differentiate it as you like.
+    """Take one pure update step: jit, vmap, scan and differentiate it as you like.
 
     Args:
         state: from `init` or an earlier update.
@@ -133,7 +133,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
 
 def policy(state: TrainState) -> Actor:
-    """The part of a state that acts, without optimiser moments and target critics: what one saves, ships or exports.
+    """Cut out the part of a state that acts, without optimiser moments and target critics, to save, ship or export.
 
     Args:
         state: trained state.
@@ -144,7 +144,7 @@ def policy(state: TrainState) -> Actor:
 def act(
     policy: TrainState | Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None
 ) -> chex.Array:
-    """Every agent's action from its own observation.
+    """Choose every agent's action from its own observation.
 
     Args:
         policy: trained state, or what `policy` cut out of one.
@@ -162,7 +162,7 @@ def act(
 
 
 def export(policy: TrainState | Actor, platforms: tuple[str, ...] = ("cpu",)) -> jax.export.Exported:
-    """The greedy policy as a self-contained StableHLO program, its parameters included.
+    """Export the greedy policy as a self-contained StableHLO program, its parameters included.
 
     `export(policy).serialize()` gives bytes (needs the extra `export`), and
     `jax.export.deserialize(bytearray(data)).call(obs, avail)` acts wherever JAX is.

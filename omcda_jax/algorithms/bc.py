@@ -32,20 +32,20 @@ class BcConfig:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: BcConfig) -> TrainState:
-    """A fresh policy for the task's sizes; `key` is also the run's key."""
+    """Initialise a policy for the task's sizes; `key` is also the run's key."""
     params = networks.init_params(key, spec, policy=networks.policy_network(spec, config.hidden_sizes))
     return training.new_state(key, spec, config, params, targets=["policy"])
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, fixed: None) -> Losses:
-    """-log pi_i(a_i|o_i): [B, N]."""
+    """Return -log pi_i(a_i|o_i): [B, N]."""
     network = networks.policy_network(state.spec, state.config.hidden_sizes)
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -policy.log_prob(batch.action)}, {}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of maximum likelihood over the rows in which an agent has a choice.
+    """Take one step of maximum likelihood over the rows in which an agent has a choice.
 
     Arguments and results are those of `omcda_jax.update`.
     """

@@ -97,7 +97,7 @@ def _networks(spec: EnvSpec, config: BcqConfig) -> _Networks:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: BcqConfig) -> TrainState:
-    """Fresh networks for the task's sizes: one critic and a head, or two critics, a VAE and a perturbation."""
+    """Initialise networks for the task's sizes: one critic and a head, or two critics, a VAE and a perturbation."""
     nets = _networks(spec, config)
     if spec.discrete:
         params = networks.init_params(key, spec, critic=nets.critic, head=nets.head)
@@ -109,7 +109,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: BcqConfig) -> TrainState:
 
 
 def allowed_actions(logits: chex.Array, avail: chex.Array, threshold: chex.Numeric) -> chex.Array:
-    """Legal actions with G(a) >= threshold max G, G the masked softmax of the logits: [..., A] each, bool.
+    """Allow legal actions with G(a) >= threshold max G, G the masked softmax of the logits: [..., A] each, bool.
 
     The likeliest legal action is always allowed.
     """
@@ -118,7 +118,7 @@ def allowed_actions(logits: chex.Array, avail: chex.Array, threshold: chex.Numer
 
 
 def head_loss(logits: chex.Array, avail: chex.Array, action: chex.Array, penalty: chex.Numeric) -> chex.Array:
-    """-log G(a) over legal actions, and `penalty` times the mean squared legal logit: [B, N]."""
+    """Return -log G(a) over legal actions, plus `penalty` times the mean squared legal logit: [B, N]."""
     log_probs = jax.nn.log_softmax(jnp.where(avail, logits, -1e9))
     likelihood = jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
     squares = jnp.sum(jnp.where(avail, jnp.square(logits), 0.0), axis=-1) / jnp.maximum(jnp.sum(avail, axis=-1), 1)
@@ -126,22 +126,22 @@ def head_loss(logits: chex.Array, avail: chex.Array, action: chex.Array, penalty
 
 
 def decode(nets: _Networks, params, obs: chex.Array, latent: chex.Array) -> chex.Array:
-    """Actions in (-1, 1) of latents [..., N, L]: [..., N, A]."""
+    """Decode latents [..., N, L] to actions in (-1, 1): [..., N, A]."""
     return jnp.tanh(nets.decoder.apply(params["vae"]["decoder"], obs, latent))
 
 
 def prior(key: chex.PRNGKey, *shape: int) -> chex.Array:
-    """Latents to generate from: standard normal, cut at LATENT_LIMIT."""
+    """Draw latents to generate from: standard normal, cut at LATENT_LIMIT."""
     return jnp.clip(jax.random.normal(key, shape), -LATENT_LIMIT, LATENT_LIMIT)
 
 
 def _prior_by_row(nets: _Networks, keys: chex.PRNGKey, count: int, num_agents: int) -> chex.Array:
-    """[count, B, N, L] of keys [B]."""
+    """Draw latents [count, B, N, L] by keys [B]."""
     return jax.vmap(lambda key: prior(key, count, num_agents, nets.decoder.action_inputs), out_axes=1)(keys)
 
 
 def generate(nets: _Networks, params, obs: chex.Array, avail: chex.Array, latent: chex.Array) -> chex.Array:
-    """Actions [K, ..., N, A] of latents [K, ..., N, L], which may lack or repeat axes of obs [..., N, O]."""
+    """Generate actions [K, ..., N, A] of latents [K, ..., N, L], which may lack or repeat axes of obs [..., N, O]."""
     shape = (latent.shape[0], *obs.shape[:-1])
     many, latent = (jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in (obs, latent))
     return jnp.where(avail, decode(nets, params, many, latent), 0.0)
@@ -150,19 +150,19 @@ def generate(nets: _Networks, params, obs: chex.Array, avail: chex.Array, latent
 def perturb(
     nets: _Networks, params, obs: chex.Array, avail: chex.Array, action: chex.Array, reach: chex.Numeric
 ) -> chex.Array:
-    """xi = clip(a + reach tanh(net(o, a)), +-1), params of the perturbation: the shape of `action` [..., N, A]."""
+    """Return xi = clip(a + reach tanh(net(o, a)), +-1), params of the perturbation: shaped as `action` [..., N, A]."""
     obs = jnp.broadcast_to(obs, (*action.shape[:-1], obs.shape[-1]))
     moved = jnp.clip(action + reach * jnp.tanh(nets.perturbation.apply(params, obs, action)), -1.0, 1.0)
     return jnp.where(avail, moved, 0.0)
 
 
 def latent_divergence(mean: chex.Array, log_std: chex.Array) -> chex.Array:
-    """KL of N(mean, exp(log_std)^2) from N(0, 1), each dimension: the shape of `mean`."""
+    """Return the KL of N(mean, exp(log_std)^2) from N(0, 1), each dimension: the shape of `mean`."""
     return -0.5 * (1.0 + 2.0 * log_std - jnp.square(mean) - jnp.exp(2.0 * log_std))
 
 
 def reconstruction_loss(nets: _Networks, params: Params, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """Squared error of the reconstruction, averaged over an agent's dimensions, and half the mean latent KL: [B, N]."""
+    """Return the mean squared reconstruction error over an agent's dimensions, plus half the mean latent KL: [B, N]."""
     encoded = nets.encoder.apply(params["vae"]["encoder"], batch.obs, batch.action)
     mean, log_std = jnp.split(encoded, 2, axis=-1)
     log_std = jnp.clip(log_std, *LOG_STD_BOUNDS)
@@ -175,7 +175,7 @@ def reconstruction_loss(nets: _Networks, params: Params, batch: Batch, keys: che
 
 
 def _restricted_policy(params: Params, spec: EnvSpec, config: BcqConfig, obs: chex.Array, avail: chex.Array):
-    """Greedy in the online q over allowed actions."""
+    """Return the policy greedy in the online q over allowed actions."""
     nets = _networks(spec, config)
     logits = nets.head.apply(params["head"], obs)
     q = nets.critic.local.apply(params["critic"]["local"], obs)
@@ -183,7 +183,7 @@ def _restricted_policy(params: Params, spec: EnvSpec, config: BcqConfig, obs: ch
 
 
 def _best_of(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """[B, N] max_k q~ at s' over generated and perturbed actions, target networks."""
+    """Return max_k q~ at s' over generated and perturbed actions, target networks: [B, N]."""
     config, nets, barred = state.config, _networks(state.spec, state.config), state.target_params
     obs, avail = batch.next_obs, batch.next_avail
     latent = _prior_by_row(nets, keys, config.num_samples, state.spec.num_agents)
@@ -203,7 +203,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The target of the best likely action, and actions to perturb."""
+    """Compute the target of the best likely action, and actions to perturb."""
     spec, nets, barred = state.spec, _networks(state.spec, state.config), state.target_params["critic"]
     if spec.discrete:
         next_action = _restricted_policy(state.params, spec, state.config, batch.next_obs, batch.next_avail).mode()
@@ -217,7 +217,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2, of two critics the sum: [B]."""
+    """Return (Q_tot - y)^2, of two critics the sum: [B]."""
     critic = _networks(state.spec, state.config).critic
     if state.spec.discrete:
         q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
@@ -228,7 +228,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """The loss of the behaviour's model, a head or a VAE: [B, N]."""
+    """Return the loss of the behaviour's model, a head or a VAE: [B, N]."""
     nets = _networks(state.spec, state.config)
     if state.spec.discrete:
         logits = nets.head.apply(params["head"], batch.obs)
@@ -239,7 +239,7 @@ def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: E
 
 
 def perturbation_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-q^1_i(o_i, xi), values frozen: [B, N]."""
+    """Return -q^1_i(o_i, xi), values frozen: [B, N]."""
     nets = _networks(state.spec, state.config)
     moved = perturb(nets, params["perturbation"], batch.obs, batch.avail, estimates.generated, state.config.reach)
     first = _first(state.params["critic"]["local"])
@@ -247,12 +247,12 @@ def perturbation_loss(params: Params, state: TrainState, batch: Batch, estimates
 
 
 def _first(stacked: Params) -> Params:
-    """The parameters of the first critic."""
+    """Return the parameters of the first critic."""
     return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of everything, each loss at the parameters before the step.
+    """Take one step of everything, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """
@@ -261,13 +261,13 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
 
 def policy(state: TrainState) -> Actor:
-    """What acts: critics and the behaviour's model, with continuous actions the perturbation too."""
+    """Return what acts: critics and the behaviour's model, with continuous actions the perturbation too."""
     names = ("critic", "head") if state.spec.discrete else ("critic", "vae", "perturbation")
     return acting.cut(state, **{name: state.params[name] for name in names})
 
 
 def act(actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None) -> chex.Array:
-    """Decentralised actions [..., N] or [..., N, A] for obs [..., N, O].
+    """Choose decentralised actions [..., N] or [..., N, A] for obs [..., N, O].
 
     Continuous actions are the best of generated ones; without a key the latents are always the same.
     """

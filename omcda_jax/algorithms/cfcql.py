@@ -55,7 +55,7 @@ class CfcqlConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CfcqlConfig) -> TrainState:
-    """Fresh networks for the task's sizes, a policy network only where actions are continuous."""
+    """Initialise networks for the task's sizes, a policy network only where actions are continuous."""
     nets = backbone(spec, config)
     parts = {"behaviour": nets.policy, "critic": nets.critic} | ({} if spec.discrete else {"policy": nets.policy})
     params = networks.init_params(key, spec, **parts)
@@ -63,17 +63,17 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CfcqlConfig) -> TrainState:
 
 
 def agent_weights(divergence: chex.Array, temperature: chex.Numeric) -> chex.Array:
-    """lambda_i: [..., N] divergences in nats to [..., N] weights that sum to one."""
+    """Return lambda_i: [..., N] divergences in nats to [..., N] weights that sum to one."""
     return jax.lax.stop_gradient(jax.nn.softmax(temperature * divergence, axis=-1))
 
 
 def counterfactual_penalty(gap: chex.Array, weights: chex.Array) -> chex.Array:
-    """P = sum_i lambda_i gap_i, gap_i the log-sum-exp of agent i's actions above the data's: [..., N] each to [...]."""
+    """Return P = sum_i lambda_i gap_i, gap_i agent i's log-sum-exp above the data's action: [..., N] each to [...]."""
     return jnp.sum(weights * gap, axis=-1)
 
 
 def _favoured(state: TrainState, nets: Backbone, batch: Batch, weights: chex.Array) -> Policy:
-    """mu_i."""
+    """Return mu_i."""
     if state.spec.discrete:
         local = state.params["critic"]["local"]
         return categorical(weights[..., None] * nets.critic.local.apply(local, batch.obs), batch.avail)
@@ -91,7 +91,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The target of the policy now, the points of the penalty, and the agents' weights in it."""
+    """Compute the target of the policy now, the points of the penalty, and the agents' weights in it."""
     nets, params = backbone(state.spec, state.config), state.params
     next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
     now = value_policy(nets.policy, nets.critic, params, batch.obs, batch.avail)
@@ -111,14 +111,14 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-log b_i(a_i|o_i): [B, N]."""
+    """Return -log b_i(a_i|o_i): [B, N]."""
     network = backbone(state.spec, state.config).policy
     clone = networks.action_distribution(network, params["behaviour"], batch.obs, batch.avail)
     return {"behaviour/loss": -clone.log_prob(batch.action)}, {}
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2 and the penalty P: [B] each."""
+    """Return (Q_tot - y)^2 and the penalty P: [B] each."""
     critic = backbone(state.spec, state.config).critic
     q_tot, values, chosen = critic.parts(params["critic"], batch, estimates.measure)
     penalty = counterfactual_penalty(log_integral(values, estimates.measure) - chosen, estimates.agents)
@@ -128,7 +128,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N]."""
+    """Return -w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N]."""
     nets = backbone(state.spec, state.config)
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     drawn = sample_rows(policy, estimates.policy_keys)
@@ -137,7 +137,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of the clone, or when it is frozen of critic and policy network, losses at the parameters before it.
+    """Take a step of the clone, or when it is frozen of critic and policy network, losses at the parameters before it.
 
     Arguments and results are those of `omcda_jax.update`.
     """

@@ -63,7 +63,7 @@ class ComadiceConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState:
-    """Fresh networks for the task's sizes, both multipliers 0; `key` is also the run's key."""
+    """Initialise networks for the task's sizes, both multipliers 0; `key` is also the run's key."""
     params = networks.init_params(key, spec, **backbone(spec, config)._asdict())
     params |= {"lambda_v": jnp.zeros(()), "lambda_e": jnp.zeros(())}
     return training.new_state(key, spec, config, params, targets=["policy", "critic", "value"])
@@ -72,7 +72,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState
 def dual_value_loss(
     advantage: chex.Array, multiplier: chex.Array, alpha: chex.Numeric, *, divergence: str, form: str
 ) -> chex.Array:
-    """-alpha g(x) + w(x) (e - lambda), x = (e - lambda) / alpha; released: g and the trailing e stopped.
+    """Return -alpha g(x) + w(x) (e - lambda), x = (e - lambda) / alpha; released: g and the trailing e stopped.
 
     Args:
         advantage: [...] e, with its gradient in v.
@@ -88,7 +88,7 @@ def dual_value_loss(
 
 
 def policy_weight(advantage: chex.Array, multiplier: chex.Array, alpha: chex.Numeric, divergence: str) -> chex.Array:
-    """w(x), x = (e - lambda_e) / alpha: the shape of `advantage`."""
+    """Return w(x), x = (e - lambda_e) / alpha: the shape of `advantage`."""
     return losses.F_DIVERGENCES[divergence]((advantage - multiplier) / alpha)[0]
 
 
@@ -102,7 +102,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The critic's target, from the parameters before the first step."""
+    """Compute the critic's target, from the parameters before the first step."""
     nets, barred = backbone(state.spec, state.config), state.target_params
     next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
     return Estimates(
@@ -112,7 +112,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def _advantage(state: TrainState, critic: Params, value: Params, batch: Batch) -> chex.Array:
-    """e_i = w_i (q_i - v_i), w_i and q_i stopped: [B, N]."""
+    """Return e_i = w_i (q_i - v_i), w_i and q_i stopped: [B, N]."""
     nets = backbone(state.spec, state.config)
     q = networks.action_values(nets.critic.local, critic["local"], batch.obs, batch.action)
     v = nets.value.apply(value, batch.obs)[..., 0]
@@ -120,19 +120,19 @@ def _advantage(state: TrainState, critic: Params, value: Params, batch: Batch) -
 
 
 def _weight(state: TrainState, multiplier: chex.Array, estimates: Estimates) -> chex.Array:
-    """w(x) of the policy: [B, N]."""
+    """Return w(x) of the policy: [B, N]."""
     return policy_weight(estimates.advantage, multiplier, state.config.alpha, state.config.divergence)
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """L_q, the squared error of Q_tot against y: [B]."""
+    """Return L_q, the squared error of Q_tot against y: [B]."""
     critic = backbone(state.spec, state.config).critic
     q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
     return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}
 
 
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """The terms of L_v at first steps and at all, averaged over agents: [B] each.
+    """Return the terms of L_v at first steps and at all, averaged over agents: [B] each.
 
     Rows without a choice count too, for the team's value sums over every agent.
     """
@@ -154,20 +154,20 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
 
 
 def multiplier_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """lambda_e (1 - w(x)), w stopped: [B, N]."""
+    """Return lambda_e (1 - w(x)), w stopped: [B, N]."""
     shortage = 1.0 - jax.lax.stop_gradient(_weight(state, params["lambda_e"], estimates))
     return {"policy/multiplier": params["lambda_e"] * shortage}, {}
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-omega log pi_i(a_i|o_i): [B, N]."""
+    """Return -omega log pi_i(a_i|o_i): [B, N]."""
     network = backbone(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -estimates.omega * policy.log_prob(batch.action)}, {"policy/weight": estimates.omega}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """Steps of critic, value with lambda_v, lambda_e and policy, in this order, then of the target networks.
+    """Take steps of critic, value with lambda_v, lambda_e and policy, in this order, then of the target networks.
 
     Arguments and results are those of `omcda_jax.update`.
     """

@@ -54,7 +54,7 @@ class CqlConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
-    """Fresh networks for the task's sizes, a policy network only where actions are continuous.
+    """Initialise networks for the task's sizes, a policy network only where actions are continuous.
 
     Raises:
         ConfigError: the released variant, where actions are discrete.
@@ -70,7 +70,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
 def conservative_penalty(
     values: chex.Array, measure: Measure, chosen: chex.Array, bias: chex.Array | None = None
 ) -> chex.Array:
-    """P_i = log-sum-exp of w_i q_i over an agent's actions, above that of the data's action.
+    """Return P_i = log-sum-exp of w_i q_i over an agent's actions, above that of the data's action.
 
     Args:
         values: [B, N, K] w_i q_i at the measure's points.
@@ -97,7 +97,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The target of the policy now, and the points of the penalty."""
+    """Compute the target of the policy now, and the points of the penalty."""
     nets, barred = backbone(state.spec, state.config), state.target_params["critic"]
     next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
     here = value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
@@ -112,7 +112,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2 and the penalty sum_i P_i: [B] each."""
+    """Return (Q_tot - y)^2 and the penalty sum_i P_i: [B] each."""
     critic = backbone(state.spec, state.config).critic
     q_tot, values, chosen = critic.parts(params["critic"], batch, estimates.measure)
     released = state.config.variant == "released"
@@ -123,7 +123,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N].
+    """Return -w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N].
 
     Released: the sum over agents of -q_i(a_i) log pi_i(a_i|o_i), [B].
     """
@@ -138,7 +138,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of critic and, where there is one, policy network, each loss at the parameters before the step.
+    """Take one step of critic and, where there is one, policy network, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """

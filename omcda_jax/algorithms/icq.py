@@ -60,7 +60,7 @@ class IcqConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: IcqConfig) -> TrainState:
-    """Fresh networks for the task's sizes; `key` is also the run's key.
+    """Initialise networks for the task's sizes; `key` is also the run's key.
 
     Raises:
         ConfigError: actions are discrete and the variant is the released one.
@@ -78,7 +78,7 @@ def _networks(spec: EnvSpec, config: IcqConfig) -> Backbone:
 
 
 def td_target(state: TrainState, batch: Batch, axis_name: str | None = None) -> chex.Array:
-    """y [B], whose next values are weighted by rho."""
+    """Return y [B], whose next values are weighted by rho."""
     config, critic, barred = state.config, _networks(state.spec, state.config).critic, state.target_params["critic"]
     q = networks.of_ensemble(networks.action_values, critic.local, barred["local"], batch.next_obs, batch.next_action)
     next_value = critic.mix(barred, batch.next_global_state, jnp.min(q, axis=0))
@@ -91,7 +91,7 @@ def td_target(state: TrainState, batch: Batch, axis_name: str | None = None) -> 
 
 
 def policy_log_weights(state: TrainState, batch: Batch, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """log rho(adv_i / beta_pi) of the online critics and policy: [B, N]."""
+    """Return log rho(adv_i / beta_pi) of the online critics and policy: [B, N]."""
     config, nets, critic = state.config, _networks(state.spec, state.config), state.params["critic"]
     policy = networks.action_distribution(nets.policy, state.params["policy"], batch.obs, batch.avail)
     (keys,) = training.row_keys(state, batch, 1, axis_name)
@@ -116,7 +116,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The weighted target, and the weights of the data's actions."""
+    """Compute the weighted target, and the weights of the data's actions."""
     mask = has_choice(batch.avail, state.spec.discrete)
     weights = jnp.where(mask, jnp.exp(policy_log_weights(state, batch, mask, axis_name)), 0.0)
     mixture = _networks(state.spec, state.config).critic.weights(state.params["critic"], batch.global_state)
@@ -126,7 +126,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Squared errors of the critics, summed; released: of the smaller one alone: [B].
+    """Return the squared errors of the critics, summed; released: of the smaller one alone: [B].
 
     A last row that a time limit cut has no next action in the data: it is left out.
     """
@@ -143,14 +143,14 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-k_i rho(adv_i / beta_pi) log pi_i(a_i|o_i): [B, N]."""
+    """Return -k_i rho(adv_i / beta_pi) log pi_i(a_i|o_i): [B, N]."""
     network = _networks(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -estimates.factor * policy.log_prob(batch.action)}, {}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of critics and policy, each loss at the parameters before the step.
+    """Take one step of critics and policy, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`; `policy/effective_share` [N] is the share of the rows that
     the policy's weights amount to.

@@ -81,7 +81,7 @@ class OmarConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmarConfig) -> TrainState:
-    """Fresh networks for the task's sizes; `key` is also the run's key."""
+    """Initialise networks for the task's sizes; `key` is also the run's key."""
     nets = backbone(spec, config)
     params = networks.init_params(key, spec, policy=nets.policy, critic=nets.critic)
     return training.new_state(key, spec, config, params, targets=["policy", "critic"])
@@ -97,7 +97,7 @@ def search(
     elites: int,
     spread: chex.Numeric,
 ) -> chex.Array:
-    """The cross-entropy method in [-1, 1]^A, for every [...] on its own.
+    """Search by the cross-entropy method in [-1, 1]^A, for every [...] on its own.
 
     Args:
         score: [..., K, A] actions to [..., K] values.
@@ -127,7 +127,7 @@ def search(
 def rectified_loss(
     policy: TanhGaussian, value: Callable[[chex.Array], chex.Array], best: chex.Array, coefficient: chex.Numeric
 ) -> chex.Array:
-    """c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), the square averaged over an agent's dimensions: [B, N].
+    """Return c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), the square averaged over an agent's dimensions: [B, N].
 
     Args:
         policy: [B, N] continuous policies, with their gradient.
@@ -144,13 +144,13 @@ def rectified_loss(
 
 
 def enumerated_loss(policy: Categorical, q: chex.Array, avail: chex.Array, coefficient: chex.Numeric) -> chex.Array:
-    """-c log pi(a*) - (1 - c) E_pi q, a* the legal argmax of the frozen q [B, N, A]: [B, N]."""
+    """Return -c log pi(a*) - (1 - c) E_pi q, a* the legal argmax of the frozen q [B, N, A]: [B, N]."""
     best = greedy(q, avail).mode()
     return -coefficient * policy.log_prob(best) - (1 - coefficient) * expectation(q, policy.support())
 
 
 def best_actions(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """What a search by q_i finds for every agent, each row's by its own key [B]: [B, N, A], 0 in the padding."""
+    """Return what a search by q_i finds for every agent, each row's by its own key [B]: [B, N, A], 0 in the padding."""
     config, local = state.config, state.params["critic"]["local"]
     network = backbone(state.spec, config).critic.local
 
@@ -173,7 +173,7 @@ def best_actions(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Ar
 
 
 def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
-    """The penalty's proposals: a continuous policy's mean with noise, because its own width is not learnt."""
+    """Return the penalty's proposals: a continuous policy's mean with noise, because its own width is not learnt."""
     if isinstance(policy, Categorical):
         return policy
     return dataclasses.replace(policy, log_std=jnp.full_like(policy.mean, jnp.log(spread)))
@@ -188,7 +188,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """The target of the policy that acts, the points of the penalty, and the search's actions."""
+    """Compute the target of the policy that acts, the points of the penalty, and the search's actions."""
     config, nets, params = state.config, backbone(state.spec, state.config), state.params
     measure_keys, search_keys = training.row_keys(state, batch, 2, axis_name)
     here, there = (
@@ -206,7 +206,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2 and CQL-MA's penalty: [B] each."""
+    """Return (Q_tot - y)^2 and CQL-MA's penalty: [B] each."""
     q_tot, values, chosen = backbone(state.spec, state.config).critic.parts(params["critic"], batch, estimates.measure)
     gap = jnp.sum(log_integral(values, estimates.measure) - chosen, axis=-1)
     by_name = {"critic/td": jnp.square(q_tot - estimates.target), "critic/conservative": state.config.penalty * gap}
@@ -214,7 +214,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """The actor's loss of the kind of actions at hand: [B, N]."""
+    """Return the actor's loss of the kind of actions at hand: [B, N]."""
     nets, coefficient = backbone(state.spec, state.config), state.config.coefficient
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
@@ -225,7 +225,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of critic and policy, each loss at the parameters before the step.
+    """Take one step of critic and policy, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """

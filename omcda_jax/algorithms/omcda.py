@@ -142,7 +142,7 @@ def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
-    """Fresh networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
+    """Initialise networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
 
     Args:
         key: typed PRNG key; also the run's key for the updates.
@@ -213,7 +213,7 @@ class Estimates(NamedTuple):
 
 
 def _policies(state: TrainState, obs, avail, keys) -> tuple[Policy, Policy, Support]:
-    """The policy, the behaviour, and the support of expectations under the policy."""
+    """Return the policy, the behaviour, and the support of expectations under the policy."""
     network = _networks(state.spec, state.config).policy
     policy, behaviour = (
         networks.action_distribution(network, state.params[group], obs, avail) for group in ("policy", "behaviour")
@@ -222,7 +222,7 @@ def _policies(state: TrainState, obs, avail, keys) -> tuple[Policy, Policy, Supp
 
 
 def _values_now(state: TrainState, part: str, batch: Batch, support: Support) -> Values:
-    """Target critics; in the in-sample form they are judged against the newest value networks, as OMIGA does."""
+    """Judge the target critics, in the in-sample form against the newest value networks, as OMIGA does."""
     nets, params = _networks(state.spec, state.config), state.target_params[part]["local"]
     q, q_action = networks.support_and_action_values(nets.returns.local, params, batch.obs, support, batch.action)
     if state.config.value_target == "in_sample":
@@ -231,7 +231,7 @@ def _values_now(state: TrainState, part: str, batch: Batch, support: Support) ->
 
 
 def _mixed_next_value(state: TrainState, part: str, critic: MixedCritic, batch: Batch, support: Support) -> chex.Array:
-    """The target networks' mixed values at the next state: [B] of the return part, [B, N] of the deviation part."""
+    """Mix the target networks' values at the next state: [B] of the return part, [B, N] of the deviation part."""
     params = state.target_params[part]
     if state.config.value_target == "in_sample":
         network = _networks(state.spec, state.config).value
@@ -242,7 +242,7 @@ def _mixed_next_value(state: TrainState, part: str, critic: MixedCritic, batch: 
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Values, targets and advantages from the parameters before the step and the policies at the two states.
+    """Compute values, targets and advantages from the parameters before the step and the policies at the two states.
 
         V^r_tot(s') = sum_i w^r_i E_pi q^r_i + beta^r       V^{c,i}(s') = sum_j w^c_ij E_pi q^c_j - KL_i
 
@@ -294,7 +294,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 def levels(
     state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
 ) -> tuple[chex.Array, chex.Array]:
-    """Conservatism levels that spend the budgets on this batch, and the policy weights at them.
+    """Find conservatism levels that spend the budgets on this batch, and the policy weights at them.
 
     During the critic warm-up every weight is 1: the policy clones the data.
 
@@ -322,40 +322,40 @@ def levels(
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Maximum likelihood of the behaviour policy, -log b_i(a_i|o_i): [B, N]."""
+    """Return -log b_i(a_i|o_i), maximum likelihood of the behaviour policy: [B, N]."""
     network = _networks(state.spec, state.config).policy
     behaviour = networks.action_distribution(network, params["behaviour"], batch.obs, batch.avail)
     return {"behaviour/loss": -behaviour.log_prob(batch.action)}, {}
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Weighted maximum likelihood, -omega_i log pi_i(a_i|o_i): [B, N]."""
+    """Return -omega_i log pi_i(a_i|o_i), weighted maximum likelihood: [B, N]."""
     network = _networks(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -estimates.weights * policy.log_prob(batch.action)}, {}
 
 
 def return_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q^r_tot - target)^2: [B]."""
+    """Return (Q^r_tot - target)^2: [B]."""
     critic = _networks(state.spec, state.config).returns
     q_tot = critic.q_tot(params["return"], batch.obs, batch.global_state, batch.action)
     return {"critic/td_return": jnp.square(q_tot - estimates.return_target)}, {"critic/q_return": q_tot}
 
 
 def deviation_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q^{c,i} - target_i)^2, summed over agents: [B]."""
+    """Return (Q^{c,i} - target_i)^2, summed over agents: [B]."""
     error = _deviation_values(params, state, batch) - estimates.deviation_target
     return {"critic/td_deviation": jnp.sum(jnp.square(error), axis=-1)}, {}
 
 
 def _deviation_values(params: Params, state: TrainState, batch: Batch) -> chex.Array:
-    """Q^{c,i} of the data's actions: [B, N]."""
+    """Return Q^{c,i} of the data's actions: [B, N]."""
     critic = _networks(state.spec, state.config).deviations
     return critic.q_tot(params["deviation"], batch.obs, batch.global_state, batch.action)
 
 
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Losses of the value networks of the in-sample form, averaged over agents: [B].
+    """Return the losses of the value networks of the in-sample form, averaged over agents: [B].
 
     The value that carries the KL (v^c; v^r when not decoupled) comes from the normalisation of pi*_i = b_i exp z_i,
     z_i = (w^r_i/alpha_i)(q^r_i - v^r_i) + kappa_i (q^c_i - v^c_i), v^r stopped (paper Proposition 3.4 and Eq. 25).
@@ -379,7 +379,7 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
 
 
 def losses_of(config: OmcdaConfig) -> list:
-    """The losses of one form of the algorithm."""
+    """Return the losses of one form of the algorithm."""
     chosen = [return_loss, behaviour_loss, policy_loss]
     chosen += [deviation_loss] if config.decoupled else []
     return chosen + ([value_loss] if config.value_target == "in_sample" else [])
@@ -388,7 +388,7 @@ def losses_of(config: OmcdaConfig) -> list:
 def budgets(
     state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
 ) -> tuple[chex.Array, chex.Array]:
-    """The moving average of influence [N] and the budgets it gives, [N] nats; both rest during the critic warm-up."""
+    """Return influence's moving average [N] and the budgets it gives, [N] nats; both rest during the critic warm-up."""
     config, extra, policy, support = state.config, state.extra, estimates.policy, estimates.support
     measured = influence(
         estimates.return_weights[..., None] * estimates.returns.support,
@@ -414,7 +414,7 @@ def budgets(
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One update in the paper's four steps: estimate, levels, descend, allocate.
+    """Do one update in the paper's four steps: estimate, levels, descend, allocate.
 
     Every loss is taken at the parameters before the step. Arguments and results are those of `omcda_jax.update`.
     """

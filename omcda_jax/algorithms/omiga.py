@@ -41,7 +41,7 @@ class OmigaConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmigaConfig) -> TrainState:
-    """Fresh networks for the task's sizes; `key` is also the run's key."""
+    """Initialise networks for the task's sizes; `key` is also the run's key."""
     params = networks.init_params(key, spec, **backbone(spec, config)._asdict())
     return training.new_state(key, spec, config, params, targets=["policy", "critic", "value"])
 
@@ -57,7 +57,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Targets and exponents of the target critic and the newest values."""
+    """Compute targets and exponents of the target critic and the newest values."""
     nets, barred = backbone(state.spec, state.config), state.target_params
     next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
     slope = nets.critic.weights(barred["critic"], batch.global_state) / state.config.alpha
@@ -73,14 +73,14 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """(Q_tot - y)^2: [B]."""
+    """Return (Q_tot - y)^2: [B]."""
     critic = backbone(state.spec, state.config).critic
     q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
     return {"critic/td": jnp.square(q_tot - estimates.target)}, {"critic/q": q_tot}
 
 
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """exp(z - M) + exp(-M) w v / alpha, minimal where the data's mean of exp(z) is one; averaged over agents: [B].
+    """Return exp(z - M) + exp(-M) w v / alpha, minimal where the data's mean exp(z) is one; averaged over agents: [B].
 
     Rows without a choice count too, for the team's value sums over every agent.
     """
@@ -91,14 +91,14 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """-exp(z_i) log pi_i(a_i|o_i): [B, N]."""
+    """Return -exp(z_i) log pi_i(a_i|o_i): [B, N]."""
     network = backbone(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -estimates.weight * policy.log_prob(batch.action)}, {"policy/weight": estimates.weight}
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """One step of critic, value and policy, each loss at the parameters before the step.
+    """Take one step of critic, value and policy, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """
