@@ -109,3 +109,17 @@ def test_the_library_alone_needs_no_extra():
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+SOURCES = [*MODULES.values(), *(ROOT / "experiments").rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_readable(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 450
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            taken = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is longer than 60 lines"
+            assert len(taken) <= 8, f"{node.name} takes more than 8 parameters"
