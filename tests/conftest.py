@@ -1,9 +1,13 @@
 """What all tests share: one deterministic hypothesis profile, strict broadcasting, memory that stays bounded."""
 
+import ctypes
 import gc
 import os
 import shutil
 import tempfile
+
+# most of what tests compute is compiled once and run once; set before jax is imported, for processes of tests as well
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import hypothesis
 import jax
@@ -32,6 +36,8 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    if os.uname().sysname == "Linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system
 
 
 @pytest.fixture

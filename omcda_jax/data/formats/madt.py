@@ -11,6 +11,7 @@ import collections
 import io
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
@@ -202,7 +203,16 @@ def _no_storage(*_):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, storage: Any):
         super().__init__(file, encoding="latin1")
-        self._storage = storage
+        self._file, self._storage = file, storage
+
+    def load(self) -> Any:
+        # the unpickler makes room for any index of its memo, gigabytes for a damaged one
+        start = self._file.tell()
+        for code, index, _ in pickletools.genops(self._file):
+            if code.name == "LONG_BINPUT" and index > self._file.tell():
+                raise pickle.UnpicklingError(f"entry {index} of a memo that can have {self._file.tell()} at most")
+        self._file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
