@@ -513,32 +513,32 @@ class Settings(bc.BcConfig):
     Attributes:
         gain: how much louder than behaviour cloning.
     \"\"\"
-    name: ClassVar[str] = "mine:ALGORITHM"
+    name: ClassVar[str] = "gained:ALGORITHM"
     gain: float = 2.0
 
 def update(state, batch, *, axis_name=None):
     state, metrics = bc.update(state, batch, axis_name=axis_name)
-    return state, metrics | {"mine/gain": state.config.gain}
+    return state, metrics | {"gained/gain": state.config.gain}
 
 ALGORITHM = bc.ALGORITHM._replace(config=Settings, update=update)
 """
 
 
 def test_an_algorithm_of_ones_own_is_named_by_its_module(run, monkeypatch, capsys, tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "gained.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = ("--config.algorithm.name=mine:ALGORITHM", "--config.algorithm.gain=3")
+    own = ("--config.algorithm.name=gained:ALGORITHM", "--config.algorithm.gain=3")
     assert run.main(["run", "--config=smac_3m", *own, "--help"]) == 0
     assert "how much louder than behaviour cloning" in capsys.readouterr().out
     assert run.main(command(*own, "--workdir=own", updates=20)) == 0
     result = result_of(Path("own"))
-    assert (result["config"]["algorithm"]["name"], result["config"]["algorithm"]["gain"]) == ("mine:ALGORITHM", 3.0)
-    assert result["metrics"]["mine/gain"] == 3.0
+    assert (result["config"]["algorithm"]["name"], result["config"]["algorithm"]["gain"]) == ("gained:ALGORITHM", 3.0)
+    assert result["metrics"]["gained/gain"] == 3.0
     grid = (*GRID[:1], "--config.learner.trials=algorithm.gain=1,2")
     assert run.main(command(*own[:1], *grid, "--workdir=grid", updates=20)) == 0
-    assert [one["metrics"]["mine/gain"] for one in result_of(Path("grid"))["trials"]] == [1.0, 2.0]
-    assert run.main(command("--config.algorithm.name=mine:GORITHM")) == 78
-    assert "mine:GORITHM" in capsys.readouterr().err
+    assert [one["metrics"]["gained/gain"] for one in result_of(Path("grid"))["trials"]] == [1.0, 2.0]
+    assert run.main(command("--config.algorithm.name=gained:GORITHM")) == 78
+    assert "gained:GORITHM" in capsys.readouterr().err
 
 
 def test_equal_runs_have_equal_fingerprints(run):
