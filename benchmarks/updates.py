@@ -4,8 +4,9 @@
     python -m benchmarks.updates --against=PATH --rounds=9  # and another one, A B A B ...: medians and their ratio
 
 Sizes are those of SMAX 5m_vs_6m and Hopper 3x1, batch 128, networks 256-256. Each measurement is a process of its own,
-pinned to one core, that scans updates over one batch of random numbers. Compilation is left out. What counts are the
-seconds that the core worked for the process, so that other work beside it matters little.
+pinned to one core, that scans over updates as training does, each on rows drawn from random data: with one batch for
+all, XLA would move work out of the loop. Compilation is left out. What counts are the seconds that the core worked for
+the process, so that other work beside it matters little.
 """
 
 import json
@@ -21,7 +22,7 @@ from absl import app, flags
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # agents, observation, state, actions, discrete
 SIZES = {"discrete": (5, 92, 120, 11, True), "continuous": (3, 14, 17, 1, False)}
-BATCH, UPDATES = 128, 40
+ROWS, BATCH, UPDATES = 4096, 128, 40
 
 
 def measure(repeats: int = 3) -> dict[str, float]:
@@ -36,33 +37,37 @@ def measure(repeats: int = 3) -> dict[str, float]:
     for kind, sizes in SIZES.items():
         spec = omcda_jax.EnvSpec(*sizes)
         for config in (omcda_jax.OmcdaConfig(critic_warmup=0), omcda_jax.OmigaConfig()):
-            batch = random_batch(np.random.default_rng(0), spec, omcda_jax.Batch)
+            rows = random_rows(np.random.default_rng(0), spec, omcda_jax.Batch)
             state = omcda_jax.init(jax.random.key(0), spec, config)
-            run = jax.jit(
-                lambda state, batch: jax.lax.scan(lambda s, _: omcda_jax.update(s, batch), state, length=UPDATES)
-            )
-            jax.block_until_ready(run(state, batch))
+
+            @jax.jit
+            def run(state, rows):
+                places = jax.random.randint(jax.random.key(0), (UPDATES, BATCH), 0, ROWS)
+                draw = lambda place: jax.tree.map(lambda column: column[place], rows)
+                return jax.lax.scan(lambda state, place: omcda_jax.update(state, draw(place)), state, places)
+
+            jax.block_until_ready(run(state, rows))
             seconds = []
             for _ in range(repeats):
                 began = time.process_time()
-                jax.block_until_ready(run(state, batch))
+                jax.block_until_ready(run(state, rows))
                 seconds.append(time.process_time() - began)
             rates[f"{config.name} {kind}"] = UPDATES / min(seconds)
     return rates
 
 
-def random_batch(random, spec, make):
-    """B transitions with every action legal."""
+def random_rows(random, spec, make):
+    """Transitions with every action legal, as many as ROWS."""
     import numpy as np
 
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
-    shape = (BATCH, spec.num_agents)
-    legal, no = np.ones((*shape, spec.action_dim), bool), np.zeros(BATCH, bool)
+    shape = (ROWS, spec.num_agents)
+    legal, no = np.ones((*shape, spec.action_dim), bool), np.zeros(ROWS, bool)
     action = random.uniform(-0.9, 0.9, legal.shape).astype(np.float32)
     if spec.discrete:
         action = random.integers(spec.action_dim, size=shape, dtype=np.int32)
-    now, then = ((normal(*shape, spec.obs_dim), normal(BATCH, spec.state_dim)) for _ in range(2))
-    return make(*now, legal, action, normal(BATCH), np.ones(BATCH, np.float32), *then, legal, action, no, no)
+    now, then = ((normal(*shape, spec.obs_dim), normal(ROWS, spec.state_dim)) for _ in range(2))
+    return make(*now, legal, action, normal(ROWS), np.ones(ROWS, np.float32), *then, legal, action, no, no)
 
 
 def measured_in(checkout: pathlib.Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omcda_jax import losses
 from omcda_jax.distributions import Measure, Policy, Support, categorical, tanh_gaussian
@@ -62,7 +63,8 @@ class AgentNetwork(nn.Module):
     def __call__(self, x, action=None):
         """Map [..., N, features] and, with action inputs, [..., N, A] (None: zeros) to [..., N, outputs]."""
         num_agents = x.shape[-2]
-        identity = jnp.broadcast_to(jnp.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
+        # A constant, not computed: what a training loop computes alike twice and hoists apart, XLA no longer merges.
+        identity = jnp.broadcast_to(np.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
         parts = [x, identity]
         if self.action_inputs:
             parts.insert(1, jnp.zeros((*x.shape[:-1], self.action_inputs), x.dtype) if action is None else action)
@@ -116,11 +118,11 @@ class DeviationMixer(nn.Module):
         n = self.num_agents
         no_bias = jnp.zeros((*global_state.shape[:-1], n), global_state.dtype)
         if self.kind == "identity":
-            return jnp.broadcast_to(jnp.eye(n, dtype=global_state.dtype), (*global_state.shape[:-1], n, n)), no_bias
+            return jnp.broadcast_to(np.eye(n, dtype=global_state.dtype), (*global_state.shape[:-1], n, n)), no_bias
         x = nn.relu(nn.Dense(self.hidden)(global_state))
         raw = nn.Dense(n * n)(x).reshape(*global_state.shape[:-1], n, n)
         if self.kind == "convex":
-            lean = jnp.broadcast_to(3.0 * jnp.eye(n, dtype=raw.dtype), raw.shape)
+            lean = jnp.broadcast_to(3.0 * np.eye(n, dtype=raw.dtype), raw.shape)
             return jax.nn.softmax(raw + lean, axis=-1), no_bias
         return jnp.abs(raw), nn.Dense(n)(x)
 
