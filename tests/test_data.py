@@ -334,7 +334,7 @@ def test_missing_file_and_folder(tmp_path):
     ("content", "message"),
     [
         (b"<!DOCTYPE html><title>404</title>", "a web page?"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; fetch"),
         (b"", "an empty file"),
         (b"\x89HDF\r\n\x1a\n", "expected an intact HDF5 file"),
     ],
@@ -378,7 +378,7 @@ EDITS = {
         lambda f: replaced(f, "obs", f["obs"][()].astype(np.float64)),
         "obs: expected float32, found float64",
     ),
-    "group": (lambda f: (f.pop("obs"), f.create_group("obs")), "obs: expected an array with rows, found <HDF5 group"),
+    "group": (lambda f: (f.pop("obs"), f.create_group("obs")), "obs: expected an array with rows, found a group"),
     "scalar": (lambda f: replaced(f, "won", True), "won: expected an array with rows"),
     "spec missing": (lambda f: f.attrs.pop("spec.obs_dim"), "spec.obs_dim: expected int, found None"),
     "wrong agents": (shrink_agents, "obs: expected shape (7, 3, 3), found (7, 2, 3)"),

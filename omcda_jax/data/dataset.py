@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.config import require
-from omcda_jax.data.episodes import BLOCK, Episodes, check, final_rows
+from omcda_jax.data.episodes import BLOCK, Episodes, as_arrays, check, final_rows
 from omcda_jax.types import Batch, EnvSpec, Normaliser
 
 _ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first")
@@ -184,13 +184,14 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
 
     Args:
         spec: the task's sizes.
-        episodes: the data, see `Episodes`.
+        episodes: the data, see `Episodes`; lists and JAX arrays will do.
         reward_scale: every reward is multiplied by it.
         source: what error messages call the data, a file's path for instance.
 
     Raises:
-        DatasetError: whatever `check` finds.
+        DatasetError: whatever `as_arrays` and `check` find.
     """
+    episodes = as_arrays(spec, episodes, source)
     check(spec, episodes, source)
     # a copy, for the caller may write to the arrays again
     return jax.tree.map(jnp.array, arrange(spec, episodes, reward_scale))

@@ -80,6 +80,46 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
     }
 
 
+def as_arrays(spec: EnvSpec, episodes: Episodes, source: str) -> Episodes:
+    """Return episodes as NumPy arrays: lists and JAX arrays become arrays of the right types, NumPy's stay as they are.
+
+    Args:
+        spec: the task's sizes.
+        episodes: the data.
+        source: what error messages call the data.
+
+    Raises:
+        DatasetError: a list whose rows differ in shape, or numbers that the right type cannot hold.
+    """
+    action = np.int32 if spec.discrete else np.float32
+    types = Episodes(np.float32, np.float32, np.bool_, action, np.float32, np.int32, np.bool_, np.bool_)
+    return Episodes(
+        *(_as_array(value, kind, source, key) for key, value, kind in zip(types._fields, episodes, types, strict=True))
+    )
+
+
+def _as_array(value: Any, kind: Any, source: str, key: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise DatasetError(f"{source}: {key}: expected numbers in rows of one shape, found rows that differ") from error
+    if found.dtype.kind not in "fiub":
+        raise DatasetError(f"{source}: {key}: expected {np.dtype(kind)}, found {found.dtype}")
+    with np.errstate(all="ignore"):
+        array = found.astype(kind)
+    # floats may be rounded; nothing else changes, but nan and inf, which `check` names
+    same = np.isfinite(array) | ~np.isfinite(found) if kind is np.float32 else array == found
+    if not np.all(same):
+        index = tuple(int(i) for i in np.argwhere(~same)[0])
+        place = f" at {', '.join(map(str, index))}" if index else ""
+        raise DatasetError(
+            f"{source}: {key}: expected numbers that {np.dtype(kind)} holds, found {found[index]:.6g}{place}"
+        )
+    return array
+
+
 def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
     """Check shapes, types, finite values, episode bookkeeping and the legality of every action.
 

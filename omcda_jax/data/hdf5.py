@@ -30,41 +30,28 @@ Attributes of the root; a dot groups related ones:
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omcda_jax.data import guess, h5
 from omcda_jax.data.dataset import aligned
-from omcda_jax.data.episodes import Episodes, check, statistics
-from omcda_jax.system import one_line, replacing
-from omcda_jax.types import ConfigError, DatasetError, EnvSpec
+from omcda_jax.data.episodes import Episodes, as_arrays, check, statistics
+from omcda_jax.system import replacing
+from omcda_jax.types import DatasetError, EnvSpec
 
 FORMAT = "omcda-jax-dataset"
 VERSION = 1
 # the arrays' names in the file, in the order of `Episodes`
 KEYS = ("obs", "state", "avail", "action", "reward", "length", "terminated", "won")
 _CHUNK_BYTES = 2**20
-
-
-def require() -> Any:
-    """Import h5py.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ConfigError(f"dataset files need h5py ({error}): pip install 'omcda-jax[data]'") from error
-    return h5py
 
 
 def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
@@ -80,10 +67,12 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         DatasetError: the episodes are not valid, or the disk refuses the file.
         ConfigError: h5py is not installed.
     """
+    episodes = as_arrays(spec, episodes, str(path))
     check(spec, episodes, str(path))
-    attributes = _flatten(
+    attributes = plain(
         {**metadata, "spec": dataclasses.asdict(spec), "statistics": statistics(episodes)}
-        | {"format": FORMAT, "format_version": VERSION}
+        | {"format": FORMAT, "format_version": VERSION},
+        path,
     )
     attributes["digest"] = digest(episodes, attributes)
 
@@ -95,33 +84,7 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
             compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
             file.create_dataset(key, data=value, chunks=chunks, **compression)
 
-    store(path, fill)
-
-
-def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
-    """Write an HDF5 file; the path holds either the whole file or what it held before.
-
-    Args:
-        path: where; its folder is made if missing.
-        fill: puts the contents into the open h5py file.
-
-    Raises:
-        DatasetError: the disk refuses the file.
-        ConfigError: h5py is not installed.
-    """
-    h5py = require()
-    # built in memory: HDF5 can crash the interpreter when it meets a full disk itself
-    # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
-    options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
-    with h5py.File("dataset", "w", **options) as file:
-        fill(file)
-        file.flush()
-        image = file.id.get_file_image()
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(image)
-    except OSError as error:
-        raise DatasetError(f"{path}: could not write {len(image)} bytes: {error.strerror}") from error
+    h5.store(path, fill)
 
 
 def read_metadata(path: str | os.PathLike, *, environment: str | None = None) -> dict[str, Any]:
@@ -138,7 +101,7 @@ def read_metadata(path: str | os.PathLike, *, environment: str | None = None) ->
         DatasetError: no such file, not a dataset file, or of another environment.
         ConfigError: h5py is not installed.
     """
-    with opened(path) as file:
+    with h5.opened(path) as file:
         return _unflatten(_attributes(file, path, environment))
 
 
@@ -161,7 +124,7 @@ def read(
             not finite, illegal actions, no episodes.
         ConfigError: h5py is not installed.
     """
-    with opened(path) as file:
+    with h5.opened(path) as file:
         attributes, metadata, sizes = _described(file, path, spec, environment)
         episodes = Episodes(*(_whole(file, key, path) for key in KEYS))
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
@@ -189,7 +152,7 @@ def mapped(
         DatasetError, ConfigError: as `read`; or the folder cannot be written.
     """
     folder = Path(f"{os.fspath(path)}.rows")
-    with opened(path) as file:
+    with h5.opened(path) as file:
         attributes, metadata, sizes = _described(file, path, spec, environment)
         if _unpacked(folder, attributes) is None:
             _unpack(file, folder, sizes, attributes, path)
@@ -241,7 +204,7 @@ def _unpack_array(file: Any, key: str, target: Path, path: str | os.PathLike) ->
         np.lib.format.write_array_header_1_0(out, header)
         width = stored.chunks[0] if stored.chunks else len(stored)
         for start in range(0, len(stored), width):
-            out.write(_read(lambda at=start: stored[at : at + width], key, path))
+            out.write(h5.intact(lambda at=start: stored[at : at + width], key, path))
         out.flush()
         os.fsync(out.fileno())
 
@@ -268,22 +231,17 @@ def _whole(file: Any, key: str, path: str | os.PathLike) -> np.ndarray:
     stored = _stored(file, key, path)
     array = aligned(stored.shape, stored.dtype)
     if array.size:
-        _read(lambda: stored.read_direct(array), key, path)
+        h5.intact(lambda: stored.read_direct(array), key, path)
     return array
 
 
 def _stored(file: Any, key: str, path: str | os.PathLike) -> Any:
-    stored = _read(lambda: file[key], key, path)
+    stored = h5.intact(lambda: file[key], key, path)
     if not getattr(stored, "shape", ()) or stored.dtype.hasobject:
-        raise DatasetError(f"{path}: {key}: expected an array with rows, found {stored!r}")
+        found = f"{stored.dtype} of shape {stored.shape}" if hasattr(stored, "shape") else h5.kind_of(stored)
+        raise DatasetError(f"{path}: {key}: expected an array with rows, found {found}")
+    h5.require_room(path, key, stored.size * stored.dtype.itemsize)
     return stored
-
-
-def _read(how: Callable[[], Any], key: str, path: str | os.PathLike) -> Any:
-    try:
-        return how()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DatasetError(f"{path}: {key}: damaged, expected intact checksums, found: {one_line(error)}") from error
 
 
 def _compare(attributes: Mapping[str, Any], contents: str, path: str | os.PathLike) -> None:
@@ -291,54 +249,21 @@ def _compare(attributes: Mapping[str, Any], contents: str, path: str | os.PathLi
         raise DatasetError(f"{path}: digest: damaged or edited, expected the SHA-256 of the contents, found another")
 
 
-@contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Any]:
-    """Open an HDF5 file for reading; whatever a damaged one raises becomes a DatasetError.
-
-    Args:
-        path: the file.
-    """
-    h5py = require()
-    if not os.path.isfile(path):
-        there = "a folder" if os.path.isdir(path) else "nothing there"
-        raise DatasetError(f"{path}: expected a dataset file, found {there}")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-        if not start.startswith(b"\x89HDF\r\n\x1a\n"):
-            what = repr(start) if start else "an empty file"
-            raise DatasetError(f"{path}: expected an HDF5 file, found {what}{_guess(start)}")
-        with h5py.File(path, "r") as file:
-            yield file
-    except (DatasetError, ConfigError):
-        raise
-    # a damaged header surfaces as almost any exception class
-    except Exception as error:
-        raise DatasetError(f"{path}: expected an intact HDF5 file, found: {one_line(error)}") from error
-
-
-def _guess(start: bytes) -> str:
-    if start.lstrip().startswith(b"<"):
-        return " (a web page?)"
-    if start.startswith(b"version https"):
-        return " (a Git LFS pointer?)"
-    return ""
-
-
 def _attributes(file: Any, path: str | os.PathLike, environment: str | None) -> dict[str, Any]:
-    attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
+    attributes = h5.intact(lambda: {key: _plain(value) for key, value in file.attrs.items()}, "attributes", path)
     if attributes.get("format") != FORMAT:
         raise DatasetError(
-            f"{path}: format: expected {FORMAT!r}, found {attributes.get('format')!r}"
+            f"{path}: format: expected {FORMAT!r}, found {guess.value(attributes.get('format'))}"
             f" (keys: {', '.join(sorted(file)) or 'none'})"
         )
     if attributes.get("format_version") != VERSION:
         raise DatasetError(
-            f"{path}: format_version: expected {VERSION}, found {attributes.get('format_version')!r};"
+            f"{path}: format_version: expected {VERSION}, found {guess.value(attributes.get('format_version'))};"
             " collect the dataset again"
         )
     if environment is not None and attributes.get("environment") != environment:
-        raise DatasetError(f"{path}: environment: expected {environment!r}, found {attributes.get('environment')!r}")
+        found = guess.value(attributes.get("environment"))
+        raise DatasetError(f"{path}: environment: expected {environment!r}, found {found}")
     return attributes
 
 
@@ -347,7 +272,7 @@ def _spec(metadata: Mapping[str, Any], path: str | os.PathLike) -> EnvSpec:
     expected = {field.name: field.type for field in dataclasses.fields(EnvSpec)}
     for key, kind in expected.items():
         if not isinstance(stored.get(key), kind):
-            raise DatasetError(f"{path}: spec.{key}: expected {kind.__name__}, found {stored.get(key)!r}")
+            raise DatasetError(f"{path}: spec.{key}: expected {kind.__name__}, found {guess.value(stored.get(key))}")
     return EnvSpec(**{key: stored[key] for key in expected})
 
 
@@ -374,14 +299,32 @@ def _sizes(spec: EnvSpec) -> str:
     )
 
 
-def _flatten(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """Return metadata as flat attributes of Python's own types; a dot groups what was a mapping, None is left out.
+
+    Args:
+        metadata: text, numbers and booleans, NumPy's and JAX's too, or one level of mappings of those.
+        path: of the dataset, for messages.
+
+    Raises:
+        DatasetError: a value of another kind.
+    """
     flat = {}
     for key, value in metadata.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": value[inner] for inner in value}
         else:
             flat[key] = value
-    return {key: value for key, value in flat.items() if value is not None}
+    flat = {key: _plain(value) for key, value in flat.items() if value is not None}
+    for key, value in flat.items():
+        if not isinstance(value, bool | int | float | str):
+            raise DatasetError(f"{path}: metadata: {key}: expected text or a number, found {guess.value(value)}")
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """A single number or text as Python's own type; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
 
 
 def _unflatten(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,4 +178,4 @@ def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
 
 
 def _is_vault(folder: Path) -> bool:
-    return vault.matches(set(os.listdir(folder)))
+    return vault.matches(os.fspath(folder))

@@ -2,33 +2,41 @@
 
     omcda    the project's own HDF5 (omcda_jax/data/hdf5.py); everything kept
     omiga    OMIGA's multi-agent MuJoCo HDF5, flat rows s, o, a, r, d
-    cfcql    CFCQL's SMAC HDF5, padded episode batches
+    cfcql    CFCQL's SMAC files, padded episode batches of PyMARL
+    d4rl     D4RL's single-agent HDF5
     omar     OMAR's folders of NumPy files, particles and MuJoCo
+    madiff   MADiff's folders of NumPy files
     vault    Flashbax vaults, in which OG-MARL publishes
     madt     MADT's and OMIGA's SMAC episodes, files of torch.save
+    minari   Minari's single-agent datasets, by its own library
 
-Foreign files are taken as they are: `Contents.notes` names what looks like a known oddity, and `Repairs`
-corrects it.
+An HDF5 format may lie in one file, in a folder of such files, which are read as one dataset in the natural order of
+their names, or in a folder of NumPy files named by its keys. Foreign files are taken as they are: `Contents.notes`
+names what looks like a known oddity, and `Repairs` corrects it.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from omcda_jax.config import Repairs
-from omcda_jax.data import hdf5
+from omcda_jax.data import guess, h5, hdf5
 from omcda_jax.data.dataset import Dataset, arrange, put
-from omcda_jax.data.episodes import Episodes, check, statistics
-from omcda_jax.data.formats import cfcql, madt, omar, omiga, vault
+from omcda_jax.data.episodes import Episodes, as_arrays, check, statistics
+from omcda_jax.data.formats import cfcql, d4rl, madiff, madt, minari, npy, omar, omiga, rows, vault
 from omcda_jax.data.formats.repair import quirks, repaired
 from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
-NAMES = ("omcda", "omiga", "cfcql", "omar", "vault", "madt")
+NAMES = ("omcda", "omiga", "cfcql", "d4rl", "omar", "madiff", "vault", "madt", "minari")
 WRITTEN = ("omcda", "omiga", "vault")
-_HDF5 = {"omiga": omiga, "cfcql": cfcql}
-_FOLDERS = {"vault": vault, "omar": omar}
+# layouts of named arrays, wherever those are kept
+_ARRAYS = {"madiff": madiff, "omiga": omiga, "cfcql": cfcql, "d4rl": d4rl}
+_FOLDERS = {"vault": vault, "minari": minari, "omar": omar, "madt": madt}
 
 
 class Contents(NamedTuple):
@@ -61,31 +69,82 @@ def sniff(path: str | os.PathLike) -> str:
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        names = {name for name in os.listdir(path) if not name.startswith(".")}
-        for name, module in _FOLDERS.items():
-            if module.matches(names):
-                return name
-        first = os.path.join(path, min(names, default=""))
-        if os.path.isfile(first) and madt.is_torch_file(first):
-            return "madt"
-        below = sorted(name for name in names if vault.matches(set(_listed(os.path.join(path, name)))))
-        there = f"vaults below: {', '.join(below)}; name one" if below else _shown(names)
-        raise DatasetError(f"{path}: expected a vault, OMAR's NumPy files or MADT's episodes, found {there}")
+        return _sniff_folder(path)
     if os.path.isfile(path) and madt.is_torch_file(path):
         return "madt"
-    with hdf5.opened(path) as file:
+    with h5.opened(path) as file:
+        keys = set(file)
         if "format" in file.attrs:
             return "omcda"
-        for name, module in _HDF5.items():
-            if module.matches(set(file)):
-                return name
-        # with nothing to go by, the own reader says best what is missing
-        if set(hdf5.KEYS) & set(file):
-            return "omcda"
+    if kind := _layout(keys - {"path_lengths"}):
+        return kind
+    # with nothing to go by, the own reader says best what is missing
+    if set(hdf5.KEYS) & keys:
+        return "omcda"
+    if any(key.startswith("episode_") for key in keys):
         raise DatasetError(
-            f"{path}: expected the keys of one of omcda ({', '.join(hdf5.KEYS)}), omiga"
-            f" ({', '.join(omiga.KEYS)}) and cfcql (state, obs, actions, ...), found {_shown(file)}"
+            f"{path}: expected a dataset, found episodes as Minari keeps them; name the folder around it"
         )
+    raise DatasetError(
+        f"{path}: expected the keys of one of omcda ({', '.join(hdf5.KEYS)}), omiga ({', '.join(omiga.KEYS)}), cfcql"
+        f" ({', '.join(cfcql.KEYS)}) and d4rl ({', '.join(d4rl.KEYS)}), found {guess.shown(keys)}"
+    )
+
+
+def _sniff_folder(path: str) -> str:
+    names = guess.visible(path)
+    if omar.matches(names):
+        return "omar"
+    if kind := _layout(_stems(names)):
+        return kind
+    for name in ("vault", "minari"):
+        if _FOLDERS[name].matches(path):
+            return name
+    files = guess.parts(path)
+    if files and madt.is_torch_file(files[0]):
+        return "madt"
+    if parts := _hdf5_parts(path):
+        return _one_format(path, parts)
+    below = sorted(name for name in names if vault.matches(os.path.join(path, name)))
+    if below:
+        raise DatasetError(f"{path}: expected a dataset, found vaults below: {', '.join(below[:8])}; name one")
+    inside = sorted(name for name in names if _holds_a_dataset(os.path.join(path, name)))
+    if inside:
+        raise DatasetError(f"{path}: expected a dataset, found datasets below: {', '.join(inside[:8])}; name one")
+    raise DatasetError(
+        f"{path}: expected a vault, a Minari dataset, NumPy files (OMAR's, MADiff's, PyMARL's), MADT's episodes or a"
+        f" folder of HDF5 files, found {guess.describe_folder(path)}"
+    )
+
+
+def _layout(keys: set[str]) -> str | None:
+    return next((name for name, module in _ARRAYS.items() if module.matches(keys)), None)
+
+
+def _stems(names: set[str]) -> set[str]:
+    return {name.removesuffix(".npy") for name in names if name.endswith(".npy")}
+
+
+def _hdf5_parts(path: str) -> list[str]:
+    return [file for file in guess.parts(path) if file.endswith((".h5", ".hdf5"))]
+
+
+def _one_format(path: str, parts: list[str]) -> str:
+    kinds = {part: sniff(part) for part in parts}
+    first = kinds[parts[0]]
+    for part, kind in kinds.items():
+        if kind == "omcda":
+            raise DatasetError(
+                f"{path}: expected parts of one foreign dataset, found the project's own; name one: {part}"
+            )
+        if kind != first:
+            raise DatasetError(f"{part}: expected the format {first}, as {parts[0]} has, found {kind}")
+    return first
+
+
+def _holds_a_dataset(path: str) -> bool:
+    names = guess.visible(path)
+    return bool(names) and (omar.matches(names) or _layout(_stems(names)) is not None or minari.matches(path))
 
 
 def read(
@@ -116,14 +175,12 @@ def read(
             raise ConfigError(f"{path}: expected no repairs of the project's own format, found {repairs}")
         read_own = hdf5.mapped if mapped else hdf5.read
         return Contents(kind, *read_own(path, spec=spec, environment=environment), ())
-    if kind in _HDF5:
-        with hdf5.opened(path) as file:
-            episodes, notes = _HDF5[kind].read(file, path)
-    else:
-        episodes, notes = (madt if kind == "madt" else _FOLDERS[kind]).read(path)
-    episodes = repaired(episodes, repairs, path)
+    reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
+    # what a repair makes infinite is found by `check`, in words
+    with np.errstate(all="ignore"):
+        episodes = repaired(reading.episodes, repairs, path, reading.stored)
+        odd = quirks(episodes)
     sizes = _sizes(episodes)
-    odd = quirks(episodes)
     try:
         check(sizes, episodes, path)
     except DatasetError as error:
@@ -131,7 +188,24 @@ def read(
     if spec is not None:
         hdf5.require_spec(path, spec, sizes)
     metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
-    return Contents(kind, sizes, episodes, metadata, (*notes, *odd))
+    return Contents(kind, sizes, episodes, metadata, (*reading.notes, *odd))
+
+
+def _read_arrays(module: Any, path: str) -> rows.Reading:
+    """Read a layout of named arrays from a file, a folder of NumPy files or a folder of parts."""
+    keys = (*module.KEYS, *module.OPTIONAL)
+    if os.path.isfile(path):
+        return module.parse(h5.arrays(path, keys), path)
+    if module.matches(_stems(guess.visible(path))):
+        return module.parse(npy.load_all(path, keys), path)
+    parts = _hdf5_parts(path)
+    reading = rows.joined([module.parse(h5.arrays(part, keys), part) for part in parts], parts)
+    notes = [f"{len(parts)} files read as one dataset: {guess.shown(os.path.basename(part) for part in parts)}"]
+    numbers = [int(match[1]) for part in parts if (match := re.search(r"(\d+)\.(?:h5|hdf5)$", part))]
+    missing = sorted(set(range(min(numbers, default=0), max(numbers, default=-1))) - set(numbers))
+    if len(numbers) == len(parts) and missing:
+        notes.append(f"no part of number {', '.join(str(number) for number in missing[:8])}")
+    return reading._replace(notes=[*notes, *reading.notes])
 
 
 def load(
@@ -174,13 +248,14 @@ def stored_bytes(path: str | os.PathLike) -> int:
         DatasetError, ConfigError: as `sniff`; or a vault's description is damaged.
     """
     path, kind = os.fspath(path), sniff(path)
-    if kind == "omcda" or kind in _HDF5:
-        with hdf5.opened(path) as file:
-            return sum(getattr(stored, "nbytes", 0) for stored in file.values())
     if kind == "vault":
         return vault.stored_bytes(path)
+    parts = [path] if os.path.isfile(path) else _hdf5_parts(path)
+    if kind == "omcda" or kind in _ARRAYS and parts:
+        return sum(h5.stored_bytes(part) for part in parts)
     # torch's and NumPy's files are not compressed
-    return sum(entry.stat().st_size for entry in os.scandir(path)) if os.path.isdir(path) else os.path.getsize(path)
+    files = [path] if os.path.isfile(path) else [file for file in Path(path).rglob("*") if file.is_file()]
+    return sum(os.path.getsize(file) for file in files)
 
 
 def write(
@@ -207,6 +282,7 @@ def write(
         raise ConfigError(f"format: expected one of {', '.join(WRITTEN)}, found {kind!r}")
     if path.exists():
         raise ConfigError(f"{path}: expected nothing there, found a {'folder' if path.is_dir() else 'file'}")
+    episodes = as_arrays(spec, episodes, os.fspath(path))
     check(spec, episodes, os.fspath(path))
     if kind == "omcda":
         hdf5.write(path, spec, episodes, metadata)
@@ -214,14 +290,14 @@ def write(
     if kind == "omiga":
         if spec.discrete:
             raise ConfigError(f"{path}: format omiga: expected continuous actions, found discrete ones")
-        hdf5.store(path, lambda file: omiga.write(file, episodes))
+        h5.store(path, lambda file: omiga.write(file, episodes))
         lost = ["whether an episode ended or was cut by the clock", "which episodes were won", "the metadata"]
         if not episodes.avail.all():
             lost.append("which dimensions of the actions are padding")
         return tuple(lost)
     try:
         with replacing(path) as partial:
-            vault.write(os.fspath(partial), spec, episodes, dict(metadata))
+            vault.write(os.fspath(partial), spec, episodes, hdf5.plain(metadata, path))
     except OSError as error:
         raise DatasetError(f"{path}: could not write: {error.strerror}") from error
     lost = ["which episodes were won"]
@@ -238,12 +314,3 @@ def _sizes(episodes: Episodes) -> EnvSpec:
         action_dim=int(episodes.avail.shape[2]),
         discrete=bool(episodes.action.dtype.kind != "f"),
     )
-
-
-def _listed(path: str) -> list[str]:
-    return os.listdir(path) if os.path.isdir(path) else []
-
-
-def _shown(names: Any) -> str:
-    names = sorted(names)
-    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" or "nothing"

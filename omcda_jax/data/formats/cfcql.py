@@ -1,16 +1,15 @@
-"""The SMAC files of CFCQL (Shao et al., NeurIPS 2023): HDF5 with the padded episode batches of PyMARL.
+"""The SMAC files of CFCQL (Shao et al., NeurIPS 2023): the padded episode batches of PyMARL.
 
-state [E, T, S], obs [E, T, N, O], actions [E, T, N, 1], avail_actions [E, T, N, A], reward [E, T, 1],
-terminated [E, T, 1], filled [E, T, 1]. An episode of L steps fills L + 1 rows; `terminated` is not set where the step
-limit cut it.
+In one HDF5 file, in a folder of such files, or as NumPy files of the same names in a folder: state [E, T, S],
+obs [E, T, N, O], actions [E, T, N, 1], avail_actions [E, T, N, A], reward [E, T, 1], terminated [E, T, 1],
+filled [E, T, 1]; reward and terminated may have an entry per agent. An episode of L steps fills L + 1 rows;
+`terminated` is not set where the step limit cut it.
 """
-
-from typing import Any
 
 import numpy as np
 
-from omcda_jax.data.episodes import Episodes, final_rows
-from omcda_jax.data.formats import rows
+from omcda_jax.data.episodes import final_rows
+from omcda_jax.data.formats import columns, rows
 from omcda_jax.types import DatasetError
 
 _RANKS = {
@@ -22,6 +21,8 @@ _RANKS = {
     "terminated": (2, 3),
     "filled": (2, 3),
 }
+KEYS = tuple(_RANKS)
+OPTIONAL = ()
 
 
 def matches(keys: set[str]) -> bool:
@@ -29,55 +30,98 @@ def matches(keys: set[str]) -> bool:
     return len(keys & {"avail_actions", "filled", "actions", "terminated"}) >= 2
 
 
-def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
-    """Read an open file.
+def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
+    """Return the episodes in a file's arrays, which are let go one by one.
 
     Args:
-        file: of h5py.
-        source: its path.
-
-    Returns:
-        The episodes, and notes on what was left out.
+        arrays: by key.
+        source: the file.
 
     Raises:
         DatasetError: a key, shape or type is not the layout's, or `filled` has gaps.
     """
-    rows.require_keys(list(file), tuple(_RANKS), source)
-    arrays = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in _RANKS.items()}
+    rows.require_keys(list(arrays), KEYS, source)
+    arrays = {key: columns.numbers(arrays[key], source, key, ranks) for key, ranks in _RANKS.items()}
     rows.require_rows(arrays, source)
-    count, slots = arrays["state"].shape[:2]
-    for key, values in arrays.items():
-        if values.shape[1] != slots:
-            raise DatasetError(f"{source}: {key}: expected {slots} steps, as state has, found {values.shape[1]}")
-    flat = lambda key: arrays[key].reshape(count, slots, -1)[..., 0]
-    filled, terminated = flat("filled") != 0, flat("terminated") != 0
-    if (np.diff(filled.astype(np.int8), axis=1) > 0).any():
-        episode = int((np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1).argmax())
-        raise DatasetError(f"{source}: filled: expected rows without gaps, found one in episode {episode}")
-    ended = (terminated & filled).any(axis=1)
-    # where the batch has no room for a row after the end, the end alone tells the length
-    length = np.where(ended, (terminated & filled).argmax(axis=1) + 1, filled.sum(axis=1) - 1)
+    count, slots, agents = arrays["obs"].shape[:3]
+    _check_shapes(arrays, source)
+    length, filled, ended, notes = _lengths(arrays, agents, source)
     kept = length > 0
-    notes = [f"{(~kept).sum()} episodes without a step: left out"] if not kept.all() else []
+    if not kept.all():
+        notes.append(f"{(~kept).sum()} episodes without a step: left out")
     if not kept.any():
         raise DatasetError(f"{source}: filled: expected at least one episode with a step, found none")
     episode, step = np.nonzero((np.arange(slots + 1)[None] <= length[:, None]) & kept[:, None])
-    # the last slot stands for the row that would come after it
-    picked = episode * slots + np.minimum(step, slots - 1)
-    agents = arrays["actions"].shape[2]
-    arrays["actions"], arrays["reward"] = arrays["actions"].reshape(count, slots, agents), flat("reward")
+    # where the batch has no room for a row after the end, the last one stands for it
+    step = np.minimum(step, filled[episode] - 1)
+    picked = episode * slots + step
+    where = lambda row: f"episode {episode[row]}, step {step[row]}"
     # the arrays are large: each is let go once it is cut
     pick = lambda key: (whole := arrays.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
-    values = {
-        "obs": pick("obs"),
-        "global_state": pick("state"),
-        "avail": pick("avail_actions") != 0,
-        "action": pick("actions").astype(np.int64),
-        "reward": pick("reward"),
-    }
+    single = lambda key: columns.single(pick(key), source, key, where)
+    stored = (filled > length)[kept]
     length, ended = length[kept], ended[kept]
     final = final_rows(length)
-    values["action"][final], values["reward"][final] = 0, 0
+    is_step = np.ones(len(picked), bool)
+    is_step[final] = False
+    step_rows = np.flatnonzero(is_step)
+    lead = (count, slots, agents)
+    place = {"pick": picked[step_rows], "where": lambda row: where(step_rows[row])}
+    legal = arrays["avail_actions"].shape[3]
+    action = columns.actions(arrays.pop("actions"), lead, source, "actions", count=legal, **place)
+    reward = rows.per_agent(arrays.pop("reward"), agents, source, "reward", axes=2)
+    reward = columns.single(reward.reshape(count * slots, -1)[place["pick"]], source, "reward", place["where"])
+    avail = columns.flags(pick("avail_actions"), source, "avail_actions", where)
     # what an ended episode's padding holds is not an observation, and no legal action is one too few
-    values["avail"][final] |= ~values["avail"][final].any(axis=-1, keepdims=True)
-    return rows.episodes(values, length, ended), notes
+    avail[final] |= ~avail[final].any(axis=-1, keepdims=True)
+    values = {"obs": single("obs"), "global_state": single("state"), "avail": avail}
+    values |= rows.with_final_rows({"action": action, "reward": rows.team_reward(reward)}, {}, length)
+    return rows.Reading(rows.episodes(values, length, ended), notes, stored)
+
+
+def _check_shapes(arrays: dict[str, np.ndarray], source: str) -> None:
+    slots, agents = arrays["obs"].shape[1:3]
+    for key, values in arrays.items():
+        if values.shape[1] != slots:
+            raise DatasetError(f"{source}: {key}: expected {slots} steps, as obs has, found {values.shape[1]}")
+    if arrays["avail_actions"].shape[2] != agents:
+        found = arrays["avail_actions"].shape[2]
+        raise DatasetError(f"{source}: avail_actions: expected {agents} agents, as obs has, found {found}")
+    for key in ("state", "obs", "avail_actions"):
+        if 0 in arrays[key].shape:
+            raise DatasetError(f"{source}: {key}: expected at least one entry on each axis, found {arrays[key].shape}")
+
+
+def _lengths(
+    arrays: dict[str, np.ndarray], agents: int, source: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Steps, filled rows and ends of every episode [E], and notes on what contradicts itself."""
+    episode = lambda row: f"episode {row}"
+    filled, terminated = (
+        columns.flags(rows.per_agent(arrays.pop(key), agents, source, key, axes=2), source, key, episode)
+        for key in ("filled", "terminated")
+    )
+    if (filled != filled[..., :1]).any():
+        wrong = int((filled != filled[..., :1]).any(axis=(1, 2)).argmax())
+        raise DatasetError(f"{source}: filled: expected the same rows of every agent, found others in episode {wrong}")
+    filled = filled[..., 0]
+    gaps = (np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1)
+    if gaps.any():
+        raise DatasetError(f"{source}: filled: expected rows without gaps, found one in episode {int(gaps.argmax())}")
+    # an agent that has ended stays so, whether or not its flag is repeated
+    over = np.logical_or.accumulate(terminated & filled[..., None], axis=1).all(axis=-1)
+    ended, count = over.any(axis=1), filled.sum(axis=1)
+    length = np.where(ended, over.argmax(axis=1) + 1, count - 1)
+    notes = []
+    partly = (terminated & filled[..., None]).any(axis=(1, 2)) & ~ended
+    if partly.any():
+        notes.append(f"{partly.sum()} episodes end for some agents only: they count as cut by the clock")
+    beyond = ended & (count > length + 1)
+    if beyond.any():
+        notes.append(f"{beyond.sum()} episodes fill rows beyond the one after their end: those are left out")
+    outside = ~ended & ~partly & terminated.any(axis=(1, 2))
+    if outside.any():
+        notes.append(
+            f"{outside.sum()} episodes are marked as ended only in rows that are not filled: they count as cut"
+        )
+    return length, count, ended, notes

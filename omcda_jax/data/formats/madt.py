@@ -12,14 +12,13 @@ import io
 import os
 import pickle
 import pickletools
-import re
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from omcda_jax.data.episodes import Episodes
-from omcda_jax.data.formats import rows
+from omcda_jax.data import guess
+from omcda_jax.data.formats import columns, rows
 from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError
 
@@ -60,46 +59,41 @@ def is_torch_file(path: str) -> bool:
         return False
 
 
-def read(path: str) -> tuple[Episodes, list[str]]:
+def read(path: str) -> rows.Reading:
     """Read one file or a folder of them, in the natural order of their names.
 
     Args:
         path: the file or folder.
 
-    Returns:
-        The episodes, and notes on what was made of them.
-
     Raises:
         DatasetError: a file is damaged, asks for more than arrays, or its lists are not the layout's.
     """
-    notes = []
-    parts = []
-    for file in _files(path):
-        part = _episode(load(file), file)
-        if part is None:
-            notes.append(f"{file}: no step that has a successor: left out")
-        else:
-            parts.append(part)
+    files = [path] if os.path.isfile(path) else guess.parts(path)
+    parts, notes, beyond = [], [], 0
+    for file in files:
+        part, left = _episode(load(file), file)
+        parts.append(part)
+        beyond += left > 0
     if not parts:
         raise DatasetError(f"{path}: expected at least one episode, found none")
-    cut = sum(not part.terminated[0] for part in parts)
-    if cut:
-        notes.append(f"{cut} episodes end without `done`; what followed is not stored: their last step is left out")
-    widths = {key: {getattr(part, key).shape[1:] for part in parts} for key in ("obs", "global_state", "avail")}
-    for key, shapes in widths.items():
-        if len(shapes) > 1:
-            raise DatasetError(f"{path}: {key}: expected one shape in all episodes, found {sorted(shapes)}")
-    return Episodes(*(np.concatenate(field) for field in zip(*parts, strict=True))), notes
+    if beyond:
+        notes.append(f"{beyond} episodes go on after all agents are done: those steps are left out")
+    for key in ("obs", "global_state", "avail"):
+        for part, file in zip(parts, files, strict=True):
+            if part[key].shape[1:] != parts[0][key].shape[1:]:
+                expected, found = (rest[key].shape[1:] for rest in (parts[0], part))
+                raise DatasetError(f"{file}: {key}: expected shape {expected}, as {files[0]} has, found {found}")
+    last = np.cumsum([len(part["obs"]) for part in parts]) - 1
+    terminated = np.array([part["ended"] for part in parts])
+    whole = lambda keys: {key: np.concatenate([part[key] for part in parts]) for key in keys}
+    reading = rows.without_successors(
+        whole(("obs", "global_state", "avail")), whole(("action", "reward")), last, terminated, path
+    )
+    return reading._replace(notes=[*notes, *reading.notes])
 
 
-def _files(path: str) -> list[str]:
-    if os.path.isfile(path):
-        return [path]
-    natural = lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    return [os.path.join(path, name) for name in sorted(os.listdir(path), key=natural) if not name.startswith(".")]
-
-
-def _episode(agents: Any, source: str) -> Episodes | None:
+def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
+    """A file's arrays over its steps and whether all agents are `done` at the last, and how many steps follow that."""
     if not isinstance(agents, list) or not agents or not all(isinstance(steps, list) for steps in agents):
         raise DatasetError(f"{source}: expected a list over agents of lists of steps, found {type(agents).__name__}")
     lengths = {len(steps) for steps in agents}
@@ -108,29 +102,46 @@ def _episode(agents: Any, source: str) -> Episodes | None:
     for agent, steps in enumerate(agents):
         for t, step in enumerate(steps):
             if not isinstance(step, list | tuple) or len(step) != len(_STEP):
+                found = f"{len(step)} entries" if isinstance(step, list | tuple) else guess.value(step)
+                raise DatasetError(f"{source}: agent {agent}, step {t}: expected [{', '.join(_STEP)}], found {found}")
+    state, obs, action, reward, done, legal = (_column(agents, k, source) for k in range(len(_STEP)))
+    at_step = lambda step: f"step {step}"
+    lead = (len(obs), len(agents))
+    for name, values in (("reward", reward), ("done", done)):
+        if values.shape[2] != 1:
+            raise DatasetError(f"{source}: {name}: expected one number of an agent and step, found {values.shape[2]}")
+    # an agent that is done stays so
+    over = np.logical_or.accumulate(columns.flags(done[..., 0], source, "done", at_step), axis=0).all(axis=1)
+    length = int(over.argmax()) + 1 if over.any() else len(obs)
+    action = columns.actions(
+        action[:length], (length, len(agents)), source, "action", count=legal.shape[2], where=at_step
+    )
+    part = {
+        "obs": columns.single(obs, source, "obs", at_step),
+        "global_state": rows.shared_state(columns.single(state, source, "state", at_step)),
+        "avail": columns.flags(legal, source, "legal actions", at_step),
+        "action": action,
+        "reward": columns.single(reward[..., 0], source, "reward", at_step),
+    }
+    return {key: values[:length] for key, values in part.items()} | {"ended": bool(over.any())}, lead[0] - length
+
+
+def _column(agents: list[Any], k: int, source: str) -> np.ndarray:
+    """One of a step's six entries, of all steps and agents [T, N, ...]."""
+    try:
+        entries = [[np.asarray(steps[t][k]) for steps in agents] for t in range(len(agents[0]))]
+    except ValueError as error:
+        raise DatasetError(f"{source}: {_STEP[k]}: expected numbers, found lists of several lengths") from error
+    first = entries[0][0]
+    for t, row in enumerate(entries):
+        for agent, entry in enumerate(row):
+            columns.numbers(entry, source, f"{_STEP[k]} of agent {agent}, step {t}", (0, 1, 2))
+            if entry.size != first.size or entry.size == 0:
                 raise DatasetError(
-                    f"{source}: agent {agent}, step {t}: expected [{', '.join(_STEP)}], found {step!r:.80}"
+                    f"{source}: {_STEP[k]}: expected {max(first.size, 1)} numbers, as at first, found {entry.size} of"
+                    f" agent {agent}, step {t}"
                 )
-    # [T, N, ...]
-    column = lambda k: rows.numbers(
-        [[np.asarray(steps[t][k]).reshape(-1) for steps in agents] for t in range(len(agents[0]))],
-        source,
-        _STEP[k],
-        (3,),
-    )
-    state, obs, action, reward, done, avail = (column(k) for k in range(len(_STEP)))
-    ended = bool(done[-1].all())
-    length = len(obs) - (not ended)
-    if length == 0:
-        return None
-    seen = {"obs": obs, "global_state": rows.shared_state(state), "avail": avail != 0}
-    steps = {**seen, "action": action[..., 0].astype(np.int64), "reward": reward[..., 0]}
-    joined = rows.with_final_rows(
-        {key: values[:length] for key, values in steps.items()},
-        {key: values[-1:] for key, values in seen.items()},
-        np.array([length]),
-    )
-    return rows.episodes(joined, [length], [ended])
+    return np.array([[entry.reshape(-1) for entry in row] for row in entries])
 
 
 def load(path: str) -> Any:
@@ -226,7 +237,7 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("storage", _Storage() as kind, key, _, int(count), *_):
                 return self._storage(kind, str(key), count)
-        raise pickle.UnpicklingError(f"an unknown reference {pid!r:.80}")
+        raise pickle.UnpicklingError("a reference to something other than a tensor")
 
 
 def _tensor(storage, offset, size, stride, *_):
@@ -256,7 +267,7 @@ def _array_class(*_):
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> np.ndarray:
     if kind is not _array_class:
-        raise pickle.UnpicklingError(f"an array of class {kind!r}")
+        raise pickle.UnpicklingError("an array of another class than NumPy's")
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 

@@ -5,14 +5,12 @@ next_states_i.npy, one row per transition. An episode goes on while the next row
 says.
 """
 
-import os
 import re
 
 import numpy as np
 
-from omcda_jax.data.episodes import Episodes
-from omcda_jax.data.formats import rows
-from omcda_jax.system import one_line
+from omcda_jax.data import guess
+from omcda_jax.data.formats import columns, npy, rows
 from omcda_jax.types import DatasetError
 
 _PARTS = ("obs", "acs", "rews", "next_obs", "dones")
@@ -24,63 +22,77 @@ def matches(names: set[str]) -> bool:
     return any(re.fullmatch(r"(obs|acs|rews|next_obs|dones)_\d+\.npy", name) for name in names)
 
 
-def read(path: str) -> tuple[Episodes, list[str]]:
+def read(path: str) -> rows.Reading:
     """Read a folder.
+
+    Agents' observations and actions of different sizes are padded with zeros; without states the state is all agents'
+    observations.
 
     Args:
         path: the folder.
 
-    Returns:
-        The episodes, and notes on what was made of them. Agents' observations and actions of different sizes are
-        padded with zeros; without states the state is all agents' observations.
-
     Raises:
         DatasetError: a file is missing or damaged, or its shape or type is not the layout's.
     """
-    names = set(os.listdir(path))
-    agents = 1 + max(int(match[1]) for name in names if (match := re.fullmatch(r"\w+_(\d+)\.npy", name)))
+    names = guess.visible(path)
+    agents = 1 + max(int(match[1]) for name in names if (match := re.fullmatch(r"\w+_(\d{1,3})\.npy", name)))
     expected = [f"{part}_{agent}.npy" for agent in range(agents) for part in _PARTS]
     rows.require_keys(sorted(names), expected, path)
     parts = _PARTS + (_STATES if f"{_STATES[0]}_0.npy" in names else ())
-    arrays = {part: [_load(path, f"{part}_{agent}.npy") for agent in range(agents)] for part in parts}
-    flat = {f"{part}_{agent}.npy": values for part in parts for agent, values in enumerate(arrays[part])}
-    rows.require_rows(flat, path)
-    obs, after = _padded(arrays["obs"]), _padded(arrays["next_obs"])
-    if obs.shape != after.shape:
-        raise DatasetError(f"{path}: next_obs: expected shape {obs.shape}, as obs, found {after.shape}")
-    notes = []
-    if "states" in arrays:
-        state, later = (rows.shared_state(_padded(arrays[part])) for part in _STATES)
-        if state.shape != later.shape:
-            raise DatasetError(f"{path}: next_states: expected shape {state.shape}, as states, found {later.shape}")
-    else:
-        state, later = (np.concatenate(arrays[part], axis=1) for part in ("obs", "next_obs"))
-        notes.append("no states: all agents' observations make the state")
-    done = np.stack([values.reshape(len(values)) for values in arrays["dones"]], axis=1).all(axis=1)
-    goes_on = ~done & np.append((after[:-1] == obs[1:]).all(axis=(1, 2)), False)
-    ends = np.flatnonzero(~goes_on)
+    rows.require_keys(sorted(names), [f"{part}_{agent}.npy" for agent in range(agents) for part in parts], path)
+    arrays = {part: [_load(path, part, agent) for agent in range(agents)] for part in parts}
+    total = rows.require_rows({f"{part}_{i}.npy": each for part in parts for i, each in enumerate(arrays[part])}, path)
+    seen, later, notes = _observed(arrays, path)
+    flat = lambda part: np.stack([values.reshape(total) for values in arrays[part]], axis=1)
+    done = flat("dones")
+    goes_on = np.append((later["obs"][:-1] == seen["obs"][1:]).all(axis=(1, 2)), False)
+    ends, terminated, more = rows.ends(done, np.zeros_like(done), ~goes_on)
     length = np.diff(ends, prepend=-1)
-    if len(length) == len(done) > 1:
+    if len(length) == total > 1:
         notes.append("no row follows the one before it: every transition is an episode of its own")
     action = _padded(arrays["acs"])
     steps = {
-        "obs": obs,
-        "global_state": state,
+        **seen,
         "avail": np.broadcast_to(_present(arrays["acs"], action.shape[2]), action.shape),
-        "action": action.astype(np.float32),
-        "reward": np.stack([values.reshape(len(values)) for values in arrays["rews"]], axis=1),
+        "action": action,
+        "reward": flat("rews"),
     }
-    finals = {"obs": after[ends], "global_state": later[ends], "avail": steps["avail"][ends]}
-    return rows.episodes(rows.with_final_rows(steps, finals, length), length, done[ends]), notes
+    finals = {name: values[ends] for name, values in later.items()} | {"avail": steps["avail"][ends]}
+    joined = rows.with_final_rows(steps, finals, length)
+    return rows.Reading(rows.episodes(joined, length, terminated), [*notes, *more], np.ones(len(length), bool))
 
 
-def _load(path: str, name: str) -> np.ndarray:
-    try:
-        values = np.load(os.path.join(path, name), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path}: {name}: expected a NumPy file, found: {one_line(error)}") from error
-    flat = name.startswith(("rews", "dones"))
-    return rows.numbers(values, path, name, (1, 2) if flat else (2,))
+def _observed(
+    arrays: dict[str, list[np.ndarray]], path: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """Observations and states of all rows, those after them, and notes."""
+    obs, after = _padded(arrays["obs"]), _padded(arrays["next_obs"])
+    if obs.shape != after.shape:
+        raise DatasetError(f"{path}: next_obs: expected shape {obs.shape}, as obs, found {after.shape}")
+    if "states" not in arrays:
+        state, later = (np.concatenate(arrays[part], axis=1) for part in ("obs", "next_obs"))
+        notes = ["no states: all agents' observations make the state"]
+        return {"obs": obs, "global_state": state}, {"obs": after, "global_state": later}, notes
+    states, nexts = (_padded(arrays[part]) for part in _STATES)
+    if states.shape != nexts.shape:
+        raise DatasetError(f"{path}: next_states: expected shape {states.shape}, as states, found {nexts.shape}")
+    both = rows.shared_state(np.concatenate([states, nexts]))
+    return {"obs": obs, "global_state": both[: len(obs)]}, {"obs": after, "global_state": both[len(obs) :]}, []
+
+
+def _load(path: str, part: str, agent: int) -> np.ndarray:
+    name = f"{part}_{agent}.npy"
+    flat = part in ("rews", "dones")
+    values = columns.numbers(npy.load(path, name), path, name, (1, 2) if flat else (2,))
+    if flat:
+        values = rows.per_agent(values, 1, path, name)
+    if part == "dones":
+        return columns.flags(values, path, name)
+    if part == "acs":
+        if values.dtype.kind != "f":
+            raise DatasetError(f"{path}: {name}: expected continuous actions, found {values.dtype}")
+        return columns.actions(values, values.shape[:1], path, name)[:, 0]
+    return columns.single(values, path, name)
 
 
 def _padded(agents: list[np.ndarray]) -> np.ndarray:

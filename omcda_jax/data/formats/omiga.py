@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.data.episodes import Episodes, final_rows
-from omcda_jax.data.formats import rows
+from omcda_jax.data.formats import columns, rows
 from omcda_jax.types import DatasetError
 
 KEYS = ("s", "o", "a", "r", "d")
+OPTIONAL = ()
+_RANKS = ((2, 3), (3,), (3,), (1, 2, 3), (1, 2))
 
 
 def matches(keys: set[str]) -> bool:
@@ -20,59 +22,56 @@ def matches(keys: set[str]) -> bool:
     return len(keys & set(KEYS)) >= 3 and not keys & {"obs", "actions"}
 
 
-def read(file: Any, source: str) -> tuple[Episodes, list[str]]:
-    """Read an open file.
+def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
+    """Return the episodes in a file's arrays.
 
     Args:
-        file: of h5py.
-        source: its path.
-
-    Returns:
-        The episodes, and notes on what was left out.
+        arrays: by key.
+        source: the file.
 
     Raises:
         DatasetError: a key, shape or type is not the layout's, or no episode is closed.
     """
-    rows.require_keys(list(file), KEYS, source)
-    arrays = {key: rows.numbers(file[key][()], source, key, ranks) for key, ranks in zip(KEYS, _RANKS, strict=True)}
-    rows.require_rows(arrays, source)
-    obs, action, done = arrays["o"], arrays["a"], arrays["d"]
-    if action.dtype.kind != "f":
-        raise DatasetError(f"{source}: a: expected floating-point actions, found {action.dtype}")
-    if obs.shape[1] != action.shape[1]:
-        raise DatasetError(f"{source}: a: expected {obs.shape[1]} agents, as o has, found {action.shape[1]}")
-    done = done.reshape(len(done), -1)[:, 0] != 0
-    ends = np.flatnonzero(done)
+    rows.require_keys(list(arrays), KEYS, source)
+    arrays = {key: columns.numbers(arrays[key], source, key, ranks) for key, ranks in zip(KEYS, _RANKS, strict=True)}
+    total = rows.require_rows(arrays, source)
+    agents = arrays["o"].shape[1]
+    if arrays["a"].dtype.kind != "f":
+        raise DatasetError(f"{source}: a: expected floating-point actions, found {arrays['a'].dtype}")
+    for key in ("s", "a"):
+        if arrays[key].ndim == 3 and arrays[key].shape[1] != agents:
+            raise DatasetError(f"{source}: {key}: expected {agents} agents, as o has, found {arrays[key].shape[1]}")
+    done = columns.flags(rows.per_agent(arrays.pop("d"), agents, source, "d"), source, "d")
+    ends, _, notes = rows.ends(done, np.zeros_like(done))
     if not len(ends):
         raise DatasetError(f"{source}: d: expected a 1 on each episode's closing row, found none")
-    notes = []
     kept = ends[-1] + 1
-    if kept < len(done):
-        notes.append(f"the last {len(done) - kept} rows belong to an episode that is not closed: left out")
+    if kept < total:
+        notes.append(f"the last {total - kept} rows belong to an episode that is not closed: left out")
     length = np.diff(ends, prepend=-1) - 1
     # a closing row right after another closes an episode without a step
     empty = length == 0
+    if empty.all():
+        raise DatasetError(f"{source}: d: expected an episode with a step, found closing rows only")
     if empty.any():
         notes.append(f"{empty.sum()} closing rows have no step before them: left out")
     keep = np.ones(kept, bool)
     keep[ends[empty]] = False
     length = length[~empty]
+    taken = np.flatnonzero(keep)
     # the arrays are large: none is copied that need not be, or held longer
     cut = lambda values: values[:kept] if keep.all() else values[:kept][keep]
-    state = cut(arrays.pop("s"))
-    state = rows.shared_state(state) if state.ndim == 3 else state
-    values = {
-        "obs": cut(obs),
-        "global_state": state,
-        "action": cut(action),
-        "reward": cut(arrays["r"].reshape(len(done), -1)),
-    }
-    final = final_rows(length)
-    values["action"][final], values["reward"][final] = 0, 0
-    return rows.episodes(values, length, np.ones(len(length), bool)), notes
-
-
-_RANKS = ((2, 3), (3,), (3,), (1, 2, 3), (1, 2))
+    single = lambda key: columns.single(cut(arrays.pop(key)), source, key, lambda row: f"row {taken[row]}")
+    steps = np.delete(taken, final_rows(length))
+    place = {"pick": steps, "where": lambda row: f"row {steps[row]}"}
+    action = columns.actions(arrays.pop("a"), (total, agents), source, "a", **place)
+    reward = rows.per_agent(arrays.pop("r"), agents, source, "r")[steps]
+    reward = rows.team_reward(columns.single(reward, source, "r", place["where"]))
+    state = single("s")
+    values = {"obs": single("o"), "global_state": rows.shared_state(state) if state.ndim == 3 else state}
+    values |= rows.with_final_rows({"action": action, "reward": reward}, {}, length)
+    ended = np.ones(len(length), bool)
+    return rows.Reading(rows.episodes(values, length, ended), notes, ended)
 
 
 def write(file: Any, episodes: Episodes) -> None:
@@ -86,6 +85,6 @@ def write(file: Any, episodes: Episodes) -> None:
     done = np.zeros((len(episodes.reward), agents), np.float32)
     done[final_rows(episodes.length)] = 1
     every = lambda values: np.repeat(values[:, None], agents, axis=1)
-    columns = (every(episodes.global_state), episodes.obs, episodes.action, every(episodes.reward)[..., None], done)
-    for key, values in zip(KEYS, columns, strict=True):
+    layout = (every(episodes.global_state), episodes.obs, episodes.action, every(episodes.reward)[..., None], done)
+    for key, values in zip(KEYS, layout, strict=True):
         file.create_dataset(key, data=values, compression="gzip", compression_opts=1, shuffle=True)

@@ -7,16 +7,19 @@ import numpy as np
 
 from omcda_jax.config import Repairs
 from omcda_jax.data.episodes import Episodes, final_rows
+from omcda_jax.data.formats import columns
 from omcda_jax.types import ConfigError, DatasetError
 
 
-def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
+def repaired(episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None) -> Episodes:
     """Return episodes with the user's corrections.
 
     Args:
         episodes: as a reader gives them; the reward may be [T, N].
         repairs: what to fix.
         source: what error messages call the data.
+        stored: [E] bool, as of `rows.Reading`: an episode that turns out to be cut although nothing is stored after its
+            last step loses that step. None where all episodes store it.
 
     Raises:
         DatasetError: the agents' rewards differ and `team_reward` does not say what to make of it.
@@ -25,7 +28,7 @@ def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
     reward = _team(episodes.reward, repairs.team_reward, source)
     final = final_rows(episodes.length)
     if repairs.rewards == "return_to_go":
-        reward = reward - np.append(reward[1:], 0.0).astype(np.float32)
+        reward = columns.single(reward - np.append(reward[1:], 0.0), source, "reward, without the rewards to come")
         reward[final] = 0.0
     action = episodes.action
     continuous = action.dtype.kind == "f"
@@ -43,22 +46,44 @@ def repaired(episodes: Episodes, repairs: Repairs, source: str) -> Episodes:
                 f" found {repairs.time_limit}"
             )
         terminated = terminated & (episodes.length < repairs.time_limit)
-    return episodes._replace(reward=reward, action=action, terminated=terminated)
+    cut = episodes.terminated & ~terminated
+    episodes = episodes._replace(reward=reward, action=action, terminated=terminated)
+    return episodes if stored is None or not (cut & ~stored).any() else _shortened(episodes, cut & ~stored, source)
+
+
+def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> Episodes:
+    """Episodes of which some [E] lose their last step, whose observation becomes the final one."""
+    final = final_rows(episodes.length)
+    kept = episodes.length > which
+    if not kept.any():
+        raise DatasetError(f"{source}: time_limit: expected an episode with a step and its successor, found none")
+    action, reward = episodes.action.copy(), episodes.reward.copy()
+    action[final[which] - 1], reward[final[which] - 1] = 0, 0
+    row = np.ones(len(reward), bool)
+    row[final[which]] = False
+    row[final[~kept] - 1] = False
+    episodes = episodes._replace(action=action, reward=reward, length=episodes.length - which)
+    by_row, by_episode = [field[row] for field in episodes[:5]], [field[kept] for field in episodes[5:]]
+    return Episodes(*by_row, *by_episode)
 
 
 def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
     if reward.ndim == 1:
         return reward
     if rule is not None:
-        return getattr(reward, rule)(axis=1, dtype=np.float32)
+        return columns.single(getattr(reward, rule)(axis=1, dtype=np.float64), source, f"reward, {rule} over agents")
     different = (reward != reward[:, :1]).any(axis=1)
     if different.any():
         row = int(different.argmax())
         raise DatasetError(
-            f"{source}: reward: expected one reward for the team, found {reward[row]} in row {row};"
+            f"{source}: reward: expected one reward for the team, found {_listed(reward[row])} in row {row};"
             " team_reward=mean or team_reward=sum says what to make of it"
         )
     return reward[:, 0].copy()
+
+
+def _listed(values: np.ndarray) -> str:
+    return f"{', '.join(f'{value:.6g}' for value in values[:8])}{', ...' if len(values) > 8 else ''}"
 
 
 def quirks(episodes: Episodes) -> list[str]:

@@ -1,9 +1,10 @@
 """Vaults of Flashbax, in which OG-MARL publishes its datasets (Formanek et al.): zarr arrays in one OCDBT database.
 
 A folder with metadata.json, whose `structure_shape` names the arrays, and a store `vault_index` that says how many rows
-are written. Arrays have shape [1, T, ...], agents on the third axis: observations, actions, rewards, terminals,
-truncations, and infos.state and infos.legals where there are any. Nothing follows the last step of an episode, so of
-one that the clock cut the last step has no successor: it is left out, and its observation ends the episode.
+are written. Arrays have shape [B, T, ...], B lanes of rows (OG-MARL has one), agents on the third axis: observations,
+actions, rewards, terminals, truncations, and infos.state and infos.legals where there are any. Nothing follows the last
+step of an episode, so of one that the clock cut the last step has no successor: it is left out, and its observation
+ends the episode.
 """
 
 import json
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from omcda_jax.data import guess, h5
 from omcda_jax.data.episodes import Episodes, final_rows
-from omcda_jax.data.formats import rows
+from omcda_jax.data.formats import columns, rows
 from omcda_jax.system import one_line
 from omcda_jax.types import DatasetError, EnvSpec
 
@@ -25,82 +27,101 @@ _REQUIRED = ("observations", "actions", "rewards", "terminals", "truncations")
 _TIME_AXIS = int(10e12)
 
 
-def matches(names: set[str]) -> bool:
-    """Return whether the names of a folder's files look like this layout."""
-    return bool(names & {_MANIFEST, _METADATA})
+def matches(path: str) -> bool:
+    """Return whether a folder looks like this layout, even if its description is missing or its arrays are."""
+    names = guess.visible(path)
+    if names & {"_METADATA", "_CHECKPOINT_METADATA", "ocdbt.process_0"}:
+        return False  # orbax keeps its checkpoints in such a database too
+    return guess.describes_arrays(path) or {_MANIFEST, "d"} <= names
 
 
-def read(path: str) -> tuple[Episodes, list[str]]:
-    """Read a vault.
+def read(path: str) -> rows.Reading:
+    """Read a vault; its lanes, one after another, are read like one.
 
     Args:
         path: its folder, the one with metadata.json.
 
-    Returns:
-        The episodes, and notes on what was left out.
-
     Raises:
         DatasetError: metadata or arrays are missing, damaged or not as OG-MARL lays them out.
     """
-    arrays, count = _read_arrays(path)
-    obs, notes = arrays["observations"], []
-    ended = arrays["terminals"].reshape(count, -1).all(axis=1)
-    cut = arrays["truncations"].reshape(count, -1).all(axis=1) & ~ended
-    ends = np.flatnonzero(ended | cut)
-    if not len(ends):
-        raise DatasetError(f"{path}: terminals: expected an end of at least one episode, found none")
-    if ends[-1] + 1 < count:
-        notes.append(f"the last {count - ends[-1] - 1} rows belong to an episode that does not end: left out")
-    stored = np.diff(ends, prepend=-1)
-    truncated = cut[ends]
-    length = stored - truncated
-    if truncated.any():
-        notes.append(
-            f"{truncated.sum()} episodes were cut by the clock; what followed their last step is not stored:"
-            " that step is left out"
-        )
-    if (length == 0).any():
-        notes.append(f"{(length == 0).sum()} episodes without a step that has a successor: left out")
-    keep = length > 0
-    if not keep.any():
-        raise DatasetError(f"{path}: truncations: expected an episode with a step and its successor, found none")
-    if "infos.state" not in arrays:
+    arrays, lanes, count = _read_arrays(path)
+    total = lanes * count
+    where = lambda row: f"row {row}" if lanes == 1 else f"lane {row // count}, row {row % count}"
+    flat = lambda name: arrays[name].reshape(total, *arrays[name].shape[2:])
+    obs = columns.single(flat("observations"), path, "observations", where)
+    agents = obs.shape[1]
+    wide = lambda name: rows.per_agent(flat(name), agents, path, name)
+    ended, cut = (columns.flags(wide(name), path, name, where) for name in ("terminals", "truncations"))
+    ended, cut = (np.broadcast_to(values, (total, agents)) for values in (ended, cut))
+    last, terminated, kept, notes = _episodes(ended, cut, lanes, path)
+    if "infos.state" in arrays:
+        state = columns.single(flat("infos.state").reshape(total, -1), path, "infos.state", where)
+    else:
+        state = obs.reshape(total, -1)
         notes.append("no infos.state: all agents' observations make the state")
-    seen = {"obs": obs, "global_state": arrays.get("infos.state", obs).reshape(count, -1)}
+    seen, legal = {"obs": obs, "global_state": state}, None
     if "infos.legals" in arrays:
-        seen["avail"] = arrays["infos.legals"] != 0
-    action = arrays["actions"]
-    action = action[..., 0] if action.ndim == 3 and action.dtype.kind in "iu" else action
-    episode = np.repeat(np.arange(len(ends)), stored)
-    last = np.isin(np.arange(len(episode)), ends)
-    is_step = keep[episode] & ~(last & truncated[episode])
-    values = {**seen, "action": action, "reward": arrays["rewards"]}
-    steps = {name: array[: len(episode)][is_step] for name, array in values.items()}
-    # after an ending nothing counts, so the last observation will do for the one that is not stored
-    finals = {name: array[ends[keep]] for name, array in seen.items()}
-    joined = rows.with_final_rows(steps, finals, length[keep])
-    return rows.episodes(joined, length[keep], ~truncated[keep]), notes
+        legals = flat("infos.legals")
+        seen["avail"], legal = columns.flags(legals, path, "infos.legals", where), legals.shape[2]
+    pick = np.flatnonzero(kept)
+    there = {"pick": pick, "where": lambda row: where(int(pick[row]))}
+    action = columns.actions(flat("actions"), (total, agents), path, "actions", count=legal, **there)
+    reward = columns.single(wide("rewards"), path, "rewards", where)
+    seen = {name: values[kept] for name, values in seen.items()}
+    taken = {"action": action, "reward": rows.team_reward(reward[kept])}
+    reading = rows.without_successors(seen, taken, last, terminated, path)
+    return reading._replace(notes=[*notes, *reading.notes])
 
 
-def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int]:
-    """A vault's arrays with their ranks and agents checked, and their number of rows."""
+def _episodes(
+    ended: np.ndarray, cut: np.ndarray, lanes: int, path: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Last rows of the episodes among those kept [E], which the task ended [E], which rows are kept [B * T], notes."""
+    total, count = len(ended), len(ended) // lanes
+    kept = np.zeros(total, bool)
+    lasts, terminated, notes, before = [], [], [], 0
+    for start in range(0, total, count):
+        last, by_task, more = rows.ends(ended[start : start + count], cut[start : start + count])
+        notes += [f"lane {start // count}: {note}" if lanes > 1 else note for note in more]
+        lasts.append(last + before)
+        terminated.append(by_task)
+        rest = int(last[-1]) + 1 if len(last) else 0
+        kept[start : start + rest] = True
+        before += rest
+    if not before:
+        raise DatasetError(f"{path}: terminals, truncations: expected an end of at least one episode, found none")
+    if before < total:
+        which = "the last" if lanes == 1 else "of all lanes the last"
+        notes.append(f"{which} {total - before} rows belong to an episode that does not end: left out")
+    if lanes > 1:
+        notes.append(f"{lanes} lanes, read one after another")
+    return np.concatenate(lasts), np.concatenate(terminated), kept, notes
+
+
+def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int, int]:
+    """A vault's arrays [B, T, ...] with their ranks and agents checked, its lanes B and its rows T."""
     names = dict(_leaves(_structure(path)))
     rows.require_keys(sorted(names), _REQUIRED, path)
-    count = int(_array(path, "vault_index").read().result()[0])
+    count = _index(path)
     if count < 1:
         raise DatasetError(f"{path}: vault_index: expected at least one row, found {count}")
+    h5.require_room(path, "vault_index", stored_bytes(path))
     wanted = (*_REQUIRED, *(name for name in ("infos.state", "infos.legals") if name in names))
     arrays = {name: _rows(path, name, names[name], count) for name in wanted}
-    agents = rows.numbers(arrays["observations"], path, "observations", (3,)).shape[1]
-    for name in ("actions", "rewards", "terminals", "truncations"):
-        rows.numbers(arrays[name], path, name, (2, 3) if name == "actions" else (1, 2))
-        if arrays[name].ndim > 1 and arrays[name].shape[1] != agents:
+    lanes, _, agents = columns.numbers(arrays["observations"], path, "observations", (4,)).shape[:3]
+    ranks = {"actions": (3, 4), "infos.legals": (4,), "infos.state": (3, 4)}
+    for name, values in arrays.items():
+        columns.numbers(values, path, name, ranks.get(name, (4,) if name == "observations" else (2, 3, 4)))
+        if len(values) != lanes or values.shape[1] != count:
             raise DatasetError(
-                f"{path}: {name}: expected {agents} agents, as observations has, found {arrays[name].shape[1]}"
+                f"{path}: {name}: expected {lanes} lanes of {count} rows, as observations has, found shape"
+                f" {values.shape}"
             )
-    if "infos.legals" in arrays:
-        rows.numbers(arrays["infos.legals"], path, "infos.legals", (3,))
-    return arrays, count
+        if name in ("actions", "infos.legals") and values.shape[2] != agents:
+            raise DatasetError(
+                f"{path}: {name}: expected {agents} agents, as observations has, found {values.shape[2]}"
+            )
+    return arrays, lanes, count
 
 
 def stored_bytes(path: str) -> int:
@@ -113,8 +134,17 @@ def stored_bytes(path: str) -> int:
         DatasetError: metadata or arrays are missing or damaged.
     """
     arrays = [_array(path, name) for name, _ in _leaves(_structure(path))]
-    row = sum(int(np.prod(array.shape[2:])) * array.dtype.numpy_dtype.itemsize for array in arrays)
-    return int(_array(path, "vault_index").read().result()[0]) * row
+    row = sum(int(np.prod([array.shape[0], *array.shape[2:]])) * array.dtype.numpy_dtype.itemsize for array in arrays)
+    return _index(path) * row
+
+
+def _index(path: str) -> int:
+    """How many rows of every lane are written."""
+    index = _array(path, "vault_index")
+    try:
+        return int(index.read().result().reshape(-1)[0])
+    except Exception as error:
+        raise DatasetError(f"{path}: vault_index: damaged: {_plain(error)}") from error
 
 
 def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]) -> None:
@@ -158,13 +188,14 @@ def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]
 
 def _structure(path: str) -> dict[str, Any]:
     try:
-        with open(os.path.join(path, _METADATA)) as file:
+        with open(os.path.join(path, _METADATA), encoding="utf-8") as file:
             metadata = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: {_METADATA}: expected a vault's description, found: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: {_METADATA}: expected a vault's description, found: {one_line(error)}") from error
     structure = metadata.get("structure_shape") if isinstance(metadata, dict) else None
     if not isinstance(structure, dict):
-        raise DatasetError(f"{path}: {_METADATA}: structure_shape: expected the arrays' shapes, found {structure!r}")
+        found = guess.value(structure)
+        raise DatasetError(f"{path}: {_METADATA}: structure_shape: expected the arrays' shapes, found {found}")
     return structure
 
 
@@ -176,19 +207,29 @@ def _leaves(tree: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{group}{name}", value
 
 
-def _rows(path: str, name: str, shape: str, count: int) -> np.ndarray:
-    """The first `count` rows; a store that is cut short reads as zeros, so its shape is compared too."""
+def _rows(path: str, name: str, shape: Any, count: int) -> np.ndarray:
+    """The first `count` rows of all lanes; a store that is cut short reads as zeros, so its shape is compared too."""
     array = _array(path, name)
     try:
-        expected = literal_eval(shape)[2:]
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise DatasetError(f"{path}: {name}: expected a shape in {_METADATA}, found {shape!r}") from error
-    if array.shape[0] != 1 or tuple(array.shape[2:]) != tuple(expected):
-        raise DatasetError(f"{path}: {name}: expected shape (1, T, *{expected}), found {tuple(array.shape)}")
+        lanes, _, *rest = (int(size) for size in literal_eval(shape))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        found = guess.value(shape)
+        raise DatasetError(f"{path}: {name}: expected a shape (B, T, ...) in {_METADATA}, found {found}") from error
+    if len(array.shape) < 2 or (array.shape[0], *array.shape[2:]) != (lanes, *rest):
+        with_time = lambda sizes: f"({', '.join(str(size) for size in (sizes[0], 'T', *sizes[1:]))})"
+        found = with_time((array.shape[0], *array.shape[2:])) if len(array.shape) > 1 else tuple(array.shape)
+        raise DatasetError(f"{path}: {name}: expected shape {with_time((lanes, *rest))}, found {found}")
+    if count > array.shape[1]:
+        raise DatasetError(f"{path}: vault_index: expected at most {array.shape[1]} rows, as {name} has, found {count}")
     try:
-        return array[0, :count].read().result()
+        return array[:, :count].read().result()
     except Exception as error:
-        raise DatasetError(f"{path}: {name}: damaged: {one_line(error)}") from error
+        raise DatasetError(f"{path}: {name}: damaged: {_plain(error)}") from error
+
+
+def _plain(error: BaseException) -> str:
+    """A message of tensorstore's without the places in its sources."""
+    return one_line(error).split(" [")[0]
 
 
 def _array(path: str, name: str, **created: Any) -> Any:
@@ -202,4 +243,4 @@ def _array(path: str, name: str, **created: Any) -> Any:
     try:
         return tensorstore.open(spec, create=bool(created), open=not created, **created).result()
     except Exception as error:
-        raise DatasetError(f"{path}: {name}: expected a zarr array, found: {one_line(error)}") from error
+        raise DatasetError(f"{path}: {name}: expected a zarr array, found: {_plain(error)}") from error
