@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.behaviour import policies
-from omcda_jax.data import hdf5
+from omcda_jax.data import h5, hdf5
 from omcda_jax.data.episodes import Episodes
 from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
@@ -178,7 +178,7 @@ def ensure(
     path = default_path(environment, quality, episodes, seed, transitions) if path is None else Path(path)
     if path.exists():
         return path
-    hdf5.require()
+    h5.require()
     simulator = make(environment)
     recipe = policies.quality(environment, quality)
     files = {stage: policies.weights_path(environment, stage) for stage in recipe.stages}
