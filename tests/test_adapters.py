@@ -132,6 +132,66 @@ def test_pettingzoo_action_masks():
     np.testing.assert_array_equal(shown.avail[0], [[0, 1, 1], [0, 1, 1]])
 
 
+def played(env, steps, action=(0, 0)):
+    """What the adapter shows of an episode of `env` by the same action at every step, from the reset on."""
+    single = _Single(env, "particles")
+    return [single.reset(0), *(single.step(np.array(action)) for _ in range(steps))]
+
+
+@pytest.mark.parametrize(
+    ("ends", "terminated", "truncated"),
+    [
+        # at each step what happens to tall and short: terminated, cut, both at once, or nothing
+        (["- -", "T T"], "01", "00"),
+        (["- -", "C C"], "00", "01"),
+        (["- -", "T C"], "00", "01"),
+        (["- -", "B B"], "01", "00"),
+        (["- -", "B C"], "00", "01"),
+        (["T -", "T -", "T T"], "001", "000"),
+        (["T -", "T C"], "00", "01"),
+        (["C -", "C T"], "00", "01"),
+        (["T -", "T -", "T C"], "000", "001"),
+    ],
+)
+@pytest.mark.parametrize("removes", [True, False], ids=["ended agents leave", "ended agents stay"])
+def test_pettingzoo_ends(ends, terminated, truncated, removes):
+    """An episode ends when every agent's part is over; the task ended if each was terminated."""
+
+    class Scripted(importlib.import_module("particles").Walk):
+        def step(self, actions):
+            marks = dict(zip(self.possible_agents, ends[self.t].split(), strict=True))
+            here = [agent for agent in self.agents if agent in actions]
+            self.t += 1
+            ended, cut = ({agent: marks[agent] in kind for agent in here} for kind in ("TB", "CB"))
+            seen = self._seen()
+            if removes:
+                self.agents = [agent for agent in here if not (ended[agent] or cut[agent])]
+            return seen, dict.fromkeys(here, 1.0), ended, cut, {agent: {} for agent in here}
+
+    shown = played(Scripted(), len(ends))[1:]
+    assert "".join(str(int(step.terminated)) for step in shown) == terminated
+    assert "".join(str(int(step.truncated)) for step in shown) == truncated
+
+
+def test_pettingzoo_masks_in_infos_and_rewards_of_one_entry():
+    class Told(importlib.import_module("particles").Walk):
+        def _told(self, agents):
+            return {agent: {"action_mask": np.array([0, self.t % 2, 1], np.int8)} for agent in agents}
+
+        def reset(self, seed=None, options=None):
+            seen, _ = super().reset(seed)
+            return seen, self._told(seen)
+
+        def step(self, actions):
+            seen, rewards, ended, cut, _ = super().step(actions)
+            return seen, {agent: np.array([own]) for agent, own in rewards.items()}, ended, cut, self._told(seen)
+
+    first, second, _ = played(Told(), 2, action=(2, 2))
+    np.testing.assert_array_equal(first.avail, [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(second.avail, [[0, 1, 1], [0, 1, 1]])
+    assert second.reward == 2.0 and np.shape(second.reward) == ()
+
+
 def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
     environment = envs.make("pettingzoo/mpe2.simple_spread_v3?N=2")
     assert environment.horizon == 25
@@ -139,6 +199,67 @@ def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
     np.testing.assert_array_equal(episodes.length, [25, 25, 25])
     assert not episodes.terminated.any()
     data.from_arrays(environment.spec, episodes)
+
+
+def broken(name):
+    """A walk with one thing that cannot be learned from."""
+    from gymnasium import spaces
+
+    class Broken(importlib.import_module("particles").Walk):
+        def observation_space(self, agent):
+            image = {"position": spaces.Box(-1, 1, (2,)), "image": spaces.Box(0, 255, (2, 2))}
+            return spaces.Dict(image) if name == "dict" else super().observation_space(agent)
+
+        def action_space(self, agent):
+            bounds = {"unbounded": (-np.inf, np.inf), "half": (0, np.inf), "vast": (-3e38, 3e38)}
+            return spaces.Box(*bounds[name], (2,)) if name in bounds else super().action_space(agent)
+
+        def step(self, actions):
+            seen, rewards, *rest, _ = super().step(actions)
+            infos = {agent: {"action_mask": np.ones(4)} if name == "mask" else {} for agent in seen}
+            return seen, {agent: np.ones(2) if name == "rewards" else 1.0 for agent in rewards}, *rest, infos
+
+    return Broken()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unbounded", "actions: expected boxes with finite bounds, to which [-1, 1] is stretched, found bounds -inf"),
+        ("half", "found bounds 0 and inf"),
+        ("vast", "found bounds -3e+38 and 3e+38"),
+        (
+            "dict",
+            "observation of agent 'tall': expected an array, or a Dict of observation and action_mask, found a Dict",
+        ),
+        ("rewards", "reward of agent 'tall': expected a number, found shape [2]"),
+        ("mask", "action_mask of agent 'tall': expected 3 entries, one per action, found shape [4]"),
+    ],
+)
+def test_pettingzoo_environments_that_cannot_be_learned_from(name, message):
+    with pytest.raises(ConfigError, match=f"^environment pettingzoo/particles: .*{re.escape(message)}"):
+        played(broken(name), 1) if name in ("rewards", "mask") else _Single(broken(name), "particles")
+
+
+def test_pettingzoo_actions_stay_within_bounds_that_single_precision_rounds():
+    from gymnasium import spaces
+
+    class Narrow(importlib.import_module("particles").Walk):
+        space = spaces.Box(np.float32([-0.3, 1e-3]), np.float32([0.1, 3e5]))
+        played = []
+
+        def action_space(self, agent):
+            return self.space
+
+        def step(self, actions):
+            self.played += actions.values()
+            return super().step(actions)
+
+    single = _Single(Narrow(), "particles")
+    for action in (-1.0, 1.0, 0.1, 7.0):
+        single.reset(0)
+        single.step(np.full((2, 2), action, np.float32))
+    assert len(Narrow.played) == 8 and all(Narrow.space.contains(action) for action in Narrow.played)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 What follows the question mark goes to the module's `parallel_env`; `horizon` stays here, for environments that do not
 tell theirs by `max_cycles`. The team's reward is the mean of the agents'. Agents of different sizes are padded; one
 that is gone observes zeros and has action 0 only. The state is the environment's own, or else all observations.
-Continuous actions in [-1, 1] are stretched to the space's bounds. An `action_mask` beside an `observation` gives the
-legal actions.
+Continuous actions in [-1, 1] are stretched to the space's bounds. An `action_mask`, beside an `observation` or in the
+agent's info, gives the legal actions.
+
+An episode ends where every agent is terminated or truncated. It is terminated where every agent was, each at its last
+step; where one was only truncated, the clock cut the team's task. An agent that is both at once is terminated.
 """
 
 import importlib
@@ -27,8 +30,8 @@ def make(scenario: str) -> HostEnvironment:
         scenario: a module with a `parallel_env`, and options as of a URL.
 
     Raises:
-        ConfigError: no such module, options it does not take, spaces other than Discrete and Box or both at once, or no
-            horizon.
+        ConfigError: no such module, options it does not take, actions other than all Discrete or all Box with finite
+            bounds, observations that are no arrays, or no horizon.
     """
     module_name, _, query = scenario.partition("?")
     options = {key: _value(value) for key, value in parse_qsl(query, keep_blank_values=True)}
@@ -61,32 +64,35 @@ def make(scenario: str) -> HostEnvironment:
 
 class _Single:
     def __init__(self, env: Any, scenario: str):
-        from gymnasium import spaces
-
         self._env, self._agents = env, tuple(env.possible_agents)
-        actions = [env.action_space(agent) for agent in self._agents]
-        kinds = {type(space) for space in actions}
-        if kinds not in ({spaces.Discrete}, {spaces.Box}):
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise ConfigError(
-                f"environment pettingzoo/{scenario}: actions: expected all Discrete or all Box, found {names}"
-            )
-        self._discrete = kinds == {spaces.Discrete}
-        self._spaces = actions
-        self._sizes = [int(space.n) if self._discrete else int(np.prod(space.shape)) for space in actions]
+        self._name = f"environment pettingzoo/{scenario}"
+        self._spaces = [env.action_space(agent) for agent in self._agents]
+        self._discrete = _is_discrete(self._spaces, self._name)
+        self._sizes = [int(space.n) if self._discrete else int(np.prod(space.shape)) for space in self._spaces]
+        self._seen = {agent: _observed(env.observation_space(agent), agent, self._name) for agent in self._agents}
+        # agents whose part is over, and whether it was by termination
+        self._over: dict[Any, bool] = {}
         step = self.reset(0)
         self.spec = EnvSpec(*step.obs.shape, len(step.global_state), max(self._sizes), self._discrete)
 
     def reset(self, seed: int) -> TimeStep:
-        obs, _ = self._env.reset(seed=seed)
-        return self._show(obs, {}, False, False)
+        self._over = {}
+        obs, infos = self._env.reset(seed=seed)
+        return self._show(obs, infos, {}, False, False)
 
     def step(self, action: np.ndarray) -> TimeStep:
-        chosen = {agent: self._own(k, action[k]) for k, agent in enumerate(self._agents) if agent in self._env.agents}
-        obs, reward, _, truncations, _ = self._env.step(chosen)
-        ended = not self._env.agents
-        truncated = ended and any(truncations.values())
-        return self._show(obs, reward, ended and not truncated, truncated)
+        playing = [agent for agent in self._agents if agent in self._env.agents]
+        chosen = {agent: self._own(k, action[k]) for k, agent in enumerate(self._agents) if agent in playing}
+        obs, reward, terminations, truncations, infos = self._env.step(chosen)
+        for agent in playing:
+            terminated, truncated = bool(terminations.get(agent)), bool(truncations.get(agent))
+            if terminated or truncated or agent not in self._env.agents:
+                self._over[agent] = terminated or not truncated
+            else:
+                self._over.pop(agent, None)
+        ended = all(agent in self._over for agent in self._env.agents)
+        task_ended = all(self._over.values())
+        return self._show(obs, infos, reward, ended and task_ended, ended and not task_ended)
 
     def render(self) -> np.ndarray:
         picture = self._env.render()
@@ -103,22 +109,24 @@ class _Single:
         space = self._spaces[k]
         if self._discrete:
             return int(action) + int(space.start)
-        unit = np.clip(action[: self._sizes[k]], -1.0, 1.0).reshape(space.shape)
-        return (space.low + (unit + 1.0) / 2.0 * (space.high - space.low)).astype(space.dtype)
+        unit = np.clip(action[: self._sizes[k]], -1.0, 1.0).astype(np.float64).reshape(space.shape)
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        return np.clip((low + (unit + 1.0) / 2.0 * (high - low)).astype(space.dtype), space.low, space.high)
 
-    def _show(self, shown: dict, reward: dict, terminated: bool, truncated: bool) -> TimeStep:
+    def _show(self, shown: dict, infos: dict, reward: dict, terminated: bool, truncated: bool) -> TimeStep:
         avail = np.zeros((len(self._agents), max(self._sizes)), bool)
         parts = []
         for k, agent in enumerate(self._agents):
-            space = self._env.observation_space(agent)
-            inner = space["observation"] if _masked(space) else space
             here = agent in shown and (terminated or truncated or agent in self._env.agents)
-            own = (shown[agent]["observation"] if _masked(space) else shown[agent]) if here else np.zeros(inner.shape)
+            space, is_dict = self._seen[agent]
+            own = np.zeros(space.shape)
+            if here:
+                own = shown[agent]["observation"] if is_dict else shown[agent]
             parts.append(np.asarray(own, np.float32).ravel())
-            if not self._discrete or (here and not _masked(space)):
+            if here or not self._discrete:
                 avail[k, : self._sizes[k]] = True
-            elif here:
-                avail[k, : self._sizes[k]] = np.asarray(shown[agent]["action_mask"], bool)
+            if here and self._discrete:
+                avail[k, : self._sizes[k]] = self._mask(k, shown[agent] if is_dict else {}, infos.get(agent) or {})
             # nobody is without an action, not even who is gone
             if not avail[k].any():
                 avail[k, 0] = True
@@ -128,11 +136,31 @@ class _Single:
             obs=obs,
             global_state=self._state(obs),
             avail=avail,
-            reward=np.float32(sum(reward.values()) / len(self._agents)),
+            reward=np.float32(sum(self._number(*item) for item in reward.items()) / len(self._agents)),
             terminated=terminated,
             truncated=truncated,
             won=False,
         )
+
+    def _mask(self, k: int, observation: dict, info: dict) -> np.ndarray | bool:
+        """The legal actions of one agent, wherever the environment gives them."""
+        mask = observation.get("action_mask", info.get("action_mask"))
+        if mask is None:
+            return True
+        mask = np.asarray(mask)
+        if mask.shape != (self._sizes[k],):
+            raise ConfigError(
+                f"{self._name}: action_mask of agent {self._agents[k]!r}: expected {self._sizes[k]} entries, one per "
+                f"action, found shape {list(mask.shape)}"
+            )
+        return mask.astype(bool)
+
+    def _number(self, agent: Any, reward: Any) -> float:
+        if np.size(reward) != 1:
+            raise ConfigError(
+                f"{self._name}: reward of agent {agent!r}: expected a number, found shape {list(np.shape(reward))}"
+            )
+        return float(np.asarray(reward).item())
 
     def _state(self, obs: np.ndarray) -> np.ndarray:
         try:
@@ -142,8 +170,39 @@ class _Single:
         return state
 
 
-def _masked(space: Any) -> bool:
-    return hasattr(space, "spaces") and "action_mask" in getattr(space, "spaces", {})
+def _is_discrete(actions: list, name: str) -> bool:
+    """Whether actions are indices; refuses what is neither that nor boxes with bounds."""
+    from gymnasium import spaces
+
+    kinds = {type(space) for space in actions}
+    if kinds not in ({spaces.Discrete}, {spaces.Box}):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ConfigError(f"{name}: actions: expected all Discrete or all Box, found {names}")
+    if kinds == {spaces.Discrete}:
+        return True
+    for space in actions:
+        # nothing between -1 and 1 could reach an infinite bound
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_bounded = np.isfinite(space.high - space.low).all()
+        if not is_bounded:
+            raise ConfigError(
+                f"{name}: actions: expected boxes with finite bounds, to which [-1, 1] is stretched, found bounds "
+                f"{space.low.min():g} and {space.high.max():g}; clip or rescale them in the environment"
+            )
+    return False
+
+
+def _observed(space: Any, agent: Any, name: str) -> tuple[Any, bool]:
+    """The space of what an agent observes, and whether it lies in a dict, beside a mask of actions."""
+    is_dict = hasattr(space, "spaces") and "observation" in space.spaces
+    inner = space["observation"] if is_dict else space
+    if inner.shape is None:
+        keys = " of " + ", ".join(map(str, inner.spaces)) if isinstance(getattr(inner, "spaces", None), dict) else ""
+        raise ConfigError(
+            f"{name}: observation of agent {agent!r}: expected an array, or a Dict of observation and action_mask, "
+            f"found a {type(inner).__name__}{keys}; flatten it in the environment"
+        )
+    return inner, is_dict
 
 
 def _value(text: str) -> Any:
