@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from omcda_jax.types import ConfigError, suggestion
+from omcda_jax.types import ConfigError, check_seed, suggestion
 
 # What may change between two starts of one run directory: none of these alters an update already done.
 RESUMABLE = frozenset(
@@ -102,10 +102,12 @@ class DataConfig(Repairs):
         require(self.quality, "data.quality", "a name", self.quality)
         sizes = {"data.episodes": self.episodes, "data.transitions": self.transitions}
         given = {key: size for key, size in sizes.items() if size is not None}
-        require(len(given) == 1, " and ".join(sizes), "one of the two, the other none", tuple(sizes.values()))
+        if len(given) != 1:
+            found = "both" if given else "neither"
+            raise ConfigError(f"{' and '.join(sizes)}: expected one of the two, the other none, found {found}")
         for key, size in given.items():
             require(size >= 1, key, "at least 1", size)
-        require(self.seed >= 0, "data.seed", "at least 0", self.seed)
+        check_seed(self.seed, "data.seed")
         require(self.shards >= 1, "data.shards", "at least 1", self.shards)
         require(self.window > 0 and math.isfinite(self.window), "data.window", "a positive number", self.window)
         scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)
@@ -165,7 +167,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         require(self.episodes >= 1, "evaluation.episodes", "at least 1", self.episodes)
-        require(self.seed >= 0, "evaluation.seed", "at least 0", self.seed)
+        check_seed(self.seed, "evaluation.seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +193,7 @@ class ExperimentConfig:
     directory: str = "runs"
 
     def __post_init__(self):
-        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        check_seed(self.seed)
         shards = self.data.shards
         require(self.learner.batch_size % shards == 0, "data.shards", "a divisor of learner.batch_size", shards)
 

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omcda_jax.config import LearnerConfig, require
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, updates_done
+from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, check_seed, updates_done
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
 _BATCH_STREAM = 0x6261_7463
@@ -43,14 +43,15 @@ def initial_state(
 
     Args:
         algorithm: the bundle whose `init` is called.
-        seed: any non-negative int.
+        seed: in [0, 2**32).
         spec: sizes of the task.
         config: the algorithm's settings.
         normalised: the state gets a normaliser, one that changes nothing, in the place of the dataset's.
 
     Raises:
-        ConfigError: where the algorithm refuses the settings for this task.
+        ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
     """
+    check_seed(seed)
     state = algorithm.init(jax.random.key(seed), spec, config)
     if normalised:
         features = (spec.num_agents, spec.obs_dim), (spec.state_dim,)

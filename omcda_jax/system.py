@@ -13,7 +13,7 @@ from typing import TextIO
 
 from absl import flags
 
-from omcda_jax.types import ConfigError, DatasetError
+from omcda_jax.types import ConfigError, DatasetError, check_seed
 
 EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
 
@@ -30,18 +30,29 @@ def one_line(error: BaseException) -> str:
 def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:
     """Read flags into `values` and return the words that are not flags.
 
+    All commands read their words here: a `~` that begins a word or a flag's value becomes the home folder, which the
+    shell leaves undone in --flag=~/path; a flag --seed is checked.
+
     Args:
         values: the flags' definitions.
         argv: a command line, the program's name first.
         known_only: return unknown flags among the words instead of refusing them.
 
     Raises:
-        ConfigError: an unknown flag, or a value of another type.
+        ConfigError: an unknown flag, a value of another type, or a seed out of range.
     """
     try:
-        return values(list(argv), known_only=known_only)[1:]
+        words = values([argv[0], *map(_at_home, argv[1:])], known_only=known_only)[1:]
     except flags.Error as error:
         raise ConfigError(one_line(error)) from error
+    if "seed" in values and values["seed"].value is not None:
+        check_seed(values["seed"].value, "--seed")
+    return words
+
+
+def _at_home(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return flag + equals + os.path.expanduser(value)
 
 
 def exit_status(work: Callable[[], None]) -> int:

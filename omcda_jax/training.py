@@ -66,7 +66,8 @@ def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -
     value = getattr(config, key)
     allowed = holds(value)
     if not isinstance(allowed, jax.core.Tracer) and not np.all(allowed):
-        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {value!r}")
+        found = list(value) if isinstance(value, tuple) else value
+        raise ConfigError(f"{config.name}: {key}: expected {expected}, found {found!r}")
 
 
 def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
@@ -101,8 +102,10 @@ def check_numbers(
         require(config, key, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
     for key in (*shares, *present("gamma")):
         require(config, key, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
-    for key in counts:
+    for key in (*counts, *present("mixer_hidden")):
         require(config, key, lambda x: x >= 1, "at least 1")
+    for key in present("hidden_sizes", "vae_hidden"):
+        require(config, key, lambda sizes: sizes and min(sizes) >= 1, "one or more widths of at least 1")
 
 
 def new_state(

@@ -47,6 +47,20 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? valid: " if close else "valid: ") + ", ".join(choices)
 
 
+def check_seed(seed: int, key: str = "seed") -> None:
+    """Refuse a seed that is not in [0, 2**32): JAX takes 2**32 + 5 for 5, and numbers of more than 64 bits for none.
+
+    Args:
+        seed: a whole number.
+        key: setting or flag that gave it, for the message.
+
+    Raises:
+        ConfigError: it is not in the range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"{key}: expected a whole number from 0 to {2**32 - 1}, found {seed}")
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
     """Sizes of one cooperative task; hashable, hence usable as a static argument.
@@ -57,6 +71,9 @@ class EnvSpec:
         state_dim: S, features of the global state.
         action_dim: A, number of discrete actions, or dimensions of a continuous one in [-1, 1].
         discrete: whether actions are indices (True) or vectors (False).
+
+    Raises:
+        ConfigError: a size is not a whole number of at least 1.
     """
 
     num_agents: int
@@ -64,6 +81,12 @@ class EnvSpec:
     state_dim: int
     action_dim: int
     discrete: bool
+
+    def __post_init__(self):
+        for name in ("num_agents", "obs_dim", "state_dim", "action_dim"):
+            size = getattr(self, name)
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ConfigError(f"spec: {name}: expected a whole number of at least 1, found {size}")
 
 
 @flax.struct.dataclass

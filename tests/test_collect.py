@@ -385,7 +385,7 @@ def test_weights_survive_the_file(tmp_path):
         ({"episodes": None, "transitions": 0}, "transitions: expected at least 1, found 0"),
         ({"params": [make_gaussian()]}, r"policy only .*: expected \(5,\) .* discrete outputs, found \(2, 3\) .* cont"),
         ({"episodes": 0}, "episodes: expected at least 1, found 0"),
-        ({"seed": -1}, "seed: expected 0..4294967295, found -1"),
+        ({"seed": -1}, "seed: expected a whole number from 0 to 4294967295, found -1"),
         ({"params": [make_params(inputs=6)]}, r"policy only for toy/sum: expected \(5,\) inputs and 3 disc"),
     ],
 )

@@ -443,7 +443,7 @@ def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypa
         ([GRID[0], "--config.learner.trials=seed=0..x"], "expected two whole numbers around '..', found '0..x'"),
         ([GRID[0], "--config.learner.trials=seed=1;seed=2"], "learner.trials: seed: expected each key once"),
         ([GRID[0], "--config.learner.trials=algorithm.hidden_sizes=8"], "expected seed or one of algorithm."),
-        ([GRID[0], "--config.learner.trials=seed=-1"], "seed: expected at least 0, found -1"),
+        ([GRID[0], "--config.learner.trials=seed=-1"], "seed: expected a whole number from 0 to 4294967295, found -1"),
         ([*GRID, "--distributed"], "--distributed: trials run independently"),
         ([*GRID, "--num_processes=9", "--process_id=8"], "--num_processes: expected at most 4, the trials, found 9"),
         (["--num_processes=2"], "--num_processes, --process_id: expected both or neither, found one"),

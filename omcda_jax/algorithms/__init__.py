@@ -1,7 +1,8 @@
 """The algorithms by name, and one `init`, `update`, `policy`, `act` that serve them all by the name in the settings.
 
 An algorithm's own functions see what was checked: batches and observations of the right shapes and kinds, normalised
-where the state has a normaliser, and zeros for the padding of continuous actions. All of it is done here, once.
+where the state has a normaliser, and zeros for the padding of continuous actions. They compute in 32 bits whatever
+JAX_ENABLE_X64 says. All of it is done here, once.
 """
 
 import functools
@@ -26,19 +27,31 @@ def _complete(algorithm: Algorithm) -> Algorithm:
         if type(config) is not algorithm.config:
             expected, given = algorithm.config.__qualname__, type(config).__qualname__
             raise ConfigError(f"{name}: expected settings of class {expected}, found {given}, whose name is the same")
-        config.validate()
-        return algorithm.init(key, spec, config)
+        with jax.enable_x64(False):
+            config.validate()
+            return algorithm.init(key, spec, config)
 
     def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         check_batch(batch, state.spec, name, algorithm.needs)
-        return algorithm.update(state, normalise(state, batch), axis_name=axis_name)
+        with jax.enable_x64(False):
+            batch = normalise(state, jax.tree.map(_as_single, batch))
+            return algorithm.update(state, batch, axis_name=axis_name)
 
     def act(policy, obs, avail=None, key=None):
         actor = algorithm.policy(policy) if isinstance(policy, TrainState) else policy
         check_observation(obs, avail, actor.spec)
-        return algorithm.act(actor, _normalise_obs(actor.normaliser, obs), avail, key)
+        with jax.enable_x64(False):
+            return algorithm.act(actor, _normalise_obs(actor.normaliser, _as_single(obs)), avail, key)
 
     return algorithm._replace(init=init, update=update, act=act)
+
+
+def _as_single(array: chex.Array) -> jax.Array:
+    """Return floats as float32 and integers as int32, whatever their width; booleans as they are."""
+    for kind, single in ((jnp.floating, jnp.float32), (jnp.integer, jnp.int32)):
+        if jnp.issubdtype(array.dtype, kind):
+            return jnp.asarray(array, single)
+    return array
 
 
 def _normalise_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array:

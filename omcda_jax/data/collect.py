@@ -16,7 +16,7 @@ from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
 from omcda_jax.system import sha256
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, check_seed
 
 TRIES_PER_EPISODE = 100  # played for each one wanted before a filter counts as hopeless
 TRIES_AT_LEAST = 4096
@@ -52,8 +52,7 @@ def collect(
             are kept of those played.
     """
     unit, wanted = _size(episodes, transitions)
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed: expected 0..{2**32 - 1}, found {seed}")
+    check_seed(seed)
     for stage, weights in zip(recipe.stages, params, strict=True):
         policies.check(weights, environment.spec, f"{stage} for {environment.name}")
     kept: list[Episodes] = []

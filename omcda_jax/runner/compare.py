@@ -35,7 +35,7 @@ from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
 from omcda_jax.system import read_flags
-from omcda_jax.types import ConfigError, updates_done
+from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
 # settings that every cell has of its own, and the flags that give them
@@ -101,8 +101,10 @@ def _seeds(words: Sequence[str]) -> tuple[int, ...]:
         seeds = tuple(int(word) for word in words)
     except ValueError:
         raise ConfigError(f"--seeds: expected numbers separated by commas, found {','.join(words)!r}") from None
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds: expected different numbers of at least 0, found {','.join(words)!r}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: expected different numbers, found {','.join(words)!r}")
+    for seed in seeds:
+        check_seed(seed, "--seeds")
     return seeds
 
 
