@@ -14,6 +14,7 @@ from omcda_jax.reductions import batch_log_weights, masked_mean
 
 ALLOCATION_RULES = ("softmax", "projected", "uniform", "random")
 INFLUENCE_SCALES = ("relative", "raw")
+LARGEST_INFLUENCE = 1e30  # beyond it an influence counts as this one
 
 
 def influence(
@@ -80,7 +81,7 @@ def allocate(
         random: `previous` unchanged, a fixed random point of the simplex (the paper's ablation).
 
     Args:
-        influence: [N] m_i; entries that are not finite count as 0.
+        influence: [N] m_i; entries that are not finite count as 0, those beyond 1e30 as 1e30.
         previous: [N] the current budgets, nats; on the simplex.
         rule: one of ALLOCATION_RULES (static).
         total_budget: d_tot > 0, nats over all agents.
@@ -99,20 +100,21 @@ def allocate(
     chex.assert_rank([influence, previous], 1)
     chex.assert_equal_shape([influence, previous])
     if rule not in ALLOCATION_RULES:
-        raise ValueError(f"allocation rule: expected one of {ALLOCATION_RULES}, found {rule!r}")
+        raise ValueError(f"allocation rule: expected one of {', '.join(ALLOCATION_RULES)}, found {rule!r}")
     if influence_scale not in INFLUENCE_SCALES:
-        raise ValueError(f"influence_scale: expected one of {INFLUENCE_SCALES}, found {influence_scale!r}")
+        raise ValueError(f"influence_scale: expected one of {', '.join(INFLUENCE_SCALES)}, found {influence_scale!r}")
     num_agents = influence.shape[0]
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
     if rule == "random":
         return previous
-    scaled = jnp.where(jnp.isfinite(influence), influence, 0.0)
+    scaled = jnp.clip(jnp.where(jnp.isfinite(influence), influence, 0.0), -LARGEST_INFLUENCE, LARGEST_INFLUENCE)
     if influence_scale == "relative":
         scaled = _relative(scaled)
     spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
     if rule == "softmax":
-        return min_budget + spread * jax.nn.softmax(jnp.clip(scaled, -1e30, 1e30) / temperature)
+        # the largest is 0 before the division, which may overflow for the others
+        return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)
     target = previous - min_budget + step_size * (total_budget / num_agents) * scaled
     # The projection ignores shifts, and entries further than `spread` below the largest end at zero wherever they
     # start: both keep huge influences from costing the sum its precision.
@@ -121,10 +123,15 @@ def allocate(
 
 
 def _relative(influence):
-    """Divide influence by its mean absolute value; dividing by the largest first keeps the mean from overflowing."""
-    tiny = jnp.finfo(influence.dtype).tiny
-    largest_first = influence / jnp.maximum(jnp.max(jnp.abs(influence)), tiny)
-    return largest_first / jnp.maximum(jnp.mean(jnp.abs(largest_first)), tiny)
+    """Divide influence by its mean absolute value; dividing by the largest first keeps the mean from overflowing.
+
+    Where the largest is below 1 / LARGEST_INFLUENCE all count as 0: XLA makes divisions into products with reciprocals,
+    and two into one, which would divide by what has become 0.
+    """
+    largest = jnp.max(jnp.abs(influence))
+    counts = largest > 1 / LARGEST_INFLUENCE
+    largest_first = jnp.where(counts, influence / jnp.where(counts, largest, 1.0), 0.0)
+    return largest_first / jnp.where(counts, jnp.mean(jnp.abs(largest_first)), 1.0)
 
 
 def conservatism_level(

@@ -55,7 +55,7 @@ def initial_state(
     state = algorithm.init(jax.random.key(seed), spec, config)
     if normalised:
         features = (spec.num_agents, spec.obs_dim), (spec.state_dim,)
-        scales = [array(shape) for shape in features for array in (jnp.zeros, jnp.ones)]
+        scales = [array(shape, jnp.float32) for shape in features for array in (jnp.zeros, jnp.ones)]
         state = state.replace(normaliser=Normaliser(*scales))
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
 

@@ -105,7 +105,7 @@ def check_numbers(
     for key in (*counts, *present("mixer_hidden")):
         require(config, key, lambda x: x >= 1, "at least 1")
     for key in present("hidden_sizes", "vae_hidden"):
-        require(config, key, lambda sizes: sizes and min(sizes) >= 1, "one or more widths of at least 1")
+        require(config, key, lambda sizes: min(sizes, default=0) >= 1, "one or more widths of at least 1")
 
 
 def new_state(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -122,6 +122,38 @@ def test_influence_of_one_agent_ignores_the_others_and_masked_rows(random):
 @given(moderate, st.sampled_from(ALLOCATION_RULES), st.sampled_from(["relative", "raw"]))
 def test_budgets_stay_on_the_simplex(m, rule, scale):
     _assert_on_simplex(_budget(m, rule, scale=scale))
+
+
+@st.composite
+def any_influences(draw):
+    """Of any number of agents, each from nothing over denormal to the largest floats and beyond."""
+    exponent = st.integers(-149, 127).map(lambda power: float(np.ldexp(1.0, power)))
+    number = st.tuples(st.sampled_from([1.0, -1.0, 1.9, -1.9]), exponent).map(np.prod)
+    return draw(st.lists(st.one_of(number, st.sampled_from([0.0, np.nan, np.inf, -np.inf])), min_size=1, max_size=5))
+
+
+@settings(max_examples=300)
+@given(
+    any_influences(),
+    st.sampled_from(LEARNED_RULES),
+    st.sampled_from(["relative", "raw"]),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+    st.sampled_from([1e-9, 0.005, 1e4]),
+)
+def test_compiled_budgets_of_any_influences_are_finite_and_on_the_simplex(m, rule, scale, temperature, step_size):
+    even = np.full(len(m), TOTAL / len(m))
+    budget = _budget(m, rule, even, scale=scale, temperature=temperature, step_size=step_size)
+    _assert_on_simplex(budget)
+    if len(m) == 1:
+        assert budget[0] == pytest.approx(TOTAL)
+
+
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+@pytest.mark.parametrize("m", [0.0, 1e-45, 1e-38, 1e-30, -2.0, 3e38])
+def test_one_agent_has_the_whole_budget_compiled_or_not(m, rule):
+    assert _budget([m], rule, [TOTAL])[0] == pytest.approx(TOTAL)
+    options = dict(rule=rule, total_budget=TOTAL, min_budget=FLOOR)
+    assert float(allocate(jnp.float32([m]), jnp.float32([TOTAL]), **options)[0]) == pytest.approx(TOTAL)
 
 
 EXTREMES = {
