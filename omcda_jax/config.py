@@ -290,6 +290,21 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(values))
 
 
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """Return what `apply_overrides` makes a configuration of, as `to_dict` gives it, without its name.
+
+    Args:
+        values: the configuration.
+    """
+
+    def text(value):
+        if isinstance(value, list):
+            return ",".join(map(text, value))
+        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+    return [f"{key}={text(value)}" for key, value in _flatten(values, "").items() if key != "name"]
+
+
 def keys(values: Mapping[str, Any]) -> set[str]:
     """Return every dotted key of a configuration as `to_dict` gives it."""
     return set(_flatten(values, ""))

@@ -26,6 +26,7 @@ from omcda_jax.data.__main__ import _flags as data_flags
 from omcda_jax.runner import compare, run
 from omcda_jax.runner.collect import _flags as collect_flags
 from omcda_jax.runner.presets import resolve
+from omcda_jax.runner.train_behaviour import _flags as train_behaviour_flags
 from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -204,6 +205,7 @@ def check(words):
     if target != "-m":
         assert (ROOT / target).is_file(), target
         parsers = {"run.py": run.parse, "compare.py": compare.parse, "collect.py": collect_flags()}
+        parsers["train_behaviour.py"] = train_behaviour_flags()
         name = pathlib.Path(target).name
         if name in parsers:
             parsers[name]([target, *arguments])

@@ -1,11 +1,13 @@
 """The behaviour trainers: their advantages against a plain loop, their masks, and games they must learn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.behaviour import mappo, mappo_continuous, policies, training
+from omcda_jax.behaviour import mappo, mappo_separate, policies, training
 from omcda_jax.behaviour.recipes import Phase, Recipe
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.types import ConfigError, EnvSpec
@@ -167,7 +169,7 @@ REACHING = mappo.Settings(
 
 def test_it_reaches_each_agents_own_aim():
     closed = []
-    seen = list(mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)))
+    seen = list(mappo_separate.train(reaching_game(closed), REACHING, jax.random.key(0)))
     assert [steps for steps, _, _ in seen] == list(range(200, 10_001, 200)) and closed == [8]
     _, actor, metrics = seen[-1]
     # an episode of five steps on target pays 5, less 15 times the variance of an action
@@ -185,14 +187,14 @@ def test_it_reaches_each_agents_own_aim():
 def test_the_simulators_are_closed_after_an_error():
     closed = []
     with pytest.raises(KeyboardInterrupt):
-        for _ in mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)):
+        for _ in mappo_separate.train(reaching_game(closed), REACHING, jax.random.key(0)):
             raise KeyboardInterrupt
     assert closed == [8]
 
 
 def test_the_caller_can_end_the_training():
     closed = []
-    for steps, _, _ in mappo_continuous.train(reaching_game(closed), REACHING, jax.random.key(0)):
+    for steps, _, _ in mappo_separate.train(reaching_game(closed), REACHING, jax.random.key(0)):
         if steps >= 400:
             break
     assert steps == 400 and closed == [8]
@@ -226,9 +228,9 @@ def test_a_recipe_s_stages_are_taken_in_order_and_saved_as_they_are_judged(tmp_p
 
 def test_running_moments_equal_those_of_all_rows(random):
     rows = random.normal(3.0, 2.0, size=(50, 4)).astype(np.float32)
-    moments = mappo_continuous.Moments(jnp.float32(1e-4), jnp.zeros(4), jnp.ones(4))
+    moments = mappo_separate.Moments(jnp.float32(1e-4), jnp.zeros(4), jnp.ones(4))
     for part in np.split(rows, [10, 13, 40]):
-        moments = mappo_continuous.merge(moments, jnp.asarray(part))
+        moments = mappo_separate.merge(moments, jnp.asarray(part))
     np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(moments.variance, rows.var(axis=0), rtol=1e-3)
 
@@ -240,13 +242,66 @@ def test_log_probability_of_the_dimensions_an_agent_has(random):
     draw = random.normal(size=(5, 2, 2)).astype(np.float32)
     avail = np.ones((5, 2, 2), bool)
     avail[:, 1, 1] = False
-    found = mappo_continuous.log_prob(actor, jnp.zeros((5, 2, 3)), jnp.asarray(avail), jnp.asarray(draw))
+    found = mappo_separate.log_prob(actor, jnp.zeros((5, 2, 3)), jnp.asarray(avail), jnp.asarray(draw))
     # all weights are zero, so the centre is the last bias, 0.3
     density = np.exp(-((draw - 0.3) ** 2) / (2 * np.exp(2 * log_std))) / (np.exp(log_std) * (2 * np.pi) ** 0.5)
     density[:, 1, 1] = 1
     np.testing.assert_allclose(found, np.log(density).sum(-1), rtol=1e-4, atol=1e-5)
 
 
-def test_discrete_actions_are_refused_by_the_continuous_trainer():
-    with pytest.raises(ConfigError, match="expected continuous actions, test/counting has discrete"):
-        next(mappo_continuous.train(counting_game(), REACHING, jax.random.key(0)))
+def reaching_game_in_jax() -> Environment:
+    """The game of `reaching_game` at unit scale; to use the dimension that an agent lacks costs much."""
+
+    def show(time, reward):
+        obs = jnp.full((2, 2), time / 5)
+        avail = jnp.array([[True, True], [True, False]])
+        no = jnp.zeros((), bool)
+        return TimeStep(obs, obs[0], avail, reward, no, time >= 5, no)
+
+    def reset(key):
+        del key
+        return jnp.int32(0), show(jnp.int32(0), jnp.float32(0))
+
+    def step(key, time, action):
+        del key
+        return time + 1, show(time + 1, 1 - jnp.square(action - AIMS).sum() - 100 * action[1, 1] ** 2)
+
+    spec = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=2, discrete=False)
+    return Environment("test/reaching", spec, 5, None, {}, reset, step)
+
+
+def test_it_reaches_each_agents_own_aim_in_jax():
+    *_, (steps, actor, metrics) = mappo_separate.train(reaching_game_in_jax(), REACHING, jax.random.key(0))
+    # episodes of five steps; actions that an agent does not have are zero
+    assert steps == 10_000 and metrics["episodes"] == 40 and metrics["length"] == 200
+    assert 4 < metrics["return"] / 40 <= 5
+    centre = np.tanh(policies.mean(actor, jnp.linspace(0, 0.8, 5)[:, None, None] * jnp.ones((1, 2, 2))))
+    assert np.abs(centre - AIMS)[:, [0, 0, 1], [0, 1, 0]].max() < 0.15
+
+
+def test_one_network_learns_each_agents_own_action_and_is_stored_as_two(tmp_path):
+    settings = dataclasses.replace(SMALL, shared=True)
+    *_, (_, actor, metrics) = mappo_separate.train(counting_game(), settings, jax.random.key(0))
+    assert isinstance(actor, policies.Categorical) and 2.5 < metrics["return"] / metrics["episodes"] <= 3
+    assert [w.shape[:2] for w, _ in actor.layers] == [(2, 1), (2, 16), (2, 16)]
+    policies.write_weights(tmp_path / "policy.npz", actor)
+    stored = policies.read_weights(tmp_path / "policy.npz")
+    policies.check(stored, counting_game().spec, "both")
+    obs = jnp.linspace(0, 2 / HORIZON, 3)[:, None, None] * jnp.ones((1, 2, 1))
+    avail = jnp.ones((3, 2, 3), bool).at[..., 1].set(False)
+    chances = jax.nn.softmax(policies.logits(stored, obs, avail))
+    assert chances[:, 0, TARGETS[0]].min() > 0.9 and chances[:, 1, TARGETS[1]].min() > 0.9
+    greedy = policies.sample(stored, obs, avail, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(greedy, [TARGETS] * 3)
+
+
+def test_a_shared_network_is_the_same_as_one_for_each_agent(random):
+    layers = mappo.init_layers(jax.random.key(0), (5, 4, 4, 3), 1.0)
+    layers = tuple((w, jnp.asarray(random.normal(size=b.shape), jnp.float32)) for w, b in layers)
+    obs = jnp.asarray(random.normal(size=(6, 2, 3)), jnp.float32)
+    unshared = mappo_separate._actor({"layers": layers}, 2)["layers"]
+    actor = policies.Categorical(unshared, jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    identity = jnp.broadcast_to(jnp.eye(2), (6, 2, 2))
+    inputs = jnp.concatenate([obs, identity], axis=-1).reshape(12, 5)
+    expected = policies.forward(layers, inputs, jnp.tanh).reshape(6, 2, 3)
+    np.testing.assert_allclose(policies.logits(actor, obs, jnp.ones((6, 2, 3), bool)), expected, rtol=1e-4, atol=1e-5)

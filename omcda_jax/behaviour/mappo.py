@@ -4,7 +4,7 @@ One actor shared by all agents (local observation and one-hot agent id -> two hi
 actions), one central value of the global state, the team's advantage shared by every agent that has a choice. The
 whole update, rollout included, is one compiled function.
 
-`mappo_continuous` uses the parts that do not depend on the kind of action or of simulator.
+`mappo_separate` uses the parts that do not depend on the kind of action or of simulator.
 
 Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Yu et al. 2022 (MAPPO).
 """
@@ -45,6 +45,7 @@ class Settings:
         hidden: units in each of the two hidden layers.
         initial_log_std: of continuous actions, before the tanh.
         log_std_floor: it never falls below this.
+        shared: one actor serves all agents, which sees their identity too; of `mappo_separate` alone.
     """
 
     steps: int = 1_500_000
@@ -63,6 +64,7 @@ class Settings:
     hidden: int = 128
     initial_log_std: float = -0.5
     log_std_floor: float = -1.6
+    shared: bool = False
 
     def __post_init__(self):
         if self.num_envs * self.rollout % self.minibatches:
@@ -253,6 +255,23 @@ def improve(
     return jax.lax.scan(epoch, (params, opt_state), jax.random.split(key, settings.epochs))[0]
 
 
+def discrete_policy_loss(scores: chex.Array, rows: Rollout, settings: Settings) -> chex.Array:
+    """Clipped policy loss minus entropy bonus, over the agents that have a choice.
+
+    Args:
+        scores: [R, N, A] logits of the actions, now.
+        rows: flattened transitions; avail [R, N, A], action and log_prob [R, N] and advantage [R] are used.
+        settings: clip and entropy are used.
+    """
+    log_probs = jax.nn.log_softmax(scores)
+    log_prob = jnp.take_along_axis(log_probs, rows.action[..., None], -1)[..., 0]
+    chooses = (rows.avail.sum(-1) > 1).astype(jnp.float32)
+    total = jnp.maximum(chooses.sum(), 1.0)
+    gain = clipped_gain(log_prob, rows, settings.clip)
+    entropy = -jnp.where(rows.avail, jnp.exp(log_probs) * log_probs, 0.0).sum(-1)
+    return -(chooses * (gain + settings.entropy * entropy)).sum() / total
+
+
 def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
     """Clipped policy loss minus entropy bonus, over the agents that have a choice, plus the squared value error.
 
@@ -262,14 +281,8 @@ def ppo_loss(params: dict, rows: Rollout, settings: Settings) -> chex.Array:
             advantage and target [R].
         settings: clip, entropy and value_weight are used.
     """
-    log_probs = jax.nn.log_softmax(policies.logits(params["actor"], rows.obs, rows.avail))
-    log_prob = jnp.take_along_axis(log_probs, rows.action[..., None], -1)[..., 0]
-    chooses = (rows.avail.sum(-1) > 1).astype(jnp.float32)
-    total = jnp.maximum(chooses.sum(), 1.0)
-    gain = clipped_gain(log_prob, rows, settings.clip)
-    entropy = -jnp.where(rows.avail, jnp.exp(log_probs) * log_probs, 0.0).sum(-1)
+    policy_loss = discrete_policy_loss(policies.logits(params["actor"], rows.obs, rows.avail), rows, settings)
     value = values(params["critic"], rows.global_state)
-    policy_loss = -(chooses * (gain + settings.entropy * entropy)).sum() / total
     return policy_loss + settings.value_weight * jnp.square(value - rows.target).mean()
 
 
@@ -286,6 +299,31 @@ def start(environment: Environment, settings: Settings, key: chex.PRNGKey, param
     env_state, time_step = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, settings.num_envs))
     opt_state = make_optimiser(settings).init(params)
     return Loop(params, opt_state, env_state, time_step, jnp.zeros(settings.num_envs), key)
+
+
+def advance(
+    environment: Environment,
+    env_state: chex.ArrayTree,
+    action: chex.Array,
+    step_key: chex.PRNGKey,
+    reset_key: chex.PRNGKey,
+) -> tuple[chex.ArrayTree, TimeStep, TimeStep]:
+    """Take one step in each of E environments and reset those whose episode ended.
+
+    Args:
+        environment: the simulator.
+        env_state: of each, [E, ...].
+        action: [E, N] or [E, N, A].
+        step_key, reset_key: typed PRNG keys.
+
+    Returns:
+        The environments and what they show, after resets; and what the step led to, before any reset.
+    """
+    env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, len(action)), env_state, action)
+    ended = then.terminated | then.truncated
+    fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, len(action)))
+    pick = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return *jax.tree.map(pick, fresh, (env_state, then)), then
 
 
 def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRNGKey) -> tuple[Loop, dict]:
@@ -306,7 +344,7 @@ def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRN
     scores = policies.logits(loop.params["actor"], now.obs, now.avail)
     action = jax.random.categorical(act_key, scores)
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), action[..., None], -1)[..., 0]
-    env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, settings.num_envs), loop.env_state, action)
+    env_state, time_step, then = advance(environment, loop.env_state, action, step_key, reset_key)
     ended = then.terminated | then.truncated
     episode_return = loop.episode_return + then.reward
     record = {
@@ -314,9 +352,6 @@ def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRN
         "then": (then.reward, then.global_state, then.terminated, ended),
         "metrics": (ended.sum(), (ended * episode_return).sum(), (ended & then.won).sum()),
     }
-    fresh = jax.vmap(environment.reset)(jax.random.split(reset_key, settings.num_envs))
-    pick = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-    env_state, time_step = jax.tree.map(pick, fresh, (env_state, then))
     episode_return = jnp.where(ended, 0.0, episode_return)
     return loop._replace(env_state=env_state, time_step=time_step, episode_return=episode_return), record
 
@@ -411,8 +446,5 @@ def train(
     compiled = jax.jit(functools.partial(update, environment, settings))
     for index in range(settings.num_updates):
         loop, metrics = compiled(loop)
-        yield (
-            (index + 1) * settings.num_envs * settings.rollout,
-            loop.params,
-            {name: float(value) for name, value in metrics.items()},
-        )
+        steps = (index + 1) * settings.num_envs * settings.rollout
+        yield steps, loop.params, {name: float(value) for name, value in metrics.items()}

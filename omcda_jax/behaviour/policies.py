@@ -1,15 +1,17 @@
 """The behaviour policies that datasets are rollouts of, and the table of those datasets.
 
-Discrete actions: one small network shared by all agents, from an agent's observation and its one-hot identity through
-two hidden ReLU layers to one logit per action. Continuous actions: one network per agent, from its standardised
-observation through two hidden tanh layers to the mean of a Gaussian of fixed width; a tanh bounds the draw. The weights
-are stored beside this file, `weights/<family>_<scenario>_<stage>.npz`, one file per stage of training; each names the
+Three kinds of network. `Layers`, SMAX's: one network shared by all agents, from an agent's observation and
+its one-hot identity through two hidden ReLU layers to one logit per action. `Categorical` and `Gaussian`, for any other
+simulator: one network per agent, from its standardised observation through two hidden tanh layers to logits, or to the
+mean of a Gaussian of fixed width, whose draw a tanh bounds. Weights are stored one file per stage of training,
+`<family>_<scenario>_<stage>.npz`, those that come with the package beside this file in `weights/`. Each names the
 command that remakes it.
 """
 
 import dataclasses
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,19 @@ class Gaussian(NamedTuple):
     obs_std: chex.Array
 
 
-Params = Layers | Gaussian
+class Categorical(NamedTuple):
+    """Weights of a policy of discrete actions that has a network for each agent.
+
+    Attributes:
+        layers, obs_mean, obs_std: as of `Gaussian`.
+    """
+
+    layers: Layers
+    obs_mean: chex.Array
+    obs_std: chex.Array
+
+
+Params = Layers | Gaussian | Categorical
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +76,24 @@ class Quality:
     won_only: bool = False
 
 
-def _mujoco(environment: str) -> dict[tuple[str, str], Quality]:
-    """The four datasets of a scenario; the numbered stages lie on the way from the start of training to medium."""
+def staged(replay: Sequence[str]) -> dict[str, Quality]:
+    """Return the datasets that medium, expert and stages on the way to medium give, by name.
+
+    Args:
+        replay: stages from the start of training to medium, without it.
+    """
     return {
-        (environment, "expert"): Quality(("expert",)),
-        (environment, "medium"): Quality(("medium",)),
-        (environment, "medium_replay"): Quality(("replay_1", "replay_2", "replay_3", "replay_4", "medium")),
-        (environment, "medium_expert"): Quality(("medium", "expert")),
+        "expert": Quality(("expert",)),
+        "medium": Quality(("medium",)),
+        "medium_replay": Quality((*replay, "medium")),
+        "medium_expert": Quality(("medium", "expert")),
     }
+
+
+def _mujoco(environment: str) -> dict[tuple[str, str], Quality]:
+    """The four datasets of a scenario."""
+    qualities = staged(("replay_1", "replay_2", "replay_3", "replay_4"))
+    return {(environment, name): quality for name, quality in qualities.items()}
 
 
 def _smax(environment: str, won_only: bool = False) -> dict[tuple[str, str], Quality]:
@@ -93,51 +117,73 @@ QUALITIES = {
 }
 
 
-def quality(environment: str, name: str) -> Quality:
-    """Return how a dataset of `QUALITIES` is made.
+def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
+    """Return how a dataset is made, of `QUALITIES` or of the stages in a folder.
 
     Args:
         environment: for instance `smax/3m`.
         name: for instance `medium`.
+        folder: of the weights, whose stages are datasets too; None is the package's own, of which `QUALITIES` is all.
 
     Raises:
-        ConfigError: the table has no such dataset; the message lists those it has.
+        ConfigError: there is no such dataset; the message lists those there are.
     """
-    if (environment, name) not in QUALITIES:
-        known = ", ".join(known for where, known in QUALITIES if where == environment)
-        expected = f"one of {known}" if known else "an environment with behaviour policies"
-        expected += "" if known else f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))})"
-        raise ConfigError(f"quality: expected {expected}, found {name!r} of {environment!r}")
-    return QUALITIES[environment, name]
+    known = {known: quality for (where, known), quality in QUALITIES.items() if where == environment}
+    if folder is not None:
+        found = stages(environment, folder)
+        replay = sorted((stage for stage in found if re.fullmatch(r"replay_\d+", stage)), key=lambda s: int(s[7:]))
+        offered = {stage: Quality((stage,)) for stage in found} | staged(replay) | known
+        known = {key: quality for key, quality in offered.items() if set(quality.stages) <= set(found)}
+    if name not in known:
+        expected = f"one of {', '.join(known)}" if known else "an environment with behaviour policies"
+        if not known and folder is None:
+            expected += f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))}), or --policy or --weights"
+        place = "" if folder is None else f" in {folder}"
+        raise ConfigError(f"quality: expected {expected}, found {name!r} of {environment!r}{place}")
+    return known[name]
+
+
+def stages(environment: str, folder: Path) -> list[str]:
+    """Return the names of the stages whose weights a folder holds, sorted.
+
+    Args:
+        environment: for instance `smax/3m`.
+        folder: of npz files.
+    """
+    prefix = file_name(environment, "").removesuffix(".npz")
+    return sorted(file.stem.removeprefix(prefix) for file in folder.iterdir() if _is_weights(file, prefix))
+
+
+def _is_weights(file: Path, prefix: str) -> bool:
+    return file.name.startswith(prefix) and file.suffix == ".npz"
 
 
 def file_name(environment: str, stage: str) -> str:
-    """Return the name of the file of a policy's weights.
+    """Return the name of the file of a policy's weights; what a shell would take amiss becomes an underscore.
 
     Args:
         environment: for instance `smax/3m`.
         stage: for instance `medium`.
     """
-    return f"{environment.replace('/', '_')}_{stage}.npz"
+    return f"{re.sub('[/?&=*]', '_', environment)}_{stage}.npz"
 
 
-def weights_path(environment: str, stage: str) -> Path:
+def weights_path(environment: str, stage: str, folder: Path | None = None) -> Path:
     """Return the file of a policy's weights.
 
     Args:
         environment: for instance `smax/3m`.
         stage: for instance `medium`.
+        folder: of the weights; None is the package's own.
 
     Raises:
         ConfigError: no such file; the message lists the environment's stages.
     """
-    path = WEIGHTS / file_name(environment, stage)
+    folder = WEIGHTS if folder is None else folder
+    path = folder / file_name(environment, stage)
     if not path.is_file():
-        prefix = file_name(environment, "").removesuffix(".npz")
-        stages = sorted(file.stem.removeprefix(prefix) for file in WEIGHTS.glob(f"{prefix}*.npz"))
-        raise ConfigError(
-            f"behaviour policy: expected a stage of {environment} among {', '.join(stages) or 'none'}, found {stage!r}"
-        )
+        found = ", ".join(stages(environment, folder)) or "none"
+        raise ConfigError(f"behaviour policy: expected a stage of {environment} among {found}, found {stage!r}")
     return path
 
 
@@ -149,13 +195,14 @@ def write_weights(path: Path, params: Params, **facts) -> None:
         params: the weights.
         **facts: scalars and strings stored beside the weights.
     """
-    layers = params.layers if isinstance(params, Gaussian) else params
+    separate = isinstance(params, Gaussian | Categorical)
+    layers = params.layers if separate else params
     arrays = {}
     for index, (w, b) in enumerate(layers):
         arrays |= {f"actor_{index}_w": np.asarray(w, np.float16), f"actor_{index}_b": np.asarray(b, np.float16)}
-    if isinstance(params, Gaussian):
+    if separate:
         # float16 is too coarse for a feature whose mean is many times its spread
-        arrays |= {key: np.asarray(getattr(params, key), np.float32) for key in Gaussian._fields[1:]}
+        arrays |= {key: np.asarray(getattr(params, key), np.float32) for key in params._fields[1:]}
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays, **facts)
 
@@ -165,7 +212,7 @@ def read_weights(path: Path) -> Params:
 
     Args:
         path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2; with a leading axis
-            [N] and with `log_std`, `obs_mean` and `obs_std` for continuous actions.
+            [N], `obs_mean` and `obs_std` where each agent has a network, and `log_std` for continuous actions.
 
     Returns:
         float32 weights.
@@ -176,7 +223,8 @@ def read_weights(path: Path) -> Params:
     try:
         with np.load(path) as file:
             layers = tuple((file[f"actor_{k}_w"], file[f"actor_{k}_b"]) for k in range(3))
-            params = Gaussian(layers, *(file[key] for key in Gaussian._fields[1:])) if "log_std" in file else layers
+            kind = Gaussian if "log_std" in file else Categorical if "obs_mean" in file else None
+            params = layers if kind is None else kind(layers, *(file[key] for key in kind._fields[1:]))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{path}: expected actor_0_w .. actor_2_b in an npz file, found: {one_line(error)}"
@@ -211,9 +259,11 @@ def check(params: Params, spec: EnvSpec, name: str) -> None:
     Raises:
         ConfigError: another kind of action or other sizes.
     """
-    layers = params.layers if isinstance(params, Gaussian) else params
+    separate = isinstance(params, Gaussian | Categorical)
+    layers = params.layers if separate else params
     sizes = (layers[0][0].shape[:-1], layers[-1][0].shape[-1], not isinstance(params, Gaussian))
-    inputs = (spec.obs_dim + spec.num_agents,) if spec.discrete else (spec.num_agents, spec.obs_dim)
+    shared = spec.discrete and not isinstance(params, Categorical)
+    inputs = (spec.obs_dim + spec.num_agents,) if shared else (spec.num_agents, spec.obs_dim)
     expected = (inputs, spec.action_dim, spec.discrete)
     if sizes != expected:
         words = "{} inputs and {} {} outputs".format
@@ -232,8 +282,7 @@ def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey
         obs: [..., N, O] local observations.
         avail: [..., N, A] bool, legal actions, or the dimensions an agent has.
         key: typed PRNG key.
-        temperature: divides the policy's log-density; 0 gives the centre of a continuous policy, and is not for a
-            discrete one.
+        temperature: divides the policy's log-density; 0 gives the likeliest action, of a continuous policy the centre.
 
     Returns:
         [..., N] int32 indices, or [..., N, A] float32 in [-1, 1], zero where an agent has no such dimension.
@@ -242,14 +291,17 @@ def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey
         centre = mean(params, obs)
         std = jnp.broadcast_to(jnp.exp(params.log_std) * temperature**0.5, centre.shape)
         return jnp.where(avail, jnp.tanh(centre + std * jax.random.normal(key, centre.shape)), 0.0)
-    return jax.random.categorical(key, logits(params, obs, avail) / temperature).astype(jnp.int32)
+    scores = logits(params, obs, avail)
+    if temperature == 0:
+        return scores.argmax(axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, scores / temperature).astype(jnp.int32)
 
 
-def logits(params: Layers, obs: chex.Array, avail: chex.Array) -> jax.Array:
+def logits(params: Layers | Categorical, obs: chex.Array, avail: chex.Array) -> jax.Array:
     """Return every agent's logits, -1e9 for illegal actions.
 
     Args:
-        params: (w, b) of each layer, shared by all agents.
+        params: (w, b) of each layer, shared by all agents; or a network for each.
         obs: [..., N, O] local observations.
         avail: [..., N, A] bool, legal actions.
 
@@ -257,6 +309,8 @@ def logits(params: Layers, obs: chex.Array, avail: chex.Array) -> jax.Array:
         [..., N, A].
     """
     chex.assert_equal_shape_prefix([obs, avail], obs.ndim - 1)
+    if isinstance(params, Categorical):
+        return jnp.where(avail, _separate(params, obs), -1e9)
     agents = obs.shape[-2]
     identity = jnp.broadcast_to(jnp.eye(agents, dtype=obs.dtype), (*obs.shape[:-1], agents))
     inputs = jnp.concatenate([obs, identity], axis=-1).reshape(-1, obs.shape[-1] + agents)
@@ -273,6 +327,11 @@ def mean(params: Gaussian, obs: chex.Array) -> jax.Array:
     Returns:
         [..., N, A].
     """
+    return _separate(params, obs)
+
+
+def _separate(params: Gaussian | Categorical, obs: chex.Array) -> jax.Array:
+    """What each agent's own network makes of its standardised observation, [..., N, A]."""
     rows = obs.reshape(-1, *obs.shape[-2:])
     chex.assert_equal_shape([rows[0], params.obs_mean, params.obs_std])
     inputs = jnp.clip((rows - params.obs_mean[None]) / params.obs_std[None], -CLIP, CLIP)

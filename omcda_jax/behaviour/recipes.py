@@ -66,6 +66,17 @@ MUJOCO = Settings(
     log_std_floor=-2.0,
 )
 
+# for any environment without a recipe
+GENERAL = Settings(
+    steps=200_000,
+    num_envs=32,
+    rollout=50,
+    epochs=8,
+    minibatches=8,
+    learning_rate=1e-3,
+    hidden=64,
+    shared=True,
+)
 
 RECIPES = {
     "smax/3m": Recipe(

@@ -1,27 +1,60 @@
-"""Run an environment's recipe and save the policies of its stages."""
+"""Train behaviour policies and save their stages: by an environment's recipe or, for any other, by one rule.
+
+The rule: a snapshot is taken after the first update and then every `1 / snapshots` of the training, and each is
+evaluated. Expert is the one with the highest return. Medium is the first whose return lies at least `medium_share` of
+the way from random play to expert. Those before medium are replay_1, replay_2, ...
+"""
 
 import collections
+import dataclasses
 import functools
+import itertools
 import json
 import shlex
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import chex
 import jax
 
 from omcda_jax import envs
-from omcda_jax.behaviour import mappo, mappo_continuous, policies
+from omcda_jax.behaviour import mappo, mappo_separate, policies
 from omcda_jax.behaviour.recipes import RECIPES, Recipe
 from omcda_jax.envs import smax
 from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
 LOG_EVERY = 100_000  # environment steps
 
 # gives facts on a policy, by name, from episodes with sampled actions
 Evaluate = Callable[[policies.Params, chex.PRNGKey], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a training without a recipe is cut into stages.
+
+    Attributes:
+        snapshots: one is taken after the first update, and then so many, at equal distances.
+        medium_share: medium is the first snapshot at least so far on the way from random play to expert.
+        episodes: a snapshot is evaluated on, as is random play.
+    """
+
+    snapshots: int = 20
+    medium_share: float = 0.5
+    episodes: int = 100
+
+    def __post_init__(self):
+        for name, fits, expected in (
+            ("snapshots", self.snapshots >= 1, "at least 1"),
+            ("medium_share", 0 < self.medium_share < 1, "a number between 0 and 1"),
+            ("episodes", self.episodes >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"--{name}: expected {expected}, found {getattr(self, name)}")
 
 
 def train(
@@ -51,9 +84,10 @@ def train(
         raise ConfigError(f"--environment: expected one of {', '.join(RECIPES)}, found {name!r}")
     recipe, environment, key = RECIPES[name], envs.make(name), jax.random.key(seed)
     check = make_evaluate(environment, recipe.check_episodes)
-    keep = functools.partial(save, environment, seed, make_evaluate(environment, episodes or recipe.episodes), out)
+    evaluate, command = make_evaluate(environment, episodes or recipe.episodes), f"{command_of(name)} --seed={seed}"
+    keep = functools.partial(save, environment, command, evaluate, out)
     stages, previous = list(recipe.stages.items()), 0
-    for steps, actor in progress(environment, recipe, key):
+    for steps, actor in progress(name, phases(environment, recipe, key)):
         crossed = lambda interval, now=steps, before=previous: bool(interval) and now // interval > before // interval
         step_key = jax.random.fold_in(key, steps)
         stage, when = stages[0]
@@ -73,27 +107,113 @@ def train(
     raise ConfigError(f"--seed={seed}: {stage} was expected at {when}, never found; try another")
 
 
+def train_by_rule(
+    environment: Environment | HostEnvironment,
+    settings: mappo.Settings,
+    out: Path,
+    evaluate: Evaluate,
+    chance: float,
+    rule: Rule,
+    *,
+    seed: int = 0,
+    command: str = "",
+) -> dict[str, str]:
+    """Train in any environment, save snapshots, and name those that are medium, expert and the way to medium.
+
+    Args:
+        environment: where to learn.
+        settings: of the trainer.
+        out: folder for the files, made if missing.
+        evaluate: evaluates policies; its facts include `return_mean`.
+        chance: the mean return of random play.
+        rule: how many snapshots there are, and which is medium.
+        seed: of the training.
+        command: that remakes the policies, stored with them.
+
+    Returns:
+        The snapshot of each stage.
+
+    Raises:
+        ConfigError: as `cut`.
+    """
+    total = settings.num_updates * settings.num_envs * settings.rollout
+    keep = functools.partial(save, environment, command, evaluate, out, random_return=chance)
+    key, taken, passed = jax.random.key(seed), [], -1
+    for steps, actor in progress(environment.name, mappo_separate.train(environment, settings, key)):
+        mark = steps * rule.snapshots // total
+        if mark > passed:
+            facts = keep(f"{steps:09d}", steps, actor, jax.random.fold_in(key, steps))
+            taken.append((f"{steps:09d}", facts["return_mean"]))
+            passed = mark
+    named = cut(taken, chance, rule.medium_share)
+    place = lambda stage: out / policies.file_name(environment.name, stage)
+    for index in itertools.takewhile(lambda k: place(f"replay_{k}").exists(), itertools.count(1)):
+        place(f"replay_{index}").unlink()  # of an earlier training
+    for stage, snapshot in named.items():
+        with replacing(place(stage)) as partial:
+            shutil.copyfile(place(snapshot), partial)
+    return named
+
+
+def cut(snapshots: Sequence[tuple[str, float]], chance: float, medium_share: float) -> dict[str, str]:
+    """Say which snapshot is which stage.
+
+    Args:
+        snapshots: name and mean return, in the order of training.
+        chance: the mean return of random play.
+        medium_share: how far medium is at least on the way from there to expert, from 0 to 1.
+
+    Returns:
+        The snapshot of expert, of medium, and of replay_1, replay_2, ...: all those before medium.
+
+    Raises:
+        ConfigError: none is better than random play.
+    """
+    names, returns = zip(*snapshots, strict=True)
+    highest = max(returns)
+    if not highest > chance:
+        raise ConfigError(
+            f"training: expected a snapshot better than random play, whose return is {chance:.3f}, found at best"
+            f" {highest:.3f}; train longer (--steps) or with other settings"
+        )
+    enough = chance + medium_share * (highest - chance)
+    medium = next(index for index, value in enumerate(returns) if value >= enough)
+    replay = {f"replay_{index + 1}": name for index, name in enumerate(names[:medium])}
+    return {"expert": names[returns.index(highest)], "medium": names[medium], **replay}
+
+
+def command_of(name: str) -> str:
+    """Return the command that trains an environment's policies, without further options.
+
+    Args:
+        name: of the environment.
+    """
+    return f"python experiments/train_behaviour.py --environment={shlex.quote(name)}"
+
+
 def save(
     environment: Environment | HostEnvironment,
-    seed: int,
+    command: str,
     evaluate: Evaluate,
     out: Path,
     stage: str,
     steps: int,
     actor: policies.Params,
     key: chex.PRNGKey,
-) -> None:
-    """Evaluate a policy as it is stored, rounding included, and save it with what it reached.
+    **more: float,
+) -> dict[str, float]:
+    """Evaluate a policy as it is stored, rounding included, save it with what it reached, and return that.
 
     Args:
         environment: where it was trained.
-        seed: of the training.
+        command: that remakes it.
         evaluate: a function that evaluates policies.
         out: folder for the file.
         stage: names the file.
         steps: environment steps it was trained for.
         actor: its weights.
         key: typed PRNG key.
+        **more: further facts to store.
     """
     path = out / policies.file_name(environment.name, stage)
     policies.write_weights(path, actor)
@@ -104,34 +224,35 @@ def save(
         actor,
         env_steps=steps,
         **facts,
+        **more,
         scenario=environment.name.partition("/")[2],
         versions=json.dumps(dict(environment.versions)),
-        command=f"python experiments/train_behaviour.py --environment={shlex.quote(environment.name)} --seed={seed}",
+        command=command,
     )
     print(f"saved {path}: steps {steps:,}", *(f"{fact} {value:.3f}" for fact, value in facts.items()), flush=True)
+    return facts
 
 
 def progress(
-    environment: Environment | HostEnvironment, recipe: Recipe, key: chex.PRNGKey
+    name: str, updates: Iterator[tuple[int, policies.Params, dict[str, float]]]
 ) -> Iterator[tuple[int, policies.Params]]:
-    """Train through a recipe's phases, printing a line now and then.
+    """Hand a training's policies on, printing a line now and then.
 
     Args:
-        environment: where the recipe leads.
-        recipe: the phases.
-        key: typed PRNG key.
+        name: of the environment.
+        updates: after each update environment steps so far, the policy, and sums over the episodes that ended.
 
     Yields:
-        After each update: environment steps so far, over all phases, and the policy.
+        After each update: environment steps so far and the policy.
     """
     began, sums, previous = time.monotonic(), collections.Counter(), 0
-    for steps, actor, metrics in phases(environment, recipe, key):
+    for steps, actor, metrics in updates:
         sums.update(metrics)
         if steps // LOG_EVERY > previous // LOG_EVERY:
             episodes = max(sums.pop("episodes"), 1)
-            means = " ".join(f"{name} {total / episodes:.3f}" for name, total in sums.items())
+            means = " ".join(f"{metric} {sum_ / episodes:.3f}" for metric, sum_ in sums.items())
             rate = steps / (time.monotonic() - began)
-            print(f"{environment.name} steps {steps:,} {means} {rate:,.0f} steps/s", flush=True)
+            print(f"{name} steps {steps:,} {means} {rate:,.0f} steps/s", flush=True)
             sums.clear()
         previous = steps
         yield steps, actor
@@ -143,14 +264,16 @@ def phases(
     """Train through a recipe's phases, each from the weights of the one before.
 
     Args:
-        environment, recipe, key: as of `progress`.
+        environment: where the recipe leads.
+        recipe: the phases.
+        key: typed PRNG key.
 
     Yields:
         After each update: environment steps so far, over all phases, the policy, and sums over the episodes that ended.
     """
     if isinstance(environment, HostEnvironment):
         (phase,) = recipe.phases
-        yield from mappo_continuous.train(environment, phase.settings, jax.random.fold_in(key, 0))
+        yield from mappo_separate.train(environment, phase.settings, jax.random.fold_in(key, 0))
         return
     params, before, steps = None, 0, 0
     for index, phase in enumerate(recipe.phases):

@@ -95,6 +95,8 @@ def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any],
     spec, totals = numbers["spec"], numbers["statistics"]
     facts = {
         "made from": metadata.get("description"),
+        "policies": ", ".join(f"{stage} (SHA-256 {sha[:12]})" for stage, sha in metadata.get("weights", {}).items()),
+        "made by": metadata.get("generator"),
         "environment": metadata.get("environment"),
         "quality": metadata.get("quality"),
         "versions": ", ".join(f"{key} {value}" for key, value in metadata.get("versions", {}).items()),

@@ -1,6 +1,7 @@
 """Datasets of whole episodes, made by rolling out behaviour policies in a simulator."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from omcda_jax.behaviour import policies
+from omcda_jax.behaviour import acts, policies
 from omcda_jax.data import h5, hdf5
 from omcda_jax.data.episodes import Episodes
 from omcda_jax.data.rollouts import Request, player
@@ -24,10 +25,11 @@ TRIES_AT_LEAST = 4096
 
 def collect(
     environment: Environment | HostEnvironment,
-    params: Sequence[policies.Params],
+    params: Sequence[Any],
     recipe: policies.Quality,
     *,
     seed: int,
+    act: acts.Act | None = None,
     episodes: int | None = None,
     transitions: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
@@ -36,9 +38,10 @@ def collect(
 
     Args:
         environment: the simulator.
-        params: weights of the policy of each of the recipe's stages.
+        params: weights of the policy of each of the recipe's stages, the first argument of `act`.
         recipe: temperature, and which episodes are kept.
         seed: of the whole collection; the same seed gives the same episodes on the same machine and versions.
+        act: the policies' own, see `acts.Behaviour`; None is `policies.sample` at the recipe's temperature.
         episodes: E, how many to keep.
         transitions: instead of `episodes`: whole episodes are kept until there are at least so many transitions.
         progress: called as `progress(kept, wanted, played)` after each episode; the first two count episodes or
@@ -53,11 +56,13 @@ def collect(
     """
     unit, wanted = _size(episodes, transitions)
     check_seed(seed)
-    for stage, weights in zip(recipe.stages, params, strict=True):
-        policies.check(weights, environment.spec, f"{stage} for {environment.name}")
+    if act is None:
+        act = acts.sampler(recipe.temperature)
+        for stage, weights in zip(recipe.stages, params, strict=True):
+            policies.check(weights, environment.spec, f"{stage} for {environment.name}")
     kept: list[Episodes] = []
     played = amount = 0
-    with player(environment, recipe.temperature, wanted if unit == "episodes" else None) as play:
+    with player(environment, act, wanted if unit == "episodes" else None) as play:
         for index, weights in enumerate(params):
             share = len(range(index, wanted, len(params)))
             # an episode that may yet be filtered out counts for nothing while it lasts
@@ -125,6 +130,8 @@ def describe(recipe: policies.Quality) -> str:
     *others, last = recipe.stages
     policies = f"{', '.join(others)} and {last}" if others else last
     which = "only won episodes kept" if recipe.won_only else "every episode kept"
+    if recipe.temperature == 0:
+        return f"greedy actions of the {policies} policy; {which}"
     return f"actions sampled from the {policies} policy at temperature {recipe.temperature:g}; {which}"
 
 
@@ -156,22 +163,24 @@ def ensure(
     transitions: int | None = None,
     path: str | os.PathLike | None = None,
     log: Callable[[str], None] = print,
+    behaviour: acts.Behaviour | None = None,
 ) -> Path:
     """Return the path of a dataset file, collecting it first if there is none.
 
     Args:
         environment: for instance `smax/3m`.
-        quality: for instance `medium`, see `policies.QUALITIES`.
+        quality: for instance `medium`; see `policies.QUALITIES`, but with a behaviour any name for the dataset.
         episodes: how many; or
         transitions: how many at least, in whole episodes.
         seed: of the collection.
         path: the file; None is `default_path`. A file that is there is not opened: reading it checks it.
         log: called with one line of text now and then.
+        behaviour: what to roll out; None is what comes with the package for the environment and quality.
 
     Raises:
         ConfigError: not exactly one size, unknown environment or quality, a missing package, a folder that cannot be
             written.
-        DatasetError: the disk refuses the file.
+        DatasetError: the disk refuses the file, or a policy does what is not legal.
     """
     unit, size = _size(episodes, transitions)
     path = default_path(environment, quality, episodes, seed, transitions) if path is None else Path(path)
@@ -179,23 +188,41 @@ def ensure(
         return path
     h5.require()
     simulator = make(environment)
-    recipe = policies.quality(environment, quality)
-    files = {stage: policies.weights_path(environment, stage) for stage in recipe.stages}
+    behaviour = behaviour or of_stages(environment, quality)
     _require_folder(path.parent)
-    log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({describe(recipe)})")
+    log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
     began = time.monotonic()
-    params = [policies.read_weights(file) for file in files.values()]
     sizes = {"episodes": episodes, "transitions": transitions}
-    data, metadata = collect(simulator, params, recipe, seed=seed, **sizes, progress=_Progress(unit, log))
-    command = f"python experiments/collect.py --environment={environment} --quality={quality}"
-    metadata |= {
-        "quality": quality,
-        "generator": f"{command} --{unit}={size} --seed={seed}",
-        "weights": {stage: sha256(file) for stage, file in files.items()},
-    }
+    request = {"seed": seed, "act": behaviour.act, **sizes, "progress": _Progress(unit, log)}
+    data, metadata = collect(simulator, behaviour.params, behaviour.recipe, **request)
+    words = [f"--environment={shlex.quote(environment)}", *behaviour.flags, f"--{unit}={size}", f"--seed={seed}"]
+    generator = " ".join(["python experiments/collect.py", *words])
+    metadata |= {"quality": quality, "generator": generator, **behaviour.facts}
     hdf5.write(path, simulator.spec, data, metadata)
     log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - began:.0f} s")
     return path
+
+
+def of_stages(environment: str, quality: str, folder: Path | None = None) -> acts.Behaviour:
+    """Return the behaviour of a dataset that is made from stages of training.
+
+    Args:
+        environment: for instance `smax/3m`.
+        quality: for instance `medium`, see `policies.quality`.
+        folder: of the weights; None is the package's own.
+
+    Raises:
+        ConfigError: as `policies.quality`, or weights are missing or damaged.
+    """
+    recipe = policies.quality(environment, quality, folder)
+    files = {stage: policies.weights_path(environment, stage, folder) for stage in recipe.stages}
+    return acts.Behaviour(
+        recipe,
+        tuple(policies.read_weights(file) for file in files.values()),
+        None,
+        {"description": describe(recipe), "weights": {stage: sha256(file) for stage, file in files.items()}},
+        (*(() if folder is None else (f"--weights={shlex.quote(str(folder))}",)), f"--quality={quality}"),
+    )
 
 
 class _Progress:

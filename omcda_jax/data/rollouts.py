@@ -6,13 +6,13 @@ neither on how many are played at once nor on how many are wanted.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.behaviour import policies
+from omcda_jax.behaviour import acts
 from omcda_jax.data.episodes import Episodes
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
 
@@ -25,7 +25,7 @@ class Request(NamedTuple):
     """Which episodes to play.
 
     Attributes:
-        params: weights of the policy.
+        params: weights of the policy, the first argument of `act`.
         seed: of the whole collection.
         first: number of the first episode.
         unit: what `enough` counts, episodes or transitions.
@@ -33,7 +33,7 @@ class Request(NamedTuple):
             the stream; 0 is no bound.
     """
 
-    params: policies.Params
+    params: Any
     seed: int
     first: int = 0
     unit: str = "episodes"
@@ -42,25 +42,25 @@ class Request(NamedTuple):
 
 @contextlib.contextmanager
 def player(
-    environment: Environment | HostEnvironment, temperature: float, episodes: int | None
+    environment: Environment | HostEnvironment, act: acts.Act, episodes: int | None
 ) -> Iterator[Callable[[Request], Iterator[Episodes]]]:
     """Give `play(request)`, which yields one episode after another, from number `first` on, each as `Episodes`.
 
     Args:
         environment: the simulator.
-        temperature: of the policies, see `policies.sample`.
+        act: of the policies, see `acts.Behaviour`.
         episodes: about how many will be wanted, None where that is not known.
     """
     if isinstance(environment, HostEnvironment):
-        act, copies = _act(temperature), min(COPIES, episodes or COPIES)
+        choose, copies = _chooser(act), min(COPIES, episodes or COPIES)
         with contextlib.closing(environment.open(copies)) as simulators:
-            yield lambda request: _play_host(environment, simulators, copies, act, request)
+            yield lambda request: _play_host(environment, simulators, copies, choose, request)
     else:
-        functions = _rollout_functions(environment, temperature)
+        functions = _rollout_functions(environment, act)
         yield lambda request: _play(*functions, min(CHUNK, episodes or CHUNK), request)
 
 
-def _rollout_functions(environment: Environment, temperature: float):
+def _rollout_functions(environment: Environment, act: acts.Act):
     """Compile the start and SEGMENT further steps of many episodes at once; ended ones step on, to be cut later."""
 
     def start(key):
@@ -70,7 +70,7 @@ def _rollout_functions(environment: Environment, temperature: float):
         def step(carry, t):
             env_state, seen = carry
             act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-            action = policies.sample(params, seen.obs, seen.avail, act_key, temperature)
+            action = act(params, seen.obs, seen.avail, act_key)
             env_state, after = environment.step(step_key, env_state, action)
             row = (seen.obs, seen.global_state, seen.avail, action)
             row += (after.reward, after.terminated, after.truncated, after.won)
@@ -108,17 +108,26 @@ def _play(begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
         first += chunk
 
 
-def _act(temperature: float):
-    """Compile a step's actions of all copies at once, each from the key of its own episode and step."""
+def _chooser(act: acts.Act):
+    """Return a function of a step's actions in all copies at once, each from the key of its own episode and step."""
+    key_of = lambda key, episode, t: jax.random.fold_in(jax.random.fold_in(key, episode), t)
+    if isinstance(act, acts.InPython):
+        key_data = jax.jit(jax.vmap(lambda *of: jax.random.key_data(key_of(*of)), in_axes=(None, 0, 0)))
 
-    def act(params, key, episode, t, obs, avail):
-        return policies.sample(params, obs, avail, jax.random.fold_in(jax.random.fold_in(key, episode), t), temperature)
+        def choose(params, key, episode, t, obs, avail):
+            rows = zip(obs, avail, np.asarray(key_data(key, episode, t)), strict=True)
+            return np.stack([act(params, *row) for row in rows])
 
-    return jax.jit(jax.vmap(act, in_axes=(None, None, 0, 0, 0, 0)))
+        return choose
+
+    def one(params, key, episode, t, obs, avail):
+        return act(params, obs, avail, key_of(key, episode, t))
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0)))
 
 
 def _play_host(
-    environment: HostEnvironment, simulators: Simulators, copies: int, act, request: Request
+    environment: HostEnvironment, simulators: Simulators, copies: int, choose, request: Request
 ) -> Iterator[Episodes]:
     """Keep all copies busy, beginning the next episode wherever one ended, and yield the episodes in order."""
     params, seed, first, unit, enough = request
@@ -127,7 +136,7 @@ def _play_host(
     rows = (max(copies, COPIES), environment.horizon + 1)
     obs = np.zeros((*rows, spec.num_agents, spec.obs_dim), np.float32)
     state = np.zeros((*rows, spec.state_dim), np.float32)
-    avail = np.zeros((*rows, spec.num_agents, spec.action_dim), bool)
+    avail = np.ones((*rows, spec.num_agents, spec.action_dim), bool)  # idle copies choose too
     action = np.zeros(avail.shape[:3], np.int32) if spec.discrete else np.zeros(avail.shape, np.float32)
     reward = np.zeros(rows, np.float32)
     everyone, running = np.arange(rows[0]), np.zeros(rows[0], bool)
@@ -150,7 +159,7 @@ def _play_host(
         who = np.flatnonzero(running)
         if not len(who):
             return
-        chosen = np.asarray(act(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
+        chosen = np.asarray(choose(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
         after = simulators.step(who, chosen[who])
         action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
         t[who] += 1

@@ -1,21 +1,32 @@
-"""The command that makes an offline dataset by rolling a behaviour policy out in a simulator.
+"""The command that makes an offline dataset by rolling a policy out in a simulator.
 
     python experiments/collect.py --environment=smax/5m_vs_6m --quality=medium --episodes=1000 --seed=0
     python experiments/collect.py --environment=mamujoco/Hopper_3x1 --quality=expert --transitions=1000000
+    python experiments/collect.py --environment=my_module/easy --policy=random
+    python experiments/collect.py --environment=my_module/easy --weights=weights --quality=medium_replay
+    python experiments/collect.py --environment=my_module/easy --policy=runs/mine --random_share=0.3
+
+--quality names a dataset of the policies that come with the package or, with --weights=FOLDER, of the stages that
+train_behaviour.py left there: expert, medium, medium_replay, medium_expert, or a stage or snapshot by its own name.
+--policy is anything else that acts: `random`, the directory of a finished run, the folder of a saved policy, an npz
+file of train_behaviour.py, or `module:function`, a function of your own: function(obs [N, O], avail [N, A], key) gives
+actions [N], or [N, A] in [-1, 1]. It is written in JAX; where the simulator runs on the host, NumPy will do, and `key`
+is two integers to seed a generator with. With --policy, --quality gives the dataset any name.
 
 An existing file is not made again: it is checked from end to end and described.
 """
 
-import functools
 import os
 import time
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 
 from omcda_jax import data
-from omcda_jax.system import exit_status, read_flags
-from omcda_jax.types import ConfigError, DatasetError
+from omcda_jax.behaviour.acts import Behaviour
+from omcda_jax.runner import frame
+from omcda_jax.runner.behaviours import behaviour
+from omcda_jax.types import DatasetError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,24 +35,20 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: the program's name and flags.
     """
-    # absl's default makes jax report every accelerator it does not find
-    logging.set_verbosity(logging.WARNING)
-    return exit_status(functools.partial(_collect, argv))
+    return frame.main(argv, __doc__, _flags(), _collect)
 
 
-def _collect(argv: Sequence[str]) -> None:
-    values = _flags()
-    extra = read_flags(values, argv)
-    if values.help:
-        print(f"{__doc__.strip()}\n{values.get_help()}")
-        return
-    if extra:
-        raise ConfigError(f"expected flags only, found {' '.join(extra)!r}")
+def _collect(values: flags.FlagValues) -> None:
     request = {key: values[key].value for key in ("environment", "quality", "episodes", "transitions", "seed")}
     if request["episodes"] is None and request["transitions"] is None:
         by_transitions = request["environment"].startswith("mamujoco/")
         request |= {"transitions": 100_000} if by_transitions else {"episodes": 1000}
-    run(request, values.out)
+    options = {key: values[key].value for key in ("policy", "weights", "checkpoint", "greedy", "random_share")}
+    if any(options[key] != values[key].default for key in options):
+        request["quality"], found = behaviour(request["environment"], request["quality"], **options)
+        run(request, values.out, found)
+    else:
+        run(request | {"quality": request["quality"] or "medium"}, values.out)
 
 
 def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
@@ -68,12 +75,13 @@ def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
     return "\n".join(f"{key:<12} {value}" for key, value in lines.items())
 
 
-def run(request: dict, out: str | None = None) -> None:
+def run(request: dict, out: str | None = None, found: Behaviour | None = None) -> None:
     """Make a dataset, or check the one that is there, and print what it holds.
 
     Args:
         request: `environment`, `quality`, `episodes` or `transitions`, and `seed`, see `data.ensure`.
         out: the file; None is `data.default_path`.
+        found: what is rolled out; None is what comes with the package.
 
     Raises:
         ConfigError: a wrong value or a missing package.
@@ -83,24 +91,26 @@ def run(request: dict, out: str | None = None) -> None:
     path = out or data.default_path(**request)
     if os.path.exists(path):
         print(f"{path} exists: checking it")
-    path = data.ensure(**request, path=path)
+    path = data.ensure(**request, path=path, behaviour=found)
     _, _, metadata = data.read(path)
     holds = {**metadata, "episodes": metadata["statistics"]["episodes"]}
-    for key, value in request.items():
+    for key, value in {**request, **(found.facts if found else {})}.items():
         if value is not None and holds.get(key) != value:
             raise DatasetError(f"{path}: {key}: expected {value!r}, found {holds.get(key)!r}; name another --out")
     print(summary(path, metadata, time.monotonic() - began))
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    number = functools.partial(flags.DEFINE_integer, flag_values=values)
-    text("environment", "smax/3m", "Family and scenario.")
-    text("quality", "medium", "Which of the environment's datasets, medium or expert for instance.")
-    number("episodes", None, "Episodes to keep; 1000 for SMAX if no size is given.")
-    number("transitions", None, "Transitions to keep at least, in whole episodes; 100000 for MuJoCo by default.")
-    number("seed", 0, "Seed of the rollouts.")
-    text("out", None, "The file; by default a name under datasets/.")
-    flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
+    values, define = frame.new_flags()
+    define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
+    define("string", "quality", None, "Which dataset of the stages, medium by default; with --policy any name for it.")
+    define("string", "weights", None, "Folder of the stages, as train_behaviour.py made it; by default the package's.")
+    define("string", "policy", None, "random, a run, a saved policy, an npz file or module:function; see above.")
+    flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which one of a run.", flag_values=values)
+    define("boolean", "greedy", False, "Take the likeliest actions instead of drawing them.")
+    define("float", "random_share", 0.0, "Chance that an agent acts at random in a step.")
+    define("integer", "episodes", None, "Episodes to keep; 1000 if no size is given, except for MuJoCo.")
+    define("integer", "transitions", None, "Transitions to keep at least, in whole episodes; for MuJoCo 100000.")
+    define("integer", "seed", 0, "Seed of the rollouts.")
+    define("string", "out", None, "The file; by default a name under datasets/.")
     return values

@@ -100,6 +100,19 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
     )
 
 
+def _spread(description: str, options: str = "", normalise: bool = False) -> Preset:
+    """1000 episodes of your own collecting, docs/simulator.md; returns are about as large as SMAC's."""
+    return Preset(
+        description=f"MPE simple spread, three agents and three landmarks, {description}",
+        data=DataConfig(
+            environment=f"pettingzoo/mpe2.simple_spread_v3{options}", quality="medium_replay", normalise=normalise
+        ),
+        learner=LearnerConfig(updates=10_000, evaluate_every=2_000, checkpoint_every=2_000),
+        evaluation=EvaluationConfig(episodes=256),
+        settings={"omcda": dict(critic_warmup=3_000)},
+    )
+
+
 _BODIES = {
     "ant": ("Ant_2x4", "Ant, two agents with four joints each"),
     "halfcheetah": ("HalfCheetah_6x1", "HalfCheetah, six agents with one joint each"),
@@ -114,6 +127,10 @@ PRESETS: dict[str, Preset] = {
     "smac_5m6m": _smac("5m_vs_6m", "five marines against six, episodes of 15 to 40 steps"),
     "smac_6h8z": _smac("6h_vs_8z", "six hydralisks against eight zealots, episodes of about 40 steps"),
     "smac_corridor": _smac("corridor", "six zealots against 24 zerglings, episodes of about 50 steps", updates=30_000),
+    "mpe_spread": _spread("on a dataset of your own collecting"),
+    "mpe_spread_continuous": _spread(
+        "continuous actions, on a dataset of your own collecting", "?continuous_actions=True", normalise=True
+    ),
 } | {
     f"mujoco_{name}_{quality}": _mujoco(scenario, quality, description)
     for name, (scenario, description) in _BODIES.items()

@@ -1,32 +1,46 @@
 """The command that trains the behaviour policies whose rollouts are the datasets.
 
+    python experiments/train_behaviour.py --environment=my_module/easy --out=weights
     python experiments/train_behaviour.py --environment=smax/3m --out=omcda_jax/behaviour/weights
 
-Each environment has its recipe, see omcda_jax/behaviour/recipes.py: training phases, one after the other on the same
-weights, and when the stages (poor, medium, good; or those named in `omcda_jax.behaviour.policies.QUALITIES`) are taken.
-Every stage is evaluated in the simulator as it is stored, with sampled actions, and saved with what it reached. Another
-machine or another version of JAX or of the simulator gives other weights from the same seed; expect about the same
-figures, not the same numbers.
+Any environment will do, in JAX or on the host, of discrete or continuous actions. MAPPO trains for --steps; a snapshot
+is taken after the first update and then --snapshots more at equal distances. Each is evaluated with sampled actions
+and saved. Then the stages are named: expert is the snapshot with the highest mean return; medium the first that lies at
+least --medium_share of the way from random play to expert; those before medium are replay_1, replay_2, ... Collect
+datasets from them with `collect --weights=FOLDER --quality=expert|medium|medium_replay|medium_expert`.
+
+The environments whose policies come with the package have recipes of their own, see omcda_jax/behaviour/recipes.py:
+training phases, one after the other on the same weights, and when the stages (poor, medium, good; or those named in
+`omcda_jax.behaviour.policies.QUALITIES`) are taken. Another machine or another version of JAX or of the simulator gives
+other weights from the same seed; expect about the same figures, not the same numbers.
 """
 
-import functools
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+import numpy as np
+from absl import flags
 
-from omcda_jax import data
-from omcda_jax.behaviour import mappo, training
+from omcda_jax import data, envs
+from omcda_jax.behaviour import acts, mappo, training
 from omcda_jax.behaviour.policies import Quality
+from omcda_jax.behaviour.recipes import GENERAL, RECIPES
 from omcda_jax.data.collect import collect
+from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.system import exit_status, read_flags
+from omcda_jax.runner import frame
+from omcda_jax.runner.settings import meanings
 from omcda_jax.types import ConfigError
+
+RULE = tuple(field.name for field in dataclasses.fields(training.Rule) if field.name != "episodes")
 
 
 def make_evaluate(environment: Environment | HostEnvironment, episodes: int) -> training.Evaluate:
-    """Return `evaluate(actor, key)`, which gives the facts that are stored beside a policy's weights.
+    """Return `evaluate(actor, key)`, which gives the facts that are stored beside the weights of a recipe's policy.
 
     It plays with sampled actions, and on the host with greedy ones too.
 
@@ -54,39 +68,96 @@ def _on_host(environment: HostEnvironment, episodes: int, actor, seed: int) -> d
     return facts
 
 
+@contextlib.contextmanager
+def evaluating(environment: Environment | HostEnvironment, act: acts.Act, episodes: int) -> Iterator[training.Evaluate]:
+    """Give `evaluate(params, key)`, which plays episodes and compiles once for all policies.
+
+    Args:
+        environment: where to play.
+        act: as of `acts.Behaviour`.
+        episodes: how many.
+    """
+    with player(environment, act, episodes) as play:
+
+        def evaluate(params, key):
+            played = play(Request(params, int(jax.random.bits(key)), enough=episodes))
+            joined = (np.concatenate(field) for field in zip(*itertools.islice(played, episodes), strict=True))
+            statistics = data.statistics(data.Episodes(*joined))
+            return {name: statistics[name] for name in ("return_mean", "return_sd", "length_mean", "win_rate")}
+
+        yield evaluate
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status.
 
     Args:
         argv: the program's name and flags.
     """
-    # absl's default makes jax report every accelerator it does not find
-    logging.set_verbosity(logging.WARNING)
-    return exit_status(functools.partial(_train, argv))
+    return frame.main(argv, __doc__, _flags(), _train)
 
 
-def _train(argv: Sequence[str]) -> None:
-    values = _flags()
-    extra = read_flags(values, argv)
-    if values.help:
-        print(f"{__doc__.strip()}\n{values.get_help()}")
-        return
-    if extra:
-        raise ConfigError(f"expected flags only, found {' '.join(extra)!r}")
+def _train(values: flags.FlagValues) -> None:
     name = values.environment if "/" in values.environment else f"smax/{values.environment}"
+    own = {key: values[key].value for key in (*meanings(mappo.Settings), *RULE) if values[key].value is not None}
+    if name not in RECIPES:
+        if values.every:
+            raise ConfigError(f"--every: expected --snapshots for {name}, which has no recipe, found {values.every}")
+        train_anywhere(name, Path(values.out), own, seed=values.seed, episodes=values.episodes)
+        return
+    if own:
+        raise ConfigError(f"--{next(iter(own))}: expected no such flag for {name}, which has a recipe of its own")
     options = {key: values[key].value for key in ("seed", "every", "episodes")}
     training.train(name, Path(values.out), make_evaluate, **options)
 
 
+def train_anywhere(name: str, out: Path, own: dict[str, float], *, seed: int, episodes: int = 0) -> None:
+    """Train in an environment without a recipe, and print what each stage reached.
+
+    Args:
+        name: of the environment.
+        out: folder for the files.
+        own: fields of `mappo.Settings` and `training.Rule` that differ from their defaults.
+        seed: of the training.
+        episodes: a snapshot is evaluated on, 0 for the default.
+
+    Raises:
+        ConfigError: a wrong value, or no snapshot is better than random play.
+    """
+    rule = training.Rule(**{key: value for key, value in own.items() if key in RULE} | _given(episodes))
+    settings = dataclasses.replace(GENERAL, **{key: value for key, value in own.items() if key not in RULE})
+    environment = envs.make(name)
+    words = [f"--{key}={value}" for key, value in (own | _given(episodes)).items()]
+    command = " ".join([training.command_of(name), *words, f"--seed={seed}"])
+    discrete, key = environment.spec.discrete, jax.random.key(seed)
+    with evaluating(environment, acts.uniform(discrete), rule.episodes) as evaluate:
+        chance = evaluate((), key)["return_mean"]
+    print(f"random play: return_mean {chance:.3f}", flush=True)
+    with evaluating(environment, acts.sampler(1.0), rule.episodes) as evaluate:
+        options = {"seed": seed, "command": command}
+        named = training.train_by_rule(environment, settings, out, evaluate, chance, rule, **options)
+    for stage, snapshot in named.items():
+        print(f"{stage:<10} is the snapshot {snapshot}")
+    if named["medium"] == named["expert"]:
+        print("note: medium and expert are the same snapshot; take more --snapshots to tell them apart")
+
+
+def _given(episodes: int) -> dict[str, int]:
+    return {"episodes": episodes} if episodes else {}
+
+
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    number = functools.partial(flags.DEFINE_integer, flag_values=values)
-    text("environment", "smax/3m", "Family and scenario, with a recipe; smax/ may be left out.")
+    values, define = frame.new_flags()
+    define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
     flags.DEFINE_alias("scenario", "environment", flag_values=values)
-    text("out", "weights", "Folder for the npz files, made if it is not there.")
-    number("seed", 0, "Seed of the training.")
-    number("every", 0, "Also save a snapshot about every so many environment steps; 0: stages only.")
-    number("episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says.")
-    flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
+    define("string", "out", "weights", "Folder for the npz files, made if it is not there.")
+    define("integer", "seed", 0, "Seed of the training.")
+    define("integer", "episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
+    define("integer", "every", 0, "With a recipe: also save a snapshot about every so many environment steps.")
+    for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(mappo.Settings)))):
+        texts = meanings(type(settings))
+        for name in shown:
+            value = getattr(settings, name)
+            kind = {bool: "boolean", int: "integer", float: "float"}[type(value)]
+            define(kind, name, None, f"Without a recipe: {texts[name]}; {value} by default.")
     return values

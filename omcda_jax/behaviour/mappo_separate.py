@@ -1,13 +1,17 @@
-"""MAPPO for continuous actions on a simulator that runs on the host; makes behaviour policies, like `mappo`.
+"""MAPPO with actors of standardised inputs, for any simulator; makes behaviour policies, like `mappo`.
 
-One actor per agent (its standardised observation -> two hidden tanh layers -> the centre of a Gaussian of learned,
-state-independent width, with a tanh over the draw), one central value of the standardised state, the team's advantage
-shared by every agent. The moments used to standardise run over all of training and go with the weights. Rewards are
-divided by the running standard deviation of the discounted return. The simulator is stepped in Python; choosing a
-step's actions is one compiled call, learning from a rollout another.
+One actor per agent (its standardised observation -> two hidden tanh layers -> logits or, with continuous actions, the
+centre of a Gaussian of learned, state-independent width, with a tanh over the draw), one central value of the
+standardised state, the team's advantage shared by every agent. The moments used to standardise run over all of training
+and go with the weights. Rewards are divided by the running standard deviation of the discounted return. A simulator in
+JAX is stepped in one compiled call with learning. One on the host is stepped in Python; choosing a step's actions is
+one compiled call, learning from a rollout another. Where actors are alike, they may share a network, which sees the
+agent's identity too; it is stored as one for each.
 """
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,8 +22,8 @@ import numpy as np
 import optax
 
 from omcda_jax.behaviour import mappo, policies
-from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
-from omcda_jax.types import ConfigError, EnvSpec
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.types import EnvSpec
 
 LEAST_STD = 1e-3  # a feature that varies less is padding, or as good as
 
@@ -42,7 +46,7 @@ class Learner(NamedTuple):
     """What one update hands to the next.
 
     Attributes:
-        params: `layers` and `log_std` of the actors, `critic`.
+        params: `layers` of the actors, with continuous actions their `log_std`, `critic`.
         opt_state: the optimiser's.
         obs: moments of the observations [N, O].
         global_state: moments of the global state [S].
@@ -85,29 +89,48 @@ def divisor(moments: Moments) -> jax.Array:
     return jnp.where(std < LEAST_STD, 1.0, std)
 
 
-def policy(learner: Learner) -> policies.Gaussian:
+def policy(learner: Learner) -> policies.Gaussian | policies.Categorical:
     """Return the policy as it is stored and rolled out.
 
     Args:
         learner: the trainer's state.
     """
-    return policies.Gaussian(
-        learner.params["layers"], learner.params["log_std"], learner.obs.mean, divisor(learner.obs)
-    )
+    kind = policies.Gaussian if "log_std" in learner.params else policies.Categorical
+    agents = len(learner.obs.mean)
+    return kind(**_actor(learner.params, agents), obs_mean=learner.obs.mean, obs_std=divisor(learner.obs))
 
 
-def log_prob(params: policies.Gaussian, obs: chex.Array, avail: chex.Array, draw: chex.Array) -> jax.Array:
-    """Return the log-density of draws, before the tanh: its Jacobian cancels in every ratio of two policies.
+def _actor(params: dict, agents: int) -> dict:
+    """The actors' share of a learner's params; a network that all agents share becomes one for each."""
+    layers = params["layers"]
+    if layers[0][0].ndim == 2:
+        (w, b), *later = layers
+        features = len(w) - agents
+        # an agent's one-hot identity picks a row of the weights, which is as good as a bias of its own
+        first = (jnp.broadcast_to(w[:features], (agents, *w[:features].shape)), b[None] + w[features:])
+        layers = (first, *jax.tree.map(lambda x: jnp.broadcast_to(x, (agents, *x.shape)), tuple(later)))
+    return {"layers": layers} | {key: params[key] for key in ("log_std",) if key in params}
+
+
+def log_prob(
+    params: policies.Gaussian | policies.Categorical, obs: chex.Array, avail: chex.Array, draw: chex.Array
+) -> jax.Array:
+    """Return the log-probability of draws, of continuous actions the log-density before the tanh.
+
+    The tanh's Jacobian cancels in every ratio of two policies.
 
     Args:
         params: the policy.
         obs: [R, N, O].
-        avail: [R, N, A] bool, the dimensions an agent has; the others count for nothing.
-        draw: [R, N, A].
+        avail: [R, N, A] bool, legal actions, or the dimensions an agent has; the others count for nothing.
+        draw: [R, N] int32, or [R, N, A].
 
     Returns:
         [R, N].
     """
+    if isinstance(params, policies.Categorical):
+        log_probs = jax.nn.log_softmax(policies.logits(params, obs, avail))
+        return jnp.take_along_axis(log_probs, draw[..., None], -1)[..., 0]
     chex.assert_equal_shape([avail, draw])
     log_std = params.log_std[None]
     error = (draw - policies.mean(params, obs)) * jnp.exp(-log_std)
@@ -124,12 +147,18 @@ def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
     """
     actor_key, critic_key = jax.random.split(key)
     hidden = (settings.hidden, settings.hidden)
-    agents, sizes = spec.num_agents, (spec.obs_dim, *hidden, spec.action_dim)
+    agents, sizes = spec.num_agents, (*hidden, spec.action_dim)
+    if settings.shared:
+        layers = mappo.init_layers(actor_key, (spec.obs_dim + agents, *sizes), 0.01)
+    else:
+        draw = jax.vmap(lambda key: mappo.init_layers(key, (spec.obs_dim, *sizes), 0.01))
+        layers = draw(jax.random.split(actor_key, agents))
     params = {
-        "layers": jax.vmap(lambda key: mappo.init_layers(key, sizes, 0.01))(jax.random.split(actor_key, agents)),
-        "log_std": jnp.full((agents, spec.action_dim), settings.initial_log_std),
+        "layers": layers,
         "critic": mappo.init_layers(critic_key, (spec.state_dim, *hidden, 1), 1.0),
     }
+    if not spec.discrete:
+        params["log_std"] = jnp.full((agents, spec.action_dim), settings.initial_log_std)
     empty = lambda *shape: Moments(jnp.float32(1e-4), jnp.zeros(shape), jnp.ones(shape))
     return Learner(
         params,
@@ -141,8 +170,15 @@ def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
     )
 
 
-def ppo_loss(params: dict, rows: mappo.Rollout, settings: mappo.Settings, actor: policies.Gaussian) -> jax.Array:
-    """Clipped policy loss minus entropy bonus, over all agents, plus the squared value error.
+def ppo_loss(
+    params: dict,
+    rows: mappo.Rollout,
+    settings: mappo.Settings,
+    actor: policies.Gaussian | policies.Categorical,
+) -> jax.Array:
+    """Clipped policy loss minus entropy bonus plus the squared value error.
+
+    With discrete actions the agents that have a choice count, with continuous ones all agents.
 
     Args:
         params: as of `Learner`.
@@ -150,11 +186,14 @@ def ppo_loss(params: dict, rows: mappo.Rollout, settings: mappo.Settings, actor:
         settings: clip, entropy and value_weight are used.
         actor: the policy that acted; its moments of the observations are used.
     """
-    now = actor._replace(layers=params["layers"], log_std=params["log_std"])
-    gain = mappo.clipped_gain(log_prob(now, rows.obs, rows.avail, rows.action), rows, settings.clip)
-    entropy = jnp.where(rows.avail[0], params["log_std"], 0.0).sum(-1)
+    now = actor._replace(**_actor(params, rows.avail.shape[1]))
+    if isinstance(now, policies.Categorical):
+        policy_loss = mappo.discrete_policy_loss(policies.logits(now, rows.obs, rows.avail), rows, settings)
+    else:
+        gain = mappo.clipped_gain(log_prob(now, rows.obs, rows.avail, rows.action), rows, settings.clip)
+        entropy = jnp.where(rows.avail[0], params["log_std"], 0.0).sum(-1)
+        policy_loss = -gain.mean() - settings.entropy * entropy.mean()
     value = mappo.values(params["critic"], rows.global_state, jnp.tanh)
-    policy_loss = -gain.mean() - settings.entropy * entropy.mean()
     return policy_loss + settings.value_weight * jnp.square(value - rows.target).mean()
 
 
@@ -188,7 +227,7 @@ def learn(
     Args:
         learner: before.
         now: what was acted upon, [rollout, num_envs, ...].
-        draw: the actions before the tanh, [rollout, num_envs, N, A].
+        draw: as from `draw_actions`, [rollout, num_envs, ...].
         then: what the actions led to, before any reset.
         key: typed PRNG key.
         settings: the recipe.
@@ -213,26 +252,31 @@ def learn(
     rows = mappo.Rollout(obs, global_state, avail, draw, chances, flat(advantage), flat(advantage + value))
     loss, optimiser = functools.partial(ppo_loss, actor=actor), mappo.make_optimiser(settings)
     params, opt_state = mappo.improve(loss, optimiser, settings, learner.params, learner.opt_state, rows, key)
-    params["log_std"] = jnp.maximum(params["log_std"], settings.log_std_floor)
+    if "log_std" in params:
+        params["log_std"] = jnp.maximum(params["log_std"], settings.log_std_floor)
     moments = merge(learner.obs, obs), merge(learner.global_state, flat(now.global_state))
     return Learner(params, opt_state, *moments, returns, discounted)
 
 
 @jax.jit
-def draw_actions(learner: Learner, obs: chex.Array, key: chex.PRNGKey) -> jax.Array:
-    """Draw actions, before the tanh.
+def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
+    """Draw actions.
 
     Args:
         learner: the trainer's state.
-        obs: [E, N, O].
+        now: what is acted upon, [E, ...].
         key: typed PRNG key.
 
     Returns:
-        [E, N, A].
+        The draw, [E, N] int32 or, before the tanh, [E, N, A]; and the action.
     """
     actor = policy(learner)
-    centre = policies.mean(actor, obs)
-    return centre + jnp.exp(actor.log_std)[None] * jax.random.normal(key, centre.shape)
+    if isinstance(actor, policies.Categorical):
+        action = jax.random.categorical(key, policies.logits(actor, now.obs, now.avail)).astype(jnp.int32)
+        return action, action
+    centre = policies.mean(actor, now.obs)
+    draw = centre + jnp.exp(actor.log_std)[None] * jax.random.normal(key, centre.shape)
+    return draw, jnp.where(now.avail, jnp.tanh(draw), 0.0)
 
 
 def rollout(
@@ -259,8 +303,8 @@ def rollout(
     """
     everyone, rows, finished = np.arange(progress.shape[1]), [], np.zeros(3)
     for key in keys:
-        draw = np.asarray(draw_actions(learner, now.obs, key))
-        then = simulators.step(everyone, np.tanh(draw))
+        draw, action = map(np.asarray, draw_actions(learner, now, key))
+        then = simulators.step(everyone, action)
         rows.append((now, draw, then))
         progress = progress + np.stack([then.reward, np.ones(len(everyone))])
         ended = np.flatnonzero(then.terminated | then.truncated)
@@ -273,38 +317,85 @@ def rollout(
     return now, progress, stacked, dict(zip(("episodes", "return", "length"), finished.tolist(), strict=True))
 
 
+def rollout_in_jax(
+    environment: Environment, learner: Learner, carry: tuple, keys: chex.PRNGKey
+) -> tuple[tuple, tuple, dict[str, jax.Array]]:
+    """Take one step with each key in all environments, starting a new episode wherever one ended.
+
+    Args:
+        environment: the simulator.
+        learner: acts.
+        carry: E environments, what they show, and [2, E] return and length of each running episode.
+        keys: typed PRNG keys [rollout].
+
+    Returns:
+        As `rollout`: the carry after the steps, the arguments of `learn`, and metrics.
+    """
+
+    def step(carry, key):
+        env_state, now, progress = carry
+        act_key, step_key, reset_key = jax.random.split(key, 3)
+        draw, action = draw_actions(learner, now, act_key)
+        env_state, fresh, then = mappo.advance(environment, env_state, action, step_key, reset_key)
+        progress = progress + jnp.stack([then.reward, jnp.ones_like(then.reward)])
+        ended = then.terminated | then.truncated
+        finished = jnp.stack([ended.sum(), *(ended * progress).sum(axis=1)])
+        return (env_state, fresh, jnp.where(ended, 0.0, progress)), ((now, draw, then), finished)
+
+    carry, (rows, finished) = jax.lax.scan(step, carry, keys)
+    return carry, rows, dict(zip(("episodes", "return", "length"), finished.sum(axis=0), strict=True))
+
+
 def train(
-    environment: HostEnvironment, settings: mappo.Settings, key: chex.PRNGKey
-) -> Iterator[tuple[int, policies.Gaussian, dict[str, float]]]:
+    environment: Environment | HostEnvironment, settings: mappo.Settings, key: chex.PRNGKey
+) -> Iterator[tuple[int, policies.Gaussian | policies.Categorical, dict[str, float]]]:
     """Train for `settings.steps` environment steps, or until the caller stops iterating.
 
     Args:
-        environment: where to learn; continuous actions.
+        environment: where to learn.
         settings: the recipe.
         key: typed PRNG key.
 
     Yields:
         After each update: environment steps so far, the policy, the metrics of `rollout`.
-
-    Raises:
-        ConfigError: the environment's actions are discrete.
     """
-    if environment.spec.discrete:
-        raise ConfigError(f"continuous behaviour policy: expected continuous actions, {environment.name} has discrete")
     init_key, reset_key, key = jax.random.split(key, 3)
     learner = init(init_key, environment.spec, settings)
+    keys = (jax.random.split(jax.random.fold_in(key, index), settings.rollout + 1) for index in itertools.count())
+    train = _train_on_host if isinstance(environment, HostEnvironment) else _train_in_jax
+    with contextlib.closing(train(environment, settings, learner, reset_key, keys)) as updates:
+        for index, (learner, metrics) in zip(range(settings.num_updates), updates, strict=False):
+            yield (index + 1) * settings.num_envs * settings.rollout, policy(learner), metrics
+
+
+def _train_on_host(environment, settings, learner, reset_key, keys):
+    """Yield the learner after each update, and metrics, without end."""
     seeds = np.random.default_rng(np.asarray(jax.random.key_data(reset_key)))
     everyone, progress = np.arange(settings.num_envs), np.zeros((2, settings.num_envs))
     simulators = environment.open(settings.num_envs)
     try:
         now = simulators.reset(everyone, seeds.integers(2**31, size=len(everyone)))
-        for index in range(settings.num_updates):
-            learn_key, *keys = jax.random.split(jax.random.fold_in(key, index), settings.rollout + 1)
-            now, progress, rows, metrics = rollout(simulators, learner, now, progress, keys, seeds)
+        for learn_key, *act_keys in keys:
+            now, progress, rows, metrics = rollout(simulators, learner, now, progress, act_keys, seeds)
             learner = learn(learner, *rows, learn_key, settings=settings)
-            yield (index + 1) * settings.num_envs * settings.rollout, policy(learner), metrics
+            yield learner, metrics
     finally:
         simulators.close()
+
+
+def _train_in_jax(environment, settings, learner, reset_key, keys):
+    """Yield the learner after each update, and metrics, without end."""
+
+    @jax.jit
+    def update(learner, carry, keys):
+        carry, rows, metrics = rollout_in_jax(environment, learner, carry, keys[1:])
+        return learn(learner, *rows, keys[0], settings=settings), carry, metrics
+
+    fresh = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, settings.num_envs))
+    carry = (*fresh, jnp.zeros((2, settings.num_envs)))
+    for both in keys:
+        learner, carry, metrics = update(learner, carry, both)
+        yield learner, {name: float(value) for name, value in metrics.items()}
 
 
 def replace(steps: TimeStep, index: np.ndarray, fresh: TimeStep) -> TimeStep:

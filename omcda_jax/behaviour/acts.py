@@ -1,0 +1,129 @@
+"""What acts in a simulator when a dataset is rolled out: behaviour policies, chance, functions of the user's own."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax.behaviour.policies import Quality, sample
+from omcda_jax.types import ConfigError
+
+# act(params, obs [N, O], avail [N, A], key) -> action [N] or [N, A]
+Act = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
+
+
+class InPython(NamedTuple):
+    """A policy that is a function in Python, which JAX cannot trace.
+
+    Attributes:
+        function: `function(obs [N, O], avail [N, A], seed [2] uint32) -> action [N] or [N, A]`, all of NumPy.
+        name: for messages.
+        discrete: whether actions are indices.
+    """
+
+    function: Callable
+    name: str
+    discrete: bool
+
+    def __call__(self, params: Any, obs: np.ndarray, avail: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Return the function's action.
+
+        Raises:
+            ConfigError: it is not legal.
+        """
+        del params
+        action = np.asarray(self.function(obs, avail, key))
+        legal = self._legal(action, avail)
+        if not legal.all():
+            agent = int(np.flatnonzero(~legal)[0])
+            raise ConfigError(f"policy {self.name}: expected legal actions, found {action[agent]} of agent {agent}")
+        return action.astype(np.int32 if self.discrete else np.float32)
+
+    def mixed(self, share: float) -> "InPython":
+        """Return `mixed` of it."""
+
+        def act_or_not(obs, avail, key):
+            random = np.random.default_rng([1, *map(int, key)])
+            if self.discrete:
+                drawn = np.where(avail, random.random(avail.shape), -1.0).argmax(axis=-1)
+            else:
+                drawn = np.where(avail, random.uniform(-1.0, 1.0, avail.shape), 0.0)
+            coin = random.random(len(avail)) < share
+            return np.where(coin if self.discrete else coin[:, None], drawn, self.function(obs, avail, key))
+
+        return self._replace(function=act_or_not)
+
+    def _legal(self, action: np.ndarray, avail: np.ndarray) -> np.ndarray:
+        if not self.discrete:
+            return (np.abs(action) <= 1).all(axis=-1)  # nan is not
+        inside = (action >= 0) & (action < avail.shape[-1])
+        return inside & np.take_along_axis(avail, np.where(inside, action, 0)[:, None], axis=-1)[:, 0]
+
+
+class Behaviour(NamedTuple):
+    """What a dataset is rolled out by, where it is not a policy that comes with the package.
+
+    Attributes:
+        recipe: the stages, and how they are rolled out.
+        params: of each stage's policy, as the first argument of `act`.
+        act: `act(params, obs [N, O], avail [N, A], key) -> action [N] or [N, A]`; None is `sample` at the recipe's
+            temperature.
+        facts: stored with the dataset: `description` and `weights`, the SHA-256 by stage.
+        flags: of `collect` that ask for it.
+    """
+
+    recipe: Quality
+    params: tuple[Any, ...]
+    act: Act | None
+    facts: Mapping[str, Any]
+    flags: tuple[str, ...]
+
+
+@functools.cache
+def sampler(temperature: float) -> Act:
+    """Return `sample` at a temperature, always the same function.
+
+    Args:
+        temperature: as of `sample`.
+    """
+    return lambda params, obs, avail, key: sample(params, obs, avail, key, temperature)
+
+
+def uniform(discrete: bool) -> Act:
+    """Return a policy to which every legal action, or every value in [-1, 1], is as likely as any other.
+
+    Args:
+        discrete: whether actions are indices.
+    """
+
+    def act(params, obs, avail, key):
+        del params, obs
+        if discrete:
+            return jax.random.categorical(key, jnp.where(avail, 0.0, -1e9)).astype(jnp.int32)
+        return jnp.where(avail, jax.random.uniform(key, avail.shape, minval=-1.0, maxval=1.0), 0.0)
+
+    return act
+
+
+def mixed(act: Act, share: float, discrete: bool) -> Act:
+    """Return a policy that acts at random now and then: each agent at each step with the same chance.
+
+    Args:
+        act: what acts otherwise.
+        share: the chance, from 0 to 1.
+        discrete: whether actions are indices.
+    """
+    if isinstance(act, InPython):
+        return act.mixed(share)
+
+    def act_or_not(params, obs, avail, key):
+        coin_key, random_key, own_key = jax.random.split(key, 3)
+        coin = jax.random.bernoulli(coin_key, share, avail.shape[:-1])
+        random = uniform(discrete)(None, obs, avail, random_key)
+        return jnp.where(coin if discrete else coin[..., None], random, act(params, obs, avail, own_key))
+
+    return act_or_not
