@@ -58,6 +58,8 @@ class NotRun(Exception):
 class Run:
     """Processes of one run in one directory, and what they said."""
 
+    program = ("-m", "benchmarks.toy", "run")
+
     def __init__(self, directory: pathlib.Path, *more: str, updates: int = LONG, processes: int = 1, devices: int = 1):
         self.directory = directory
         self._more, self._updates, self._processes, self._devices = more, updates, processes, devices
@@ -74,7 +76,7 @@ class Run:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         }
         coordinator = f"localhost:{_free_port()}"
-        base = [sys.executable, "-m", "benchmarks.toy", "run", *first]
+        base = [sys.executable, *self.program, *first]
         base += toy.arguments(self.directory.parent / "data.h5", f"--workdir={self.directory}", updates=self._updates)
         base += ["--config.data.shards=4", "--config.learner.log_every=100", "--config.learner.checkpoint_every=20"]
         base += ["--config.learner.evaluate_every=1000", *self._more]
@@ -202,6 +204,53 @@ def signalled(place: pathlib.Path, full: bool) -> Outcome:
 def _equal_state(run: Run, other: Run) -> bool:
     ends = [json.loads((one.directory / "result.json").read_text())["state_sha256"] for one in (run, other)]
     return run.codes == [0] and ends[0] == ends[1]
+
+
+class OwnRun(Run):
+    """A run started as users start theirs: nothing is imported before the program's own first line."""
+
+    program = (os.fspath(ROOT / "experiments" / "run.py"),)
+
+    def __init__(self, directory: pathlib.Path):
+        named, path = "benchmarks.toy/any", directory.parent / "own.h5"
+        if not path.exists():
+            toy.write(path, named)
+        own = [
+            f"--config.data.environment={named}",
+            f"--config.data.path={path}",
+            "--config.learner.evaluate_every=100",
+        ]
+        super().__init__(directory, *own, updates=200)
+
+
+def signalled_any_time(place: pathlib.Path, full: bool) -> Outcome:
+    """F2b a signal at a random moment from the process's start, every other run resumed after kill -9: 75, same end."""
+    whole = OwnRun(place / "whole")
+    began = time.monotonic()
+    whole.go()
+    lasts, begun = time.monotonic() - began, OwnRun(place / "begun")
+    [process] = begun.start()
+    _until(process, "updates/s")
+    process.kill()
+    begun.end([process])
+    rng, passed, tries, ends, early = random.Random(0), 0, range(40) if full else [3], [], 0
+    for index in tries:
+        run = OwnRun(place / f"any_time_{index}")
+        if index % 2:
+            shutil.copytree(begun.directory, run.directory)
+        number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[index % 3]
+        [process] = run.start()
+        time.sleep(rng.uniform(0, lasts))
+        process.send_signal(number)
+        [code], error = run.end([process]).codes, run.err[0]
+        # until Python has read its own start-up files nobody else's line can answer
+        before = not run.out[0] and (code == -number or "import site" in error)
+        early += before
+        ends.append(code)
+        fine = before or (code in (75, 0) and "Traceback" not in error and "ignored" not in error)
+        passed += fine and _equal_state(run.go(), whole)
+    counts = ", ".join(f"{ends.count(code)} with {code}" for code in sorted(set(ends)))
+    return Outcome(passed, len(tries), f"ended {counts}; {early} before Python was up; a whole run lasts {lasts:.1f} s")
 
 
 def one_signalled(place: pathlib.Path, full: bool) -> Outcome:
@@ -562,6 +611,7 @@ def earlier_schema(place: pathlib.Path, full: bool) -> Outcome:
 FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
     "F1": killed,
     "F2": signalled,
+    "F2b": signalled_any_time,
     "F3": one_signalled,
     "F4": one_killed,
     "F5": moved,

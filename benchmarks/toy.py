@@ -4,7 +4,8 @@
     python -m benchmarks.toy run [signal=PHASE:DELAY] --config=smac_3m ...
 
 `run` is `omcda-jax run` with this simulator in SMAX's place; with `signal` the process gets SIGTERM DELAY seconds
-after it enters a phase for the first time: data, compile, train, evaluate, save or result.
+after it enters a phase for the first time: data, compile, train, evaluate, save or result. `omcda-jax run` itself takes
+the simulator by the name `benchmarks.toy/any`, with a dataset of that name.
 """
 
 import functools
@@ -56,6 +57,11 @@ def environment() -> Environment:
     return Environment("smax/toy", SPEC, LENGTH, 2.0, VERSIONS, reset, step)
 
 
+def make(scenario: str) -> Environment:
+    """The simulator, for a run that names it `benchmarks.toy/any`."""
+    return environment()
+
+
 def episodes(count: int = 6) -> data.Episodes:
     """Agent 0 always plays 1, agent 1 every other step: every return is 4 x 0.25 + 2 x 0.25 = 1.5."""
     rows = count * (LENGTH + 1)
@@ -75,9 +81,9 @@ def episodes(count: int = 6) -> data.Episodes:
     )
 
 
-def write(path: str | os.PathLike) -> None:
-    """Write the simulator's dataset."""
-    data.write(path, SPEC, episodes(), {"environment": "smax/toy", "quality": "medium", "versions": VERSIONS})
+def write(path: str | os.PathLike, name: str = "smax/toy") -> None:
+    """Write the simulator's dataset, as of an environment of this name."""
+    data.write(path, SPEC, episodes(), {"environment": name, "quality": "medium", "versions": VERSIONS})
 
 
 def arguments(path: str | os.PathLike, *more: str, updates: int = 60) -> list[str]:

@@ -1,30 +1,37 @@
-"""OMCDA and its relatives as pure JAX functions; see README.md for a ten-line training loop."""
+"""OMCDA and its relatives as pure JAX functions; see README.md for a ten-line training loop.
 
-from omcda_jax.algorithms import ALGORITHMS, act, export, init, policy, update
-from omcda_jax.algorithms.bc import BcConfig
-from omcda_jax.algorithms.bcq import BcqConfig
-from omcda_jax.algorithms.cfcql import CfcqlConfig
-from omcda_jax.algorithms.comadice import ComadiceConfig
-from omcda_jax.algorithms.cql import CqlConfig
-from omcda_jax.algorithms.icq import IcqConfig
-from omcda_jax.algorithms.omar import OmarConfig
-from omcda_jax.algorithms.omcda import OmcdaConfig
-from omcda_jax.algorithms.omiga import OmigaConfig
-from omcda_jax.allocation import allocate, conservatism_level, influence
-from omcda_jax.envs.base import Environment, HostEnvironment, TimeStep
-from omcda_jax.types import (
-    Actor,
-    Algorithm,
-    Batch,
-    BatchError,
-    ConfigError,
-    DatasetError,
-    EnvSpec,
-    Metrics,
-    Normaliser,
-    Params,
-    TrainState,
-)
+A name is imported when it is asked for: commands answer signals before JAX is there.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omcda_jax.algorithms import ALGORITHMS, act, export, init, policy, update
+    from omcda_jax.algorithms.bc import BcConfig
+    from omcda_jax.algorithms.bcq import BcqConfig
+    from omcda_jax.algorithms.cfcql import CfcqlConfig
+    from omcda_jax.algorithms.comadice import ComadiceConfig
+    from omcda_jax.algorithms.cql import CqlConfig
+    from omcda_jax.algorithms.icq import IcqConfig
+    from omcda_jax.algorithms.omar import OmarConfig
+    from omcda_jax.algorithms.omcda import OmcdaConfig
+    from omcda_jax.algorithms.omiga import OmigaConfig
+    from omcda_jax.allocation import allocate, conservatism_level, influence
+    from omcda_jax.envs.base import Environment, HostEnvironment, TimeStep
+    from omcda_jax.types import (
+        Actor,
+        Algorithm,
+        Batch,
+        BatchError,
+        ConfigError,
+        DatasetError,
+        EnvSpec,
+        Metrics,
+        Normaliser,
+        Params,
+        TrainState,
+    )
 
 __all__ = [
     "ALGORITHMS",
@@ -60,3 +67,25 @@ __all__ = [
     "policy",
     "update",
 ]
+
+# where the names are, the first that has one counts
+_PLACES = (
+    "algorithms",
+    "allocation",
+    "envs.base",
+    "types",
+    *(f"algorithms.{name}" for name in ("bc", "bcq", "cfcql", "comadice", "cql", "icq", "omar", "omcda", "omiga")),
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for place in _PLACES:
+            module = importlib.import_module(f"omcda_jax.{place}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'omcda_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

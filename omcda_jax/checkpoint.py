@@ -91,11 +91,12 @@ class Checkpoints:
             with self._in_one_line():
                 self._open_manager.wait_until_finished()
 
-    def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
+    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict] | None:
         """Read the newest step that is whole; a damaged one moves to `quarantine` with a warning that names it.
 
         Args:
             template: a state of the same structure; shapes and dtypes are enough (`jax.eval_shape` of `init`).
+            step: the only one to read; None: any.
 
         Returns:
             (state, metadata), or None where no readable step exists.
@@ -106,17 +107,19 @@ class Checkpoints:
         if not os.path.isdir(self.directory):
             return None
         manager = self._manager()
-        for step in sorted(manager.all_steps(), reverse=True):
+        for found in sorted(manager.all_steps(), reverse=True):
+            if step not in (None, found):
+                continue
             try:
-                record = _read_record(manager, step)
-                self._check_template(step, record, template)
-                leaves = _read_leaves(manager, step, record["leaves"], template)
+                record = _read_record(manager, found)
+                self._check_template(found, record, template)
+                leaves = _read_leaves(manager, found, record["leaves"], template)
             except ConfigError:
                 raise
             except Exception as error:  # whatever orbax raises on a damaged file
-                aside = self._quarantine(step)
+                aside = self._quarantine(found)
                 warnings.warn(
-                    f"checkpoint {self.directory}/{step} is damaged and put aside as {aside}: {_shortened(error)}",
+                    f"checkpoint {self.directory}/{found} is damaged and put aside as {aside}: {_shortened(error)}",
                     stacklevel=2,
                 )
                 manager.reload()

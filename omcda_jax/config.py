@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from omcda_jax.types import ConfigError, check_seed, suggestion
 
-# What may change between two starts of one run directory: none of these alters an update already done.
+# What may change between two starts of one run directory: none of these alters an update already done. Data may move:
+# that they are the same is checked by their digest.
 RESUMABLE = frozenset(
     {
         "directory",
+        "data.path",
         "learner.updates",
         "learner.log_every",
         "learner.checkpoint_every",

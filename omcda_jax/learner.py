@@ -1,15 +1,12 @@
-"""Training: k updates per compiled call, a loop over such calls, and signals that ask it to stop.
+"""Training: k updates per compiled call, and a loop over such calls.
 
 A batch is a pure function of the state's key and step, so a state restored at step n resumes exactly as if it had
 never stopped. The dataset is an argument of the compiled call: resident on the device and never copied into it.
 """
 
-import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +27,6 @@ _AXIS = "devices"
 
 class NonFiniteMetrics(RuntimeError):
     """Update after update was infinite or not a number; the message names the first such metric by name, and when."""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived where nothing needs saving; no Exception, so that it is not handled as a failure."""
 
 
 def initial_state(
@@ -354,58 +347,3 @@ def train(
         guard.look(step, report)
         skipped = guard.skipped if layout.population else guard.skipped[0]
         yield step, state, report._replace(metrics=report.metrics | {"guard/skipped": skipped}, seconds=seconds)
-
-
-class Interruption:
-    """SIGINT and SIGTERM as a request to stop; a second signal acts as it would have without this class.
-
-    A context manager, for the main thread. A signal raises Interrupted at once; where work must first be saved, within
-    `deferring`, it only sets `requested`, which is to be polled.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self.deferred = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self._restore()
-
-    def renew(self) -> None:
-        """Set the handlers again, after something else has replaced them."""
-        for number in self._previous:
-            signal.signal(number, self._handle)
-
-    @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Keep a signal within it as a request."""
-        self.deferred = True
-        try:
-            yield
-        finally:
-            self.deferred = False
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within `deferring`: let a signal break off what is inside, and no more than that."""
-        self.deferred = False
-        try:
-            yield
-        except Interrupted:
-            pass
-        finally:
-            self.deferred = True
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
-        self.requested = True
-        if not self.deferred:
-            raise Interrupted(signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""What several rooms need of the system: whole files, locks and checksums; and the wording of one-line errors."""
+"""What several rooms need of the system: command lines, signals, exit statuses; whole files, locks and checksums."""
 
 import contextlib
 import fcntl
@@ -6,11 +6,14 @@ import hashlib
 import os
 import select
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
+import jax
 from absl import flags
 
 from omcda_jax.types import ConfigError, DatasetError, check_seed
@@ -55,17 +58,140 @@ def _at_home(word: str) -> str:
     return flag + equals + os.path.expanduser(value)
 
 
+class Interrupted(BaseException):
+    """A signal arrived where nothing needs saving; no Exception, so that it is not handled as a failure."""
+
+
+class Interruption:
+    """SIGINT, SIGTERM and SIGHUP as a request to stop; a second signal acts as it would have without this class.
+
+    A context manager, for the main thread. A signal raises Interrupted at once; where work must first be saved, within
+    `deferring`, it only sets `requested`, which is to be polled. SIGHUP stays ignored where it was, as under nohup.
+
+    Attributes:
+        requested: a signal arrived.
+        deferred: it will not raise.
+        saving: within `deferring`.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.deferred = False
+        self.saving = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.getsignal(number)
+                signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._restore()
+
+    def renew(self) -> None:
+        """Set the handlers again, after something else has replaced them."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Keep a signal within it as a request."""
+        self.deferred = self.saving = True
+        try:
+            yield
+        finally:
+            self.deferred = self.saving = False
+
+    def breaking_off(self, work: Callable[[], Any]) -> Any:
+        """Within `deferring`: return what `work()` gives, or None where a signal broke it off.
+
+        The outer try is for a signal that arrives between the end of `work` and the last line.
+        """
+        try:
+            try:
+                self.deferred = False
+                return work()
+            finally:
+                self.deferred = True
+        except Interrupted:
+            return None
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self.requested = True
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if not self.deferred:
+            raise Interrupted(signal.Signals(number).name)
+
+
+def _leave_terminal() -> None:
+    """Let what is still printed go nowhere if the terminal is gone, for writing to it would fail."""
+    for place in (1, 2):
+        try:
+            os.write(place, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Compute in 32 bits, compiled, and with a device, or say in one line what is in the way.
+
+    JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect within it.
+
+    Raises:
+        ConfigError: JAX has no device of the kind that was asked for.
+    """
+    if jax.config.jax_disable_jit:
+        print("warning: JAX_DISABLE_JIT has no effect, commands run compiled programs", file=sys.stderr, flush=True)
+    try:
+        with jax.enable_x64(False), jax.disable_jit(False):
+            yield
+    except (RuntimeError, AssertionError) as error:
+        reason = _lacking_device()
+        if reason is None:
+            raise
+        raise ConfigError(reason) from error
+
+
+def _lacking_device() -> str | None:
+    """Why JAX has nothing to compute on, where it has not."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = jax.config.jax_platforms
+        why = f" ({one_line(error)})" if str(error) else ""
+        return (
+            f"JAX_PLATFORMS={wanted}: expected a device of this kind, found none{why}; install JAX for it, or set "
+            "JAX_PLATFORMS=cpu"
+        )
+    return None
+
+
 def exit_status(work: Callable[[], None]) -> int:
-    """Run a command and return its exit status: os.EX_CONFIG after one line on what the user can fix.
+    """Run a command and return its exit status.
+
+    It is os.EX_CONFIG after one line on what the user can fix, os.EX_TEMPFAIL after a signal.
 
     Args:
         work: the command.
     """
     try:
-        work()
+        with Interruption(), computing():
+            work()
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG
+    except Interrupted as signal_name:
+        print(f"stopped by {signal_name}; the same command begins again", file=sys.stderr)
+        return os.EX_TEMPFAIL
     return os.EX_OK
 
 
@@ -77,7 +203,7 @@ def printing(work: Callable[[], int]) -> int:
     """
     try:
         status = work()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except BrokenPipeError:
         watch = select.poll()

@@ -1,8 +1,6 @@
 import dataclasses
 import io
 import json
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import (
     Guard,
-    Interrupted,
-    Interruption,
     Layout,
     NonFiniteMetrics,
     anywhere,
@@ -310,37 +306,6 @@ def test_one_process_broadcasts_and_agrees_with_itself():
     state = fresh()
     assert broadcast(state) is state
     assert [anywhere(condition) for condition in (False, True)] == [False, True]
-
-
-def test_a_signal_breaks_off_one_stretch_only():
-    with Interruption() as interruption:
-        done = []
-        with interruption.deferring():
-            with interruption.at_once():
-                done.append("before")
-                os.kill(os.getpid(), signal.SIGTERM)
-                done.append("after")
-            assert done == ["before"] and interruption.requested and interruption.deferred
-        assert not interruption.deferred
-
-
-def test_signals_taken_by_another_are_taken_back():
-    with Interruption() as interruption, interruption.deferring():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interruption.renew()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
-
-
-def test_signals_are_deferred_or_raised_at_once():
-    before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption, interruption.deferring():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
-        assert signal.getsignal(signal.SIGTERM) == before, "a second one acts as usual"
-    with pytest.raises(Interrupted, match="SIGINT"), Interruption():
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_metrics_file_drops_rows_past_the_resumed_step(tmp_path):

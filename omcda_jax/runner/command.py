@@ -8,12 +8,14 @@ from typing import NamedTuple
 from absl import flags
 
 from omcda_jax.config import ExperimentConfig
-from omcda_jax.runner.jobs import Switches
+from omcda_jax.runner.jobs import Switches, place_in_run
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.settings import explain
 from omcda_jax.system import read_flags
 from omcda_jax.types import ConfigError, suggestion
+
+WHICH = ("latest", "best")
 
 
 class Processes(NamedTuple):
@@ -34,6 +36,7 @@ class Command(NamedTuple):
         directory: of the run.
         video: file for a video of one episode, or None.
         checkpoint: which one `eval` and `video` use, latest or best.
+        step: the only checkpoint that `eval` takes; None: the newest.
         processes: who shares the work.
         switches: ways to look into training.
     """
@@ -43,8 +46,14 @@ class Command(NamedTuple):
     directory: str
     video: str | None = None
     checkpoint: str = "latest"
+    step: int | None = None
     processes: Processes = Processes()
     switches: Switches = Switches()
+
+    @property
+    def which(self) -> str:
+        """The checkpoint in a word: latest, best, or for instance latest_2000."""
+        return self.checkpoint if self.step is None else f"{self.checkpoint}_{self.step}"
 
 
 def parse(argv: Sequence[str], usage: str = "") -> Command | None:
@@ -77,15 +86,32 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
     # the name of a user's own algorithm has a colon, which some file systems refuse
     algorithm = config.algorithm.name.replace(":", ".")
     parts = (config.directory, config.name, config.data.quality, algorithm, seed)
+    directory, checkpoint, step = os.path.abspath(values.workdir or os.path.join(*parts)), values.checkpoint, None
+    if values.mode == "eval" and place_in_run(directory):
+        directory, checkpoint, step = _checkpoint_at(directory, checkpoint)
     return Command(
         config=config,
         mode=values.mode,
-        directory=os.path.abspath(values.workdir or os.path.join(*parts)),
+        directory=directory,
         video=values.video,
-        checkpoint=values.checkpoint,
+        checkpoint=checkpoint,
+        step=step,
         processes=_processes(values, config),
         switches=Switches(values.profile, values.debug_nans),
     )
+
+
+def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:
+    """Return the run, which checkpoints and the step that a folder among a run's checkpoints stands for."""
+    run, below = place_in_run(directory)
+    which, *rest = below or (which,)
+    is_step = len(rest) == 1 and rest[0].isdigit() and os.path.isdir(directory)
+    if which not in WHICH or (rest and not is_step):
+        raise ConfigError(
+            f"--workdir: expected a run, its checkpoints/latest or checkpoints/best, or a step in one of them, found "
+            f"{directory}"
+        )
+    return run, which, int(rest[0]) if rest else None
 
 
 def assignment(argument: str, known: Sequence[str]) -> str:
@@ -115,7 +141,7 @@ def _flags() -> flags.FlagValues:
     text("config", None, "preset, or `list` to see them all")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
     text("workdir", None, "run directory, instead of one named after the config")
-    flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --mode=eval takes", flag_values=values)
+    flags.DEFINE_enum("checkpoint", "latest", WHICH, "which one --mode=eval takes", flag_values=values)
     text("video", None, "record one greedy episode into this .gif or .mp4")
     switch("distributed", False, "join the other processes of a cluster that JAX detects")
     text("coordinator", None, "host:port of process 0, for processes that no cluster detects")

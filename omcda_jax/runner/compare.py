@@ -25,7 +25,7 @@ from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS, find
 from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.learner import Interruption, NonFiniteMetrics
+from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.runner import datasets, report
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.evaluation import make_judge
@@ -34,7 +34,7 @@ from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
-from omcda_jax.system import read_flags
+from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")

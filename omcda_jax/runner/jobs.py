@@ -5,6 +5,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_
 from omcda_jax.learner import Layout, broadcast, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.processes import by_first, is_first
-from omcda_jax.system import exclusive, replacing
+from omcda_jax.system import check_free, exclusive, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
 
 TIMES = ("seconds", "updates_per_second")
@@ -108,17 +109,42 @@ def write_json(path: str, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2))
 
 
+def place_in_run(directory: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the run among whose checkpoints a directory lies, and the folders from there on; None outside of any."""
+    path = Path(os.path.abspath(directory))
+    for parent in (path, *path.parents):
+        if parent.name == "checkpoints" and (parent.parent / "config.json").is_file():
+            return os.fspath(parent.parent), path.relative_to(parent).parts
+    return None
+
+
+def check_directory(job: Job) -> None:
+    """Refuse a directory that the job cannot have, before costly work; nothing is written.
+
+    Raises:
+        ConfigError: another process is at work there, or it lies among another run's checkpoints.
+    """
+    inside = place_in_run(job.directory)
+    if inside:
+        raise ConfigError(
+            f"{job.directory}: expected a directory of its own for the run, found one among the checkpoints of "
+            f"{inside[0]}; choose another {job.flag}"
+        )
+    check_free(job.directory, job.flag)
+
+
 @contextlib.contextmanager
 def claimed(job: Job) -> Iterator[None]:
     """Make the run directory, hold it alone and write its config.json.
 
     Raises:
-        ConfigError: another process is at work there, it has checkpoints of a run with other settings, which are
+        ConfigError: as `check_directory`; or it has checkpoints of a run with other settings, which are
             named, or it cannot be written.
     """
     with contextlib.ExitStack() as held:
 
         def claim():
+            check_directory(job)
             try:
                 os.makedirs(job.directory, exist_ok=True)
                 held.enter_context(exclusive(job.directory, job.flag))
@@ -160,8 +186,14 @@ def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
         )
 
 
-def restore(job: Job, spec: EnvSpec, which: str = "latest") -> Saved:
+def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = None) -> Saved:
     """Return the newest whole checkpoint, the first process's in all of them.
+
+    Args:
+        job: whose.
+        spec: of its task.
+        which: latest or best.
+        step: the only one to take; None: the newest.
 
     Raises:
         ConfigError: it is no state of this job, or of a run with other settings.
@@ -170,7 +202,7 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest") -> Saved:
     @functools.cache
     def newest():
         with Checkpoints(job.checkpoints(which)) as checkpoints:
-            return checkpoints.restore(job.template(spec)) or (None, None)
+            return checkpoints.restore(job.template(spec), step) or (None, None)
 
     metadata = by_first(lambda: newest()[1])
     if metadata is None:

@@ -1,12 +1,16 @@
-"""The console script: `omcda-jax COMMAND ...`."""
+"""The console script: `omcda-jax COMMAND ...`.
 
+Nothing that takes time is imported before signals are answered.
+"""
+
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
-
-from omcda_jax.system import printing
 
 # each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
 COMMANDS = {
@@ -25,9 +29,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the command and its own words; None: those of this process.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     # where a user's own environments and algorithms are
     sys.path.append(os.getcwd())
+    from omcda_jax.system import printing
 
     def work() -> int:
         if name in COMMANDS:
@@ -35,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         return _help(name)
 
     _leave(printing(work))
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process at once: before the command begins, after it ends, and at a second signal on the way out."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"stopped by {signal.Signals(number).name}; the same command begins or resumes\n".encode())
+    os._exit(os.EX_TEMPFAIL)
 
 
 def _help(name: str) -> int:

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from omcda_jax.checkpoint import StorageError
-from omcda_jax.learner import Interrupted, Interruption, NonFiniteMetrics, broadcast
-from omcda_jax.system import one_line
+from omcda_jax.learner import NonFiniteMetrics, broadcast
+from omcda_jax.system import Interrupted, Interruption, computing, one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
@@ -90,9 +90,9 @@ def guarded(work: Callable[[Interruption], int]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     complain = functools.partial(print, file=sys.stderr, flush=True)
     try:
-        with warnings.catch_warnings(), Interruption() as interruption:
+        with Interruption() as interruption, warnings.catch_warnings(), computing():
             warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
-            sys.unraisablehook = _unraisable
+            sys.unraisablehook = functools.partial(_unraisable, interruption)
             return work(interruption)
     except (ConfigError, DatasetError) as error:
         complain(f"error: {error}")
@@ -117,7 +117,13 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         os._exit(os.EX_TEMPFAIL)
 
 
-def _unraisable(unraisable: Any) -> None:
+def _unraisable(interruption: Interruption, unraisable: Any) -> None:
+    # a signal that arrived in a callback of Python's, which cannot be left by an exception
+    if isinstance(unraisable.exc_value, Interrupted):
+        if not interruption.saving:
+            print(f"stopped by {unraisable.exc_value}; the same command resumes", file=sys.stderr, flush=True)
+            os._exit(os.EX_TEMPFAIL)
+        return
     # what orbax leaves behind where a read or a write failed, which is reported as an error of its own
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)

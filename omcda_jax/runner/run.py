@@ -28,16 +28,15 @@ from omcda_jax import envs
 from omcda_jax.config import expand_trials, to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import check_video, record_video
-from omcda_jax.learner import Interruption
 from omcda_jax.metrics import read
 from omcda_jax.runner import datasets, plots, processes, report
 from omcda_jax.runner.command import Command, parse
 from omcda_jax.runner.evaluation import Best, Judge, make_judge, without_returns
-from omcda_jax.runner.jobs import Job, Saved, claimed, fingerprints, restore, write_json
+from omcda_jax.runner.jobs import Job, Saved, check_directory, claimed, fingerprints, restore, write_json
 from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.runner.settings import overview
 from omcda_jax.runner.training import learn
-from omcda_jax.system import check_free
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
 Labels = Sequence[Mapping[str, Any]]
@@ -54,7 +53,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     if shared.join:
         processes.join(shared.coordinator, shared.count, shared.index, interruption)
     job, labels = job_of(command)
-    by_first(lambda: check_free(job.directory, job.flag))
+    by_first(lambda: check_directory(job))
     say(overview(config))
     begins = command.mode == "train" and not os.path.isdir(job.checkpoints())
     # a simulator takes seconds to import, a damaged file is noticed at once
@@ -66,20 +65,21 @@ def execute(command: Command, interruption: Interruption) -> int:
     if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
         raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
     with claimed(job):
-        saved = restore(job, environment.spec, command.checkpoint)
+        saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
         if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
             source = datasets.ready(job, environment, source, begins=saved.state is None)
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
-            if step < config.learner.updates:
+            # one of several processes goes on even so, for the others would wait for it
+            if step < config.learner.updates or (interruption.requested and jax.process_count() == 1):
                 say(f"stopped and saved at step {step} of {config.learner.updates}; the same command resumes")
                 return os.EX_TEMPFAIL
         elif saved.state is None:
             raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
         else:
             say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
-        result = finish(job, environment, saved, judge, labels, command.checkpoint)
+        result = finish(job, environment, saved, judge, labels, command.which)
     if is_first():
         show(command, job, environment, saved.state, result)
     return os.EX_OK
@@ -115,7 +115,7 @@ def finish(
         saved: its state, and what lies beside it.
         judge: evaluates it.
         labels: what each trial varies.
-        which: the checkpoint that the state is from, latest or best.
+        which: the checkpoint that the state is from, as `Command.which`.
     """
     began, config, state = time.monotonic(), job.config, saved.state
     summaries = judge(state)
@@ -148,7 +148,7 @@ def finish(
 
 
 def result_path(job: Job, which: str) -> str:
-    """Return where the result of a checkpoint is written, latest or best."""
+    """Return where the result of a checkpoint is written, of one that `Command.which` gives."""
     return os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json")
 
 
@@ -179,7 +179,7 @@ def show(
             say(f"plot: {plots.plot(job.directory, result)}")
         except ConfigError as error:
             say(error)
-    say(f"result: {result_path(job, command.checkpoint)}")
+    say(f"result: {result_path(job, command.which)}")
     if command.video:
         one = jax.tree.map(lambda leaf: leaf[0], state) if job.population else state
         record_video(job.algorithm.act, environment, one, command.video, seed=job.config.evaluation.seed)

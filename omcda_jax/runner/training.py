@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import data
-from omcda_jax.learner import Guard, Interruption, Layout, anywhere, make_debug_step, make_train_step, train
+from omcda_jax.learner import Guard, Layout, anywhere, make_debug_step, make_train_step, train
 from omcda_jax.runner.datasets import Source
 from omcda_jax.runner.evaluation import Judge
 from omcda_jax.runner.jobs import Job, Saved
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.records import Records
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
 
@@ -102,9 +103,7 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
 
 def evaluate(step: int, state: TrainState, judge: Judge, records: Records, interruption: Interruption) -> None:
     """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded."""
-    summaries = None
-    with interruption.at_once():
-        summaries = judge(state)
+    summaries = interruption.breaking_off(lambda: judge(state))
     if summaries is not None:
         records.add_evaluation(step, state, summaries)
 

@@ -1,0 +1,107 @@
+"""Commands in the surroundings people have: switches of JAX, missing devices, a home folder, moved data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from test_run import DIRECTORY, ROOT, command, result_of, run
+
+from benchmarks.toy import SPEC, episodes
+from omcda_jax import data
+from omcda_jax.data.__main__ import main as data_command
+from omcda_jax.runner import collect, train_behaviour
+
+__all__ = ["run"]  # fixture
+
+
+@pytest.fixture
+def finished(run):
+    """The toy run of 60 updates, done; the working directory is where it lies."""
+    assert run.main(command()) == 0
+    return run
+
+
+def test_64_bits_and_no_compilation_change_nothing(finished, capsys):
+    expected = result_of()
+    capsys.readouterr()
+    with jax.enable_x64(True):
+        assert finished.main(command("--workdir=wide")) == 0
+        assert finished.main(command("--mode=eval")) == 0
+    assert capsys.readouterr().err == ""
+    with jax.disable_jit(True):
+        assert finished.main(command("--workdir=eager", updates=20)) == 0
+    assert capsys.readouterr().err == "warning: JAX_DISABLE_JIT has no effect, commands run compiled programs\n"
+    for found in (result_of(Path("wide")), result_of()):
+        assert [found[key] == expected[key] for key in ("state_sha256", "metrics_sha256", "evaluation")] == [True] * 3
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    name = "cuda" if jax.default_backend() == "cpu" else "tpu"
+    words = [sys.executable, str(ROOT / "experiments" / "run.py"), "--config=smac_3m", f"--workdir={tmp_path / 'run'}"]
+    surroundings = os.environ | {"JAX_PLATFORMS": name, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, env=surroundings, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 78
+    assert ended.stderr.startswith(f"error: JAX_PLATFORMS={name}: expected a device of this kind, found none")
+    assert ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_home_folder_is_expanded_in_every_path(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    Path("data.h5").rename(tmp_path / "home" / "own.h5")
+    assert run.main(command("--workdir=~/run", "--config.data.path=~/own.h5", updates=10)) == 0
+    assert (tmp_path / "home" / "run" / "result.json").exists()
+    assert run.parse(command("--config.directory=~/runs")).directory.startswith(f"{tmp_path}/home/runs/")
+    assert data_command(["data", "card", "~/own.h5", "--out", "~/card"]) == 0
+    assert (tmp_path / "home" / "card" / "card.md").exists()
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("main", [collect.main, train_behaviour.main])
+def test_every_seed_flag_is_checked(main, capsys):
+    assert main(["command", "--seed=4294967301"]) == 78
+    assert "error: --seed: expected a whole number from 0 to 4294967295, found 4294967301" in capsys.readouterr().err
+
+
+def test_data_may_move(finished, capsys):
+    Path("elsewhere").mkdir()
+    Path("data.h5").rename("elsewhere/data.h5")
+    assert finished.main(command("--config.data.path=elsewhere/data.h5", updates=80)) == 0
+    assert "resumed at step 60 of 80" in capsys.readouterr().out
+    assert result_of()["config"]["data"]["path"] == "elsewhere/data.h5"
+    metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "1.0"}}
+    data.write("other.h5", SPEC, episodes(7), metadata)
+    assert finished.main(command("--config.data.path=other.h5", updates=100)) == 78
+    assert "began on other data than the file now holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["checkpoints", "checkpoints/latest", "checkpoints/latest/60/deeper"])
+def test_a_run_among_the_checkpoints_of_another_is_refused(finished, capsys, below):
+    before = sorted(DIRECTORY.rglob("*"))
+    assert finished.main(command(f"--workdir={DIRECTORY / below}")) == 78
+    error = capsys.readouterr().err
+    assert f"{below}: expected a directory of its own for the run, found one among the checkpoints of" in error
+    assert sorted(DIRECTORY.rglob("*")) == before
+
+
+def test_a_checkpoints_own_folder_is_evaluated(finished, capsys):
+    for below, step, name in (
+        ("latest", 60, "result.json"),
+        ("latest/40", 40, "result_latest_40.json"),
+        ("best", 30, "result_best.json"),
+        ("", 60, "result.json"),
+    ):
+        (DIRECTORY / name).unlink(missing_ok=True)
+        capsys.readouterr()
+        if below == "best":
+            step = int(max(path.name for path in (DIRECTORY / "checkpoints" / "best").iterdir()))
+        assert finished.main(command("--mode=eval", f"--workdir={DIRECTORY / 'checkpoints' / below}")) == 0
+        assert f"evaluating step {step}, no training" in capsys.readouterr().out
+        assert json.loads((DIRECTORY / name).read_text())["step"] == step
+    for below in ("latest/50", "newest", "latest/40/state"):
+        assert finished.main(command("--mode=eval", f"--workdir={DIRECTORY / 'checkpoints' / below}")) == 78
+        assert "expected a run, its checkpoints/latest or checkpoints/best, or a step" in capsys.readouterr().err
