@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -65,8 +66,9 @@ class Interrupted(BaseException):
 class Interruption:
     """SIGINT, SIGTERM and SIGHUP as a request to stop; a second signal acts as it would have without this class.
 
-    A context manager, for the main thread. A signal raises Interrupted at once; where work must first be saved, within
-    `deferring`, it only sets `requested`, which is to be polled. SIGHUP stays ignored where it was, as under nohup.
+    A context manager, without effect outside of the main thread. A signal raises Interrupted at once; where work must
+    first be saved, within `deferring`, it only sets `requested`, which is to be polled. SIGHUP stays ignored where it
+    was, as under nohup.
 
     Attributes:
         requested: a signal arrived.
@@ -81,6 +83,8 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.getsignal(number)

@@ -267,7 +267,9 @@ def test_pettingzoo_actions_stay_within_bounds_that_single_precision_rounds():
     [
         ("nowhere.at_all", "expected a module with parallel_env: No module named 'nowhere'"),
         ("json", "expected a module with parallel_env: module 'json' has no attribute"),
-        ("particles", "expected ?horizon=STEPS, because the environment does not declare one"),
+        ("particles", "expected ?horizon=STEPS, at least 1, found none declared by the environment"),
+        ("particles?horizon=0", "expected ?horizon=STEPS, at least 1, found 0"),
+        ("particles?horizon=long", "expected ?horizon=STEPS, at least 1, found long"),
         ("particles?horizon=3&speed=2", "options: parallel_env() got an unexpected keyword argument 'speed'"),
         ("particles?horizon=3&mixed=True", "actions: expected all Discrete or all Box, found Box, Discrete"),
     ],

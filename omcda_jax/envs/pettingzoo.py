@@ -20,6 +20,7 @@ import numpy as np
 from omcda_jax.envs.base import HostEnvironment, TimeStep
 from omcda_jax.envs.copies import host_environment
 from omcda_jax.envs.versions import installed
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, EnvSpec
 
 
@@ -43,20 +44,23 @@ def make(scenario: str) -> HostEnvironment:
         raise ConfigError(f"environment pettingzoo/{scenario}: expected a module with parallel_env: {error}") from error
     try:
         env = build(**options)
-    except TypeError as error:
-        raise ConfigError(f"environment pettingzoo/{scenario}: options: {error}") from error
-    single = _Single(env, scenario)
-    horizon = horizon or getattr(env.unwrapped, "max_cycles", None)
-    if not isinstance(horizon, int) or horizon < 1:
+    except (TypeError, ValueError, LookupError, AssertionError) as error:
+        raise ConfigError(f"environment pettingzoo/{scenario}: options: {one_line(error)}") from error
+    if not hasattr(env, "possible_agents"):
         raise ConfigError(
-            f"environment pettingzoo/{scenario}: expected ?horizon=STEPS, because the environment does not declare one"
+            f"environment pettingzoo/{scenario}: expected an environment with possible_agents, found none"
         )
+    single = _Single(env, scenario)
+    if horizon is None:
+        horizon = getattr(env.unwrapped, "max_cycles", "none declared by the environment")
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ConfigError(f"environment pettingzoo/{scenario}: expected ?horizon=STEPS, at least 1, found {horizon}")
     spec = single.spec
     single.close()
     return host_environment(
         f"pettingzoo/{scenario}",
         spec,
-        horizon,
+        int(horizon),
         lambda: _Single(build(**options), scenario),
         versions=installed("pettingzoo", module_name.partition(".")[0]),
     )

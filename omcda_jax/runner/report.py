@@ -233,7 +233,7 @@ def _show_again(argv: Sequence[str]) -> None:
         return
     if len(argv) != 2:
         raise ConfigError(f"expected one directory of a finished run, found {' '.join(argv[1:]) or 'none'}")
-    directory = argv[1]
+    directory = os.path.expanduser(argv[1])
     result = shares(directory)
     if result is None:
         path = os.path.join(directory, "result.json")
