@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -26,9 +27,9 @@ def one_line(error: BaseException) -> str:
     """Return an error's message on one line of at most 300 characters; one without a message gives its class.
 
     Args:
-        error: any exception.
+        error: any exception; bytes that its message shows are left out.
     """
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return re.sub(r"\bb(['\"]).*?\1", "bytes", " ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:

@@ -88,7 +88,7 @@ def describe_folder(path: str | os.PathLike) -> str:
         path: the folder.
     """
     names = visible(path)
-    if names & _CHECKPOINT:
+    if is_checkpoint(path):
         return "a checkpoint that orbax wrote, not a dataset"
     if len(names & _RUN) > 1:
         return "the directory of a training run, not a dataset"
@@ -97,6 +97,11 @@ def describe_folder(path: str | os.PathLike) -> str:
     if any(name.endswith(".npz") for name in names):
         return f".npz archives ({shown(names)}); unpack one and name its folder"
     return shown(names)
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Return whether a folder is a checkpoint of orbax's, or a part of one."""
+    return bool(visible(path) & _CHECKPOINT) or os.path.basename(os.path.normpath(path)).startswith("ocdbt.process_")
 
 
 def is_minari(path: str | os.PathLike) -> bool:

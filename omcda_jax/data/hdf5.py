@@ -268,7 +268,7 @@ def _attributes(file: Any, path: str | os.PathLike, environment: str | None) -> 
 
 
 def _spec(metadata: Mapping[str, Any], path: str | os.PathLike) -> EnvSpec:
-    stored = metadata.get("spec", {})
+    stored = metadata.get("spec") if isinstance(metadata.get("spec"), dict) else {}
     expected = {field.name: field.type for field in dataclasses.fields(EnvSpec)}
     for key, kind in expected.items():
         if not isinstance(stored.get(key), kind):
@@ -332,7 +332,8 @@ def _unflatten(attributes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in attributes.items():
         group, dot, inner = key.partition(".")
         if dot:
-            metadata.setdefault(group, {})[inner] = value
+            inside = metadata.get(group)
+            metadata[group] = {**(inside if isinstance(inside, dict) else {}), inner: value}
         else:
             metadata[key] = value
     return metadata

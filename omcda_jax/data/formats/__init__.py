@@ -105,6 +105,8 @@ def _sniff_folder(path: str) -> str:
         return "madt"
     if parts := _hdf5_parts(path):
         return _one_format(path, parts)
+    if guess.is_checkpoint(path):
+        raise DatasetError(f"{path}: expected a dataset, found {guess.describe_folder(path)}")
     below = sorted(name for name in names if vault.matches(os.path.join(path, name)))
     if below:
         raise DatasetError(f"{path}: expected a dataset, found vaults below: {', '.join(below[:8])}; name one")
@@ -174,13 +176,14 @@ def read(
         if repairs != Repairs():
             raise ConfigError(f"{path}: expected no repairs of the project's own format, found {repairs}")
         read_own = hdf5.mapped if mapped else hdf5.read
-        return Contents(kind, *read_own(path, spec=spec, environment=environment), ())
+        sizes, episodes, metadata = read_own(path, spec=spec, environment=environment)
+        return Contents(kind, sizes, episodes, metadata | {"statistics": statistics(episodes)}, ())
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
     # what a repair makes infinite is found by `check`, in words
     with np.errstate(all="ignore"):
         episodes = repaired(reading.episodes, repairs, path, reading.stored)
         odd = quirks(episodes)
-    sizes = _sizes(episodes)
+    sizes = _sizes(episodes, path)
     try:
         check(sizes, episodes, path)
     except DatasetError as error:
@@ -306,7 +309,11 @@ def write(
     return tuple(lost)
 
 
-def _sizes(episodes: Episodes) -> EnvSpec:
+def _sizes(episodes: Episodes, path: str) -> EnvSpec:
+    for key in ("obs", "global_state", "avail"):
+        if 0 in getattr(episodes, key).shape:
+            found = getattr(episodes, key).shape
+            raise DatasetError(f"{path}: {key}: expected at least one entry on each axis, found shape {found}")
     return EnvSpec(
         num_agents=int(episodes.obs.shape[1]),
         obs_dim=int(episodes.obs.shape[2]),

@@ -64,9 +64,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     else:
         closed = np.zeros(total, bool)
         if "timeouts" not in arrays:
-            notes.append(
-                "no timeouts and no next_observations: what is not terminal counts as followed by the next row"
-            )
+            notes.append("no timeouts and no next_observations: an episode lasts until a terminal row")
     last, terminated, more = rows.ends(ended, cut, closed)
     if not len(last):
         raise DatasetError(f"{source}: terminals: expected an end of at least one episode, found none")

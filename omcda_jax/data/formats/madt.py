@@ -258,7 +258,8 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _dtype(name: str, *_: Any) -> np.dtype:
-    return np.dtype(name)
+    # a copy, for the pickle goes on to set its order of bytes, which NumPy's own instances ignore
+    return np.dtype(name, False, True)
 
 
 def _array_class(*_):

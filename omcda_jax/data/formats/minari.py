@@ -106,6 +106,8 @@ def _flat(observations: Any, source: str, key: str = "observations") -> np.ndarr
     if isinstance(observations, list | tuple):
         raise DatasetError(f"{source}: {key}: expected a Box or a Dict of them, found a sequence")
     values = columns.numbers(observations, source, key, (1, 2, 3, 4))
+    if not values.size:
+        raise DatasetError(f"{source}: {key}: expected numbers in every row, found shape {values.shape}")
     return columns.single(values.reshape(len(values), -1), source, key)
 
 

@@ -66,16 +66,19 @@ def _observed(
     arrays: dict[str, list[np.ndarray]], path: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Observations and states of all rows, those after them, and notes."""
+    for part in ("obs", "states"):
+        for agent, (now, after) in enumerate(zip(arrays.get(part, ()), arrays.get(f"next_{part}", ()), strict=True)):
+            if now.shape != after.shape:
+                raise DatasetError(
+                    f"{path}: next_{part}_{agent}.npy: expected shape {now.shape}, as {part}_{agent}.npy has, found"
+                    f" {after.shape}"
+                )
     obs, after = _padded(arrays["obs"]), _padded(arrays["next_obs"])
-    if obs.shape != after.shape:
-        raise DatasetError(f"{path}: next_obs: expected shape {obs.shape}, as obs, found {after.shape}")
     if "states" not in arrays:
         state, later = (np.concatenate(arrays[part], axis=1) for part in ("obs", "next_obs"))
         notes = ["no states: all agents' observations make the state"]
         return {"obs": obs, "global_state": state}, {"obs": after, "global_state": later}, notes
     states, nexts = (_padded(arrays[part]) for part in _STATES)
-    if states.shape != nexts.shape:
-        raise DatasetError(f"{path}: next_states: expected shape {states.shape}, as states, found {nexts.shape}")
     both = rows.shared_state(np.concatenate([states, nexts]))
     return {"obs": obs, "global_state": both[: len(obs)]}, {"obs": after, "global_state": both[len(obs) :]}, []
 

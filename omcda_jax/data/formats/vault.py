@@ -29,10 +29,10 @@ _TIME_AXIS = int(10e12)
 
 def matches(path: str) -> bool:
     """Return whether a folder looks like this layout, even if its description is missing or its arrays are."""
-    names = guess.visible(path)
-    if names & {"_METADATA", "_CHECKPOINT_METADATA", "ocdbt.process_0"}:
-        return False  # orbax keeps its checkpoints in such a database too
-    return guess.describes_arrays(path) or {_MANIFEST, "d"} <= names
+    # orbax keeps its checkpoints in such a database too
+    if guess.is_checkpoint(path):
+        return False
+    return guess.describes_arrays(path) or {_MANIFEST, "d"} <= guess.visible(path)
 
 
 def read(path: str) -> rows.Reading:
@@ -55,7 +55,8 @@ def read(path: str) -> rows.Reading:
     ended, cut = (np.broadcast_to(values, (total, agents)) for values in (ended, cut))
     last, terminated, kept, notes = _episodes(ended, cut, lanes, path)
     if "infos.state" in arrays:
-        state = columns.single(flat("infos.state").reshape(total, -1), path, "infos.state", where)
+        state = columns.single(flat("infos.state"), path, "infos.state", where)
+        state = rows.shared_state(state) if state.ndim == 3 else state
     else:
         state = obs.reshape(total, -1)
         notes.append("no infos.state: all agents' observations make the state")
@@ -109,6 +110,8 @@ def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int, int]:
     wanted = (*_REQUIRED, *(name for name in ("infos.state", "infos.legals") if name in names))
     arrays = {name: _rows(path, name, names[name], count) for name in wanted}
     lanes, _, agents = columns.numbers(arrays["observations"], path, "observations", (4,)).shape[:3]
+    if not lanes:
+        raise DatasetError(f"{path}: observations: expected at least one lane, found none")
     ranks = {"actions": (3, 4), "infos.legals": (4,), "infos.state": (3, 4)}
     for name, values in arrays.items():
         columns.numbers(values, path, name, ranks.get(name, (4,) if name == "observations" else (2, 3, 4)))
@@ -117,7 +120,8 @@ def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int, int]:
                 f"{path}: {name}: expected {lanes} lanes of {count} rows, as observations has, found shape"
                 f" {values.shape}"
             )
-        if name in ("actions", "infos.legals") and values.shape[2] != agents:
+        by_agent = name in ("actions", "infos.legals") or name == "infos.state" and values.ndim == 4
+        if by_agent and values.shape[2] != agents:
             raise DatasetError(
                 f"{path}: {name}: expected {agents} agents, as observations has, found {values.shape[2]}"
             )
