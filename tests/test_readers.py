@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import warnings
 import zipfile
 
@@ -391,6 +392,12 @@ def test_minari_as_its_own_library_writes_it(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.episodes.obs[:4, 0], joined.astype(np.float32))
     np.testing.assert_array_equal(found.episodes.action[:3, 0], buffers[0].actions - 5)
     assert formats.read(tmp_path / "toy" / "mixed-v0" / "data").metadata == found.metadata
+
+
+def test_minari_is_asked_for_where_it_is_missing(tmp_path, capsys, monkeypatch):
+    written("minari", tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "minari", None)
+    assert "pip install 'omcda-jax[minari]'" in refused(tmp_path / "data", capsys)
 
 
 # words
