@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from test_formats import CONTINUOUS, DISCRETE, make_episodes, write_cfcql, write_omar, write_omiga
 
-from benchmarks.fuzz import __main__ as fuzz
-from benchmarks.fuzz import layouts, mutations
+from benchmarks import fuzz, layouts, mutations
 from omcda_jax import data
 from omcda_jax.config import Repairs
 from omcda_jax.data import formats

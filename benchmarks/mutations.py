@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.fuzz import layouts
+from benchmarks import layouts
 
 Arrays = dict[str, np.ndarray]
 

@@ -22,15 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from benchmarks.fuzz import layouts, mutations
+from benchmarks import layouts, mutations
 from omcda_jax.data import formats
 from omcda_jax.data.__main__ import main as command
 from omcda_jax.data.episodes import Episodes, final_rows
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("mutations", 2000, "How many to try, shared evenly among formats and kinds of fault.")
-flags.DEFINE_integer("seed", 0, "Another seed makes other files.")
-flags.DEFINE_string("keep", None, "Folder to copy the files to that something is wrong with.")
 
 # a Python object where a person reads
 _REPR = re.compile(r"\bb'|\bb\"|Traceback| object at 0x|\*\(|<class|array\(|dtype\(|\\x")
@@ -166,7 +161,7 @@ def fuzz(count: int, seed: int, keep: str | None = None) -> dict[tuple[str, str]
 
 def main(_):
     """Print a table by format and one by kind of fault."""
-    table = fuzz(FLAGS.mutations, FLAGS.seed, FLAGS.keep)
+    table = fuzz(flags.FLAGS.mutations, flags.FLAGS.seed, flags.FLAGS.keep)
     columns = ("read", "refused", "wrong")
     for place, title in enumerate(("format", "fault")):
         print(f"| {title} | mutations | read rightly | refused in one line | anything else |\n|---|---|---|---|---|")
@@ -182,4 +177,7 @@ def main(_):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("mutations", 2000, "How many to try, shared evenly among formats and kinds of fault.")
+    flags.DEFINE_integer("seed", 0, "Another seed makes other files.")
+    flags.DEFINE_string("keep", None, "Folder to copy the files to that something is wrong with.")
     app.run(main)

@@ -1,1 +1,0 @@
-"""Damaged and unusual files, thousands of them: read rightly, or refused in one line."""
