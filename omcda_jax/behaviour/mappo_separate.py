@@ -12,6 +12,7 @@ agent's identity too; it is stored as one for each.
 import contextlib
 import functools
 import itertools
+import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -259,8 +260,8 @@ def learn(
 
 
 @jax.jit
-def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
-    """Draw actions.
+def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> jax.Array:
+    """Draw actions, continuous ones before the tanh.
 
     Args:
         learner: the trainer's state.
@@ -268,15 +269,24 @@ def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> tuple[ja
         key: typed PRNG key.
 
     Returns:
-        The draw, [E, N] int32 or, before the tanh, [E, N, A]; and the action.
+        [E, N] int32, or [E, N, A].
     """
     actor = policy(learner)
     if isinstance(actor, policies.Categorical):
-        action = jax.random.categorical(key, policies.logits(actor, now.obs, now.avail)).astype(jnp.int32)
-        return action, action
+        return jax.random.categorical(key, policies.logits(actor, now.obs, now.avail)).astype(jnp.int32)
     centre = policies.mean(actor, now.obs)
-    draw = centre + jnp.exp(actor.log_std)[None] * jax.random.normal(key, centre.shape)
-    return draw, jnp.where(now.avail, jnp.tanh(draw), 0.0)
+    return centre + jnp.exp(actor.log_std)[None] * jax.random.normal(key, centre.shape)
+
+
+def action_of(draw: chex.Array, avail: chex.Array, numpy: types.ModuleType) -> chex.Array:
+    """Return the action that a draw stands for, zero in dimensions that an agent does not have.
+
+    Args:
+        draw: as from `draw_actions`.
+        avail: [E, N, A] bool.
+        numpy: of JAX, or NumPy itself where arrays are its own.
+    """
+    return draw if draw.ndim < avail.ndim else numpy.where(avail, numpy.tanh(draw), numpy.float32(0))
 
 
 def rollout(
@@ -303,8 +313,8 @@ def rollout(
     """
     everyone, rows, finished = np.arange(progress.shape[1]), [], np.zeros(3)
     for key in keys:
-        draw, action = map(np.asarray, draw_actions(learner, now, key))
-        then = simulators.step(everyone, action)
+        draw = np.asarray(draw_actions(learner, now, key))
+        then = simulators.step(everyone, action_of(draw, now.avail, np))
         rows.append((now, draw, then))
         progress = progress + np.stack([then.reward, np.ones(len(everyone))])
         ended = np.flatnonzero(then.terminated | then.truncated)
@@ -335,7 +345,8 @@ def rollout_in_jax(
     def step(carry, key):
         env_state, now, progress = carry
         act_key, step_key, reset_key = jax.random.split(key, 3)
-        draw, action = draw_actions(learner, now, act_key)
+        draw = draw_actions(learner, now, act_key)
+        action = action_of(draw, now.avail, jnp)
         env_state, fresh, then = mappo.advance(environment, env_state, action, step_key, reset_key)
         progress = progress + jnp.stack([then.reward, jnp.ones_like(then.reward)])
         ended = then.terminated | then.truncated
