@@ -71,16 +71,20 @@ class Interruption:
     first be saved, within `deferring`, it only sets `requested`, which is to be polled. SIGHUP stays ignored where it
     was, as under nohup.
 
+    In a callback of XLA's, Interrupted comes out as another error. So whatever is raised after it counts as it.
+
     Attributes:
         requested: a signal arrived.
         deferred: it will not raise.
         saving: within `deferring`.
+        raised: the signal's name, once Interrupted was raised and not yet dealt with.
     """
 
     def __init__(self):
         self.requested = False
         self.deferred = False
         self.saving = False
+        self.raised: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -92,8 +96,10 @@ class Interruption:
                 signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *unused: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._restore()
+        if self.raised and isinstance(error, Exception):
+            raise Interrupted(self.raised) from error
 
     def renew(self) -> None:
         """Set the handlers again, after something else has replaced them."""
@@ -120,7 +126,10 @@ class Interruption:
                 return work()
             finally:
                 self.deferred = True
-        except Interrupted:
+        except (Interrupted, Exception):
+            if self.raised is None:
+                raise
+            self.raised = None
             return None
 
     def _restore(self) -> None:
@@ -133,7 +142,8 @@ class Interruption:
         if number == signal.SIGHUP:
             _leave_terminal()
         if not self.deferred:
-            raise Interrupted(signal.Signals(number).name)
+            self.raised = signal.Signals(number).name
+            raise Interrupted(self.raised)
 
 
 def _leave_terminal() -> None:

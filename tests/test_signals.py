@@ -30,6 +30,22 @@ def test_a_signal_breaks_off_one_stretch_only():
         assert not interruption.deferred
 
 
+def test_a_signal_that_comes_out_as_another_error_is_still_one():
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted as error:
+            raise RuntimeError("INTERNAL: callback failed") from error
+
+    with pytest.raises(Interrupted, match="SIGTERM"), Interruption():
+        work()
+    with pytest.raises(RuntimeError, match="disk"), Interruption() as interruption, interruption.deferring():
+        assert interruption.breaking_off(work) is None and interruption.deferred
+        raise RuntimeError("disk")
+    with pytest.raises(ZeroDivisionError), Interruption() as interruption:
+        interruption.breaking_off(lambda: 1 / 0)
+
+
 def test_signals_taken_by_another_are_taken_back():
     with Interruption() as interruption, interruption.deferring():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
