@@ -69,7 +69,9 @@ class Run:
 
     def start(self, *first: str) -> list[subprocess.Popen]:
         """Starts the processes; `first` goes before the runner's own arguments."""
-        flags = f"--xla_force_host_platform_device_count={self._devices} --xla_backend_optimization_level=0"
+        # what is compiled runs for seconds only
+        quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        flags = f"--xla_force_host_platform_device_count={self._devices} {quick}"
         environment = os.environ | {
             "XLA_FLAGS": flags,
             "JAX_PLATFORMS": "cpu",

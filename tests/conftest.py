@@ -4,10 +4,14 @@ import ctypes
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
-# most of what tests compute is compiled once and run once; set before jax is imported, for processes of tests as well
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# most of what tests compute is compiled once and run once, and fusion emitters take two thirds of the compilation; set
+# before jax is imported, for processes of tests as well
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+).strip()
 
 import hypothesis
 import jax
@@ -20,6 +24,8 @@ hypothesis.settings.load_profile("quick")
 
 def pytest_configure(config):
     """Lets each program be compiled once, by whichever worker, or process that a test starts, needs it first."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup too, tests send it
     if hasattr(config, "workerinput"):
         return  # workers inherit the environment
     directory = tempfile.mkdtemp(prefix="omcda-jax-programs-")

@@ -158,7 +158,7 @@ def train(index, reward, discrete, updates=1500, batch_size=256):
     obs, state = jnp.ones((batch_size, AGENTS, 1)), jnp.ones((batch_size, 1))
     avail = jnp.ones((batch_size, AGENTS, actions), bool)
 
-    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1, compiler_options={"xla_backend_optimization_level": 2})
     def run(state_of_learner, count):
         def step(learner, _):
             rows = jax.random.randint(jax.random.fold_in(jax.random.key(1), learner.step), (batch_size,), 0, len(index))

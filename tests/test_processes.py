@@ -31,7 +31,7 @@ def evaluation(run):
     return json.loads((run.directory / "result.json").read_text())["evaluation"]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (4, 1)])
 def test_the_number_of_processes_changes_nothing(place, whole, processes, devices):
     run = Run(place / f"on_{processes}_{devices}", updates=200, processes=processes, devices=devices).go()
     assert run.codes == [0] * processes, run.err

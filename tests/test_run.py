@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -299,53 +298,6 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
     ]
     assert "return critic on the data 3.000; largest return-to-go in the data 1.500" in lines[-1]
     assert "overestimates" in lines[-1]
-
-
-def smax_command(directory):
-    return [
-        sys.executable,
-        str(ROOT / "experiments" / "run.py"),
-        "--config=smac_3m",
-        "--config.data.episodes=8",
-        "--config.algorithm.hidden_sizes=16",
-        "--config.algorithm.critic_warmup=100",
-        "--config.learner.updates=1500",
-        "--config.learner.updates_per_call=50",
-        "--config.learner.log_every=50",
-        "--config.learner.evaluate_every=0",
-        "--config.evaluation.episodes=8",
-        f"--workdir={directory}",
-    ]
-
-
-def test_smax_end_to_end_through_a_signal(tmp_path):
-    """Collects, trains OMCDA, is told to stop, and resumes to a result."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    start = lambda: subprocess.Popen(smax_command(tmp_path / "run"), cwd=tmp_path, env=environment, **pipes)
-    with start() as process:
-        for line in process.stdout:
-            if "updates/s" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest, error = process.communicate(timeout=600)
-    assert process.returncode == 75, error
-    saved = int(rest.split("saved at step ")[1].split()[0])
-    assert 50 <= saved < 1500
-    with start() as process:
-        out, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
-    assert f"resumed at step {saved} of 1500" in out
-    result = result_of(tmp_path / "run")
-    assert (result["step"], result["finished"]) == (1500, True)
-    assert sum(result["metrics"]["allocation/budget"]) == pytest.approx(0.6, rel=1e-5)
-    assert 0.0 <= result["evaluation"]["return_mean"] <= 2.0001
-    steps = [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")]
-    assert steps == list(range(50, 1501, 50))
 
 
 def test_mujoco_end_to_end(run, monkeypatch, capsys):
