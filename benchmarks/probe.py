@@ -126,7 +126,10 @@ def train(
 ) -> Learned:
     """Run `updates` updates of OMCDA, forty calls of one scan, and evaluate what comes out; `log` gets progress."""
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    # optimised also where whoever calls, a test for instance, compiles in haste
+    @functools.partial(
+        jax.jit, static_argnames="count", donate_argnums=0, compiler_options={"xla_backend_optimization_level": 2}
+    )
     def run(state, dataset, count):
         def step(state, _):
             batch = data.sample(dataset, jax.random.fold_in(jax.random.key(seed), state.step), batch_size)
@@ -183,6 +186,12 @@ def settings(rule: str, updates: int, value_target: str = "expectation", **chang
     return omcda_jax.OmcdaConfig(**{**base, **changes})
 
 
+def account(config: omcda_jax.OmcdaConfig, discrete: bool) -> str:
+    """How what is spent is counted: by the policy's own divergence, or by that of the weights on the data."""
+    weighted = config.extraction == "weighted" or (config.extraction == "auto" and discrete)
+    return "batch" if weighted and config.value_target == "expectation" else "mean"
+
+
 def exact_split(table: exact.Frontier, config: omcda_jax.OmcdaConfig) -> exact.Allocation:
     """The split that the configuration's allocation rule settles at when every value is exact."""
     agents = len(table.spent)
@@ -210,15 +219,15 @@ def main(argv: Sequence[str]) -> None:
     problem = PROBLEMS[_ACTIONS.value]()
     dataset = rollouts(problem)
     behaviour = exact.behaviour_value(problem)
-    account = "batch" if _VALUE_TARGET.value == "expectation" else "mean"
+    counted = account(settings("uniform", 8, _VALUE_TARGET.value), dataset.spec.discrete)
     print(
-        f"{dataset.rows.shape[0]} transitions, behaviour value {behaviour:.2f}, budget counted by the {account} account"
+        f"{dataset.rows.shape[0]} transitions, behaviour value {behaviour:.2f}, budget counted by the {counted} account"
     )
     print(f"{'':<28}{'value':>8}{'gain':>9} |{'alpha':^32} |{'influence':^32} |{'budget':^32} |{'KL':^32}")
     lines = []
     for rule in _RULES.value:
         config = settings(rule, _UPDATES.value, _VALUE_TARGET.value, num_samples=_NUM_SAMPLES.value)
-        table = exact.frontier(problem, account, config.influence_epsilon)
+        table = exact.frontier(problem, counted, config.influence_epsilon)
         best = exact_split(table, config)
         learned = train(
             problem, dataset, config, updates=_UPDATES.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value

@@ -39,6 +39,22 @@ VARIANTS = {
     "random": ["algorithm.allocation=random"],
     "not_decoupled": ["algorithm.decoupled=False"],
     "in_sample": ["algorithm.value_target=in_sample"],
+    "unprimed": ["algorithm.priming=0"],
+    "one_critic": ["algorithm.critics=1"],
+    "weighted": ["algorithm.extraction=weighted"],
+    "gradient": ["algorithm.extraction=gradient"],
+    "priceless": ["algorithm.price=0"],
+    # everything as the papers write it
+    "paper": [
+        "algorithm.value_target=in_sample",
+        "algorithm.conservative_mixing=monotonic",
+        "algorithm.influence_scale=raw",
+        "algorithm.extraction=weighted",
+        "algorithm.critics=1",
+        "algorithm.critic_warmup=0",
+        "algorithm.priming=0",
+        "algorithm.price=0",
+    ],
 }
 
 FLAGS = flags.FLAGS

@@ -5,7 +5,10 @@ Learning" (AAMAS 2025) and its full version "Who Matters Matters: Agent-Specific
 2026). Where the papers leave a choice open, the docstring says what was chosen here.
 """
 
+from typing import Any
+
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +17,25 @@ from omcda_jax.reductions import batch_log_weights, masked_mean
 
 ALLOCATION_RULES = ("softmax", "projected", "uniform", "random")
 INFLUENCE_SCALES = ("relative", "raw")
+
+
+@flax.struct.dataclass
+class AllocationState:
+    """What OMCDA carries from update to update beside its networks.
+
+    Attributes:
+        log_alpha: [N] moving average of the solved levels; where extraction is by gradient, stepped from there.
+        budget: [N] d_i, nats; on the simplex.
+        influence: [N] moving average of m_i; 0 until the critic warm-up is over.
+        value_size: [] moving average of |V^r_tot|, in the critic warm-up only: the size of the behaviour's value.
+    """
+
+    log_alpha: chex.Array
+    budget: chex.Array
+    influence: chex.Array
+    value_size: chex.Array
+
+
 LARGEST_INFLUENCE = 1e30  # beyond it an influence counts as this one
 
 
@@ -122,6 +144,20 @@ def allocate(
     return min_budget + optax.projections.projection_simplex(target, spread)
 
 
+def allocate_by(config: Any, influence: chex.Array, previous: chex.Array) -> chex.Array:
+    """Return `allocate` by an algorithm's settings: `allocation` names the rule, `d_tot` and `d_min` the budgets."""
+    return allocate(
+        influence,
+        previous,
+        rule=config.allocation,
+        total_budget=config.d_tot,
+        min_budget=config.d_min,
+        temperature=config.temperature,
+        step_size=config.step_size,
+        influence_scale=config.influence_scale,
+    )
+
+
 def _relative(influence):
     """Divide influence by its mean absolute value; dividing by the largest first keeps the mean from overflowing.
 
@@ -206,3 +242,19 @@ def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Nu
     """
     chex.assert_equal_shape([log_alpha, solution])
     return log_alpha + rate * (solution - log_alpha)
+
+
+def dual_step(log_alpha: chex.Array, divergence: chex.Array, budget: chex.Array, step_size: chex.Numeric) -> chex.Array:
+    """Return log alpha + step_size clip((KL - d) / d, -1, 1): a level rises while its agent spends too much; all [N].
+
+    A step of gradient descent on the paper's dual alpha (d - KL), in log alpha, free of the budget's size and clipped.
+
+    Args:
+        log_alpha: [N].
+        divergence: [N] KL_i of the policy, nats.
+        budget: [N] d_i, nats.
+        step_size: largest change.
+    """
+    chex.assert_equal_shape([log_alpha, divergence, budget])
+    excess = (divergence - budget) / jnp.maximum(budget, jnp.finfo(budget.dtype).tiny)
+    return log_alpha + step_size * jnp.clip(excess, -1.0, 1.0)

@@ -25,7 +25,7 @@ from omcda_jax.system import replacing
 from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, TrainState, updates_done
 
 # Raised by whoever changes what a record or a state's leaves on disk mean.
-SCHEMA = 3
+SCHEMA = 4
 QUARANTINE = "quarantine"
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from omcda_jax.types import Batch, BatchError, EnvSpec
 
+_OPTIONAL = ("next_action", "first", "last", "return_to_go")
 _KINDS = {
     "floats": jnp.floating,
     "integers": jnp.integer,
@@ -41,10 +42,11 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
         "next_action": action,
         "first": ("B", "booleans"),
         "last": ("B", "booleans"),
+        "return_to_go": ("B", "floats"),
     }
     for name, (letters, kind) in expected.items():
         value = getattr(batch, name)
-        if value is None and name in ("next_action", "first", "last"):
+        if value is None and name in _OPTIONAL:
             if name in needs:
                 raise BatchError(f"batch.{name}: {algorithm} needs {_shape(letters, sizes)} of {kind}, found None")
             continue

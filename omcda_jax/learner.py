@@ -165,7 +165,8 @@ def make_train_step(
 
     Args:
         algorithm: the bundle whose `update` is called.
-        sample: `sample(dataset, key, batch_size, part, parts) -> Batch` of rows part * B / parts and on, pure.
+        sample: `sample(dataset, key, batch_size, part, parts, gamma) -> Batch` of rows part * B / parts and on, pure;
+            `gamma` is the trial's discount factor, None where its algorithm has none.
         batch_size: B, of the whole batch.
         updates_per_call: k, the length of the scan.
         layout: None: one trial on one device.
@@ -219,18 +220,17 @@ def make_debug_step(
         algorithm, sample, batch_size, updates_per_call: as `make_train_step`.
     """
 
-    def update_once(state, dataset):
-        return algorithm.update(state, _draw(sample, dataset, state, batch_size, 0, 1))
-
-    compiled = jax.jit(update_once)
+    draw = jax.jit(lambda state, dataset: _draw(sample, dataset, state, batch_size, 0, 1))
+    compiled = jax.jit(algorithm.update)
 
     def train_step(state, dataset):
         rows = []
         for _ in range(updates_per_call):
-            new, metrics = compiled(state, dataset)
+            batch = draw(state, dataset)  # apart: data may mark what is unknown by a NaN
+            new, metrics = compiled(state, batch)
             if not _all_finite((metrics, new.params)):
                 with jax.disable_jit(), jax.debug_nans(True):
-                    update_once(state, dataset)
+                    algorithm.update(state, batch)
                 step = updates_done(state)
                 raise FloatingPointError(f"update {step} gave infinite numbers, or none when compiled")
             state = new
@@ -244,7 +244,7 @@ def make_debug_step(
 def _draw(sample: Any, dataset: Any, state: TrainState, batch_size: int, part: Any, parts: int) -> Batch:
     """Draw the batch of the state's step: a function of its key and step alone."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, _BATCH_STREAM), state.step)
-    return sample(dataset, key, batch_size, part, parts)
+    return sample(dataset, key, batch_size, part, parts, getattr(state.config, "gamma", None))
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -199,6 +199,20 @@ def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *
     return jax.vmap(lambda member: function(network, member, *inputs))(params)
 
 
+def of_smallest(values: chex.Array, tree: Any) -> Any:
+    """Return, row by row, the results of the member of an ensemble whose value is the smallest.
+
+    Args:
+        values: [E, B].
+        tree: results of all members, leaves [E, B, ...].
+
+    Returns:
+        Leaves [B, ...].
+    """
+    smallest = jnp.argmin(values, axis=0)
+    return jax.tree.map(lambda x: jax.vmap(lambda members, e: members[e], in_axes=(1, 0))(x, smallest), tree)
+
+
 def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
     """Return every agent's policy.
 

@@ -13,7 +13,7 @@ import optax
 from omcda_jax.distributions import has_choice
 from omcda_jax.losses import bellman_target
 from omcda_jax.reductions import loss_share, total
-from omcda_jax.types import Batch, ConfigError, EnvSpec, Losses, Metrics, Params, TrainState
+from omcda_jax.types import Batch, BatchError, ConfigError, EnvSpec, Losses, Metrics, Params, TrainState
 
 MAX_GRADIENT_NORM = 1.0
 # Folded into the run's key before steps are: `init` splits that key, and on jax 0.10 split(key, n)[i] is
@@ -40,6 +40,10 @@ class CriticSettings:
         hidden_sizes: widths of the hidden layers of all networks but the mixers.
         mixer_hidden: width of the mixers' layers.
         critic_layer_norm: normalise the hidden layers of the action values.
+        priming: first updates in which the critic learns the data's own returns-to-go, where a batch has them, in the
+            place of bootstrapped values: what one-step targets carry back a step in about 1 / target_rate updates is
+            there at once (after Jelley et al. 2024, "Efficient Offline Reinforcement Learning: The Critic is
+            Critical").
     """
 
     gamma: float = 0.99
@@ -49,6 +53,7 @@ class CriticSettings:
     hidden_sizes: tuple[int, ...] = static((256, 256))
     mixer_hidden: int = static(64)
     critic_layer_norm: bool = static(False)
+    priming: int = static(0)
 
 
 def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -> None:
@@ -106,6 +111,8 @@ def check_numbers(
         require(config, key, lambda x: x >= 1, "at least 1")
     for key in present("hidden_sizes", "vae_hidden"):
         require(config, key, lambda sizes: min(sizes, default=0) >= 1, "one or more widths of at least 1")
+    for key in present("priming"):
+        require(config, key, lambda x: x >= 0, "a number of updates >= 0")
 
 
 def new_state(
@@ -134,8 +141,20 @@ def new_state(
 
 
 def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
-    """Return y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]."""
-    return bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
+    """Return y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]; returns-to-go while priming.
+
+    Raises:
+        BatchError: the settings ask for priming, and the batch has no returns-to-go.
+    """
+    target = bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
+    priming = getattr(state.config, "priming", 0)
+    if not priming:
+        return target
+    if batch.return_to_go is None:
+        expected = f"[B] of floats, for {state.config.name} has priming={priming}"
+        raise BatchError(f"batch.return_to_go: expected {expected}, found None; data.returns_to_go makes them")
+    primes = (state.step < priming) & jnp.isfinite(batch.return_to_go)
+    return jnp.where(primes, batch.return_to_go, target)
 
 
 def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:

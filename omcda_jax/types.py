@@ -108,6 +108,8 @@ class Batch:
             the fields below: `Algorithm.needs` names those that an algorithm reads.
         first: [B] bool, the row starts an episode.
         last: [B] bool, the row ends an episode, by termination or a time limit: there is no next action.
+        return_to_go: [B] discounted sum of the rewards from here to the end of the episode, by the algorithm's gamma;
+            nan where a time limit cut the episode so soon that the sum says too little, see `data.returns_to_go`.
     """
 
     obs: chex.Array
@@ -122,6 +124,7 @@ class Batch:
     next_action: chex.Array | None = None
     first: chex.Array | None = None
     last: chex.Array | None = None
+    return_to_go: chex.Array | None = None
 
 
 @flax.struct.dataclass

@@ -28,6 +28,7 @@ SETTINGS = dict(
     gamma=0.9,
     influence_rate=0.3,
     level_rate=0.2,
+    level_step=0.05,
     target_rate=0.1,
     policy_average_rate=0.02,
 )
@@ -39,8 +40,12 @@ CASES = {
     "in_sample": dict(value_target="in_sample"),
     "not decoupled": dict(decoupled=False, allocation="projected", step_size=0.3),
     "not decoupled in_sample": dict(decoupled=False, value_target="in_sample", conservative_mixing="identity"),
-    "capped": dict(max_weight=1.5),
-    "warming up": {},
+    "capped, one critic, priced": dict(max_weight=1.5, critics=1, price=0.05),
+    "warming up, primed": dict(priming=5),
+    "gradient": dict(extraction="gradient"),
+    "gradient priced": dict(extraction="gradient", price=0.1, critics=3),
+    "gradient not decoupled in_sample": dict(extraction="gradient", decoupled=False, value_target="in_sample"),
+    "gradient warming up": dict(extraction="gradient", price=0.1),
 }
 
 
@@ -67,6 +72,7 @@ def make_batch(random):
         next_action=np.zeros((ROWS, 3), np.int32),
         first=np.zeros(ROWS, bool),
         last=np.zeros(ROWS, bool),
+        return_to_go=np.where(random.random(ROWS) < 0.7, normal(ROWS), np.nan).astype(np.float32),
     )
 
 
@@ -82,6 +88,7 @@ def make_state(config, step, spec=SPEC):
         log_alpha=jnp.log(jnp.array([0.5, 1.0, 2.0])),
         budget=jnp.array([0.6, 1.4, 0.4]),
         influence=jnp.array([0.4, -0.1, 0.2]),
+        value_size=jnp.float32(20.0),
     )
     params = wider(state.params | {"policy": other.params["policy"]})  # not the behaviour's twin any more
     targets = {group: wider(other.params[group]) for group in state.target_params}
@@ -124,6 +131,11 @@ def return_mixer(tree, state):
     return np.abs(x @ kernel + bias), (x @ last + last_bias)[:, 0]
 
 
+def members(tree):
+    """Stacked critics one by one."""
+    return [jax.tree.map(lambda x, e=e: x[e], tree) for e in range(len(jax.tree.leaves(tree)[0]))]
+
+
 def deviation_mixer(tree, state, kind):
     rows, agents = len(state), SPEC.num_agents
     if kind == "identity":
@@ -148,22 +160,32 @@ def constants(state, batch):
         for obs, avail in ((batch.obs, batch.avail), (batch.next_obs, batch.next_avail))
         for group in ("policy", "behaviour")
     )
-    q_return = local_network(target["return"]["local"], batch.obs)
-    w, _ = return_mixer(target["return"]["mixer"], batch.global_state)
-    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_global_state)
-    if in_sample:
-        next_local = local_network(target["value"]["return"], batch.next_obs)[..., 0]
-        next_value = reference.mix_return(next_local, next_w, next_bias)
-        v_return = local_network(params["value"]["return"], batch.obs)[..., 0]
-        advantage = w * (reference.take(q_return, batch.action) - v_return)
-    else:
-        next_q = local_network(target["return"]["local"], batch.next_obs)
-        next_value = reference.expected_return_value(next_q, next_pi, next_w, next_bias)
-        advantage = reference.return_advantage(q_return, pi, batch.action, w)
-        if not config.decoupled:
-            next_value = next_value - reference.divergence(next_pi, next_b) @ alpha
+    each = []  # of the return critics: q, w, v, team value now and at the next state
+    for critic in members(target["return"]):
+        q = local_network(critic["local"], batch.obs)
+        w, bias = return_mixer(critic["mixer"], batch.global_state)
+        next_w, next_bias = return_mixer(critic["mixer"], batch.next_global_state)
+        if in_sample:
+            v = local_network(params["value"]["return"], batch.obs)[..., 0]
+            next_v = local_network(target["value"]["return"], batch.next_obs)[..., 0]
+        else:
+            v = reference.expectation(pi, q)
+            next_v = reference.expectation(next_pi, local_network(critic["local"], batch.next_obs))
+        teams = reference.mix_return(v, w, bias), reference.mix_return(next_v, next_w, next_bias)
+        each.append((q, w, v, *teams))
+    q_return, w, v_return, value, _ = reference.of_smallest(each, place=3)
+    next_value = np.min([one[4] for one in each], axis=0)
+    if not in_sample and not config.decoupled:
+        next_value = next_value - reference.divergence(next_pi, next_b) @ alpha
+    advantage = w * (reference.take(q_return, batch.action) - v_return)
     found = dict(mask=mask, alpha=alpha, pi=pi, b=b, q_return=reference.take(q_return, batch.action), w=w)
+    found["value_size"] = np.abs(value).mean()
+    found["q_return_table"], found["v_return"] = q_return, v_return
+    found["q_deviation_table"], found["v_deviation"] = np.zeros_like(q_return), np.zeros_like(v_return)
     found["return_target"] = reference.return_target(batch.reward, batch.discount, config.gamma, next_value)
+    if config.priming > int(state.step):
+        known = np.isfinite(batch.return_to_go)
+        found["return_target"] = np.where(known, batch.return_to_go, found["return_target"])
     deviation_advantage, found["kappa"] = np.zeros((ROWS, 3)), np.ones((ROWS, 3))
     if config.decoupled:
         q_deviation = local_network(target["deviation"]["local"], batch.obs)
@@ -175,13 +197,18 @@ def constants(state, batch):
             next_deviation = reference.mix_deviation(next_local, next_mixing, shift)
             v = local_network(params["value"]["deviation"], batch.obs)[..., 0]
             deviation_advantage = kappa * (reference.take(q_deviation, batch.action) - v)
+            found["v_deviation"] = v
         else:
             next_q = local_network(target["deviation"]["local"], batch.next_obs)
             next_deviation = reference.expected_deviation_value(next_q, next_pi, next_b, next_mixing, shift)
             deviation_advantage = reference.deviation_advantage(q_deviation, pi, batch.action, kappa)
+            found["v_deviation"] = reference.expectation(pi, q_deviation)
         found["deviation_target"] = reference.deviation_target(batch.discount, config.gamma, next_deviation)
         found["q_deviation"] = reference.take(q_deviation, batch.action)
-    bounds = np.log([config.alpha_min, config.alpha_max])
+        found["q_deviation_table"] = q_deviation
+    warm = int(state.step) >= config.critic_warmup
+    found["lowest"] = max(config.alpha_min, config.price * 20.0 if warm else 0.0)
+    bounds = np.log([found["lowest"], config.alpha_max])
     budget = np.asarray(state.extra.budget, np.float64)
     found["solution"] = np.array(
         [
@@ -191,7 +218,6 @@ def constants(state, batch):
     )
     scores = advantage / np.exp(found["solution"]) + deviation_advantage
     ratio = np.stack([reference.density_ratio(scores[:, i], mask[:, i]) for i in range(3)], axis=1)
-    warm = int(state.step) >= config.critic_warmup
     found["warm"] = warm
     found["weights"] = np.minimum(ratio, config.max_weight) if warm else mask.astype(np.float64)
     found["influence"] = reference.influence(q_return, w, pi, b, mask, config.influence_epsilon)
@@ -204,13 +230,24 @@ def group_losses(config, params, batch, fixed):
         reference.masked_log_probabilities(local_network(params[group], batch.obs), batch.avail)
         for group in ("policy", "behaviour")
     )
-    q = reference.take(local_network(params["return"]["local"], batch.obs), batch.action)
-    q_return = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.global_state))
+    q_return = [
+        reference.mix_return(
+            reference.take(local_network(critic["local"], batch.obs), batch.action),
+            *return_mixer(critic["mixer"], batch.global_state),
+        )
+        for critic in members(params["return"])
+    ]
     losses = dict(
         policy=reference.policy_loss(fixed["weights"], pi, batch.action, fixed["mask"]),
         behaviour=reference.behaviour_loss(b, batch.action, fixed["mask"]),
     )
-    losses["return"] = reference.return_critic_loss(q_return, fixed["return_target"])
+    if config.extraction == "gradient" and fixed["warm"]:
+        gain = fixed["w"] / fixed["alpha"] * (reference.expectation(pi, fixed["q_return_table"]) - fixed["v_return"])
+        deviation = reference.expectation(pi, fixed["q_deviation_table"]) - fixed["v_deviation"]
+        excess = reference.divergence(pi, fixed["b"]) - gain - fixed["kappa"] * deviation
+        losses["policy"] = reference.masked_mean(excess, fixed["mask"])
+    losses["return"] = sum(reference.return_critic_loss(one, fixed["return_target"]) for one in q_return)
+    q_return = np.mean(q_return, axis=0)
     q_deviation = np.zeros((ROWS, 3))
     if config.decoupled:
         q = reference.take(local_network(params["deviation"]["local"], batch.obs), batch.action)
@@ -262,7 +299,7 @@ def case(request):
     """(state, batch, next state, metrics, fixed quantities) of one real update."""
     batch = make_batch(np.random.default_rng(11))
     config = omcda_jax.OmcdaConfig(**{**SETTINGS, **CASES[request.param]})
-    state = make_state(config, step=3 if request.param == "warming up" else 7)
+    state = make_state(config, step=3 if "warming up" in request.param else 7)
     after, metrics = update(state, batch)
     return state, batch, after, jax.device_get(metrics), constants(state, batch)
 
@@ -274,7 +311,8 @@ def test_losses_and_values_agree(case):
     for group, loss in losses.items():
         # Policy and value losses weigh rows by a level the library bisects to about 1e-5.
         tolerance = 1e-4 if group in ("policy", "value") else 1e-5
-        assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance), group
+        # in-sample values are not the policy's, and a difference of large numbers is left
+        assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance, abs=1e-5), group
     assert metrics["critic/q_return"] == pytest.approx(q_return.mean(), rel=1e-5, abs=1e-6)
     if state.config.decoupled:
         np.testing.assert_allclose(metrics["critic/q_deviation"], q_deviation.mean(axis=0), rtol=1e-5, atol=1e-6)
@@ -283,11 +321,23 @@ def test_losses_and_values_agree(case):
 def test_levels_budgets_and_influence_agree(case):
     state, _, after, metrics, fixed = case
     config, before = state.config, state.extra
-    inside = (fixed["solution"] > np.log(1e-3) + 0.5) & (fixed["solution"] < np.log(1e3) - 0.5)
-    assert inside.all()
+    priced = float(config.price) > 0
+    assert (fixed["solution"] < np.log(1e3) - 0.5).all()
+    assert priced or (fixed["solution"] > np.log(fixed["lowest"]) + 0.5).all()
     log_alpha = np.asarray(before.log_alpha) + 0.2 * (fixed["solution"] - np.asarray(before.log_alpha))
+    if config.extraction == "gradient" and fixed["warm"]:
+        budget = np.asarray(before.budget, np.float64)
+        spent = [
+            reference.masked_mean(reference.divergence(fixed["pi"], fixed["b"])[:, i], fixed["mask"][:, i])
+            for i in range(3)
+        ]
+        log_alpha = np.asarray(before.log_alpha) + 0.05 * np.clip((spent - budget) / budget, -1, 1)
+        log_alpha = np.maximum(log_alpha, np.log(fixed["lowest"]))
     np.testing.assert_allclose(after.extra.log_alpha, log_alpha, atol=5e-5)
     np.testing.assert_allclose(metrics["allocation/alpha"], np.exp(log_alpha), rtol=5e-5)
+    assert metrics["allocation/price"] == pytest.approx(fixed["lowest"], rel=1e-5)
+    size = 20.0 if fixed["warm"] else 20.0 + 0.2 * (fixed["value_size"] - 20.0)
+    assert float(after.extra.value_size) == pytest.approx(size, rel=1e-5)
     rate = 0.3 if fixed["warm"] else 0.0
     smoothed = np.asarray(before.influence) + rate * (fixed["influence"] - np.asarray(before.influence))
     np.testing.assert_allclose(after.extra.influence, smoothed, rtol=1e-5, atol=1e-6)

@@ -20,24 +20,27 @@ from omcda_jax import (
     OmarConfig,
     OmcdaConfig,
     OmigaConfig,
+    training,
 )
 from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.types import BatchError
 
 SPEC = EnvSpec(num_agents=3, obs_dim=6, state_dim=5, action_dim=4, discrete=True)
 CONTINUOUS = dataclasses.replace(SPEC, action_dim=2, discrete=False)
 SMALL = {"hidden_sizes": (16, 16)}
 CONFIGS = {
     "omcda": OmcdaConfig(critic_warmup=0, **SMALL),
-    "omcda-projected-identity": OmcdaConfig(
-        critic_warmup=0, allocation="projected", conservative_mixing="identity", **SMALL
+    "omcda-one-projected-identity": OmcdaConfig(
+        critic_warmup=0, critics=1, allocation="projected", conservative_mixing="identity", **SMALL
     ),
-    "omcda-monotonic": OmcdaConfig(critic_warmup=0, conservative_mixing="monotonic", **SMALL),
+    "omcda-uniform-monotonic": OmcdaConfig(
+        critic_warmup=0, allocation="uniform", conservative_mixing="monotonic", **SMALL
+    ),
+    "omcda-random-layer_norm": OmcdaConfig(critic_warmup=0, allocation="random", critic_layer_norm=True, **SMALL),
+    "omcda-gradient": OmcdaConfig(critic_warmup=0, extraction="gradient", **SMALL),
     "omcda-in_sample": OmcdaConfig(critic_warmup=0, value_target="in_sample", **SMALL),
-    "omcda-without-allocation": OmcdaConfig(critic_warmup=0, allocation="uniform", **SMALL),
-    "omcda-random": OmcdaConfig(critic_warmup=0, allocation="random", **SMALL),
     "omcda-not-decoupled": OmcdaConfig(critic_warmup=0, decoupled=False, **SMALL),
     "omcda-not-decoupled-in_sample": OmcdaConfig(critic_warmup=0, decoupled=False, value_target="in_sample", **SMALL),
-    "omcda-layer_norm": OmcdaConfig(critic_warmup=0, critic_layer_norm=True, **SMALL),
     "bc": BcConfig(**SMALL),
     "bcq": BcqConfig(acting_samples=10, vae_hidden=(16, 16), **SMALL),
     "cql": CqlConfig(**SMALL),
@@ -57,7 +60,6 @@ CASES |= {
         "omcda",
         "omcda-in_sample",
         "omcda-not-decoupled",
-        "omcda-layer_norm",
         *(name for name in ALGORITHMS if name != "omcda"),
     )
 }
@@ -337,6 +339,33 @@ def test_warm_up_clones_and_leaves_budgets_uniform():
     assert largest_difference(weighted.params["policy"], cloned.params["policy"]) > 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "bc"])
+def test_a_primed_critic_learns_the_returns_it_is_given(name):
+    """Rows whose return is unknown bootstrap; without returns the settings are refused, naming field and algorithm."""
+    state = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS[name].replace(priming=3))
+    batch = make_batch(0).replace(return_to_go=jnp.full(24, 5.0))
+    known = jnp.arange(24) < 12
+    target = lambda batch, step=0: training.bootstrap(state.replace(step=jnp.int32(step)), batch, jnp.ones(24))
+    bootstrapped = batch.reward + 0.99 * batch.discount
+    np.testing.assert_array_equal(target(batch), 5.0)
+    np.testing.assert_allclose(target(batch, step=3), bootstrapped, rtol=1e-6)
+    partly = target(batch.replace(return_to_go=jnp.where(known, 5.0, jnp.nan)))
+    np.testing.assert_allclose(partly, jnp.where(known, 5.0, bootstrapped), rtol=1e-6)
+    with pytest.raises(BatchError, match=rf"batch.return_to_go: expected \[B\] of floats, for {name} has priming=3"):
+        jax.eval_shape(omcda_jax.update, state, make_batch(0))
+
+
+def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over():
+    for config in (CONFIGS["omcda"], CONFIGS["omcda-gradient"]):
+        state = after(config.replace(critic_warmup=2, level_rate=1.0, price=10.0, d_tot=5.0), updates=2)
+        assert state.extra.value_size > 0
+        warm = jnp.exp(state.extra.log_alpha)
+        state, metrics = UPDATE(state, make_batch(3))
+        assert metrics["allocation/price"] == pytest.approx(10 * float(state.extra.value_size), rel=1e-5)
+        assert np.all(warm < metrics["allocation/price"])
+        np.testing.assert_allclose(metrics["allocation/alpha"], metrics["allocation/price"], rtol=1e-4)
+
+
 def test_an_agent_without_choices_stays_finite_and_teaches_nothing():
     config = CONFIGS["omcda"]
     state, batch = after(config), make_batch(13)
@@ -391,10 +420,10 @@ def test_layer_norm_bounds_what_a_critic_says_far_from_the_data(config, metric):
 
 
 def test_ablations_are_what_they_say():
-    uniform = after(CONFIGS["omcda-without-allocation"])
+    uniform = after(CONFIGS["omcda-uniform-monotonic"])
     np.testing.assert_allclose(uniform.extra.budget, 0.2, rtol=1e-6)
-    random = [after(CONFIGS["omcda-random"], seed=seed).extra.budget for seed in (0, 1)]
-    start = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["omcda-random"]).extra.budget
+    random = [after(CONFIGS["omcda-random-layer_norm"], seed=seed).extra.budget for seed in (0, 1)]
+    start = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["omcda-random-layer_norm"]).extra.budget
     np.testing.assert_array_equal(random[0], start)
     assert np.all(random[0] != random[1])
     for budget in random:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from test_against_reference import deviation_mixer, layers, make_state, return_mixer
+from test_against_reference import deviation_mixer, layers, make_state, members, return_mixer
 
 import omcda_jax
-from omcda_jax import networks
+from omcda_jax.distributions import TanhGaussian, support_rows
 from omcda_jax.training import row_keys
 
 ROWS, SAMPLES = 16, 4
@@ -26,6 +26,7 @@ CONFIG = omcda_jax.OmcdaConfig(
     gamma=0.9,
     influence_rate=0.3,
     level_rate=0.2,
+    level_step=0.05,
     num_samples=SAMPLES,
 )
 
@@ -87,23 +88,38 @@ def values(tree, obs, actions):
     return np.moveaxis(network(tree, obs, np.moveaxis(actions, -2, 0))[..., 0], 0, -1)
 
 
+def drawn(policy, noise, avail):
+    """The actions [B, N, K, A] that standard normal noise gives under a policy."""
+    mean, std = (x[..., None, :] for x in policy)
+    return np.where(avail[..., None, :], np.tanh(mean + std * noise), 0.0)
+
+
 def constants(state, batch):
     target, alpha = state.target_params, np.exp(np.asarray(state.extra.log_alpha, np.float64))
-    found = {}
-    draws = []
-    for keys, obs in zip(row_keys(state, batch, 2), (batch.obs, batch.next_obs), strict=True):
-        net = networks.policy_network(SPEC, CONFIG.hidden_sizes)
-        policy = networks.action_distribution(net, state.params["policy"], jnp.asarray(obs), jnp.asarray(batch.avail))
-        support = jax.vmap(lambda of_row, key: of_row.support(key, SAMPLES))(policy, keys)
-        draws.append(np.asarray(support.actions, np.float64))
+    found = dict(alpha=alpha)
+    zeros = jnp.zeros((ROWS, 3, 2))
+    standard = TanhGaussian(zeros, zeros, jnp.ones_like(zeros, bool))
+    noise = [np.arctanh(np.float64(support_rows(standard, k, SAMPLES).actions)) for k in row_keys(state, batch, 2)]
+    draws = [
+        drawn(moments(state.params["policy"], obs), own, batch.avail)
+        for obs, own in zip((batch.obs, batch.next_obs), noise, strict=True)
+    ]
     even = np.full((ROWS, 3, SAMPLES), -np.log(SAMPLES))
     pi, b, next_pi, next_b = (
         moments(state.params[group], obs) for obs in (batch.obs, batch.next_obs) for group in ("policy", "behaviour")
     )
-    w, _ = return_mixer(target["return"]["mixer"], batch.global_state)
-    next_w, next_bias = return_mixer(target["return"]["mixer"], batch.next_global_state)
-    next_q = values(target["return"]["local"], batch.next_obs, draws[1])
-    next_value = reference.expected_return_value(next_q, even, next_w, next_bias)
+    each, next_values = [], []
+    for critic in members(target["return"]):
+        w, bias = return_mixer(critic["mixer"], batch.global_state)
+        q = values(critic["local"], batch.obs, draws[0])
+        q_data = network(critic["local"], batch.obs, batch.action)[..., 0]
+        each.append((q, q_data, w, reference.expected_return_value(q, even, w, bias)))
+        next_w, next_bias = return_mixer(critic["mixer"], batch.next_global_state)
+        next_q = values(critic["local"], batch.next_obs, draws[1])
+        next_values.append(reference.expected_return_value(next_q, even, next_w, next_bias))
+    q, q_data, w, _ = reference.of_smallest(each, place=3)
+    critic = np.argmin([one[3] for one in each], axis=0)
+    next_value = np.min(next_values, axis=0)
     found["return_target"] = reference.return_target(batch.reward, batch.discount, 0.9, next_value)
     mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.global_state, "convex")
     next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_global_state, "convex")
@@ -111,10 +127,21 @@ def constants(state, batch):
     next_deviation = reference.mix_deviation(next_c, next_mixing) - divergence(next_pi, next_b, batch.avail)
     found["deviation_target"] = reference.deviation_target(batch.discount, 0.9, next_deviation)
 
-    q, c = (values(target[part]["local"], batch.obs, draws[0]) for part in ("return", "deviation"))
-    q_data, c_data = (network(target[p]["local"], batch.obs, batch.action)[..., 0] for p in ("return", "deviation"))
+    c = values(target["deviation"]["local"], batch.obs, draws[0])
+    c_data = network(target["deviation"]["local"], batch.obs, batch.action)[..., 0]
+    kappa = reference.kappa(alpha, mixing)
     advantage = w * (q_data - q.mean(axis=-1))
-    deviation_advantage = reference.kappa(alpha, mixing) * (c_data - c.mean(axis=-1))
+    deviation_advantage = kappa * (c_data - c.mean(axis=-1))
+
+    def expected_exponent(policy):
+        """E_pi z of a policy, by the noise of the update's draws and the critics chosen before it."""
+        actions = drawn(policy, noise[0], batch.avail)
+        own = np.stack([values(one["local"], batch.obs, actions) for one in members(target["return"])])
+        gain = own[critic, np.arange(ROWS)].mean(axis=-1) - q.mean(axis=-1)
+        cost = values(target["deviation"]["local"], batch.obs, actions).mean(axis=-1) - c.mean(axis=-1)
+        return w / alpha * gain + kappa * cost
+
+    found["expected_exponent"], found["b"] = expected_exponent, b
     every = np.ones((ROWS, 3), bool)
     budget = np.asarray(state.extra.budget, np.float64)
     bounds = np.log([1e-3, 1e3])
@@ -134,27 +161,36 @@ def constants(state, batch):
     return found
 
 
-def losses(params, batch, fixed):
+def losses(params, batch, fixed, extraction):
     """Each group's loss as a function of its own parameters."""
-    q = network(params["return"]["local"], batch.obs, batch.action)[..., 0]
-    q_tot = reference.mix_return(q, *return_mixer(params["return"]["mixer"], batch.global_state))
+    q_tot = [
+        reference.mix_return(
+            network(critic["local"], batch.obs, batch.action)[..., 0],
+            *return_mixer(critic["mixer"], batch.global_state),
+        )
+        for critic in members(params["return"])
+    ]
     c = network(params["deviation"]["local"], batch.obs, batch.action)[..., 0]
     c_mixed = reference.mix_deviation(c, *deviation_mixer(params["deviation"]["mixer"], batch.global_state, "convex"))
     log_probs = {
         g: log_density(moments(params[g], batch.obs), batch.action, batch.avail) for g in ("policy", "behaviour")
     }
+    policy = -(fixed["weights"] * log_probs["policy"]).mean()
+    if extraction == "gradient":
+        moved = moments(params["policy"], batch.obs)
+        policy = (divergence(moved, fixed["b"], batch.avail) - fixed["expected_exponent"](moved)).mean()
     return {
-        "return": reference.return_critic_loss(q_tot, fixed["return_target"]),
+        "return": sum(reference.return_critic_loss(one, fixed["return_target"]) for one in q_tot),
         "deviation": reference.deviation_critic_loss(c_mixed, fixed["deviation_target"]),
         "behaviour": -log_probs["behaviour"].mean(),
-        "policy": -(fixed["weights"] * log_probs["policy"]).mean(),
+        "policy": policy,
     }
 
 
-@pytest.fixture(scope="module")
-def case():
+@pytest.fixture(scope="module", params=("weighted", "gradient"))
+def case(request):
     batch = make_batch(np.random.default_rng(5))
-    state = make_state(CONFIG, step=7, spec=SPEC)
+    state = make_state(CONFIG.replace(extraction=request.param), step=7, spec=SPEC)
     after, metrics = jax.jit(omcda_jax.update, compiler_options={"xla_backend_optimization_level": 0})(state, batch)
     return state, batch, after, jax.device_get(metrics), constants(state, batch)
 
@@ -162,7 +198,7 @@ def case():
 def test_losses_agree(case):
     state, batch, _, metrics, fixed = case
     names = {"return": "critic/td_return", "deviation": "critic/td_deviation"}
-    for group, loss in losses(state.params, batch, fixed).items():
+    for group, loss in losses(state.params, batch, fixed, state.config.extraction).items():
         # the policy's weights go by a level the library bisects to about 1e-5
         tolerance = 1e-4 if group == "policy" else 1e-5
         assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance), group
@@ -172,7 +208,11 @@ def test_levels_influence_and_divergence_agree(case):
     state, _, after, metrics, fixed = case
     assert np.all(np.abs(fixed["solution"]) < np.log(1e3) - 0.5)
     before = state.extra
-    log_alpha = np.asarray(before.log_alpha) + 0.2 * (fixed["solution"] - np.asarray(before.log_alpha))
+    if state.config.extraction == "gradient":
+        change = 0.05 * np.clip((fixed["divergence"] - before.budget) / before.budget, -1, 1)
+    else:
+        change = 0.2 * (fixed["solution"] - np.asarray(before.log_alpha))
+    log_alpha = np.asarray(before.log_alpha) + change
     np.testing.assert_allclose(after.extra.log_alpha, log_alpha, atol=5e-5)
     smoothed = np.asarray(before.influence) + 0.3 * (fixed["influence"] - np.asarray(before.influence))
     np.testing.assert_allclose(after.extra.influence, smoothed, rtol=1e-4, atol=1e-5)
@@ -191,7 +231,7 @@ def test_gradients_agree_with_differences_of_the_reference_losses(case, random):
             def moved(step):
                 step = jax.tree.unflatten(structure, [step * d for d in direction])
                 tree = jax.tree.map(lambda p, d: np.asarray(p, np.float64) + d, state.params[group], step)
-                return losses({**state.params, group: tree}, batch, fixed)[group]
+                return losses({**state.params, group: tree}, batch, fixed, state.config.extraction)[group]
 
             return (moved(h) - moved(-h)) / (2 * h)
 

@@ -72,6 +72,32 @@ def test_bookkeeping_of_two_episodes():
     assert dataset.rows.dtype == jnp.int32 and dataset.action.dtype == jnp.int32
 
 
+def test_returns_to_go_are_sums_to_the_end_and_unknown_near_a_time_limit():
+    dataset = data.returns_to_go(data.from_arrays(SPEC, make_episodes()), [0.5, 0.1, 1.0])
+    unknown = np.nan
+    # the second episode, of rewards 4, 5, 6, is cut by the clock: 0.1^3 and 0.1^2 are within 5 %, 0.1 and 0.5^3 are not
+    expected = [
+        [1 + 0.5 * 2, 2, 0, unknown, unknown, unknown, 0],
+        [1 + 0.1 * 2, 2, 0, 4 + 0.5 + 0.06, 5 + 0.6, unknown, 0],
+        [1 + 2, 2, 0, unknown, unknown, unknown, 0],
+    ]
+    np.testing.assert_allclose(dataset.return_to_go.T, expected, rtol=1e-6)
+    for gamma, column in ((0.5, 0), (0.1, 1), (1.0, 2), (None, 0)):
+        batch = data.gather(dataset, dataset.rows, gamma)
+        np.testing.assert_array_equal(batch.return_to_go, dataset.return_to_go[dataset.rows, column])
+    assert data.gather(data.from_arrays(SPEC, make_episodes()), dataset.rows).return_to_go is None
+    assert data.max_return_to_go(dataset, 1.0) == pytest.approx(4 + 5 + 6)
+
+
+def test_trials_of_several_discount_factors_draw_their_own_returns():
+    dataset = data.returns_to_go(data.from_arrays(SPEC, make_episodes()), [0.1, 0.9])
+    draw = lambda gamma: data.sample(dataset, jax.random.key(0), 16, gamma=gamma).return_to_go
+    found = jax.vmap(draw)(jnp.float32([0.9, 0.1]))
+    np.testing.assert_array_equal(found[0], draw(0.9))
+    np.testing.assert_array_equal(found[1], draw(0.1))
+    assert not np.array_equal(found[0], found[1], equal_nan=True)
+
+
 def test_arrays_in_memory_stay_the_caller_s():
     episodes = make_episodes()
     mine = data.dataset.aligned(episodes.obs.shape, np.float32)

@@ -28,7 +28,7 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x, y, atol=tolerance)
 
 
-def rows(dataset, key, batch_size, part, parts):
+def rows(dataset, key, batch_size, part, parts, gamma):
     index = jax.random.randint(key, (batch_size,), 0, dataset.reward.shape[0])
     index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
     return jax.tree.map(lambda x: x[index], dataset)
@@ -125,7 +125,7 @@ CHECKS = {check.__name__: check for check in (one_trial, population, bad_update,
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_four_devices(check, tmp_path):
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     root = Path(__file__).parents[1]
     environment = os.environ | {
         "XLA_FLAGS": flags,

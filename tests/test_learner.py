@@ -58,7 +58,7 @@ def update(state, batch, *, axis_name=None):
     return new, {"mean": params.mean(), "step": state.step.astype(jnp.float32), "vector": params}
 
 
-def sample(dataset, key, batch_size, part, parts):
+def sample(dataset, key, batch_size, part, parts, gamma):
     index = jax.random.randint(key, (batch_size,), 0, dataset.shape[0])
     return dataset[jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)]
 

@@ -125,7 +125,7 @@ def test_meanings_come_from_docstrings_along_the_bases():
 def test_values_and_types_are_shown_as_they_are_written():
     shown = {tuple(line.split()[:2]) for line in settings.explain(resolve("mujoco_hopper_medium", [])).splitlines()}
     assert shown >= {
-        ("algorithm.d_tot=0.3", "float"),
+        ("algorithm.d_tot=1.2", "float"),
         ("algorithm.hidden_sizes=256,256", "int,..."),
         ("algorithm.critic_layer_norm=true", "bool"),
         ("data.episodes=none", "int"),

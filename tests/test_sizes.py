@@ -11,7 +11,7 @@ import omcda_jax
 from omcda_jax import BcqConfig, ConfigError, EnvSpec, OmcdaConfig
 
 
-@pytest.mark.parametrize("name", ["omcda", "omcda-projected-identity"])
+@pytest.mark.parametrize("name", ["omcda", "omcda-one-projected-identity"])
 def test_one_agent_learns(name):
     spec = dataclasses.replace(SPEC, num_agents=1)
     state = omcda_jax.init(jax.random.key(0), spec, CONFIGS[name])

@@ -51,6 +51,19 @@ def windows(dataset, share=4, updates=1000, per_call=1, batch_size=8, shards=1, 
     return data.Windows(dataset, config, learner, **more)
 
 
+def test_windows_carry_the_returns_of_the_whole(whole):
+    whole = data.returns_to_go(whole, [0.9, 0.5])
+    assert isinstance(whole.return_to_go, np.ndarray), "data on the host stay there"
+    everything = data.gather(whole, whole.rows, 0.5)
+    known = dict(zip(np.asarray(everything.reward).tolist(), np.asarray(everything.return_to_go).tolist(), strict=True))
+    with windows(whole) as dealt:
+        for number in range(dealt.count):
+            window = dealt(number * dealt.updates)
+            batch = data.gather(window, window.rows[: window.starts[-1]], 0.5)
+            expected = [known[reward] for reward in np.asarray(batch.reward).tolist()]
+            np.testing.assert_array_equal(batch.return_to_go, expected)
+
+
 def test_an_epoch_deals_out_every_transition_once_and_unchanged(whole):
     with windows(whole) as dealt:
         assert dealt.count > 2

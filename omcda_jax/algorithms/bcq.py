@@ -52,6 +52,7 @@ class BcqConfig:
         hidden_sizes: widths of the hidden layers of critics, head and perturbation.
         mixer_hidden: width of the mixers' layers.
         critic_layer_norm: normalise the hidden layers of the action values.
+        priming: first updates in which the critic learns the data's returns-to-go, see `training.CriticSettings`.
     """
 
     name: ClassVar[str] = "bcq"
@@ -69,6 +70,7 @@ class BcqConfig:
     hidden_sizes: tuple[int, ...] = static((256, 256))
     mixer_hidden: int = static(64)
     critic_layer_norm: bool = static(False)
+    priming: int = static(0)
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""

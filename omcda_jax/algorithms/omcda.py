@@ -8,8 +8,8 @@ that of OMIGA (Wang et al., NeurIPS 2023). The regularised return E sum_t gamma^
     Q^{c,i}(s,o,a) = sum_j w^c_ij(s) q^c_j(o_j,a_j)                = -E sum_{t>0} gamma^t KL_i, agent i's deviation
     Q_tot          = Q^r_tot + sum_i alpha_i Q^{c,i}
 
-Choices made here, where the papers are silent: expectation values, the convex deviation mixer, the solved level, the
-critic warm-up, and the Fisher form of the influence.
+Choices made here, where the papers are silent: expectation values, twin return critics, the convex deviation mixer,
+the solved level, the price of a nat, the critic warm-up, extraction by gradient, and the Fisher form of the influence.
 """
 
 from typing import ClassVar, NamedTuple
@@ -19,16 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from omcda_jax import acting, losses, networks, training
-from omcda_jax.allocation import (
-    ALLOCATION_RULES,
-    INFLUENCE_SCALES,
-    allocate,
-    conservatism_level,
-    conservatism_step,
-    influence,
-    weight_divergence,
-)
+from omcda_jax import acting, allocation, losses, networks, training
 from omcda_jax.distributions import Policy, Support, expectation, has_choice, support_rows
 from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
 from omcda_jax.reductions import masked_mean
@@ -36,6 +27,7 @@ from omcda_jax.training import CriticSettings, static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 VALUE_TARGETS = ("expectation", "in_sample")
+EXTRACTIONS = ("auto", "weighted", "gradient")
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -43,14 +35,13 @@ class OmcdaConfig(CriticSettings):
     """Settings of OMCDA.
 
     Attributes:
-        d_tot: nats of deviation per step shared by the team; the paper scans {0.6, 1.8, 3} on SMAC, {0.3, 1.2, 3} on
-            MuJoCo.
+        d_tot: nats of deviation a step for the whole team; the papers scan .6, 1.8, 3 on SMAC, .3, 1.2, 3 on MuJoCo.
         d_min: nats every agent keeps. Not 0: an agent without budget sends its level, and through the deviation mixer
             everybody's, to its bound.
         allocation: "softmax" (paper), "projected" (water-filling), "uniform" (ablation w/o-CDA), "random" (ablation
             rd).
-        temperature: temperature of the softmax rule.
-        step_size: step size of the projected rule, relative to an even share.
+        temperature: of the softmax rule.
+        step_size: of the projected rule, relative to an even share.
         influence_scale: "relative" to the mean over agents, or "raw", the paper's literal form.
         influence_rate: weight of the newest influence in its moving average.
         influence_epsilon: variance (nats^2) below which influence fades to 0.
@@ -58,17 +49,23 @@ class OmcdaConfig(CriticSettings):
             paper's form: v^r, v^c networks, v^c from the normalisation of pi*).
         conservative_mixing: deviation mixer, see `networks.DeviationMixer`.
         decoupled: False is the ablation w/o-dq: one value holds the reward and the penalty together.
-        critic_warmup: updates in which the policy clones the data and the values become the behaviour's; of the
-            order of horizon / target_rate, so that credit has travelled an episode before the policy follows it.
+        critics: return critics, each with its own mixer. The smallest team value makes the targets, and in every row
+            its critic guides the policy (after Fujimoto et al. 2018, TD3).
+        extraction: "weighted": cloning weighted by omega (paper). "gradient": descent on KL(pi || pi*) (Park et al.
+            2024, "Is Value Learning Really the Main Bottleneck in Offline RL?"). "auto": weighted where actions are
+            discrete, gradient where they are continuous.
+        critic_warmup: updates in which the policy clones the data and the values become the behaviour's: about
+            horizon / target_rate, so that credit has travelled an episode, or a few thousand with `priming`.
         level_rate: weight of the newest solution in the moving average of log alpha.
+        level_step: largest change of log alpha in an update, where extraction is by gradient.
+        price: least that a nat must earn for the budget, a cap then, to be spent: alpha goes no lower. In units of the
+            behaviour's mean |V^r_tot| during the warm-up.
         alpha_init: alpha before the first solution, in units of return per nat.
         alpha_min: lower end of the search for alpha.
         alpha_max: upper end of the search for alpha.
         max_weight: cap on the policy weights.
-        num_samples: K, actions drawn from every agent's policy for the expectations under it, where actions are
-            continuous.
-        critic_layer_norm: normalise the critics' hidden layers. It keeps them from extrapolating in rare states, whose
-            advantages would otherwise take up the budget; off in the matched backbone.
+        num_samples: K, actions drawn from every agent's policy for expectations, where they are continuous.
+        critic_layer_norm: keeps critics from extrapolating in rare states; off in the matched backbone.
     """
 
     name: ClassVar[str] = "omcda"
@@ -84,8 +81,12 @@ class OmcdaConfig(CriticSettings):
     value_target: str = static("expectation")
     conservative_mixing: str = static("convex")
     decoupled: bool = static(True)
+    critics: int = static(2)
+    extraction: str = static("auto")
     critic_warmup: int = static(4_000)
     level_rate: float = 0.01
+    level_step: float = 0.002
+    price: float = 0.0
     alpha_init: float = 1.0
     alpha_min: float = 1e-3
     alpha_max: float = 1e3
@@ -94,38 +95,25 @@ class OmcdaConfig(CriticSettings):
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require_choice(self, "allocation", ALLOCATION_RULES)
-        training.require_choice(self, "influence_scale", INFLUENCE_SCALES)
+        training.require_choice(self, "allocation", allocation.ALLOCATION_RULES)
+        training.require_choice(self, "influence_scale", allocation.INFLUENCE_SCALES)
         training.require_choice(self, "value_target", VALUE_TARGETS)
         training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
+        training.require_choice(self, "extraction", EXTRACTIONS)
+        training.require(self, "price", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
         training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")
-        training.require(
-            self, "d_min", lambda x: (x >= 0) & (x <= self.d_tot), f"between 0 and d_tot={self.d_tot} nats"
-        )
+        within = f"between 0 and d_tot={self.d_tot} nats"
+        training.require(self, "d_min", lambda x: (x >= 0) & (x <= self.d_tot), within)
         training.check_numbers(
             self,
-            positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon"),
+            positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon", "level_step"),
             rates=("level_rate", "influence_rate"),
+            counts=["critics"],
         )
         training.require(self, "alpha_max", lambda x: x > self.alpha_min, f"above alpha_min={self.alpha_min}")
         training.require(self, "max_weight", lambda x: x > 1, "above 1")
-
-
-@flax.struct.dataclass
-class AllocationState:
-    """OMCDA's own state, all [N].
-
-    Attributes:
-        log_alpha: moving average of the solved levels.
-        budget: d_i, nats; on the simplex.
-        influence: moving average of m_i; 0 until the critic warm-up is over.
-    """
-
-    log_alpha: chex.Array
-    budget: chex.Array
-    influence: chex.Array
 
 
 class _Networks(NamedTuple):
@@ -144,95 +132,96 @@ def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     """Initialise networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
 
-    Args:
-        key: typed PRNG key; also the run's key for the updates.
-        spec: the task's sizes.
-        config: settings.
-
-    Returns:
-        The state before the first update.
-
     Raises:
         ConfigError: the agents' minimum budgets exceed d_tot.
     """
     least = spec.num_agents * config.d_min
-    training.require(
-        config, "d_tot", lambda d: d >= least, f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
-    )
+    enough = f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
+    training.require(config, "d_tot", lambda d: d >= least, enough)
     nets = _networks(spec, config)
-    parts = {"behaviour": nets.policy, "return": nets.returns}
-    if config.decoupled:
-        parts["deviation"] = nets.deviations
-    params_key, value_key, share_key = jax.random.split(key, 3)
+    parts = {"behaviour": nets.policy} | ({"deviation": nets.deviations} if config.decoupled else {})
+    params_key, value_key, share_key, return_key = jax.random.split(key, 4)
     params = networks.init_params(params_key, spec, **parts)
+    one = lambda key: networks.init_params(key, spec, critic=nets.returns)["critic"]
+    params["return"] = jax.vmap(one)(jax.random.split(return_key, config.critics))
     params["policy"] = jax.tree.map(jnp.array, params["behaviour"])
     if config.value_target == "in_sample":
-        names = parts.keys() - {"behaviour"}
-        params["value"] = networks.init_params(value_key, spec, **dict.fromkeys(sorted(names), nets.value))
+        names = ["deviation", "return"] if config.decoupled else ["return"]
+        params["value"] = networks.init_params(value_key, spec, **dict.fromkeys(names, nets.value))
     share = jnp.full((spec.num_agents,), 1 / spec.num_agents, jnp.float32)
     if config.allocation == "random":
         share = jax.random.dirichlet(share_key, jnp.ones((spec.num_agents,)))
-    extra = AllocationState(
+    extra = allocation.AllocationState(
         log_alpha=jnp.full_like(share, jnp.log(config.alpha_init)),
         budget=config.d_min + (config.d_tot - least) * share,
         influence=jnp.zeros_like(share),
+        value_size=jnp.zeros((), jnp.float32),
     )
     return training.new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
 
 
 class Values(NamedTuple):
-    """Local values of one part (return or deviation) at the batch's states.
+    """Local values of one part (return or deviation) at the batch's states."""
 
-    Attributes:
-        support: [B, N, K] q at the support of the policy.
-        action: [B, N] q of the data's actions.
-        state: [B, N] v: E_pi q, or the value network's in the in-sample form.
-    """
-
-    support: chex.Array
-    action: chex.Array
-    state: chex.Array
+    support: chex.Array  # [B, N, K] q at the support of the policy
+    action: chex.Array  # [B, N] q of the data's actions
+    state: chex.Array  # [B, N] v: E_pi q, or the value network's in the in-sample form
 
 
 class Estimates(NamedTuple):
     """What an update knows before its step: policies, local values and targets; constants of all losses."""
 
+    keys: chex.PRNGKey  # [B] of the draws from `policy`
     policy: Policy  # [B, N] policies at the batch's observations
     behaviour: Policy  # [B, N] clones of the data
     support: Support  # of expectations under `policy`
-    returns: Values  # local values of the return part, target networks
+    returns: Values  # local values of the return part, target networks; the smallest critic's
     deviations: Values  # of the deviation part; zeros where values are not decoupled
-    return_weights: chex.Array  # [B, N] w^r, target networks
+    return_weights: chex.Array  # [B, N] w^r of the same critic
+    return_value: chex.Array  # [B] V^r_tot of the same critic
     coupling: chex.Array  # [B, N] kappa
     return_target: chex.Array  # [B] target of Q^r_tot
     deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
     return_advantage: chex.Array  # [B, N] A^r_i = w^r_i (q^r_i - v^r_i)
     deviation_advantage: chex.Array  # [B, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
-    largest_exponent: chex.Array | None = None  # [] M of the in-sample form's loss
+    largest_exponent: chex.Array  # [] M of the in-sample form's loss
     weights: chex.Array | None = None  # [B, N] omega_i, from `levels`
 
 
 def _policies(state: TrainState, obs, avail, keys) -> tuple[Policy, Policy, Support]:
     """Return the policy, the behaviour, and the support of expectations under the policy."""
     network = _networks(state.spec, state.config).policy
-    policy, behaviour = (
-        networks.action_distribution(network, state.params[group], obs, avail) for group in ("policy", "behaviour")
-    )
+    policy = networks.action_distribution(network, state.params["policy"], obs, avail)
+    behaviour = networks.action_distribution(network, state.params["behaviour"], obs, avail)
     return policy, behaviour, support_rows(policy, keys, state.config.num_samples)
 
 
-def _values_now(state: TrainState, part: str, batch: Batch, support: Support) -> Values:
-    """Judge the target critics, in the in-sample form against the newest value networks, as OMIGA does."""
-    nets, params = _networks(state.spec, state.config), state.target_params[part]["local"]
-    q, q_action = networks.support_and_action_values(nets.returns.local, params, batch.obs, support, batch.action)
+def _local_values(state: TrainState, part: str, params: Params, batch: Batch, support: Support) -> Values:
+    """Judge one target critic, in the in-sample form against the newest value networks, as OMIGA does."""
+    nets, inputs = _networks(state.spec, state.config), (batch.obs, support, batch.action)
+    q, q_action = networks.support_and_action_values(nets.returns.local, params["local"], *inputs)
     if state.config.value_target == "in_sample":
         return Values(q, q_action, nets.value.apply(state.params["value"][part], batch.obs)[..., 0])
     return Values(q, q_action, expectation(q, support))
 
 
-def _mixed_next_value(state: TrainState, part: str, critic: MixedCritic, batch: Batch, support: Support) -> chex.Array:
-    """Mix the target networks' values at the next state: [B] of the return part, [B, N] of the deviation part."""
-    params = state.target_params[part]
+def _return_values(state: TrainState, batch: Batch, support: Support) -> tuple[Values, chex.Array, chex.Array]:
+    """Return local values, w^r [B, N] and V^r_tot [B] of the return critic whose V^r_tot is the smallest in the row."""
+
+    def judge(critic, params):
+        weights, bias = critic.mixer.apply(params["mixer"], batch.global_state)
+        values = _local_values(state, "return", params, batch, support)
+        return values, weights, losses.mix(values.state, weights, bias)
+
+    critic = _networks(state.spec, state.config).returns
+    values, weights, team = networks.of_ensemble(judge, critic, state.target_params["return"])
+    return networks.of_smallest(team, (values, weights, team))
+
+
+def _mixed_next_value(
+    state: TrainState, part: str, critic: MixedCritic, params: Params, batch: Batch, support: Support
+) -> chex.Array:
+    """Mix a target critic's values at the next state: [B] of the return part, [B, N] of the deviation part."""
     if state.config.value_target == "in_sample":
         network = _networks(state.spec, state.config).value
         local = network.apply(state.target_params["value"][part], batch.next_obs)[..., 0]
@@ -256,13 +245,13 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
     divergence = 0.0 if config.value_target == "in_sample" else next_policy.kl(next_behaviour)
     alpha = jnp.exp(state.extra.log_alpha)
 
-    returns = _values_now(state, "return", batch, support)
-    return_weights = nets.returns.weights(barred["return"], batch.global_state)
-    next_return = _mixed_next_value(state, "return", nets.returns, batch, next_support)
+    next_value = lambda part: lambda critic, params: _mixed_next_value(state, part, critic, params, batch, next_support)
+    returns, return_weights, return_value = _return_values(state, batch, support)
+    next_return = networks.of_ensemble(next_value("return"), nets.returns, barred["return"]).min(axis=0)
     if config.decoupled:
-        deviations = _values_now(state, "deviation", batch, support)
+        deviations = _local_values(state, "deviation", barred["deviation"], batch, support)
         deviation_weights = nets.deviations.weights(barred["deviation"], batch.global_state)
-        next_deviation = _mixed_next_value(state, "deviation", nets.deviations, batch, next_support) - divergence
+        next_deviation = next_value("deviation")(nets.deviations, barred["deviation"]) - divergence
     else:
         deviations = jax.tree.map(jnp.zeros_like, returns)
         deviation_weights = jnp.zeros((*return_weights.shape, state.spec.num_agents))
@@ -271,22 +260,21 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
     coupling = losses.conservatism_coupling(alpha, deviation_weights)
     return_advantage = return_weights * (returns.action - returns.state)
     deviation_advantage = coupling * (deviations.action - deviations.state)
-    highest = None
-    if config.value_target == "in_sample":
-        highest = losses.largest_exponent(return_advantage / alpha + deviation_advantage, axis_name)
     estimates = Estimates(
+        keys=keys,
         policy=policy,
         behaviour=behaviour,
         support=support,
         returns=returns,
         deviations=deviations,
         return_weights=return_weights,
+        return_value=return_value,
         coupling=coupling,
         return_target=training.bootstrap(state, batch, next_return),
         deviation_target=config.gamma * batch.discount[:, None] * next_deviation,
         return_advantage=return_advantage,
         deviation_advantage=deviation_advantage,
-        largest_exponent=highest,
+        largest_exponent=losses.largest_exponent(return_advantage / alpha + deviation_advantage, axis_name),
     )
     return jax.lax.stop_gradient(estimates)
 
@@ -294,31 +282,40 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 def levels(
     state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
 ) -> tuple[chex.Array, chex.Array]:
-    """Find conservatism levels that spend the budgets on this batch, and the policy weights at them.
+    """Return log alpha [N] that spends the budgets, but not below the price of a nat, and policy weights [B, N].
 
-    During the critic warm-up every weight is 1: the policy clones the data.
-
-    Args:
-        state: before the step.
-        estimates: from `estimate`.
-        mask: [B, N] rows in which the agent has a choice.
-        axis_name: mapped device axis.
-
-    Returns:
-        The moving average of log alpha [N], and the weights omega [B, N].
+    In the critic warm-up every weight is 1. After it, with extraction by gradient, the levels follow what the policy
+    spends. `mask` [B, N] has the rows in which an agent has a choice.
     """
-    config = state.config
-    solution, weights = conservatism_level(
+    config, extra = state.config, state.extra
+    lowest, highest = jnp.log(level_floor(state)), jnp.log(config.alpha_max)
+    solution, weights = allocation.conservatism_level(
         estimates.return_advantage,
         estimates.deviation_advantage,
-        state.extra.budget,
+        extra.budget,
         mask,
-        log_alpha_bounds=(jnp.log(config.alpha_min), jnp.log(config.alpha_max)),
+        log_alpha_bounds=(lowest, highest),
         max_weight=config.max_weight,
         axis_name=axis_name,
     )
-    weights = jnp.where(state.step >= config.critic_warmup, weights, mask.astype(weights.dtype))
-    return conservatism_step(state.extra.log_alpha, solution, config.level_rate), weights
+    log_alpha = allocation.conservatism_step(extra.log_alpha, solution, config.level_rate)
+    follows = state.step >= config.critic_warmup
+    if by_gradient(state):
+        spent = masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name)
+        stepped = allocation.dual_step(extra.log_alpha, spent, extra.budget, config.level_step)
+        log_alpha = jnp.where(follows, jnp.clip(stepped, lowest, highest), log_alpha)
+    return log_alpha, jnp.where(follows, weights, mask.astype(weights.dtype))
+
+
+def by_gradient(state: TrainState) -> bool:
+    """Return whether the policy follows the values by gradient, not by weights."""
+    return state.config.extraction == "gradient" or (state.config.extraction == "auto" and not state.spec.discrete)
+
+
+def level_floor(state: TrainState) -> chex.Array:
+    """Return the least level [] in return per nat: alpha_min, and after the critic warm-up the price of a nat."""
+    price = jnp.where(state.step >= state.config.critic_warmup, state.config.price * state.extra.value_size, 0.0)
+    return jnp.maximum(state.config.alpha_min, price)
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
@@ -329,26 +326,49 @@ def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: E
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return -omega_i log pi_i(a_i|o_i), weighted maximum likelihood: [B, N]."""
+    """Return what moves the policy towards pi*_i = b_i exp z_i: [B, N].
+
+    Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant. In
+    the critic warm-up it is cloning either way.
+    """
     network = _networks(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
-    return {"policy/loss": -estimates.weights * policy.log_prob(batch.action)}, {}
+    loss = -estimates.weights * policy.log_prob(batch.action)
+    if by_gradient(state):
+        divergence = policy.kl(estimates.behaviour) - _expected_exponent(state, batch, policy, estimates)
+        loss = jnp.where(state.step >= state.config.critic_warmup, divergence, loss)
+    return {"policy/loss": loss}, {}
+
+
+def _expected_exponent(state: TrainState, batch: Batch, policy: Policy, estimates: Estimates) -> chex.Array:
+    """Return E_pi z_i [B, N], differentiable in the policy; its value is 0 where v is E_pi q, its gradient is not."""
+    support = support_rows(policy, estimates.keys, state.config.num_samples)
+    returns, weights, _ = _return_values(state, batch, support)
+    gain = expectation(returns.support, support) - estimates.returns.state
+    exponent = weights * jnp.exp(-state.extra.log_alpha) * gain
+    if state.config.decoupled:
+        deviations = _local_values(state, "deviation", state.target_params["deviation"], batch, support)
+        gain = expectation(deviations.support, support) - estimates.deviations.state
+        exponent = exponent + estimates.coupling * gain
+    return exponent
 
 
 def return_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return (Q^r_tot - target)^2: [B]."""
+    """Return (Q^r_tot - target)^2, summed over critics: [B]."""
     critic = _networks(state.spec, state.config).returns
-    q_tot = critic.q_tot(params["return"], batch.obs, batch.global_state, batch.action)
-    return {"critic/td_return": jnp.square(q_tot - estimates.return_target)}, {"critic/q_return": q_tot}
+    inputs = batch.obs, batch.global_state, batch.action
+    q_tot = networks.of_ensemble(MixedCritic.q_tot, critic, params["return"], *inputs)
+    error = jnp.sum(jnp.square(q_tot - estimates.return_target), axis=0)
+    return {"critic/td_return": error}, {"critic/q_return": jnp.mean(q_tot, axis=0)}
 
 
 def deviation_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
     """Return (Q^{c,i} - target_i)^2, summed over agents: [B]."""
-    error = _deviation_values(params, state, batch) - estimates.deviation_target
+    error = _q_deviation(params, state, batch) - estimates.deviation_target
     return {"critic/td_deviation": jnp.sum(jnp.square(error), axis=-1)}, {}
 
 
-def _deviation_values(params: Params, state: TrainState, batch: Batch) -> chex.Array:
+def _q_deviation(params: Params, state: TrainState, batch: Batch) -> chex.Array:
     """Return Q^{c,i} of the data's actions: [B, N]."""
     critic = _networks(state.spec, state.config).deviations
     return critic.q_tot(params["deviation"], batch.obs, batch.global_state, batch.action)
@@ -378,67 +398,53 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
     return {"value/loss": jnp.mean(each, axis=-1)}, {}
 
 
-def losses_of(config: OmcdaConfig) -> list:
-    """Return the losses of one form of the algorithm."""
-    chosen = [return_loss, behaviour_loss, policy_loss]
-    chosen += [deviation_loss] if config.decoupled else []
-    return chosen + ([value_loss] if config.value_target == "in_sample" else [])
-
-
-def budgets(
-    state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
-) -> tuple[chex.Array, chex.Array]:
-    """Return influence's moving average [N] and the budgets it gives, [N] nats; both rest during the critic warm-up."""
-    config, extra, policy, support = state.config, state.extra, estimates.policy, estimates.support
-    measured = influence(
+def measure(state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Return the influence m_i [N] on this batch, from the return part's values at the support of the policy."""
+    policy, behaviour, support = estimates.policy, estimates.behaviour, estimates.support
+    return allocation.influence(
         estimates.return_weights[..., None] * estimates.returns.support,
-        policy.support_log_probs(support) - estimates.behaviour.support_log_probs(support),
+        policy.support_log_probs(support) - behaviour.support_log_probs(support),
         support.probabilities,
         mask,
-        epsilon=config.influence_epsilon,
+        epsilon=state.config.influence_epsilon,
         axis_name=axis_name,
     )
-    warm = state.step >= config.critic_warmup
-    smoothed = extra.influence + config.influence_rate * jnp.where(warm, measured - extra.influence, 0.0)
-    budget = allocate(
-        smoothed,
-        extra.budget,
-        rule=config.allocation,
-        total_budget=config.d_tot,
-        min_budget=config.d_min,
-        temperature=config.temperature,
-        step_size=config.step_size,
-        influence_scale=config.influence_scale,
-    )
-    return smoothed, budget
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Do one update in the paper's four steps: estimate, levels, descend, allocate.
 
-    Every loss is taken at the parameters before the step. Arguments and results are those of `omcda_jax.update`.
+    Every loss is taken at the parameters before the step. Levels and budgets rest on the influence only after the
+    critic warm-up. Arguments and results are those of `omcda_jax.update`.
     """
-    mask = has_choice(batch.avail, state.spec.discrete)
+    config, extra, mask = state.config, state.extra, has_choice(batch.avail, state.spec.discrete)
+    warms = state.step < config.critic_warmup
 
     estimates = estimate(state, batch, axis_name)
     log_alpha, weights = levels(state, estimates, mask, axis_name)
     estimates = estimates._replace(weights=jax.lax.stop_gradient(weights))
-    after, metrics = training.descend(state, batch, losses_of(state.config), estimates, axis_name)
-    smoothed, budget = budgets(state, estimates, mask, axis_name)
+    chosen = [return_loss, behaviour_loss, policy_loss]
+    chosen += [deviation_loss] if config.decoupled else []
+    chosen += [value_loss] if config.value_target == "in_sample" else []
+    after, metrics = training.descend(state, batch, chosen, estimates, axis_name)
+    measured = measure(state, estimates, mask, axis_name)
+    influence = extra.influence + config.influence_rate * jnp.where(warms, 0.0, measured - extra.influence)
+    budget = allocation.allocate_by(config, influence, extra.budget)
 
-    extra = AllocationState(log_alpha=log_alpha, budget=budget, influence=smoothed)
-    if state.config.decoupled:
-        metrics["critic/q_deviation"] = masked_mean(
-            _deviation_values(state.params, state, batch), jnp.ones_like(mask), axis_name
-        )
+    every = jnp.ones_like(mask)
+    size = masked_mean(jnp.abs(estimates.return_value), every[:, 0], axis_name)
+    size = extra.value_size + config.level_rate * jnp.where(warms, size - extra.value_size, 0.0)
+    if config.decoupled:
+        metrics["critic/q_deviation"] = masked_mean(_q_deviation(state.params, state, batch), every, axis_name)
     metrics |= {
         "policy/divergence": masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name),
-        "allocation/weight_divergence": weight_divergence(estimates.weights, mask, axis_name),
+        "allocation/weight_divergence": allocation.weight_divergence(estimates.weights, mask, axis_name),
         "allocation/alpha": jnp.exp(log_alpha),
         "allocation/budget": budget,
-        "allocation/influence": smoothed,
+        "allocation/influence": influence,
+        "allocation/price": level_floor(state),
     }
-    return after.replace(extra=extra), metrics
+    return after.replace(extra=allocation.AllocationState(log_alpha, budget, influence, size)), metrics
 
 
 ALGORITHM = Algorithm(OmcdaConfig, init, update, acting.policy_of, acting.act_by_policy)

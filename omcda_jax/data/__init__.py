@@ -9,6 +9,7 @@ from omcda_jax.data.dataset import (
     max_return_to_go,
     memory_bytes,
     normaliser,
+    returns_to_go,
     sample,
     shard,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "gather",
     "load",
     "max_return_to_go",
+    "returns_to_go",
     "memory_bytes",
     "normaliser",
     "read",

@@ -1,5 +1,6 @@
 """Transitions ready to be sampled, on the device or on the host; their rows are laid out as in `episodes`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -12,7 +13,9 @@ from omcda_jax.config import require
 from omcda_jax.data.episodes import BLOCK, Episodes, as_arrays, check, final_rows
 from omcda_jax.types import Batch, EnvSpec, Normaliser
 
-_ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first")
+_ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first", "return_to_go")
+# Weight, in a return, of what a time limit cut off, above which the sum of what is there says too little.
+_UNSEEN = 0.05
 _ALIGNMENT = 64  # bytes; JAX shares NumPy's memory on a CPU where it is aligned so
 
 
@@ -31,6 +34,8 @@ class Dataset:
         rows: [M] int32, the rows that can be sampled, one shard after another.
         starts: [H + 1] int32, where in `rows` the H shards that are here start, and the end of the last.
         first_shard: [] int32, the first shard that is here.
+        return_to_go: [T, G] float32 from `returns_to_go`, or None.
+        gammas: [G] float32, the discount factors of its columns, or None.
         spec: the task's sizes (static).
         shards: V, of the whole dataset (static).
     """
@@ -45,19 +50,26 @@ class Dataset:
     rows: chex.Array
     starts: chex.Array
     first_shard: chex.Array
-    spec: EnvSpec = flax.struct.field(pytree_node=False)
+    return_to_go: chex.Array | None = None
+    gammas: chex.Array | None = None
+    spec: EnvSpec = flax.struct.field(pytree_node=False, kw_only=True)
     shards: int = flax.struct.field(pytree_node=False, default=1)
 
 
-def gather(dataset: Dataset, rows: chex.Array) -> Batch:
+def gather(dataset: Dataset, rows: chex.Array, gamma: chex.Numeric | None = None) -> Batch:
     """Return the transitions that start at the given rows.
 
     Args:
         dataset: the data.
         rows: [B] int32, entries of `dataset.rows`.
+        gamma: which discount factor's returns-to-go, where the dataset has them; None: the first's.
     """
     chex.assert_rank(rows, 1)
     after = rows + 1
+    returns = None
+    if dataset.return_to_go is not None:
+        column = 0 if gamma is None else jnp.argmin(jnp.abs(dataset.gammas - gamma))
+        returns = dataset.return_to_go[rows, column]
     return Batch(
         obs=dataset.obs[rows],
         global_state=dataset.global_state[rows],
@@ -72,10 +84,18 @@ def gather(dataset: Dataset, rows: chex.Array) -> Batch:
         first=dataset.first[rows],
         # the row after the next one starts another episode, or the data are over
         last=dataset.first[(rows + 2) % dataset.first.shape[0]],
+        return_to_go=returns,
     )
 
 
-def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Numeric = 0, parts: int = 1) -> Batch:
+def sample(
+    dataset: Dataset,
+    key: chex.PRNGKey,
+    batch_size: int,
+    part: chex.Numeric = 0,
+    parts: int = 1,
+    gamma: chex.Numeric | None = None,
+) -> Batch:
     """Draw transitions uniformly with replacement, batch row r from shard r * V // B.
 
     A row's draw depends on the key and its place in the whole batch alone, not on how many devices or processes share
@@ -87,11 +107,12 @@ def sample(dataset: Dataset, key: chex.PRNGKey, batch_size: int, part: chex.Nume
         batch_size: B (static).
         part: which share of the B rows to read.
         parts: number of equal shares (static); their rows, one after another, are those of the whole.
+        gamma: as of `gather`.
     """
     shard = np.arange(batch_size) * dataset.shards // batch_size - dataset.first_shard
     index = jax.random.randint(key, (batch_size,), dataset.starts[shard], dataset.starts[shard + 1])
     index = jax.lax.dynamic_slice_in_dim(index, part * (batch_size // parts), batch_size // parts)
-    return gather(dataset, dataset.rows[index])
+    return gather(dataset, dataset.rows[index], gamma)
 
 
 def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Dataset:
@@ -157,7 +178,7 @@ def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: n
     span = int((end - begin).max())
     chosen = np.tile(np.arange(edges.shape[1]), (len(own), 1)) if chosen is None else chosen
     places = chosen.size
-    arrays = {name: getattr(dataset, name) for name in _ROWWISE}
+    arrays = {name: getattr(dataset, name) for name in _ROWWISE if getattr(dataset, name) is not None}
     cut = {name: aligned((places * span, *values.shape[1:]), values.dtype) for name, values in arrays.items()}
     entries, starts = np.zeros(places * size, np.int32), np.zeros(len(own) + 1, np.int32)
     filled = place = 0
@@ -174,9 +195,8 @@ def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: n
             filled += len(here)
             place += 1
         starts[index + 1] = filled
-    return Dataset(
-        **cut, rows=entries, starts=starts, first_shard=np.int32(own.start), spec=dataset.spec, shards=shards
-    )
+    first_shard = np.int32(own.start)
+    return dataset.replace(**cut, rows=entries, starts=starts, first_shard=first_shard, shards=shards)
 
 
 def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0, source: str = "dataset") -> Dataset:
@@ -260,6 +280,44 @@ def memory_bytes(dataset: Dataset) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(dataset))
 
 
+@jax.jit
+def _sums_to_go(dataset: Dataset, gammas: chex.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the discounted rewards to go, and the weight that a row's return gives to what a time limit cut off.
+
+    Both are [T, G], 0 on final rows.
+    """
+    has_successor = jnp.zeros(dataset.reward.shape, bool).at[dataset.rows].set(True)
+
+    def back(later, row):
+        value, unseen = later
+        reward, discount, live = row
+        now = jnp.where(live, reward + gammas * value, 0.0), jnp.where(live, gammas * discount * unseen, 1.0)
+        return now, now
+
+    start = jnp.zeros_like(gammas), jnp.ones_like(gammas)
+    rows = dataset.reward, dataset.discount, has_successor
+    _, (value, unseen) = jax.lax.scan(back, start, rows, reverse=True)
+    return value, jnp.where(has_successor[:, None], unseen, 0.0)
+
+
+def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
+    """Return the dataset with the discounted sum of scaled rewards from every row to its episode's end.
+
+    Where a time limit cut the episode the sum lacks what would have come. It is kept where that has a weight of at most
+    5 %, gamma^(steps left) <= 0.05, and nan elsewhere.
+
+    Args:
+        dataset: the whole, uncut.
+        gammas: G discount factors per step; batches have the returns of the one they are asked for.
+    """
+    gammas = jnp.asarray(gammas, jnp.float32)
+    value, unseen = _sums_to_go(dataset, gammas)
+    returns = jnp.where(unseen > _UNSEEN, jnp.nan, value)
+    on_host = isinstance(dataset.reward, np.ndarray)
+    returns, gammas = jax.tree.map(np.asarray, (returns, gammas)) if on_host else (returns, gammas)
+    return dataset.replace(return_to_go=returns, gammas=gammas)
+
+
 def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
     """Return the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
 
@@ -269,15 +327,8 @@ def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
         dataset: the data.
         gamma: discount factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
     """
-    has_successor = jnp.zeros(dataset.reward.shape, bool).at[dataset.rows].set(True)
-
-    def back(later, row):
-        reward, live = row
-        value = jnp.where(live, reward + gamma * later, 0.0)
-        return value, value
-
-    _, values = jax.lax.scan(back, jnp.zeros(()), (dataset.reward, has_successor), reverse=True)
-    return jnp.max(values, where=has_successor, initial=-jnp.inf)
+    value, _ = _sums_to_go(dataset, jnp.array([gamma], jnp.float32))
+    return jnp.max(value[dataset.rows])
 
 
 def normaliser(dataset: Dataset) -> Normaliser:

@@ -122,6 +122,8 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     )
     largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
     metadata["max_return_to_go"] = float(largest) / settings.reward_scale
+    if getattr(config.algorithm, "priming", 0):
+        dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))
     normaliser = data.normaliser(dataset) if settings.normalise and begins else None
     return Source(path, dataset.spec, metadata, normaliser, _place(config, dataset, job.layout()))
 

@@ -55,7 +55,7 @@ def _smac(scenario: str, description: str, *, critic_warmup: int = 10_000, updat
         learner=LearnerConfig(updates=updates, batch_size=128),
         evaluation=EvaluationConfig(episodes=256),
         settings={
-            "omcda": dict(d_tot=0.6, critic_warmup=critic_warmup),
+            "omcda": dict(d_tot=0.6, critic_warmup=critic_warmup, critics=1),
             "cql": dict(penalty=100.0),
             "omar": dict(penalty=100.0),
             "omiga": dict(alpha=1.0),
@@ -80,7 +80,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
         learner=LearnerConfig(updates=30_000, batch_size=128, evaluate_every=2_000, checkpoint_every=2_000),
         evaluation=EvaluationConfig(episodes=20),
         settings={
-            "omcda": dict(d_tot=0.3, d_min=0.001, critic_warmup=8_000, num_samples=2),
+            "omcda": dict(d_tot=1.2, d_min=0.001, price=0.006, critic_warmup=3_000, priming=3_000, num_samples=2),
             "cql": dict(penalty=10.0),
             "icq": dict(policy_temperature=10.0),
             # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
