@@ -132,7 +132,7 @@ def test_a_policy_is_not_written_over_and_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(omcda_jax.ConfigError, match="policy: the policy is damaged: policy.json"):
         checkpoint.load_policy(tmp_path / "policy")
     record.write_text("{}")
-    with pytest.raises(omcda_jax.ConfigError, match="policy: schema: expected 3, found 1"):
+    with pytest.raises(omcda_jax.ConfigError, match=f"policy: schema: expected {checkpoint.SCHEMA}, found 1"):
         checkpoint.load_policy(tmp_path / "policy")
     record.write_text(text)
     for file in sorted((tmp_path / "policy" / "arrays").rglob("*")):

@@ -414,8 +414,8 @@ def measure(state: TrainState, estimates: Estimates, mask: chex.Array, axis_name
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Do one update in the paper's four steps: estimate, levels, descend, allocate.
 
-    Every loss is taken at the parameters before the step. Levels and budgets rest on the influence only after the
-    critic warm-up. Arguments and results are those of `omcda_jax.update`.
+    Every loss is taken at the parameters before the step. During the critic warm-up influence and budgets rest.
+    Arguments and results are those of `omcda_jax.update`.
     """
     config, extra, mask = state.config, state.extra, has_choice(batch.avail, state.spec.discrete)
     warms = state.step < config.critic_warmup
