@@ -298,6 +298,9 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
     ]
     assert "return critic on the data 3.000; largest return-to-go in the data 1.500" in lines[-1]
     assert "overestimates" in lines[-1]
+    result["metrics"]["allocation/price"] = 0.25
+    rows = [line.split() for line in report.table(result).splitlines()[heading : heading + 3]]
+    assert rows[0][-2:] == ["bound", "by"] and [row[-1] for row in rows[1:]] == ["price", "budget"]
 
 
 def test_mujoco_end_to_end(run, monkeypatch, capsys):

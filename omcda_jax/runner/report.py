@@ -211,7 +211,11 @@ def _agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
         return []
     count = len(next(iter(columns.values())))
     body = [[str(agent), *(f"{column[agent]:.4f}" for column in columns.values())] for agent in range(count)]
-    return [["agent", *columns], *body]
+    if "alpha" not in columns or "allocation/price" not in values:
+        return [["agent", *columns], *body]
+    # metrics are means over a call, in which a level may have left its floor
+    binds = ["price" if alpha <= 1.01 * values["allocation/price"] else "budget" for alpha in columns["alpha"]]
+    return [["agent", *columns, "bound by"], *([*row, bound] for row, bound in zip(body, binds, strict=True))]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
