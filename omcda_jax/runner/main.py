@@ -63,13 +63,17 @@ def _help(name: str) -> int:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process; at once where a signal stopped it, for an orderly end trips over a broken-off compilation."""
+    """End the process, at once unless others wait for its farewell.
+
+    Python's orderly end takes a while with JAX, in which a signal kills what is already done, and it trips over a
+    broken-off compilation.
+    """
     jax = sys.modules.get("jax")
-    if status == os.EX_TEMPFAIL and not (jax and jax.distributed.is_initialized()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    if jax and jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
