@@ -43,7 +43,7 @@ VARIANTS = {
     "one_critic": ["algorithm.critics=1"],
     "weighted": ["algorithm.extraction=weighted"],
     "gradient": ["algorithm.extraction=gradient"],
-    "priceless": ["algorithm.price=0"],
+    "unpriced": ["algorithm.price=0"],
     # everything as the papers write it
     "paper": [
         "algorithm.value_target=in_sample",

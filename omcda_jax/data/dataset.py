@@ -281,12 +281,14 @@ def memory_bytes(dataset: Dataset) -> int:
 
 
 @jax.jit
-def _sums_to_go(dataset: Dataset, gammas: chex.Array) -> tuple[jax.Array, jax.Array]:
+def _sums_to_go(
+    reward: chex.Array, discount: chex.Array, rows: chex.Array, gammas: chex.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return the discounted rewards to go, and the weight that a row's return gives to what a time limit cut off.
 
     Both are [T, G], 0 on final rows.
     """
-    has_successor = jnp.zeros(dataset.reward.shape, bool).at[dataset.rows].set(True)
+    has_successor = jnp.zeros(reward.shape, bool).at[rows].set(True)
 
     def back(later, row):
         value, unseen = later
@@ -295,8 +297,7 @@ def _sums_to_go(dataset: Dataset, gammas: chex.Array) -> tuple[jax.Array, jax.Ar
         return now, now
 
     start = jnp.zeros_like(gammas), jnp.ones_like(gammas)
-    rows = dataset.reward, dataset.discount, has_successor
-    _, (value, unseen) = jax.lax.scan(back, start, rows, reverse=True)
+    _, (value, unseen) = jax.lax.scan(back, start, (reward, discount, has_successor), reverse=True)
     return value, jnp.where(has_successor[:, None], unseen, 0.0)
 
 
@@ -311,7 +312,7 @@ def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
         gammas: G discount factors per step; batches have the returns of the one they are asked for.
     """
     gammas = jnp.asarray(gammas, jnp.float32)
-    value, unseen = _sums_to_go(dataset, gammas)
+    value, unseen = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, gammas)
     returns = jnp.where(unseen > _UNSEEN, jnp.nan, value)
     on_host = isinstance(dataset.reward, np.ndarray)
     returns, gammas = jax.tree.map(np.asarray, (returns, gammas)) if on_host else (returns, gammas)
@@ -327,7 +328,7 @@ def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
         dataset: the data.
         gamma: discount factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
     """
-    value, _ = _sums_to_go(dataset, jnp.array([gamma], jnp.float32))
+    value, _ = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, jnp.array([gamma], jnp.float32))
     return jnp.max(value[dataset.rows])
 
 
