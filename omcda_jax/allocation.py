@@ -5,6 +5,7 @@ Learning" (AAMAS 2025) and its full version "Who Matters Matters: Agent-Specific
 2026). Where the papers leave a choice open, the docstring says what was chosen here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from omcda_jax.reductions import batch_log_weights, masked_mean
+from omcda_jax.types import ConfigError
 
-ALLOCATION_RULES = ("softmax", "projected", "uniform", "random")
+ALLOCATION_RULES = ("softmax", "projected", "uniform", "random", "fixed")
 INFLUENCE_SCALES = ("relative", "raw")
 
 
@@ -100,7 +102,7 @@ def allocate(
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
             point makes all m_i equal: water-filling, almost the best split of one KL budget.
         uniform: d_tot / N each (the paper's ablation without allocation).
-        random: `previous` unchanged, a fixed random point of the simplex (the paper's ablation).
+        random, fixed: `previous` unchanged, see `first_budgets`.
 
     Args:
         influence: [N] m_i; entries that are not finite count as 0, those beyond 1e30 as 1e30.
@@ -128,7 +130,7 @@ def allocate(
     num_agents = influence.shape[0]
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
-    if rule == "random":
+    if rule in ("random", "fixed"):
         return previous
     scaled = jnp.clip(jnp.where(jnp.isfinite(influence), influence, 0.0), -LARGEST_INFLUENCE, LARGEST_INFLUENCE)
     if influence_scale == "relative":
@@ -156,6 +158,41 @@ def allocate_by(config: Any, influence: chex.Array, previous: chex.Array) -> che
         step_size=config.step_size,
         influence_scale=config.influence_scale,
     )
+
+
+def first_budgets(config: Any, key: chex.PRNGKey, num_agents: int) -> chex.Array:
+    """Share d_tot before any influence is measured: evenly, but for two rules whose budgets stay as they are.
+
+    Args:
+        config: an algorithm's settings, as `allocate_by` reads them. With `allocation="fixed"` its `shares` [N] divide
+            what exceeds the minimum budgets; with "random" (the paper's ablation) a random point of the simplex does.
+        key: of the draw.
+        num_agents: N.
+
+    Returns:
+        [N] budgets d, nats.
+
+    Raises:
+        ConfigError: the rule is "fixed", and there are not as many shares as agents.
+    """
+    share = jnp.full((num_agents,), 1 / num_agents, jnp.float32)
+    if config.allocation == "random":
+        share = jax.random.dirichlet(key, jnp.ones((num_agents,)))
+    elif config.allocation == "fixed":
+        if len(config.shares) != num_agents:
+            expected = f"{num_agents} numbers, one for each agent"
+            raise ConfigError(f"{config.name}: shares: expected {expected}, found {len(config.shares)}")
+        share = jnp.asarray(config.shares, jnp.float32)
+        share = share / jnp.sum(share)
+    return config.d_min + (config.d_tot - num_agents * config.d_min) * share
+
+
+def are_shares(shares: Sequence[chex.Numeric]) -> chex.Numeric:
+    """Return whether numbers are shares of a whole: none negative, their sum 1 within 0.002; or there are none."""
+    holds = not shares or abs(sum(shares) - 1) < 2e-3
+    for share in shares:
+        holds = holds & (share >= 0)
+    return holds
 
 
 def _relative(influence):

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import types as builtin_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -246,7 +247,8 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
     """Return what `learner.trials` varies and the settings, for every trial of the grid, the last key fastest.
 
     The grid is `key=value,value,...` for each key, separated by semicolons; a..b stands for all whole numbers from a to
-    b. Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
+    b, and [x,y] is one value of several numbers. Keys are `seed` and the numbers of the algorithm, which a population
+    can hold side by side.
 
     Args:
         config: with a grid in `learner.trials`.
@@ -259,7 +261,7 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
     axes = {}
     for part in filter(None, map(str.strip, config.learner.trials.split(";"))):
         key, _, listed = (text.strip() for text in part.partition("="))
-        values = [value for text in filter(None, listed.split(",")) for value in _span(text.strip())]
+        values = [value for text in re.findall(r"\[[^]]*\]|[^,]+", listed) for value in _span(text.strip())]
         require(values, f"learner.trials: {key}", "key=value,value,...", part)
         require(key not in axes, f"learner.trials: {key}", "each key once", config.learner.trials)
         require(key in ("seed", *numbers), f"learner.trials: {key}", "seed or one of " + ", ".join(numbers), key)
@@ -270,6 +272,7 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
         varied = dict(zip(axes, values, strict=True))
         settings = apply_overrides(config, [f"{key}={value}" for key, value in varied.items()])
         label = {key: getattr(settings.algorithm, key.partition(".")[2], settings.seed) for key in varied}
+        label |= {key: varied[key] for key, value in label.items() if isinstance(value, tuple)}
         trials.append((label, settings))
     return trials
 

@@ -37,7 +37,9 @@ CONFIGS = {
         critic_warmup=0, allocation="uniform", conservative_mixing="monotonic", **SMALL
     ),
     "omcda-random-layer_norm": OmcdaConfig(critic_warmup=0, allocation="random", critic_layer_norm=True, **SMALL),
-    "omcda-gradient": OmcdaConfig(critic_warmup=0, extraction="gradient", **SMALL),
+    "omcda-fixed-gradient": OmcdaConfig(
+        critic_warmup=0, allocation="fixed", shares=(0.5, 0.3, 0.2), extraction="gradient", **SMALL
+    ),
     "omcda-in_sample": OmcdaConfig(critic_warmup=0, value_target="in_sample", **SMALL),
     "omcda-not-decoupled": OmcdaConfig(critic_warmup=0, decoupled=False, **SMALL),
     "omcda-not-decoupled-in_sample": OmcdaConfig(critic_warmup=0, decoupled=False, value_target="in_sample", **SMALL),
@@ -356,7 +358,7 @@ def test_a_primed_critic_learns_the_returns_it_is_given(name):
 
 
 def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over():
-    for config in (CONFIGS["omcda"], CONFIGS["omcda-gradient"]):
+    for config in (CONFIGS["omcda"], CONFIGS["omcda-fixed-gradient"]):
         state = after(config.replace(critic_warmup=2, level_rate=1.0, price=10.0, d_tot=5.0), updates=2)
         assert state.extra.value_size > 0
         warm = jnp.exp(state.extra.log_alpha)
@@ -429,6 +431,9 @@ def test_ablations_are_what_they_say():
     for budget in random:
         np.testing.assert_allclose(budget.sum(), 0.6, rtol=1e-6)
         assert np.all(budget >= 0.002)
+    fixed = after(CONFIGS["omcda-fixed-gradient"]).extra
+    np.testing.assert_allclose(fixed.budget, 0.002 + (0.6 - 3 * 0.002) * np.array([0.5, 0.3, 0.2]), rtol=1e-6)
+    assert np.all(fixed.influence != 0)
     together = after(CONFIGS["omcda-not-decoupled"])
     assert "deviation" not in together.params and "return" in together.params
 
@@ -453,6 +458,12 @@ def test_the_penalty_enters_the_one_value_when_not_decoupled():
         ({"d_tot": float("nan")}, ["d_tot", "positive", "nan"]),
         ({"d_min": -0.1}, ["d_min", "-0.1"]),
         ({"allocation": "fair"}, ["allocation", "softmax", "'fair'"]),
+        ({"shares": (0.5, 0.3, 0.2)}, ["allocation", "fixed where shares are given", "'softmax'"]),
+        ({"allocation": "fixed"}, ["shares", "3 numbers, one for each agent", "found 0"]),
+        ({"allocation": "fixed", "shares": (0.5, 0.5)}, ["shares", "3 numbers, one for each agent", "found 2"]),
+        ({"allocation": "fixed", "shares": (0.5, 0.3, 0.3)}, ["shares", "whose sum is 1", "[0.5, 0.3, 0.3]"]),
+        ({"allocation": "fixed", "shares": (1.3, -0.3, 0.0)}, ["shares", "numbers >= 0", "[1.3, -0.3, 0.0]"]),
+        ({"allocation": "fixed", "shares": (float("nan"), 0.5, 0.5)}, ["shares", "nan"]),
         ({"value_target": "q"}, ["value_target", "expectation", "'q'"]),
         ({"conservative_mixing": "deep"}, ["conservative_mixing", "convex", "'deep'"]),
         ({"influence_scale": "big"}, ["influence_scale", "relative", "'big'"]),

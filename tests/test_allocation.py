@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from omcda_jax import allocate, influence
-from omcda_jax.allocation import ALLOCATION_RULES, conservatism_level, conservatism_step, weight_divergence
+from omcda_jax import OmcdaConfig, allocate, influence
+from omcda_jax.allocation import (
+    ALLOCATION_RULES,
+    conservatism_level,
+    conservatism_step,
+    first_budgets,
+    weight_divergence,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -253,10 +259,30 @@ def test_the_references_projection_is_the_nearest_point(point):
         assert (point - nearest) @ (vertex - nearest) <= 1e-5
 
 
-def test_random_keeps_its_point_and_uniform_forgets():
+def test_random_and_fixed_keep_their_point_and_uniform_forgets():
     previous = np.array([0.5, 0.4, 0.2, 0.1], np.float32)
-    np.testing.assert_array_equal(_budget([1, 2, 3, 4], "random", previous), previous)
+    for rule in ("random", "fixed"):
+        np.testing.assert_array_equal(_budget([1, 2, 3, 4], rule, previous), previous)
     np.testing.assert_allclose(_budget([1, 2, 3, 4], "uniform", previous), EVEN, rtol=1e-6)
+
+
+def test_shares_written_with_few_digits_still_spend_the_whole_budget():
+    config = OmcdaConfig(allocation="fixed", shares=(0.333, 0.333, 0.333), d_tot=0.9, d_min=0.1)
+    config.validate()
+    np.testing.assert_allclose(first_budgets(config, None, 3), 0.3, rtol=1e-6)
+
+
+def test_a_population_may_differ_in_its_shares():
+    shares = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]], np.float32)
+    total = np.array([0.6, 1.2], np.float32)
+
+    def budgets(shares, total):
+        config = OmcdaConfig(allocation="fixed", shares=tuple(shares), d_tot=total, d_min=0.01)
+        config.validate()
+        return first_budgets(config, None, 3)
+
+    found = jax.vmap(budgets)(shares, total)
+    np.testing.assert_allclose(found, 0.01 + (total[:, None] - 0.03) * shares, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", LEARNED_RULES)

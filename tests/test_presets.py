@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.config import to_dict
-from omcda_jax.runner import settings
+from omcda_jax.config import expand_trials, to_dict
+from omcda_jax.runner import report, settings
 from omcda_jax.runner.presets import PRESETS, algorithm_settings, resolve
 from omcda_jax.types import ConfigError
 
@@ -70,6 +70,31 @@ def test_mistakes_name_what_is_valid(name, assignments, message):
     with pytest.raises(ConfigError) as caught:
         resolve(name, assignments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_value_of_a_population_may_be_several_numbers():
+    grid = "learner.trials=seed=0..1; algorithm.shares=[.5, .3,.2],[.2,.3,.5]"
+    config = resolve("smac_3m", ["algorithm.allocation=fixed", "learner.mode=trials", grid])
+    labels, trials = zip(*expand_trials(config), strict=True)
+    assert [(trial.seed, trial.algorithm.shares) for trial in trials] == [
+        (seed, shares) for seed in (0, 1) for shares in ((0.5, 0.3, 0.2), (0.2, 0.3, 0.5))
+    ]
+    assert labels[1] == {"seed": 0, "algorithm.shares": "[.2,.3,.5]"}
+    summary = {"return_mean": 1.0, "return_se": 0.1, "win_rate": 0.5, "length_mean": 9.0, "episodes": 4}
+    result = {
+        "config": to_dict(config),
+        "data": {"statistics": {**summary, "return_sd": 0.2}},
+        "trials": report.trials(labels, [summary] * 4, {}, {"skipped": [0] * 4, "culprits": [None] * 4}),
+    }
+    table = [line.split() for line in report.trials_table(result).splitlines()]
+    assert ["[.2,.3,.5]", "1.000", "±", "0.000", "0.500", "2", "0"] in table
+
+
+def test_shares_of_a_population_that_are_no_whole_are_refused():
+    grid = "learner.trials=algorithm.shares=.5,.3,.2"
+    config = resolve("smac_3m", ["algorithm.allocation=fixed", "learner.mode=trials", grid])
+    with pytest.raises(ConfigError, match=r"^omcda: shares: expected numbers >= 0 whose sum is 1, found \[0\.5\]$"):
+        expand_trials(config)
 
 
 def keys_of(config):

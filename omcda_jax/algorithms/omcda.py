@@ -39,7 +39,8 @@ class OmcdaConfig(CriticSettings):
         d_min: nats every agent keeps. Not 0: an agent without budget sends its level, and through the deviation mixer
             everybody's, to its bound.
         allocation: "softmax" (paper), "projected" (water-filling), "uniform" (ablation w/o-CDA), "random" (ablation
-            rd).
+            rd), "fixed" (by `shares`).
+        shares: of the rule "fixed": each agent's part of d_tot beyond N d_min; their sum is 1.
         temperature: of the softmax rule.
         step_size: of the projected rule, relative to an even share.
         influence_scale: "relative" to the mean over agents, or "raw", the paper's literal form.
@@ -73,6 +74,7 @@ class OmcdaConfig(CriticSettings):
     d_tot: float = 0.6
     d_min: float = 0.002
     allocation: str = static("softmax")
+    shares: tuple[float, ...] = ()
     temperature: float = 1.0
     step_size: float = 0.005
     influence_scale: str = static("relative")
@@ -96,6 +98,8 @@ class OmcdaConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require_choice(self, "allocation", allocation.ALLOCATION_RULES)
+        training.require(self, "allocation", lambda x: not self.shares or x == "fixed", "fixed where shares are given")
+        training.require(self, "shares", allocation.are_shares, "numbers >= 0 whose sum is 1")
         training.require_choice(self, "influence_scale", allocation.INFLUENCE_SCALES)
         training.require_choice(self, "value_target", VALUE_TARGETS)
         training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
@@ -104,8 +108,7 @@ class OmcdaConfig(CriticSettings):
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
         training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")
-        within = f"between 0 and d_tot={self.d_tot} nats"
-        training.require(self, "d_min", lambda x: (x >= 0) & (x <= self.d_tot), within)
+        training.require(self, "d_min", lambda d: (d >= 0) & (d <= self.d_tot), f"between 0 and d_tot={self.d_tot}")
         training.check_numbers(
             self,
             positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon", "level_step"),
@@ -133,11 +136,10 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     """Initialise networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
 
     Raises:
-        ConfigError: the agents' minimum budgets exceed d_tot.
+        ConfigError: the agents' minimum budgets exceed d_tot; or as many shares as agents are not given.
     """
-    least = spec.num_agents * config.d_min
     enough = f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
-    training.require(config, "d_tot", lambda d: d >= least, enough)
+    training.require(config, "d_tot", lambda d: d >= spec.num_agents * config.d_min, enough)
     nets = _networks(spec, config)
     parts = {"behaviour": nets.policy} | ({"deviation": nets.deviations} if config.decoupled else {})
     params_key, value_key, share_key, return_key = jax.random.split(key, 4)
@@ -148,13 +150,11 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     if config.value_target == "in_sample":
         names = ["deviation", "return"] if config.decoupled else ["return"]
         params["value"] = networks.init_params(value_key, spec, **dict.fromkeys(names, nets.value))
-    share = jnp.full((spec.num_agents,), 1 / spec.num_agents, jnp.float32)
-    if config.allocation == "random":
-        share = jax.random.dirichlet(share_key, jnp.ones((spec.num_agents,)))
+    budget = allocation.first_budgets(config, share_key, spec.num_agents)
     extra = allocation.AllocationState(
-        log_alpha=jnp.full_like(share, jnp.log(config.alpha_init)),
-        budget=config.d_min + (config.d_tot - least) * share,
-        influence=jnp.zeros_like(share),
+        log_alpha=jnp.full_like(budget, jnp.log(config.alpha_init)),
+        budget=budget,
+        influence=jnp.zeros_like(budget),
         value_size=jnp.zeros((), jnp.float32),
     )
     return training.new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
