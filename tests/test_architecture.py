@@ -21,6 +21,7 @@ MATHEMATICS = [
     {"acting"},
     {"algorithms.*"},
     {"algorithms"},
+    {"selection"},
     {"omcda_jax"},
 ]
 MACHINERY = [

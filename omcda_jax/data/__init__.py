@@ -12,6 +12,7 @@ from omcda_jax.data.dataset import (
     returns_to_go,
     sample,
     shard,
+    split,
 )
 from omcda_jax.data.episodes import Episodes, returns, statistics
 from omcda_jax.data.formats import load, stored_bytes
@@ -38,6 +39,7 @@ __all__ = [
     "returns",
     "sample",
     "shard",
+    "split",
     "statistics",
     "stored_bytes",
     "write",

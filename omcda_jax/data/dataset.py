@@ -248,6 +248,32 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
     )
 
 
+def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Cut a dataset in two by whole episodes, drawn at random; the two share their arrays and differ in `rows` alone.
+
+    Args:
+        dataset: the whole, uncut.
+        share: of the episodes that go to the second part; both parts get at least one.
+        seed: of the draw; the same seed makes the same cut.
+
+    Raises:
+        ConfigError: there is but one episode.
+    """
+    rows = np.asarray(dataset.rows)
+    episode = np.cumsum(np.asarray(dataset.first))[rows] - 1
+    count = int(episode[-1]) + 1
+    require(count >= 2, "data", "at least 2 episodes to cut in two", count)
+    order = np.random.default_rng(seed).permutation(count)
+    second = np.isin(episode, order[: int(np.clip(round(share * count), 1, count - 1))])
+
+    place = (lambda arrays: arrays) if isinstance(dataset.rows, np.ndarray) else jax.device_put
+
+    def part(chosen):
+        return dataset.replace(**place({"rows": chosen, "starts": np.array([0, len(chosen)], np.int32)}))
+
+    return part(rows[~second]), part(rows[second])
+
+
 def put(dataset: Dataset) -> Dataset:
     """Place a dataset on the device; on a CPU aligned arrays are shared, not copied.
 

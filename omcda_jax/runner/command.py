@@ -11,6 +11,7 @@ from omcda_jax.config import ExperimentConfig
 from omcda_jax.runner.jobs import Switches, place_in_run
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
+from omcda_jax.runner.select import ESTIMATES, Order
 from omcda_jax.runner.settings import explain
 from omcda_jax.system import read_flags
 from omcda_jax.types import ConfigError, suggestion
@@ -39,6 +40,7 @@ class Command(NamedTuple):
         step: the only checkpoint that `eval` takes; None: the newest.
         processes: who shares the work.
         switches: ways to look into training.
+        select: what to choose a trial by, or None.
     """
 
     config: ExperimentConfig
@@ -49,6 +51,7 @@ class Command(NamedTuple):
     step: int | None = None
     processes: Processes = Processes()
     switches: Switches = Switches()
+    select: Order | None = None
 
     @property
     def which(self) -> str:
@@ -98,6 +101,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         step=step,
         processes=_processes(values, config),
         switches=Switches(values.profile, values.debug_nans),
+        select=_selection(values, config),
     )
 
 
@@ -142,6 +146,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
     text("workdir", None, "run directory, instead of one named after the config")
     flags.DEFINE_enum("checkpoint", "latest", WHICH, "which one --mode=eval takes", flag_values=values)
+    flags.DEFINE_enum(
+        "select", None, ESTIMATES, "choose a trial by the data alone, see docs/selection.md", flag_values=values
+    )
+    number("select_updates", 10_000, "updates that the critic of --select=fqe and --select=dr is fitted for")
     text("video", None, "record one greedy episode into this .gif or .mp4")
     switch("distributed", False, "join the other processes of a cluster that JAX detects")
     text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
@@ -151,6 +159,20 @@ def _flags() -> flags.FlagValues:
     switch("debug_nans", False, "stop with a traceback at the first operation that produces a NaN")
     switch("help", False, "show this; with --config=PRESET its settings", short_name="h")
     return values
+
+
+def _selection(values: flags.FlagValues, config: ExperimentConfig) -> Order | None:
+    if values.select is None:
+        return None
+    if config.learner.mode != "trials":
+        raise ConfigError(
+            f"--select={values.select}: expected --config.learner.mode=trials, whose trials it chooses among, found "
+            f"{config.learner.mode}"
+        )
+    if values.num_processes is not None:
+        found = f"--num_processes={values.num_processes}"
+        raise ConfigError(f"--select={values.select}: expected all trials in one process, found {found}")
+    return Order(values.select, values.select_updates)
 
 
 def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:

@@ -88,20 +88,17 @@ def path_of(config: ExperimentConfig) -> str:
     return os.fspath(data.default_path(settings.environment, settings.quality, seed=settings.seed, **sizes))
 
 
-def read(job: Job, path: str, *, begins: bool) -> Source:
-    """Read a dataset and place it for the training call; nothing but what was placed stays in memory.
-
-    Prints how large it is before it is read, and then what it holds.
+def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, Any]]:
+    """Return a dataset as `data.load` gives it; how large it is is printed before it is read, then what it holds.
 
     Args:
-        job: that learns from it.
+        config: whose `data` says how to read it.
         path: of the file.
-        begins: no update was done yet, so that a normaliser may be needed.
 
     Raises:
         ConfigError, DatasetError: as `data.load`; it has another quality, or is larger than the device's free memory.
     """
-    config, settings = job.config, job.config.data
+    settings = config.data
     require_room(path, settings.placement)
     dataset, metadata = data.load(
         path,
@@ -120,12 +117,28 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
         f"{totals['return_mean']:.3f} ± {totals['return_sd']:.3f} (sd), win rate {totals['win_rate']:.3f}, "
         f"{data.memory_bytes(dataset) / 1e6:.1f} MB on the {settings.placement}"
     )
+    return dataset, metadata
+
+
+def read(job: Job, path: str, *, begins: bool) -> Source:
+    """Read a dataset and place it for the training call; nothing but what was placed stays in memory.
+
+    Args:
+        job: that learns from it.
+        path: of the file.
+        begins: no update was done yet, so that a normaliser may be needed.
+
+    Raises:
+        ConfigError, DatasetError: as `load`.
+    """
+    config, settings = job.config, job.config.data
+    dataset, metadata = load(config, path)
     largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
     metadata["max_return_to_go"] = float(largest) / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))
     normaliser = data.normaliser(dataset) if settings.normalise and begins else None
-    return Source(path, dataset.spec, metadata, normaliser, _place(config, dataset, job.layout()))
+    return Source(path, dataset.spec, metadata, normaliser, place(config, dataset, job.layout()))
 
 
 def require_room(path: str, placement: str) -> None:
@@ -164,10 +177,19 @@ def free_bytes(device: jax.Device) -> int | None:
         return None
 
 
-def _place(
+def place(
     config: ExperimentConfig, dataset: data.Dataset, layout: Layout
 ) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
-    """Return what `Source.opened` is, of a dataset as it was read."""
+    """Return what `Source.opened` is, of a dataset as it was read.
+
+    Args:
+        config: whose `data` says where it is to be, and whose `learner` how much is drawn from it.
+        dataset: the data.
+        layout: of the training call.
+
+    Raises:
+        ConfigError: as `data.shard`.
+    """
     shards, process, processes = config.data.shards, jax.process_index(), jax.process_count()
     if shards > 1:
         owners = [device.process_index for device in jax.devices()]

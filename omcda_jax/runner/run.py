@@ -3,7 +3,7 @@
     python experiments/run.py --config=smac_5m6m
     python experiments/run.py --config=smac_5m6m --config.data.quality=good --config.seed=1
     python experiments/run.py --config=smac_3m --config.learner.mode=trials \\
-        --config.learner.trials='seed=0..3; algorithm.d_tot=0.6,1.8'
+        --config.learner.trials='seed=0..3; algorithm.d_tot=0.6,1.8' --select=fqe
     python experiments/run.py --config=list
     python experiments/run.py --config=smac_5m6m --help
 
@@ -13,7 +13,7 @@ same command again), 78 a setting or a file to fix, 1 anything else.
 
 One trial runs on all devices of all processes: --distributed joins the processes of a cluster that JAX detects (Slurm,
 TPU pods, ...), --coordinator, --num_processes and --process_id describe them by hand. Trials are shared among processes
-that run independently, by --num_processes and --process_id alone.
+that run independently, by --num_processes and --process_id alone. --select names the trial to take by the data alone.
 """
 
 import os
@@ -29,7 +29,7 @@ from omcda_jax.config import expand_trials, to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import check_video, record_video
 from omcda_jax.metrics import read
-from omcda_jax.runner import datasets, plots, processes, report
+from omcda_jax.runner import datasets, plots, processes, report, select
 from omcda_jax.runner.command import Command, parse
 from omcda_jax.runner.evaluation import Best, Judge, make_judge, without_returns
 from omcda_jax.runner.jobs import Job, Saved, check_directory, claimed, fingerprints, restore, write_json
@@ -62,6 +62,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     if command.video:
         check_video(environment, command.video)
     job.template(environment.spec)
+    if command.select:
+        select.check(command.select, job, environment.spec)
     if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
         raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
     with claimed(job):
@@ -80,8 +82,11 @@ def execute(command: Command, interruption: Interruption) -> int:
         else:
             say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
         result = finish(job, environment, saved, judge, labels, command.which)
-    if is_first():
-        show(command, job, environment, saved.state, result)
+        if is_first():
+            show(command, job, environment, saved.state, result)
+        if command.select:
+            source = None  # what training drew from makes room
+            say(select.table(select.select(job, labels, saved, command.select)))
     return os.EX_OK
 
 

@@ -1,0 +1,334 @@
+"""Which trial of a population to take, by the data alone: estimates, how sure they are, and the files that say so."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax import data, selection
+from omcda_jax.algorithms import find
+from omcda_jax.checkpoint import save_policy
+from omcda_jax.config import ExperimentConfig, require, to_dict
+from omcda_jax.learner import Guard, Layout, initial_state, make_train_step, train
+from omcda_jax.metrics import Progress
+from omcda_jax.runner import datasets
+from omcda_jax.runner.jobs import Job, Saved, write_json
+from omcda_jax.runner.presets import PRESETS
+from omcda_jax.runner.processes import say
+from omcda_jax.runner.report import align
+from omcda_jax.types import Actor, Algorithm, ConfigError, EnvSpec, TrainState, updates_done
+
+ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; one asked for brings the cheaper ones along
+HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on
+FITS = 2  # of every trial, from other networks and batches
+ROWS = 1024  # judged together by the doubly robust estimate
+
+Labels = Sequence[Mapping[str, Any]]
+
+
+class Order(NamedTuple):
+    """What to choose by: one of ESTIMATES, and how many updates its critic is fitted for."""
+
+    by: str
+    updates: int
+
+
+def check(order: Order, job: Job, spec: EnvSpec) -> None:
+    """Refuse, before any training, what the trials cannot be chosen by.
+
+    Raises:
+        ConfigError: there is a single trial; the algorithm has no such estimate; or updates that do not fit the calls.
+    """
+    flag, name = f"--select={order.by}", job.config.algorithm.name
+    if len(job.configs) < 2:
+        raise ConfigError(f"{flag}: expected at least 2 trials to choose among, found {len(job.configs)}")
+    each = job.config.learner.updates_per_call
+    expected = f"a positive multiple of learner.updates_per_call={each}"
+    require(order.updates > 0 and order.updates % each == 0, "--select_updates", expected, order.updates)
+    template = job.template(spec)
+    if order.by == "critic" and not selection.has_critic(template):
+        raise ConfigError(f"{flag}: expected an algorithm with a critic, found {name}; --select=fqe fits one")
+    if order.by == "dr" and not selection.has_density(jax.eval_shape(jax.vmap(job.algorithm.policy), template)):
+        raise ConfigError(
+            f"{flag}: expected a policy whose actions have a density, found {name}'s; --select=fqe needs none"
+        )
+
+
+class Cut(NamedTuple):
+    """The data as estimates see them.
+
+    Attributes:
+        fitted: episodes that critics and clones are fitted on, with returns-to-go.
+        held_out: the E other ones.
+        gamma: discount factor of every estimate, the largest of the trials'.
+        largest: return-to-go in all of the data, scaled.
+    """
+
+    fitted: data.Dataset
+    held_out: data.Dataset
+    gamma: float
+    largest: float
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of the held-out episodes, [E]."""
+        rows = np.asarray(self.held_out.rows)
+        return np.diff(np.append(np.flatnonzero(np.asarray(self.held_out.first)[rows]), len(rows)))
+
+
+def cut(job: Job, saved: Saved) -> Cut:
+    """Read the run's data again and cut them in two by whole episodes.
+
+    Raises:
+        ConfigError, DatasetError: as `datasets.load` and `data.split`; or the run was trained on other data.
+    """
+    config, path = job.config, datasets.path_of(job.config)
+    dataset, metadata = datasets.load(config, path)
+    if saved.metadata["data"].get("digest") != metadata.get("digest"):
+        raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found others")
+    gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
+    largest = float(data.max_return_to_go(dataset, gamma))
+    parts = data.split(data.returns_to_go(dataset, [gamma]), HELD_OUT, config.data.seed)
+    return Cut(*parts, gamma, largest)
+
+
+def fqe_settings(config: ExperimentConfig, gamma: float, updates: int) -> selection.FqeConfig:
+    """Return the settings of the fitted critic: the trials' networks, the preset's rates, a fifth of priming."""
+    names = {field.name for field in dataclasses.fields(selection.FqeConfig)}
+    preset = PRESETS[config.name].shared if config.name in PRESETS else {}
+    shared = {key: value for key, value in preset.items() if key in names}
+    networks = ("hidden_sizes", "mixer_hidden", "critic_layer_norm")
+    own = {key: getattr(config.algorithm, key) for key in networks if hasattr(config.algorithm, key)}
+    return selection.FqeConfig(**{**shared, **own, "gamma": gamma, "priming": updates // 5})
+
+
+def fit(
+    algorithm: Algorithm, state: TrainState, dataset: data.Dataset, config: ExperimentConfig, layout: Layout
+) -> tuple[TrainState, Guard]:
+    """Train a population on a part of the data, for `config.learner.updates`; nothing is saved on the way.
+
+    Raises:
+        NonFiniteMetrics: as `learner.train`.
+    """
+    settings = config.learner
+    guard = Guard(np.size(state.step))
+    progress = Progress(settings.updates, shown=("fqe/td", "fqe/q", "policy/loss"))
+    with datasets.place(config, dataset, layout) as dataset_at:
+        step_once = make_train_step(algorithm, data.sample, settings.batch_size, settings.updates_per_call, layout)
+        for step, new, report in train(
+            step_once, layout.place(state), dataset_at, settings, layout=layout, guard=guard
+        ):
+            progress.update(step, report.metrics)
+            state = new
+    progress.close()
+    return layout.collect(state), guard
+
+
+def fit_values(job: Job, state: TrainState, parts: Cut, config: ExperimentConfig) -> tuple[TrainState, np.ndarray]:
+    """Fit a critic to every trial's policy FITS times; return states [P F] and whether each stayed finite."""
+    settings, trials = fqe_settings(config, parts.gamma, config.learner.updates), len(job.configs)
+    policies = jax.tree.map(lambda leaf: jnp.repeat(leaf, FITS, axis=0), jax.vmap(job.algorithm.policy)(state))
+    keys = jax.random.split(jax.random.key(config.data.seed), FITS)[jnp.tile(jnp.arange(FITS), trials)]
+    fresh = jax.vmap(lambda key, policy: selection.init(key, policy, settings))(keys, policies)
+    fresh = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), fresh)
+    say(f"fitted Q evaluation: {FITS} fits each of {trials} trials, {config.learner.updates} updates")
+    fitted, guard = fit(selection.FQE, fresh, parts.fitted, config, job.layout())
+    return fitted, np.array([culprit is None for culprit in guard.culprits])
+
+
+def fit_clone(state: TrainState, parts: Cut, config: ExperimentConfig) -> Actor:
+    """Clone the data's policy on the same part of the data, for the ratios of the doubly robust estimate."""
+    algorithm, own = find("bc"), getattr(config.algorithm, "hidden_sizes", None)
+    settings = algorithm.config() if own is None else algorithm.config(hidden_sizes=own)
+    fresh = initial_state(algorithm, config.data.seed, parts.fitted.spec, settings)
+    fresh = fresh.replace(normaliser=jax.tree.map(lambda leaf: leaf[0], state.normaliser))
+    fresh = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True)[None], fresh)
+    say(f"clone of the data's policy: {config.learner.updates} updates")
+    layout = Layout((jax.local_devices()[0],), population=True)
+    clone, _ = fit(algorithm, fresh, parts.fitted, config, layout)
+    return jax.tree.map(lambda leaf: leaf[0], algorithm.policy(clone))
+
+
+def start_values(function: Any, states: TrainState, parts: Cut) -> np.ndarray:
+    """Return `function(state, batch)` at the first states of the held-out episodes, trial by trial: [P, E]."""
+    rows = np.asarray(parts.held_out.rows)
+    batch = data.gather(parts.held_out, rows[np.asarray(parts.held_out.first)[rows]])
+    one_by_one = jax.jit(lambda states, batch: jax.lax.map(lambda state: function(state, batch), states))
+    return np.asarray(one_by_one(states, batch), np.float64)
+
+
+def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the doubly robust estimate's parts [P F, E], and the share of the episodes that weights amount to, [P F].
+
+    Args:
+        states: of fitted Q evaluation.
+        clone: of the data's policy.
+        parts: the data.
+        seed: of the draws where actions are continuous.
+    """
+    held_out, lengths = parts.held_out, parts.lengths
+    rows, ends = np.asarray(held_out.rows), np.cumsum(lengths) - 1
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(rows)) - np.repeat(ends + 1 - lengths, lengths)
+    judge = jax.jit(
+        lambda states, batch, keys: jax.lax.map(lambda state: selection.terms(state, clone, batch, keys), states)
+    )
+
+    def of(chosen, afterwards=False):
+        blocks = []
+        for block, start in enumerate(range(0, len(chosen), ROWS)):
+            batch = data.gather(held_out, chosen[np.minimum(np.arange(start, start + ROWS), len(chosen) - 1)])
+            if afterwards:
+                batch = batch.replace(obs=batch.next_obs, global_state=batch.next_global_state, avail=batch.next_avail)
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), block), ROWS)
+            blocks.append(jax.tree.map(np.asarray, judge(states, batch, keys)))
+        return jax.tree.map(lambda *values: np.concatenate(values, axis=1)[:, : len(chosen)], *blocks)
+
+    inside, after = of(rows), of(rows[ends], afterwards=True)
+    reward, goes_on = np.asarray(held_out.reward)[rows], np.asarray(held_out.discount)[rows[ends]]
+
+    def spread(values, extra=0):
+        table = np.zeros((len(lengths), lengths.max() + extra))
+        table[episode, step] = values
+        return table
+
+    found = []
+    for ratio, q, v, beyond in zip(
+        inside.log_ratio, inside.action_value, inside.state_value, after.state_value, strict=True
+    ):
+        values = spread(v, extra=1)
+        values[np.arange(len(lengths)), lengths] = goes_on * beyond
+        found.append(selection.doubly_robust(spread(ratio), spread(reward - q), values, lengths, parts.gamma))
+    return np.stack([each for each, _ in found]), np.array([share for _, share in found])
+
+
+class Estimates(NamedTuple):
+    """What the estimates say, in the environment's units.
+
+    Attributes:
+        values: by estimate, [P, F, E] of P trials by F fits in E held-out episodes; nan where there is no figure.
+        effective_share: of the episodes, that the weights of the doubly robust estimate amount to, [P]; or None.
+    """
+
+    values: dict[str, np.ndarray]
+    effective_share: np.ndarray | None = None
+
+
+def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates:
+    """Judge all trials by the estimate asked for and those cheaper than it, as far as the algorithm has them.
+
+    Raises:
+        NonFiniteMetrics: no fit stayed finite.
+    """
+    trials, scale = len(job.configs), job.config.data.reward_scale
+    values: dict[str, np.ndarray] = {}
+    if selection.has_critic(state):
+        values["critic"] = start_values(selection.critic_value, state, parts)[:, None] / scale
+    if order.by == "critic":
+        return Estimates(values)
+    learner = dataclasses.replace(job.config.learner, updates=order.updates)
+    config = dataclasses.replace(job.config, learner=learner, data=dataclasses.replace(job.config.data, shards=1))
+    fitted, finite = fit_values(job, state, parts, config)
+    by_fit = lambda found: np.where(finite[:, None], found, np.nan).reshape(trials, FITS, -1) / scale
+    values["fqe"] = by_fit(start_values(selection.value, fitted, parts))
+    if order.by == "fqe":
+        return Estimates(values)
+    clone = fit_clone(state, parts, config)
+    found, shares = doubly_robust(fitted, clone, parts, config.data.seed)
+    # the weights do not depend on the fit
+    share = shares.reshape(trials, FITS).min(axis=1)
+    sane = share >= selection.LEAST_EFFECTIVE_SHARE
+    values["dr"] = np.where(sane[:, None, None], by_fit(found), np.nan)
+    return Estimates(values, share)
+
+
+def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, Any]:
+    """Judge the trials of a trained population, write selection.json and the chosen policy, and return the former.
+
+    Args:
+        job: whose directory is claimed.
+        labels: what each trial varies.
+        saved: its trained state.
+        order: what to choose by.
+
+    Raises:
+        ConfigError, DatasetError: as `cut`.
+        NonFiniteMetrics: as `estimate`.
+    """
+    parts = cut(job, saved)
+    found = estimate(job, saved.state, parts, order)
+    for index, culprit in enumerate(saved.metadata["guard"]["culprits"]):
+        if culprit:
+            found.values[order.by][index] = np.nan
+    compared = {name: selection.compare(values, job.config.data.seed) for name, values in found.values.items()}
+    chosen = compared[order.by].chosen
+    result = {
+        "config": to_dict(job.config),
+        "step": updates_done(saved.state),
+        "by": order.by,
+        "updates": order.updates,
+        "fits": FITS,
+        "gamma": parts.gamma,
+        "episodes": saved.metadata["data"]["statistics"]["episodes"],
+        "held_out_episodes": len(parts.lengths),
+        "largest_return_to_go": parts.largest / job.config.data.reward_scale,
+        "chosen": chosen,
+        "trials": [_entry(dict(label), index, compared, found) for index, label in enumerate(labels)],
+    }
+    write_json(os.path.join(job.directory, "selection.json"), result)
+    place = os.path.join(job.directory, "selected")
+    shutil.rmtree(place, ignore_errors=True)
+    if chosen is not None:
+        save_policy(place, job.algorithm.policy(jax.tree.map(lambda leaf: leaf[chosen], saved.state)))
+    return result
+
+
+def _entry(
+    label: Mapping[str, Any], trial: int, compared: Mapping[str, selection.Comparison], found: Estimates
+) -> dict[str, Any]:
+    """What selection.json says of one trial; None for what is no number."""
+    plain = lambda number: float(number) if np.isfinite(number) else None
+    entry = {"trial": label}
+    for name, table in compared.items():
+        entry[name] = {key: plain(column[trial]) for key, column in table._asdict().items()}
+    if found.effective_share is not None:
+        entry["effective_share"] = float(found.effective_share[trial])
+    return entry
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return a selection as lines of text: every trial's estimates, then the one to take.
+
+    Args:
+        result: what `select` writes to selection.json.
+    """
+    by, trials, largest = result["by"], result["trials"], result["largest_return_to_go"]
+    others = [name for name in ESTIMATES if name in trials[0] and name != by]
+    share = ["effective episodes"] if "effective_share" in trials[0] else []
+    rows = [[*trials[0]["trial"], f"{by} [95 % interval]", "best", *others, *share, ""]]
+    for one in trials:
+        judged = one[by]
+        bounds = (
+            "-" if judged["value"] is None else f"{judged['value']:.3f} [{judged['low']:.3f}, {judged['high']:.3f}]"
+        )
+        cells = [bounds, f"{judged['best']:.0%}"]
+        cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
+        cells += [f"{one['effective_share']:.1%}"] if share else []
+        over = judged["value"] is not None and judged["value"] > largest
+        note = "above every return-to-go in the data: not to be trusted" if over else ""
+        rows.append([*(f"{value:g}" for value in one["trial"].values()), *cells, note])
+    heading = (
+        f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which no estimate was "
+        f"fitted on; returns discounted by {result['gamma']:g}"
+    )
+    if result["chosen"] is None:
+        why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
+        return f"{heading}\n{align(rows)}\ntake none: no trial has a figure{f', {why}' if by == 'dr' else ''}"
+    one = trials[result["chosen"]]
+    named = ", ".join(f"{key}={value:g}" for key, value in one["trial"].items())
+    return f"{heading}\n{align(rows)}\ntake {named}: the best with probability {one[by]['best']:.2f} by {by}"
