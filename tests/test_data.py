@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from omcda_jax import data
+from omcda_jax.config import DataConfig, LearnerConfig
 from omcda_jax.data import hdf5
 from omcda_jax.data.episodes import Episodes
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
@@ -508,3 +509,43 @@ def test_importing_the_package_leaves_optional_packages_out():
     root = Path(__file__).parent.parent
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert found.stderr.strip() == "set()"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("place", [lambda dataset: dataset, jax.device_put], ids=["host", "device"])
+def test_a_cut_by_episodes_leaves_every_row_in_one_part(place):
+    whole = place(data.from_arrays(SPEC, make_episodes(lengths=(2, 3, 1, 4, 2), terminated=(True,) * 5)))
+    starts = np.array([0, 3, 7, 9, 14])
+    first, second = data.split(whole, 0.4, seed=1)
+    parts = [np.asarray(part.rows) for part in (first, second)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), whole.rows)
+    episodes = [set(np.searchsorted(starts, rows, side="right") - 1) for rows in parts]
+    assert [len(found) for found in episodes] == [3, 2] and not episodes[0] & episodes[1]
+    np.testing.assert_array_equal(data.split(whole, 0.4, seed=1)[1].rows, parts[1])
+    assert any(list(data.split(whole, 0.4, seed=seed)[1].rows) != list(parts[1]) for seed in range(2, 9))
+    drawn = data.sample(jax.device_put(second), jax.random.key(0), 64)
+    allowed = np.asarray(whole.reward)[parts[1]]
+    assert set(np.asarray(drawn.reward)) == set(allowed)
+
+
+@pytest.mark.quick
+def test_both_parts_of_a_cut_hold_an_episode_and_one_episode_cannot_be_cut():
+    two = data.from_arrays(SPEC, make_episodes())
+    for share in (0.01, 0.99):
+        assert all(len(part.rows) for part in data.split(two, share))
+    one = data.from_arrays(SPEC, make_episodes(lengths=(3,), terminated=(True,)))
+    with pytest.raises(ConfigError, match="^data: expected at least 2 episodes to cut in two, found 1$"):
+        data.split(one, 0.5)
+
+
+def test_windows_of_a_part_hold_nothing_of_the_other():
+    whole = data.from_arrays(SPEC, make_episodes(lengths=(2,) * 40, terminated=(True,) * 40))
+    part, _ = data.split(whole, 0.3)
+    settings = DataConfig("toy/ring", placement="host", window=data.memory_bytes(whole) / 4e6)
+    learner = LearnerConfig(60, batch_size=4, updates_per_call=2, log_every=2, checkpoint_every=2, evaluate_every=0)
+    allowed, seen = set(np.asarray(whole.reward)[part.rows]), set()
+    with data.Windows(part, settings, learner) as windows:
+        assert windows.count > 2
+        for step in range(0, 60, 2):
+            seen |= set(np.asarray(data.sample(windows(step), jax.random.key(step), 4).reward))
+    assert seen <= allowed and len(seen) > len(allowed) / 2

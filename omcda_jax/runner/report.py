@@ -144,7 +144,7 @@ def trials_table(result: Mapping[str, Any]) -> str:
         final = one["evaluation"]
         _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
         note = f"diverged: {one['diverged']}" if one["diverged"] else ""
-        rows.append([*map(_text, one["trial"].values()), *numbers, str(one["skipped"]), note])
+        rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
     episodes = listed[0]["evaluation"]["episodes"]
@@ -173,10 +173,11 @@ def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, 
     sound = [one["evaluation"] for one in members if not one["diverged"]]
     returns, wins = ([one[key] for one in sound] for key in ("return_mean", "win_rate"))
     shown = [f"{fmean(returns):.3f} ± {standard_deviation(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
-    return [*(_text(value) for _, value in group), *shown, str(len(sound)), str(len(members) - len(sound))]
+    return [*(text(value) for _, value in group), *shown, str(len(sound)), str(len(members) - len(sound))]
 
 
-def _text(value: float | str) -> str:
+def text(value: float | str) -> str:
+    """Return what a trial varies as a cell of a table."""
     return value if isinstance(value, str) else f"{value:g}"
 
 

@@ -20,8 +20,8 @@ from omcda_jax.runner import datasets
 from omcda_jax.runner.jobs import Job, Saved, write_json
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.runner.processes import say
-from omcda_jax.runner.report import align
-from omcda_jax.types import Actor, Algorithm, ConfigError, EnvSpec, TrainState, updates_done
+from omcda_jax.runner.report import align, text
+from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, TrainState, updates_done
 
 ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; one asked for brings the cheaper ones along
 HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on
@@ -79,6 +79,12 @@ class Cut(NamedTuple):
         """Steps of the held-out episodes, [E]."""
         rows = np.asarray(self.held_out.rows)
         return np.diff(np.append(np.flatnonzero(np.asarray(self.held_out.first)[rows]), len(rows)))
+
+    @property
+    def starts(self) -> Batch:
+        """First steps of the held-out episodes, [E]."""
+        rows = np.asarray(self.held_out.rows)
+        return data.gather(self.held_out, rows[np.asarray(self.held_out.first)[rows]])
 
 
 def cut(job: Job, saved: Saved) -> Cut:
@@ -156,10 +162,8 @@ def fit_clone(state: TrainState, parts: Cut, config: ExperimentConfig) -> Actor:
 
 def start_values(function: Any, states: TrainState, parts: Cut) -> np.ndarray:
     """Return `function(state, batch)` at the first states of the held-out episodes, trial by trial: [P, E]."""
-    rows = np.asarray(parts.held_out.rows)
-    batch = data.gather(parts.held_out, rows[np.asarray(parts.held_out.first)[rows]])
     one_by_one = jax.jit(lambda states, batch: jax.lax.map(lambda state: function(state, batch), states))
-    return np.asarray(one_by_one(states, batch), np.float64)
+    return np.asarray(one_by_one(states, parts.starts), np.float64)
 
 
 def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -265,6 +269,8 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
     for index, culprit in enumerate(saved.metadata["guard"]["culprits"]):
         if culprit:
             found.values[order.by][index] = np.nan
+    scale, recorded = job.config.data.reward_scale, np.asarray(parts.starts.return_to_go)
+    recorded = recorded[np.isfinite(recorded)]
     compared = {name: selection.compare(values, job.config.data.seed) for name, values in found.values.items()}
     chosen = compared[order.by].chosen
     result = {
@@ -276,7 +282,8 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         "gamma": parts.gamma,
         "episodes": saved.metadata["data"]["statistics"]["episodes"],
         "held_out_episodes": len(parts.lengths),
-        "largest_return_to_go": parts.largest / job.config.data.reward_scale,
+        "largest_return_to_go": parts.largest / scale,
+        "recorded": float(recorded.mean()) / scale if recorded.size else None,
         "chosen": chosen,
         "trials": [_entry(dict(label), index, compared, found) for index, label in enumerate(labels)],
     }
@@ -313,15 +320,18 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [[*trials[0]["trial"], f"{by} [95 % interval]", "best", *others, *share, ""]]
     for one in trials:
         judged = one[by]
-        bounds = (
-            "-" if judged["value"] is None else f"{judged['value']:.3f} [{judged['low']:.3f}, {judged['high']:.3f}]"
-        )
-        cells = [bounds, f"{judged['best']:.0%}"]
+        figure = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**judged) if judged["value"] is not None else "-"
+        cells = [figure, f"{judged['best']:.0%}"]
         cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
         cells += [f"{one['effective_share']:.1%}"] if share else []
         over = judged["value"] is not None and judged["value"] > largest
-        note = "above every return-to-go in the data: not to be trusted" if over else ""
-        rows.append([*(f"{value:g}" for value in one["trial"].values()), *cells, note])
+        note = "above every return-to-go in the data: overestimated, perhaps" if over else ""
+        rows.append([*map(text, one["trial"].values()), *cells, note])
+    if result["recorded"] is not None:
+        varied = len(trials[0]["trial"])
+        cells = [""] * (len(rows[0]) - 3)
+        cells.insert(varied - 1, f"{result['recorded']:.3f}")
+        rows.append(["data", *cells, "as recorded"])
     heading = (
         f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which no estimate was "
         f"fitted on; returns discounted by {result['gamma']:g}"
@@ -330,5 +340,5 @@ def table(result: Mapping[str, Any]) -> str:
         why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
         return f"{heading}\n{align(rows)}\ntake none: no trial has a figure{f', {why}' if by == 'dr' else ''}"
     one = trials[result["chosen"]]
-    named = ", ".join(f"{key}={value:g}" for key, value in one["trial"].items())
+    named = ", ".join(f"{key}={text(value)}" for key, value in one["trial"].items())
     return f"{heading}\n{align(rows)}\ntake {named}: the best with probability {one[by]['best']:.2f} by {by}"

@@ -1,0 +1,152 @@
+"""How well trials are chosen by the data alone: estimates of `--select` beside true returns, task by task.
+
+    python -m benchmarks.selection --presets=smac_5m6m,mujoco_hopper_medium_replay \\
+        --trials='seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006' --overrides=learner.updates=12000
+
+Each preset is one run of `experiments/run.py` in its own directory, its output in log.txt there. A finished one is not
+run again and an interrupted one goes on, so the same command continues a study. It writes one row for every trial to
+--csv and prints Markdown, with a row for each estimate and task:
+
+    rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
+    regret             return of the best trial less that of the trial with the highest estimate
+    of the range       the same as a share of the best return less the worst
+    by chance          what a trial drawn at random regrets on average
+
+A trial that diverged counts nowhere; an estimate that lacks a figure for a trial ranks the others.
+"""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.select import ESTIMATES
+from omcda_jax.system import replacing
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COLUMNS = (
+    "task",
+    "algorithm",
+    "update",
+    "trial",
+    "return_mean",
+    "return_se",
+    *ESTIMATES,
+    "effective_share",
+    "recorded",
+)
+
+FLAGS, _ = new_flags()  # of its own, for tests import several benchmarks
+flags.DEFINE_list(
+    "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py", flag_values=FLAGS
+)
+flags.DEFINE_string("algorithm", "omcda", "whose trials", flag_values=FLAGS)
+flags.DEFINE_string(
+    "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population", flag_values=FLAGS
+)
+flags.DEFINE_list("overrides", [], "further settings of every run, as learner.updates=12000", flag_values=FLAGS)
+flags.DEFINE_enum("select", "dr", ESTIMATES, "the costliest estimate", flag_values=FLAGS)
+flags.DEFINE_integer("select_updates", 10_000, "updates that critics are fitted for", flag_values=FLAGS)
+flags.DEFINE_string("directory", "runs/selection", "where the run directories lie", flag_values=FLAGS)
+flags.DEFINE_string("csv", "benchmarks/results/selection.csv", "file for the row of every trial", flag_values=FLAGS)
+flags.DEFINE_boolean("run", True, "False: only the table of what is finished", flag_values=FLAGS)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation, ranks of equals averaged; nan where one side is all equal."""
+    ranks = [
+        (np.less.outer(v, v).sum(axis=0) + np.equal.outer(v, v).sum(axis=0) / 2) for v in (np.array(x), np.array(y))
+    ]
+    spread = [rank - rank.mean() for rank in ranks]
+    size = np.sqrt(np.square(spread[0]).sum() * np.square(spread[1]).sum())
+    return float(spread[0] @ spread[1] / size) if size > 0 else float("nan")
+
+
+def read_finished(directory: pathlib.Path, by: str, updates: int) -> list[dict[str, Any]] | None:
+    """The rows of a run's trials, those that diverged left out; None where it is not finished as ordered."""
+    paths = [directory / name for name in ("result.json", "selection.json")]
+    if not all(path.exists() for path in paths):
+        return None
+    result, selection = (json.loads(path.read_text()) for path in paths)
+    ordered = (selection["by"], selection["updates"]) == (by, updates)
+    if not (result["finished"] and ordered and selection["step"] == result["step"]):
+        return None
+    return [
+        {
+            "task": result["config"]["name"],
+            "algorithm": result["config"]["algorithm"]["name"],
+            "update": result["step"],
+            "trial": " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in true["trial"].items()),
+            "return_mean": true["evaluation"]["return_mean"],
+            "return_se": true["evaluation"]["return_se"],
+            **{name: judged[name]["value"] for name in ESTIMATES if name in judged},
+            "effective_share": judged.get("effective_share"),
+            "recorded": selection["recorded"],
+        }
+        for true, judged in zip(result["trials"], selection["trials"], strict=True)
+        if not true["diverged"]
+    ]
+
+
+def run(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> None:
+    """Trains and judges one preset's population."""
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={preset}", f"--workdir={directory}"]
+    command += [f"--select={values.select}", f"--select_updates={values.select_updates}"]
+    command += [f"--config.{setting}" for setting in [*settings, *values.overrides]]
+    with open(directory / "log.txt", "a") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    print(f"{preset}: exit {code}, {directory / 'log.txt'}", file=sys.stderr, flush=True)
+
+
+def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table's rows of one task."""
+    returns = np.array([row["return_mean"] for row in rows])
+    best, scale = returns.max(), np.ptp(returns) or np.nan
+    found = []
+    for name in ESTIMATES:
+        has = [index for index, row in enumerate(rows) if row.get(name) is not None]
+        if not has:
+            continue
+        estimates = np.array([rows[index][name] for index in has])
+        chosen = has[int(estimates.argmax())]
+        regret = best - returns[chosen]
+        cells = [rows[0]["task"], name, str(len(has)), f"{rank_correlation(estimates, returns[has]):.2f}"]
+        cells += [rows[chosen]["trial"], f"{returns[chosen]:.2f}", f"{best:.2f}", f"{regret:.2f}"]
+        cells += [f"{regret / scale:.0%}", f"{(best - returns.mean()) / scale:.0%}"]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+def work(values: flags.FlagValues) -> None:
+    """Runs what is missing, writes the CSV and prints the table."""
+    finished: dict[str, list[dict[str, Any]]] = {}
+    for preset in values.presets:
+        directory = pathlib.Path(values.directory) / preset / values.algorithm
+        ordered = (directory, values.select, values.select_updates)
+        if values.run and read_finished(*ordered) is None:
+            run(preset, directory, values)
+        rows = read_finished(*ordered)
+        if rows:
+            finished[preset] = rows
+    with replacing(values.csv) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for rows in finished.values() for row in rows)
+    titles = ["task", "estimate", "trials", "rank correlation", "chosen", "its return", "best return", "regret"]
+    titles += ["of the range", "by chance"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    print("\n".join(line for rows in finished.values() for line in lines(rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(sys.argv, __doc__, FLAGS, work))

@@ -1,0 +1,371 @@
+"""Offline selection: estimates against exact answers, and a trial chosen by the data alone."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_algorithms import CASES, make_batch
+
+import omcda_jax
+from benchmarks import exact, probe, toy
+from benchmarks import selection as study
+from omcda_jax import data, envs, selection
+from omcda_jax.algorithms import bc
+from omcda_jax.checkpoint import load_policy
+from omcda_jax.learner import make_train_step
+from omcda_jax.runner import run as runner
+from omcda_jax.runner import select
+from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.presets import resolve
+from omcda_jax.types import Actor, ConfigError
+
+GAMMA = 0.7
+PROBLEMS = {"discrete": exact.rings, "continuous": exact.leaning_rings}
+HOMEWARD = np.array([0, -1, -1, -1, -1, 1, 1, 1])  # the way to place 0, from every place
+
+
+def table_policy(spec, problem):
+    """The actor that walks home to place 0, and its actions as places' probabilities [P, A]."""
+    discrete, inputs = spec.discrete, spec.obs_dim + spec.num_agents
+    if discrete:
+        chosen = HOMEWARD + 1
+        outputs = 10.0 * np.eye(3)[chosen]
+    else:
+        chosen = np.searchsorted(problem[0].actions, 0.6 * HOMEWARD)
+        outputs = np.stack([np.arctanh(problem[0].actions[chosen]), np.full(exact.NUM_PLACES, -1.0)], axis=1)
+    kernel = np.concatenate([outputs, np.zeros((spec.num_agents, outputs.shape[1]))])
+    layers = {
+        "Dense_0": {"kernel": np.eye(inputs), "bias": np.zeros(inputs)},
+        "Dense_1": {"kernel": kernel, "bias": np.zeros(outputs.shape[1])},
+    }
+    params = {"policy": {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), layers)}}
+    config = jax.tree.map(jnp.float32, bc.BcConfig(hidden_sizes=(inputs,)))
+    return Actor(params, config, spec), np.eye(problem[0].behaviour.shape[1])[chosen]
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_fitted_q_evaluation_agrees_with_dynamic_programming(kind):
+    """The data come from another policy, which is worth less than half of the one judged."""
+    problem = PROBLEMS[kind](gamma=GAMMA, scales=(1.0, 0.5))
+    dataset = data.returns_to_go(probe.rollouts(problem, episodes=600), [GAMMA])
+    actor, policy = table_policy(dataset.spec, problem)
+    settings = selection.FqeConfig(
+        gamma=GAMMA, learning_rate=3e-3, target_rate=0.05, hidden_sizes=(64,), mixer_hidden=4, priming=50
+    )
+    state = jax.tree.map(lambda x: jnp.array(x, copy=True), selection.init(jax.random.key(0), actor, settings))
+    state, report = make_train_step(selection.FQE, data.sample, 128, 1000)(state, jax.device_put(dataset))
+    assert not report.skipped.any()
+    batch = data.gather(dataset, np.asarray(dataset.rows)[:: exact.EPISODE_STEPS])
+    place = np.asarray(batch.obs).argmax(axis=-1)
+    worth = lambda tables: sum(
+        exact.evaluate(ring, table)[place[:, i]] for i, (ring, table) in enumerate(zip(problem, tables, strict=True))
+    )
+    expected, behaviour = worth([policy] * len(problem)), worth([ring.behaviour for ring in problem])
+    assert behaviour.mean() < 0.5 * expected.mean()
+    found = np.asarray(jax.jit(selection.value)(state, batch))
+    assert found.mean() == pytest.approx(expected.mean(), rel=0.04)
+    assert np.abs(found - expected).mean() < 0.06 * expected.mean()
+
+
+def test_the_regression_starts_from_the_returns_to_go():
+    batch = make_batch(0)
+    near, far = (batch.replace(return_to_go=np.full_like(batch.reward, value)) for value in (0.0, 1000.0))
+    state = selection.init(jax.random.key(0), fresh("bc")[1], selection.FqeConfig(hidden_sizes=(8,), priming=1))
+    update = jax.jit(selection.update)
+    primed, error = update(state, far)
+    assert error["fqe/td"] > 500_000.0 > 5.0 > update(state, near)[1]["fqe/td"]
+    assert update(primed, near)[1]["fqe/td"] == update(primed, far)[1]["fqe/td"], "only for one update"
+
+
+def fresh(name):
+    config, spec = CASES[name]
+    state = omcda_jax.init(jax.random.key(0), spec, config)
+    return state, omcda_jax.policy(state), spec
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CASES)
+def test_every_algorithm_can_be_judged(name):
+    """Traced only: what each estimate returns, and which algorithms lack which."""
+    config, spec = CASES[name]
+    batch = make_batch(0, spec=spec)
+    rows = batch.reward.shape[0]
+
+    def estimates(key):
+        trained = omcda_jax.init(key, spec, config)
+        policy = omcda_jax.policy(trained)
+        state = selection.init(key, policy, selection.FqeConfig(hidden_sizes=(8,)))
+        state, metrics = selection.update(state, batch)
+        found = [selection.value(state, batch)]
+        if selection.has_critic(trained):
+            found.append(selection.critic_value(trained, batch))
+        if selection.has_density(policy):
+            clone = omcda_jax.policy(omcda_jax.init(key, spec, bc.BcConfig(hidden_sizes=(8,))))
+            found += list(selection.terms(state, clone, batch, jax.random.split(key, rows)))
+        return found, metrics
+
+    found, metrics = jax.eval_shape(estimates, jax.random.key(0))
+    assert {value.shape for value in found} == {(rows,)}
+    assert set(metrics) == {"fqe/td", "fqe/q"}
+    lacking = (name.startswith("bc-") or name == "bc") + 3 * (name == "bcq-continuous")
+    assert len(found) == 5 - lacking
+
+
+def test_of_twin_critics_the_smaller_team_value_counts():
+    state, _, spec = fresh("omcda")
+    batch = make_batch(0)
+    judge = jax.jit(selection.critic_value)
+    one = lambda e: state.replace(
+        target_params=state.target_params
+        | {"return": jax.tree.map(lambda x: x[e : e + 1], state.target_params["return"])}
+    )
+    each = np.stack([judge(one(e), batch) for e in (0, 1)])
+    assert (each[0] < each[1]).any() and (each[0] > each[1]).any()
+    np.testing.assert_allclose(judge(state, batch), each.min(axis=0), rtol=1e-5)
+
+
+def walk(random, episodes):
+    """Two steps between two places: action a leads to place a four times of five and pays 1 where it names the place.
+
+    A step to place 1 by the first action ends the episode; after the second step the clock does, and place s is worth
+    s from then on.
+    """
+    behaviour, policy = np.array([[0.6, 0.4], [0.5, 0.5]]), np.array([[0.2, 0.8], [0.3, 0.7]])
+    place = np.zeros((episodes, 3), int)
+    ratio, reward, action = (np.zeros((episodes, 2)) for _ in range(3))
+    action = action.astype(int)
+    for t in range(2):
+        here = place[:, t]
+        action[:, t] = random.random(episodes) < behaviour[here, 1]
+        reward[:, t] = action[:, t] == here
+        ratio[:, t] = np.log(policy[here, action[:, t]] / behaviour[here, action[:, t]])
+        place[:, t + 1] = np.where(random.random(episodes) < 0.8, action[:, t], 1 - action[:, t])
+    length = np.where(place[:, 1] == 1, 1, 2)
+    return ratio, reward, action, place, length, policy
+
+
+def exact_walk(policy, gamma):
+    """Backwards: the value of the second step, at place 0, and of the first."""
+    after = lambda worth: np.array([[0.8, 0.2], [0.2, 0.8]]) @ worth  # by action
+    second = policy[0] @ (np.array([1.0, 0.0]) + gamma * after(np.array([0.0, 1.0])))
+    return policy[0] @ (np.array([1.0, 0.0]) + gamma * after(np.array([second, 0.0])))
+
+
+def judged(walked, guess, gamma):
+    """The estimate with a control variate that is right in nothing but its form: V = E_pi Q."""
+    ratio, reward, action, place, length, policy = walked
+    table = guess * np.array([[1.0, 3.0], [-2.0, 0.5]])
+    q = table[place[:, :2], action]
+    values = (policy * table).sum(axis=1)[place]
+    end = np.arange(len(length))
+    values[end, length] = np.where(length == 2, place[:, 2], 0.0)
+    return selection.doubly_robust(ratio, reward - q, values, length, gamma)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("guess", [0.0, 1.0])
+def test_doubly_robust_is_right_whatever_the_fitted_critic_says(guess, random):
+    gamma, walked = 0.9, walk(random, 40_000)
+    parts, share = judged(walked, guess, gamma)
+    expected, error = exact_walk(walked[-1], gamma), parts.std() / len(parts) ** 0.5
+    assert abs(parts.mean() - expected) < 4 * error < 0.1
+    steps = np.arange(2) < walked[4][:, None]
+    recorded = (walked[1] * steps) @ gamma ** np.arange(2) + gamma**2 * (walked[4] == 2) * walked[3][:, 2]
+    assert abs(recorded.mean() - expected) > 0.1, "the data's own returns are another policy's"
+    assert 0.2 < share < 1.0
+
+
+@pytest.mark.quick
+def test_doubly_robust_is_the_weighted_sum_of_its_definition(random):
+    ratio, value = random.normal(size=(7, 3)), random.normal(size=(7, 4))
+    surprise, length, gamma = random.normal(size=(7, 3)), np.array([3, 3, 1, 2, 3, 1, 2]), 0.9
+    parts, share = selection.doubly_robust(ratio, surprise, value, length, gamma)
+    total = 0.0
+    before = np.full(7, 1 / 7)
+    least = 1.0
+    for t in range(4):
+        total += gamma**t * (before * value[:, t])[t <= length].sum()
+        if t < 3:
+            path = np.array([ratio[e, : min(t + 1, length[e])].sum() for e in range(7)])
+            before = np.exp(path) / np.exp(path).sum()
+            total += gamma**t * (before * surprise[:, t])[t < length].sum()
+            least = min(least, 1 / np.square(before).sum() / 7)
+    assert parts.mean() == pytest.approx(total, rel=1e-12)
+    assert share == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.quick
+def test_a_policy_that_never_acts_as_the_data_has_no_doubly_robust_figure():
+    ratio = np.array([[-1e9, 0.0], [0.0, -1e9]])
+    parts, share = selection.doubly_robust(ratio, np.ones((2, 2)), np.ones((2, 3)), np.array([2, 2]), 0.9)
+    assert np.isnan(parts).all() and share == 0.0
+    _, share = selection.doubly_robust(ratio[[1, 0]][:, :1], np.ones((2, 1)), np.ones((2, 2)), np.array([1, 1]), 0.9)
+    assert share == 0.5, "all weight on one of the two episodes"
+
+
+@pytest.mark.quick
+def test_a_comparison_is_paired_over_episodes(random):
+    episodes = 10.0 * random.normal(size=20)
+    values = np.stack([episodes, episodes + 0.1, episodes + 0.1, np.full(20, np.nan)])[:, None]
+    found = selection.compare(values)
+    np.testing.assert_allclose(found.best, [0.0, 0.5, 0.5, 0.0])
+    assert found.chosen == 1
+    assert found.low[0] < found.value[0] < found.high[0] and np.isnan(found.value[3])
+    assert found.high[0] - found.low[0] > 4.0, "single values are far less certain than differences"
+    assert selection.compare(np.full((2, 1, 3), np.nan)).chosen is None
+
+
+@pytest.mark.quick
+def test_fits_that_disagree_make_a_comparison_uncertain():
+    values = np.broadcast_to(np.array([[0.0, 3.0], [1.0, 1.0]])[..., None], (2, 2, 5))
+    found = selection.compare(values)
+    assert found.chosen == 0
+    assert found.best == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def write_mixed_play(path, count=60):
+    """Both agents play each action at random, the paid one most."""
+    random = np.random.default_rng(0)
+    episodes = toy.episodes(count)
+    playing = np.arange(len(episodes.reward)) % (toy.LENGTH + 1) < toy.LENGTH
+    action = np.where(playing[:, None], random.choice(3, p=[0.2, 0.6, 0.2], size=(len(playing), 2)), 0)
+    reward = 0.25 * (action == 1).sum(axis=1) * playing
+    episodes = episodes._replace(action=action.astype(np.int32), reward=reward.astype(np.float32))
+    data.write(path, toy.SPEC, episodes, {"environment": "smax/toy", "quality": "medium", "versions": toy.VERSIONS})
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A run on the toy, whose critics are fitted in a few hundred updates; returns the exit status."""
+    monkeypatch.setattr(envs, "make", lambda name: toy.environment())
+    monkeypatch.setattr(
+        select,
+        "fqe_settings",
+        lambda config, gamma, updates: selection.FqeConfig(
+            gamma=gamma, hidden_sizes=(16,), mixer_hidden=4, learning_rate=0.01, target_rate=0.1, priming=100
+        ),
+    )
+    monkeypatch.chdir(tmp_path)
+    write_mixed_play("data.h5")
+    return lambda *more: runner.main(["run.py", *toy.arguments("data.h5", *more)])
+
+
+TRIALS = ("--config.learner.mode=trials", "--config.learner.trials=algorithm.learning_rate=1e-9,0.01")
+DIRECTORY = Path("runs/smac_3m/medium/bc/trials")
+
+
+def read_selection():
+    return json.loads((DIRECTORY / "selection.json").read_text())
+
+
+def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
+    quick = "--config.evaluation.episodes=1"
+    assert run(*TRIALS, quick, "--select=fqe", "--select_updates=400") == 0
+    out = capsys.readouterr().out
+    found = read_selection()
+    assert (found["by"], found["chosen"], found["held_out_episodes"], found["episodes"]) == ("fqe", 1, 12, 60)
+    assert "selection by fqe, on 12 of 60 episodes" in out
+    assert "take algorithm.learning_rate=0.01: the best with probability 1.00 by fqe" in out
+    returns = [
+        one["evaluation"]["return_mean"] for one in json.loads((DIRECTORY / "result.json").read_text())["trials"]
+    ]
+    assert returns[1] == 2.0 > returns[0]
+    # worth 2 undiscounted; the data pay .25 x .6 x 2 x 4 = 1.2 on average
+    values = [one["fqe"]["value"] for one in found["trials"]]
+    assert values[1] == pytest.approx(1.97, abs=0.15) and values[0] < 1.6
+    assert found["recorded"] == pytest.approx(1.2, abs=0.3)
+    actor = load_policy(DIRECTORY / "selected")
+    played = omcda_jax.act(actor, jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(played, [1, 1])
+
+    # the same command on the finished run chooses again; another estimate brings the first along
+    assert run(*TRIALS, quick, "--select=dr", "--select_updates=400") == 0
+    again = read_selection()
+    assert (again["by"], again["chosen"]) == ("dr", 1)
+    assert [one["fqe"] for one in again["trials"]] == [one["fqe"] for one in found["trials"]]
+    # the stochastic clone plays as the data do
+    judged = again["trials"][1]
+    assert judged["effective_share"] > 0.5
+    assert judged["dr"]["value"] == pytest.approx(1.3, abs=0.3)
+    assert "effective episodes" in capsys.readouterr().out
+
+    rows = study.read_finished(DIRECTORY, "dr", 400)
+    assert [row["return_mean"] for row in rows] == returns and rows[1]["fqe"] == values[1]
+    assert study.read_finished(DIRECTORY, "dr", 500) is None
+    assert "| smac_3m | fqe | 2 | 1.00 | learning_rate=0.01 | 2.00 | 2.00 | 0.00 | 0% | 50% |" in study.lines(rows)
+
+    shutil.move("data.h5", "other.h5")
+    write_mixed_play("data.h5", count=30)
+    assert run(*TRIALS, quick, "--select=fqe", "--select_updates=400") == os.EX_CONFIG
+    assert "data.h5: expected the data that" in capsys.readouterr().err
+    assert read_selection() == again
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--select=fqe"],
+            "--select=fqe: expected --config.learner.mode=trials, whose trials it chooses among, found data",
+        ),
+        (
+            [TRIALS[0], "--config.learner.trials=seed=3", "--select=fqe"],
+            "expected at least 2 trials to choose among, found 1",
+        ),
+        (
+            [*TRIALS, "--select=fqe", "--num_processes=2", "--process_id=0"],
+            "all trials in one process, found --num_pro",
+        ),
+        ([*TRIALS, "--select=critic"], "--select=critic: expected an algorithm with a critic, found bc; --select=fqe"),
+        (
+            [*TRIALS, "--select=fqe", "--select_updates=15"],
+            "--select_updates: expected a positive multiple of learner.",
+        ),
+        ([*TRIALS, "--select=fqe", "--select_updates=0"], "--select_updates: expected a positive multiple of learner."),
+        ([*TRIALS, "--select=best"], "select"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_before_training(run, capsys, more, message):
+    assert run(*more) == os.EX_CONFIG
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not DIRECTORY.exists()
+
+
+def test_generated_actions_have_no_density():
+    config = resolve("mujoco_hopper_medium", ["algorithm.name=bcq"])
+    job = Job([config, config], "nowhere", population=True)
+    spec = CASES["bcq-continuous"][1]
+    with pytest.raises(ConfigError, match="^--select=dr: expected a policy whose actions have a density, found bcq's"):
+        select.check(select.Order("dr", 1000), job, spec)
+    select.check(select.Order("fqe", 1000), job, spec)
+
+
+def test_the_fitted_critic_is_the_tasks():
+    config = resolve("mujoco_hopper_medium", ["algorithm.hidden_sizes=32", "algorithm.gamma=0.9"])
+    settings = select.fqe_settings(config, 0.95, 1000)
+    assert (settings.hidden_sizes, settings.gamma, settings.priming) == ((32,), 0.95, 200)
+    assert settings.critic_layer_norm and settings.target_rate == 0.01
+
+
+@pytest.mark.quick
+def test_rank_correlation():
+    """1 - 6 sum d^2 / (n (n^2 - 1)) ; ranks differ by 0 1 1 1 1, then by 1 2 0 1 4."""
+    assert study.rank_correlation([1, 2, 3, 4, 5], [10, 30, 20, 60, 40]) == pytest.approx(1 - 6 * 4 / 120)
+    assert study.rank_correlation([1, 2, 3, 4, 5], [10, 30, 20, 70, 5]) == pytest.approx(1 - 6 * 22 / 120)
+    assert study.rank_correlation([1, 2, 2, 4], [1, 3, 3, 9]) == pytest.approx(1.0)
+    assert study.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert np.isnan(study.rank_correlation([1, 1], [1, 2]))
+
+
+@pytest.mark.quick
+def test_regret_of_a_choice():
+    """The second trial looks best, is worth 3 where the best is worth 5 and the worst 1; the mean regrets 2."""
+    trials = [("a", 5.0, 1.0), ("b", 3.0, 9.0), ("c", 1.0, None)]
+    rows = [{"task": "t", "trial": name, "return_mean": true, "fqe": value} for name, true, value in trials]
+    assert study.lines(rows) == ["| t | fqe | 2 | -1.00 | b | 3.00 | 5.00 | 2.00 | 50% | 50% |"]
