@@ -12,7 +12,8 @@ run again and an interrupted one goes on, so the same command continues a study.
     of the range       the same as a share of the best return less the worst
     by chance          what a trial drawn at random regrets on average
 
-A trial that diverged counts nowhere; an estimate that lacks a figure for a trial ranks the others.
+A trial that diverged counts nowhere; an estimate that lacks a figure for a trial ranks the others. An override with a
+comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128",learner.batch_size=64'.
 """
 
 import csv
@@ -116,6 +117,9 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in ESTIMATES:
         has = [index for index, row in enumerate(rows) if row.get(name) is not None]
         if not has:
+            shares = [row["effective_share"] for row in rows if name == "dr" and row["effective_share"] is not None]
+            if shares:
+                found.append(f"| {rows[0]['task']} | dr | 0, weights of {max(shares):.1%} of the episodes at most |")
             continue
         estimates = np.array([rows[index][name] for index in has])
         chosen = has[int(estimates.argmax())]

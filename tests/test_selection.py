@@ -367,5 +367,11 @@ def test_rank_correlation():
 def test_regret_of_a_choice():
     """The second trial looks best, is worth 3 where the best is worth 5 and the worst 1; the mean regrets 2."""
     trials = [("a", 5.0, 1.0), ("b", 3.0, 9.0), ("c", 1.0, None)]
-    rows = [{"task": "t", "trial": name, "return_mean": true, "fqe": value} for name, true, value in trials]
-    assert study.lines(rows) == ["| t | fqe | 2 | -1.00 | b | 3.00 | 5.00 | 2.00 | 50% | 50% |"]
+    rows = [
+        {"task": "t", "trial": name, "return_mean": true, "fqe": value, "effective_share": 0.02}
+        for name, true, value in trials
+    ]
+    assert study.lines(rows) == [
+        "| t | fqe | 2 | -1.00 | b | 3.00 | 5.00 | 2.00 | 50% | 50% |",
+        "| t | dr | 0, weights of 2.0% of the episodes at most |",
+    ]
