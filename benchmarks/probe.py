@@ -59,6 +59,13 @@ class Learned(NamedTuple):
 
 
 def rollouts(problem: list[exact.Ring], episodes: int = NUM_EPISODES, seed: int = 0) -> data.Dataset:
+    """The dataset that `play` makes."""
+    return data.from_arrays(*play(problem, episodes, seed))
+
+
+def play(
+    problem: list[exact.Ring], episodes: int = NUM_EPISODES, seed: int = 0
+) -> tuple[omcda_jax.EnvSpec, data.Episodes]:
     """Episodes of the behaviour policies, every one cut by the time limit after `exact.EPISODE_STEPS` steps."""
     random = np.random.default_rng(seed)
     steps, agents = exact.EPISODE_STEPS, len(problem)
@@ -79,18 +86,15 @@ def rollouts(problem: list[exact.Ring], episodes: int = NUM_EPISODES, seed: int 
         action, action_dim = problem[0].actions.astype(np.float32)[chosen][..., None], 1
         action[:, -1] = 0
     spec = omcda_jax.EnvSpec(agents, exact.NUM_PLACES, agents * exact.NUM_PLACES, action_dim, discrete)
-    return data.from_arrays(
-        spec,
-        data.Episodes(
-            obs=obs,
-            global_state=obs.reshape(rows, -1),
-            avail=np.ones((rows, agents, action_dim), bool),
-            action=action.reshape(rows, *action.shape[2:]),
-            reward=reward.reshape(rows),
-            length=np.full(episodes, steps, np.int32),
-            terminated=np.zeros(episodes, bool),
-            won=np.zeros(episodes, bool),
-        ),
+    return spec, data.Episodes(
+        obs=obs,
+        global_state=obs.reshape(rows, -1),
+        avail=np.ones((rows, agents, action_dim), bool),
+        action=action.reshape(rows, *action.shape[2:]),
+        reward=reward.reshape(rows),
+        length=np.full(episodes, steps, np.int32),
+        terminated=np.zeros(episodes, bool),
+        won=np.zeros(episodes, bool),
     )
 
 
@@ -100,12 +104,12 @@ def _draw(random: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
 
 
 def policy_table(state: omcda_jax.TrainState, actions: np.ndarray | None = None) -> np.ndarray:
-    """The learned policies at every place, continuous ones in cells around `actions`: [N, P, A]."""
+    """The policies that act at every place, continuous ones in cells around `actions`: [N, P, A]."""
     spec = state.spec
     obs = jnp.broadcast_to(jnp.eye(spec.obs_dim)[:, None], (spec.obs_dim, spec.num_agents, spec.obs_dim))
     avail = jnp.ones((*obs.shape[:-1], spec.action_dim), bool)
     network = networks.policy_network(spec, state.config.hidden_sizes)
-    policy = networks.action_distribution(network, state.params["policy"], obs, avail)
+    policy = networks.action_distribution(network, state.target_params["policy"], obs, avail)
     if spec.discrete:
         log_probs = policy.log_probs
     else:

@@ -28,7 +28,7 @@ from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.runner import datasets, report
 from omcda_jax.runner.command import assignment
-from omcda_jax.runner.evaluation import make_judge
+from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings, restore, write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import guarded, say
@@ -163,13 +163,29 @@ def run_cell(cell: Cell, environment: Environment | HostEnvironment, interruptio
     job, updates = job_of(cell), cell.config.learner.updates
     judge = make_judge(job, environment)
     with claimed(job):
-        saved = restore(job, environment.spec)
-        if saved.state is None or updates_done(saved.state) < updates:
-            source = datasets.ready(job, environment, None, begins=saved.state is None)
-            saved = learn(job, source, saved, judge, interruption)
+        saved = trained(job, environment, judge, interruption)
         if updates_done(saved.state) >= updates:
             write_result(cell, job, saved, judge(saved.state), environment)
     return updates_done(saved.state)
+
+
+def trained(job: Job, environment: Environment | HostEnvironment, judge: Judge, interruption: Interruption) -> Saved:
+    """Return a job's state after its last update, or as far as a signal let it, and train what is missing.
+
+    Args:
+        job: whose; its directory is claimed.
+        environment: its simulator.
+        judge: evaluates its states on the way.
+        interruption: polled between calls.
+
+    Raises:
+        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `datasets.ready` and `training.learn`.
+    """
+    saved = restore(job, environment.spec)
+    if saved.state is not None and updates_done(saved.state) >= job.config.learner.updates:
+        return saved
+    source = datasets.ready(job, environment, None, begins=saved.state is None)
+    return learn(job, source, saved, judge, interruption)
 
 
 def write_result(
