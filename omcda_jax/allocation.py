@@ -215,7 +215,7 @@ def conservatism_level(
     *,
     log_alpha_bounds: tuple[chex.Numeric, chex.Numeric] = (-7.0, 7.0),
     max_weight: chex.Numeric = 100.0,
-    num_halvings: int = 20,
+    num_halvings: int = 12,
     axis_name: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
     """Find the level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
@@ -223,8 +223,9 @@ def conservatism_level(
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
     pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
     `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows; bisection on
-    log alpha_i meets the budget. This solves the paper's dual min_alpha alpha (d_i - KL_i) instead of stepping it (a
-    choice made here; the per-agent form of REPS, Peters et al. 2010).
+    log alpha_i, and a straight line between the last two points, meet the budget. This solves the paper's dual
+    min_alpha alpha (d_i - KL_i) instead of stepping it (a choice made here; the per-agent form of REPS, Peters et al.
+    2010).
 
     Args:
         return_advantage: [B, N] A^r_i = w^r_i (q^r_i - E_pi q^r_i).
@@ -245,15 +246,19 @@ def conservatism_level(
     def log_weights(log_alpha):
         return batch_log_weights(return_advantage * jnp.exp(-log_alpha) + deviation_advantage, mask, axis_name)
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) / 2
-        spends_too_much = weight_divergence(jnp.exp(log_weights(middle)), mask, axis_name) > budget
-        return jnp.where(spends_too_much, middle, low), jnp.where(spends_too_much, high, middle)
+    def at(log_alpha):
+        return log_alpha, weight_divergence(jnp.exp(log_weights(log_alpha)), mask, axis_name)
 
-    low, high = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in log_alpha_bounds)
-    low, high = jax.lax.fori_loop(0, num_halvings, halve, (low, high))
-    log_alpha = (low + high) / 2
+    def halve(_, ends):
+        middle = at((ends[0][0] + ends[1][0]) / 2)
+        spends_too_much = middle[1] > budget
+        choose = lambda x, y: jnp.where(spends_too_much, x, y)
+        return jax.tree.map(choose, (middle, ends[1]), (ends[0], middle))
+
+    ends = tuple(at(jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape)) for bound in log_alpha_bounds)
+    (low, spent_low), (high, spent_high) = jax.lax.fori_loop(0, num_halvings, halve, ends)
+    share = (spent_low - budget) / jnp.maximum(spent_low - spent_high, jnp.finfo(budget.dtype).tiny)
+    log_alpha = low + jnp.clip(share, 0.0, 1.0) * (high - low)
     weights = jnp.minimum(jnp.exp(log_weights(log_alpha)), max_weight)
     return log_alpha, jnp.where(mask, weights, 0.0)
 

@@ -44,6 +44,25 @@ def expectation(values: chex.Array, support: Support) -> chex.Array:
     return jnp.sum(support.probabilities * values, axis=-1)
 
 
+def moved_expectation(values: chex.Array, slopes: chex.Array, before: Support, after: Support) -> chex.Array:
+    """Return E[values] under a support that moved from where they were taken: to first order in continuous actions.
+
+    Where the two supports are equal, the gradient in `after` is that of the expectation itself.
+
+    Args:
+        values: [..., K] at `before`.
+        slopes: [..., K, A] their gradients in the actions; of discrete actions not used.
+        before: where they were taken.
+        after: the same draws, or all the discrete actions, of another policy.
+
+    Returns:
+        [...].
+    """
+    if after.actions is not None:
+        values = values + jnp.sum(slopes * (after.actions - before.actions), axis=-1)
+    return expectation(values, after)
+
+
 @flax.struct.dataclass
 class Categorical:
     """A distribution over discrete actions, [...] of them at once.

@@ -199,20 +199,6 @@ def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *
     return jax.vmap(lambda member: function(network, member, *inputs))(params)
 
 
-def of_smallest(values: chex.Array, tree: Any) -> Any:
-    """Return, row by row, the results of the member of an ensemble whose value is the smallest.
-
-    Args:
-        values: [E, B].
-        tree: results of all members, leaves [E, B, ...].
-
-    Returns:
-        Leaves [B, ...].
-    """
-    smallest = jnp.argmin(values, axis=0)
-    return jax.tree.map(lambda x: jax.vmap(lambda members, e: members[e], in_axes=(1, 0))(x, smallest), tree)
-
-
 def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, avail: chex.Array) -> Policy:
     """Return every agent's policy.
 
@@ -288,6 +274,16 @@ def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support:
     if not network.action_inputs:
         return network.apply(params, obs)
     return _values_at(network, params, obs, support.actions)
+
+
+def support_values_and_slopes(
+    network: AgentNetwork, params: Any, obs: chex.Array, support: Support
+) -> tuple[chex.Array, chex.Array]:
+    """Compute `support_values` [..., N, K] and their gradients in continuous actions [..., N, K, A]."""
+    values, pull = jax.vjp(
+        lambda actions: support_values(network, params, obs, support.replace(actions=actions)), support.actions
+    )
+    return values, pull(jnp.ones_like(values))[0]
 
 
 def support_and_action_values(

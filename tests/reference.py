@@ -79,12 +79,6 @@ def monotonic_weights(raw):
     return np.abs(np.asarray(raw, np.float64))
 
 
-def of_smallest(critics, place):
-    """Of several critics' quantities, tuples of [B, ...], in every row those of the one whose `place`th is smallest."""
-    best = np.argmin([critic[place] for critic in critics], axis=0)
-    return tuple(np.stack([values[e][b] for b, e in enumerate(best)]) for values in zip(*critics, strict=True))
-
-
 def expected_return_value(return_values, policy, weights, bias):
     """V^r_tot = sum_i w^r_i E_pi q^r_i + beta^r. -> [B]."""
     return mix_return(expectation(policy, return_values), weights, bias)

@@ -94,55 +94,60 @@ def drawn(policy, noise, avail):
     return np.where(avail[..., None, :], np.tanh(mean + std * noise), 0.0)
 
 
+def learned_from(batch, extraction):
+    """The rows that the policy learns from: by gradient every second one."""
+    return jax.tree.map(lambda x: x[::2], batch) if extraction == "gradient" else batch
+
+
 def constants(state, batch):
-    target, alpha = state.target_params, np.exp(np.asarray(state.extra.log_alpha, np.float64))
+    own, target = learned_from(batch, state.config.extraction), state.target_params
+    alpha = np.exp(np.asarray(state.extra.log_alpha, np.float64))
     found = dict(alpha=alpha)
     zeros = jnp.zeros((ROWS, 3, 2))
     standard = TanhGaussian(zeros, zeros, jnp.ones_like(zeros, bool))
     noise = [np.arctanh(np.float64(support_rows(standard, k, SAMPLES).actions)) for k in row_keys(state, batch, 2)]
+    noise[0] = learned_from(noise[0], state.config.extraction)
     draws = [
-        drawn(moments(state.params["policy"], obs), own, batch.avail)
-        for obs, own in zip((batch.obs, batch.next_obs), noise, strict=True)
+        drawn(moments(state.params["policy"], rows), sample, avail)
+        for rows, sample, avail in zip((own.obs, batch.next_obs), noise, (own.avail, batch.avail), strict=True)
     ]
-    even = np.full((ROWS, 3, SAMPLES), -np.log(SAMPLES))
+    even, next_even = (np.full((len(rows), 3, SAMPLES), -np.log(SAMPLES)) for rows in noise)
     pi, b, next_pi, next_b = (
-        moments(state.params[group], obs) for obs in (batch.obs, batch.next_obs) for group in ("policy", "behaviour")
+        moments(state.params[group], obs) for obs in (own.obs, batch.next_obs) for group in ("policy", "behaviour")
     )
     each, next_values = [], []
     for critic in members(target["return"]):
-        w, bias = return_mixer(critic["mixer"], batch.global_state)
-        q = values(critic["local"], batch.obs, draws[0])
-        q_data = network(critic["local"], batch.obs, batch.action)[..., 0]
-        each.append((q, q_data, w, reference.expected_return_value(q, even, w, bias)))
+        w, bias = return_mixer(critic["mixer"], own.global_state)
+        q = values(critic["local"], own.obs, draws[0])
+        q_data = network(critic["local"], own.obs, own.action)[..., 0]
+        each.append((q, q_data, w))
         next_w, next_bias = return_mixer(critic["mixer"], batch.next_global_state)
         next_q = values(critic["local"], batch.next_obs, draws[1])
-        next_values.append(reference.expected_return_value(next_q, even, next_w, next_bias))
-    q, q_data, w, _ = reference.of_smallest(each, place=3)
-    critic = np.argmin([one[3] for one in each], axis=0)
+        next_values.append(reference.expected_return_value(next_q, next_even, next_w, next_bias))
+    q, q_data, w = each[0]
     next_value = np.min(next_values, axis=0)
     found["return_target"] = reference.return_target(batch.reward, batch.discount, 0.9, next_value)
-    mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.global_state, "convex")
+    mixing, _ = deviation_mixer(target["deviation"]["mixer"], own.global_state, "convex")
     next_mixing, _ = deviation_mixer(target["deviation"]["mixer"], batch.next_global_state, "convex")
-    next_c = reference.expectation(even, values(target["deviation"]["local"], batch.next_obs, draws[1]))
+    next_c = reference.expectation(next_even, values(target["deviation"]["local"], batch.next_obs, draws[1]))
     next_deviation = reference.mix_deviation(next_c, next_mixing) - divergence(next_pi, next_b, batch.avail)
     found["deviation_target"] = reference.deviation_target(batch.discount, 0.9, next_deviation)
 
-    c = values(target["deviation"]["local"], batch.obs, draws[0])
-    c_data = network(target["deviation"]["local"], batch.obs, batch.action)[..., 0]
+    c = values(target["deviation"]["local"], own.obs, draws[0])
+    c_data = network(target["deviation"]["local"], own.obs, own.action)[..., 0]
     kappa = reference.kappa(alpha, mixing)
     advantage = w * (q_data - q.mean(axis=-1))
     deviation_advantage = kappa * (c_data - c.mean(axis=-1))
 
     def expected_exponent(policy):
-        """E_pi z of a policy, by the noise of the update's draws and the critics chosen before it."""
-        actions = drawn(policy, noise[0], batch.avail)
-        own = np.stack([values(one["local"], batch.obs, actions) for one in members(target["return"])])
-        gain = own[critic, np.arange(ROWS)].mean(axis=-1) - q.mean(axis=-1)
-        cost = values(target["deviation"]["local"], batch.obs, actions).mean(axis=-1) - c.mean(axis=-1)
+        """E_pi z of a policy, by the noise of the update's draws and the first critic."""
+        actions = drawn(policy, noise[0], own.avail)
+        gain = values(members(target["return"])[0]["local"], own.obs, actions).mean(axis=-1) - q.mean(axis=-1)
+        cost = values(target["deviation"]["local"], own.obs, actions).mean(axis=-1) - c.mean(axis=-1)
         return w / alpha * gain + kappa * cost
 
     found["expected_exponent"], found["b"] = expected_exponent, b
-    every = np.ones((ROWS, 3), bool)
+    every = np.ones((len(own.obs), 3), bool)
     budget = np.asarray(state.extra.budget, np.float64)
     bounds = np.log([1e-3, 1e3])
     found["solution"] = np.array(
@@ -154,10 +159,10 @@ def constants(state, batch):
     scores = advantage / np.exp(found["solution"]) + deviation_advantage
     found["weights"] = np.stack([reference.density_ratio(scores[:, i], every[:, i]) for i in range(3)], axis=1)
     spread = lambda policy: tuple(x[..., None, :] for x in policy)
-    legal = batch.avail[..., None, :]
+    legal = own.avail[..., None, :]
     ratio = log_density(spread(pi), draws[0], legal) - log_density(spread(b), draws[0], legal)
     found["influence"] = reference.influence(q, w, even, even - ratio, every)
-    found["divergence"] = divergence(pi, b, batch.avail).mean(axis=0)
+    found["divergence"] = divergence(pi, b, own.avail).mean(axis=0)
     return found
 
 
@@ -175,10 +180,12 @@ def losses(params, batch, fixed, extraction):
     log_probs = {
         g: log_density(moments(params[g], batch.obs), batch.action, batch.avail) for g in ("policy", "behaviour")
     }
-    policy = -(fixed["weights"] * log_probs["policy"]).mean()
-    if extraction == "gradient":
-        moved = moments(params["policy"], batch.obs)
-        policy = (divergence(moved, fixed["b"], batch.avail) - fixed["expected_exponent"](moved)).mean()
+    if extraction == "weighted":
+        policy = -(fixed["weights"] * log_probs["policy"]).mean()
+    else:
+        own = learned_from(batch, extraction)
+        moved = moments(params["policy"], own.obs)
+        policy = (divergence(moved, fixed["b"], own.avail) - fixed["expected_exponent"](moved)).mean()
     return {
         "return": sum(reference.return_critic_loss(one, fixed["return_target"]) for one in q_tot),
         "deviation": reference.deviation_critic_loss(c_mixed, fixed["deviation_target"]),

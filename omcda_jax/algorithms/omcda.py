@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import acting, allocation, losses, networks, training
-from omcda_jax.distributions import Policy, Support, expectation, has_choice, support_rows
+from omcda_jax.distributions import Policy, Support, expectation, has_choice, moved_expectation, support_rows
 from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
 from omcda_jax.reductions import masked_mean
 from omcda_jax.training import CriticSettings, static
@@ -50,8 +50,8 @@ class OmcdaConfig(CriticSettings):
             paper's form: v^r, v^c networks, v^c from the normalisation of pi*).
         conservative_mixing: deviation mixer, see `networks.DeviationMixer`.
         decoupled: False is the ablation w/o-dq: one value holds the reward and the penalty together.
-        critics: return critics, each with its own mixer. The smallest team value makes the targets, and in every row
-            its critic guides the policy (after Fujimoto et al. 2018, TD3).
+        critics: return critics, each with its own mixer. The smallest team value makes the targets, the first critic
+            guides the policy (after Fujimoto et al. 2018, TD3).
         extraction: "weighted": cloning weighted by omega (paper). "gradient": descent on KL(pi || pi*) (Park et al.
             2024, "Is Value Learning Really the Main Bottleneck in Offline RL?"). "auto": weighted where actions are
             discrete, gradient where they are continuous.
@@ -161,61 +161,66 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
 
 
 class Values(NamedTuple):
-    """Local values of one part (return or deviation) at the batch's states."""
+    """Local values of one part (return or deviation) at the states the policy learns from."""
 
-    support: chex.Array  # [B, N, K] q at the support of the policy
-    action: chex.Array  # [B, N] q of the data's actions
-    state: chex.Array  # [B, N] v: E_pi q, or the value network's in the in-sample form
+    support: chex.Array  # [M, N, K] q at the support of the policy
+    slope: chex.Array  # [M, N, K, A] dq/da there, where extraction is by gradient and actions are continuous; or []
+    action: chex.Array  # [M, N] q of the data's actions, or of draws of the policy in their place
+    state: chex.Array  # [M, N] v: E_pi q, or the value network's in the in-sample form
 
 
 class Estimates(NamedTuple):
-    """What an update knows before its step: policies, local values and targets; constants of all losses."""
+    """What an update knows before its step, constants of all losses; the policy learns from M of the B rows."""
 
-    keys: chex.PRNGKey  # [B] of the draws from `policy`
-    policy: Policy  # [B, N] policies at the batch's observations
-    behaviour: Policy  # [B, N] clones of the data
+    keys: chex.PRNGKey  # [M] of the draws from `policy`
+    policy: Policy  # [M, N] policies at the batch's observations
+    behaviour: Policy  # [M, N] clones of the data
     support: Support  # of expectations under `policy`
-    returns: Values  # local values of the return part, target networks; the smallest critic's
+    mask: chex.Array  # [M, N] where an agent has a choice
+    returns: Values  # local values of the return part, the first target critic's
     deviations: Values  # of the deviation part; zeros where values are not decoupled
-    return_weights: chex.Array  # [B, N] w^r of the same critic
-    return_value: chex.Array  # [B] V^r_tot of the same critic
-    coupling: chex.Array  # [B, N] kappa
+    return_weights: chex.Array  # [M, N] w^r of the same critic
+    return_value: chex.Array  # [M] V^r_tot of the same critic
+    coupling: chex.Array  # [M, N] kappa
     return_target: chex.Array  # [B] target of Q^r_tot
     deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
-    return_advantage: chex.Array  # [B, N] A^r_i = w^r_i (q^r_i - v^r_i)
-    deviation_advantage: chex.Array  # [B, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
+    return_advantage: chex.Array  # [M, N] A^r_i = w^r_i (q^r_i - v^r_i)
+    deviation_advantage: chex.Array  # [M, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
     largest_exponent: chex.Array  # [] M of the in-sample form's loss
-    weights: chex.Array | None = None  # [B, N] omega_i, from `levels`
+    weights: chex.Array | None = None  # [M, N] omega_i, from `levels`
 
 
-def _policies(state: TrainState, obs, avail, keys) -> tuple[Policy, Policy, Support]:
-    """Return the policy, the behaviour, and the support of expectations under the policy."""
-    network = _networks(state.spec, state.config).policy
-    policy = networks.action_distribution(network, state.params["policy"], obs, avail)
-    behaviour = networks.action_distribution(network, state.params["behaviour"], obs, avail)
-    return policy, behaviour, support_rows(policy, keys, state.config.num_samples)
+def by_gradient(state: TrainState) -> bool:
+    """Return whether the policy follows the values by gradient, not by weights."""
+    return state.config.extraction == "gradient" or (state.config.extraction == "auto" and not state.spec.discrete)
+
+
+def learned_from(state: TrainState, rows: chex.ArrayTree) -> chex.ArrayTree:
+    """Return the rows that the policy learns from: every second one where gradients of the critics are needed.
+
+    They are what an update spends most on; for the same reason TD3's policy (Fujimoto et al. 2018) takes every second
+    step. Values of all discrete actions come by one pass, and the in-sample form learns values from these rows too.
+    """
+    every = state.spec.discrete or not by_gradient(state) or state.config.value_target == "in_sample"
+    return rows if every else jax.tree.map(lambda x: x[::2], rows)
 
 
 def _local_values(state: TrainState, part: str, params: Params, batch: Batch, support: Support) -> Values:
-    """Judge one target critic, in the in-sample form against the newest value networks, as OMIGA does."""
-    nets, inputs = _networks(state.spec, state.config), (batch.obs, support, batch.action)
-    q, q_action = networks.support_and_action_values(nets.returns.local, params["local"], *inputs)
-    if state.config.value_target == "in_sample":
-        return Values(q, q_action, nets.value.apply(state.params["value"][part], batch.obs)[..., 0])
-    return Values(q, q_action, expectation(q, support))
+    """Judge one target critic, in the in-sample form against the newest value networks, as OMIGA does.
 
-
-def _return_values(state: TrainState, batch: Batch, support: Support) -> tuple[Values, chex.Array, chex.Array]:
-    """Return local values, w^r [B, N] and V^r_tot [B] of the return critic whose V^r_tot is the smallest in the row."""
-
-    def judge(critic, params):
-        weights, bias = critic.mixer.apply(params["mixer"], batch.global_state)
-        values = _local_values(state, "return", params, batch, support)
-        return values, weights, losses.mix(values.state, weights, bias)
-
-    critic = _networks(state.spec, state.config).returns
-    values, weights, team = networks.of_ensemble(judge, critic, state.target_params["return"])
-    return networks.of_smallest(team, (values, weights, team))
+    By gradient, draws of the policy stand for continuous actions of the data: all they serve for are levels in the
+    warm-up, where they are draws of the behaviour.
+    """
+    nets, in_sample = _networks(state.spec, state.config), state.config.value_target == "in_sample"
+    judge, slope = nets.returns.local, jnp.zeros(())
+    if state.spec.discrete or not by_gradient(state):
+        inputs = (batch.obs, support, batch.action)
+        q, q_action = networks.support_and_action_values(judge, params["local"], *inputs)
+    else:
+        q, slope = networks.support_values_and_slopes(judge, params["local"], batch.obs, support)
+        q_action = networks.action_values(judge, params["local"], batch.obs, batch.action) if in_sample else q[..., 0]
+    v = nets.value.apply(state.params["value"][part], batch.obs)[..., 0] if in_sample else expectation(q, support)
+    return Values(q, slope, q_action, v)
 
 
 def _mixed_next_value(
@@ -240,22 +245,27 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
     """
     config, nets, barred = state.config, _networks(state.spec, state.config), state.target_params
     keys, next_keys = training.row_keys(state, batch, 2, axis_name)
-    policy, behaviour, support = _policies(state, batch.obs, batch.avail, keys)
-    next_policy, next_behaviour, next_support = _policies(state, batch.next_obs, batch.next_avail, next_keys)
+    group = lambda name, *at: networks.action_distribution(nets.policy, state.params[name], *at)
+    learned, keys, behaviour = learned_from(state, (batch, keys, group("behaviour", batch.obs, batch.avail)))
+    policy = group("policy", learned.obs, learned.avail)
+    support = support_rows(policy, keys, config.num_samples)
+    next_policy, next_behaviour = (group(name, batch.next_obs, batch.next_avail) for name in ("policy", "behaviour"))
+    next_support = support_rows(next_policy, next_keys, config.num_samples)
     divergence = 0.0 if config.value_target == "in_sample" else next_policy.kl(next_behaviour)
     alpha = jnp.exp(state.extra.log_alpha)
-
+    guide = jax.tree.map(lambda member: member[0], barred["return"])
+    return_weights, bias = nets.returns.mixer.apply(guide["mixer"], learned.global_state)
+    returns = _local_values(state, "return", guide, learned, support)
     next_value = lambda part: lambda critic, params: _mixed_next_value(state, part, critic, params, batch, next_support)
-    returns, return_weights, return_value = _return_values(state, batch, support)
     next_return = networks.of_ensemble(next_value("return"), nets.returns, barred["return"]).min(axis=0)
     if config.decoupled:
-        deviations = _local_values(state, "deviation", barred["deviation"], batch, support)
-        deviation_weights = nets.deviations.weights(barred["deviation"], batch.global_state)
+        deviations = _local_values(state, "deviation", barred["deviation"], learned, support)
+        deviation_weights = nets.deviations.weights(barred["deviation"], learned.global_state)
         next_deviation = next_value("deviation")(nets.deviations, barred["deviation"]) - divergence
     else:
         deviations = jax.tree.map(jnp.zeros_like, returns)
         deviation_weights = jnp.zeros((*return_weights.shape, state.spec.num_agents))
-        next_deviation = jnp.zeros_like(return_weights)
+        next_deviation = jnp.zeros((*batch.reward.shape, state.spec.num_agents))
         next_return = next_return - jnp.sum(alpha * divergence, axis=-1)
     coupling = losses.conservatism_coupling(alpha, deviation_weights)
     return_advantage = return_weights * (returns.action - returns.state)
@@ -265,10 +275,11 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
         policy=policy,
         behaviour=behaviour,
         support=support,
+        mask=has_choice(learned.avail, state.spec.discrete),
         returns=returns,
         deviations=deviations,
         return_weights=return_weights,
-        return_value=return_value,
+        return_value=losses.mix(returns.state, return_weights, bias),
         coupling=coupling,
         return_target=training.bootstrap(state, batch, next_return),
         deviation_target=config.gamma * batch.discount[:, None] * next_deviation,
@@ -279,15 +290,13 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
     return jax.lax.stop_gradient(estimates)
 
 
-def levels(
-    state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None
-) -> tuple[chex.Array, chex.Array]:
-    """Return log alpha [N] that spends the budgets, but not below the price of a nat, and policy weights [B, N].
+def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> tuple[chex.Array, chex.Array]:
+    """Return log alpha [N] that spends the budgets, but not below the price of a nat, and policy weights [M, N].
 
     In the critic warm-up every weight is 1. After it, with extraction by gradient, the levels follow what the policy
-    spends. `mask` [B, N] has the rows in which an agent has a choice.
+    spends.
     """
-    config, extra = state.config, state.extra
+    config, extra, mask, warms = state.config, state.extra, estimates.mask, warms_up(state)
     lowest, highest = jnp.log(level_floor(state)), jnp.log(config.alpha_max)
     solution, weights = allocation.conservatism_level(
         estimates.return_advantage,
@@ -299,22 +308,21 @@ def levels(
         axis_name=axis_name,
     )
     log_alpha = allocation.conservatism_step(extra.log_alpha, solution, config.level_rate)
-    follows = state.step >= config.critic_warmup
     if by_gradient(state):
         spent = masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name)
         stepped = allocation.dual_step(extra.log_alpha, spent, extra.budget, config.level_step)
-        log_alpha = jnp.where(follows, jnp.clip(stepped, lowest, highest), log_alpha)
-    return log_alpha, jnp.where(follows, weights, mask.astype(weights.dtype))
+        log_alpha = jnp.where(warms, log_alpha, jnp.clip(stepped, lowest, highest))
+    return log_alpha, jnp.where(warms, mask.astype(weights.dtype), weights)
 
 
-def by_gradient(state: TrainState) -> bool:
-    """Return whether the policy follows the values by gradient, not by weights."""
-    return state.config.extraction == "gradient" or (state.config.extraction == "auto" and not state.spec.discrete)
+def warms_up(state: TrainState) -> chex.Array:
+    """Return whether the policy is still the behaviour, []."""
+    return state.step < state.config.critic_warmup
 
 
 def level_floor(state: TrainState) -> chex.Array:
     """Return the least level [] in return per nat: alpha_min, and after the critic warm-up the price of a nat."""
-    price = jnp.where(state.step >= state.config.critic_warmup, state.config.price * state.extra.value_size, 0.0)
+    price = jnp.where(warms_up(state), 0.0, state.config.price * state.extra.value_size)
     return jnp.maximum(state.config.alpha_min, price)
 
 
@@ -328,29 +336,19 @@ def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: E
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
     """Return what moves the policy towards pi*_i = b_i exp z_i: [B, N].
 
-    Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant. In
-    the critic warm-up it is cloning either way.
+    Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant,
+    with E_pi z_i to first order about the policy of the estimates; a row it learns from stands for the next one too.
     """
-    network = _networks(state.spec, state.config).policy
-    policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
-    loss = -estimates.weights * policy.log_prob(batch.action)
-    if by_gradient(state):
-        divergence = policy.kl(estimates.behaviour) - _expected_exponent(state, batch, policy, estimates)
-        loss = jnp.where(state.step >= state.config.critic_warmup, divergence, loss)
-    return {"policy/loss": loss}, {}
-
-
-def _expected_exponent(state: TrainState, batch: Batch, policy: Policy, estimates: Estimates) -> chex.Array:
-    """Return E_pi z_i [B, N], differentiable in the policy; its value is 0 where v is E_pi q, its gradient is not."""
+    network, learned = _networks(state.spec, state.config).policy, learned_from(state, batch)
+    policy = networks.action_distribution(network, params["policy"], learned.obs, learned.avail)
+    if not by_gradient(state):
+        return {"policy/loss": -estimates.weights * policy.log_prob(learned.action)}, {}
     support = support_rows(policy, estimates.keys, state.config.num_samples)
-    returns, weights, _ = _return_values(state, batch, support)
-    gain = expectation(returns.support, support) - estimates.returns.state
-    exponent = weights * jnp.exp(-state.extra.log_alpha) * gain
-    if state.config.decoupled:
-        deviations = _local_values(state, "deviation", state.target_params["deviation"], batch, support)
-        gain = expectation(deviations.support, support) - estimates.deviations.state
-        exponent = exponent + estimates.coupling * gain
-    return exponent
+    gain = lambda part: moved_expectation(part.support, part.slope, estimates.support, support) - part.state
+    exponent = estimates.return_weights * jnp.exp(-state.extra.log_alpha) * gain(estimates.returns)
+    exponent = exponent + estimates.coupling * gain(estimates.deviations)
+    rows, loss = len(batch.reward), policy.kl(estimates.behaviour) - exponent
+    return {"policy/loss": jnp.repeat(loss, -(-rows // len(loss)), axis=0)[:rows]}, {}
 
 
 def return_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
@@ -391,21 +389,21 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
         exponent = slope * (estimates.returns.action - estimates.returns.state)
         exponent = exponent + estimates.coupling * (estimates.deviations.action - vc)
         linear = estimates.coupling * vc
-        density = jnp.where(has_choice(batch.avail, state.spec.discrete), estimates.weights, 1.0)
+        density = jnp.where(estimates.mask, estimates.weights, 1.0)
         regression = density * jnp.square(v - estimates.returns.action)
     each = losses.normalisation_loss(exponent, linear, estimates.largest_exponent) + regression
     # a forced action's value is its q: rows without a choice count too, for V_tot sums over every agent
     return {"value/loss": jnp.mean(each, axis=-1)}, {}
 
 
-def measure(state: TrainState, estimates: Estimates, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+def measure(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> chex.Array:
     """Return the influence m_i [N] on this batch, from the return part's values at the support of the policy."""
     policy, behaviour, support = estimates.policy, estimates.behaviour, estimates.support
     return allocation.influence(
         estimates.return_weights[..., None] * estimates.returns.support,
         policy.support_log_probs(support) - behaviour.support_log_probs(support),
         support.probabilities,
-        mask,
+        estimates.mask,
         epsilon=state.config.influence_epsilon,
         axis_name=axis_name,
     )
@@ -417,28 +415,28 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     Every loss is taken at the parameters before the step. During the critic warm-up influence and budgets rest.
     Arguments and results are those of `omcda_jax.update`.
     """
-    config, extra, mask = state.config, state.extra, has_choice(batch.avail, state.spec.discrete)
-    warms = state.step < config.critic_warmup
-
+    config, extra, warms = state.config, state.extra, warms_up(state)
     estimates = estimate(state, batch, axis_name)
-    log_alpha, weights = levels(state, estimates, mask, axis_name)
+    log_alpha, weights = levels(state, estimates, axis_name)
     estimates = estimates._replace(weights=jax.lax.stop_gradient(weights))
     chosen = [return_loss, behaviour_loss, policy_loss]
     chosen += [deviation_loss] if config.decoupled else []
     chosen += [value_loss] if config.value_target == "in_sample" else []
-    after, metrics = training.descend(state, batch, chosen, estimates, axis_name)
-    measured = measure(state, estimates, mask, axis_name)
+    after, metrics = training.gradient_step(state, batch, chosen, estimates, axis_name)
+    policy = jax.tree.map(lambda b, p: jnp.where(warms, b, p), after.params["behaviour"], after.params["policy"])
+    after = training.advance(after.replace(params=after.params | {"policy": policy}))
+    measured = measure(state, estimates, axis_name)
     influence = extra.influence + config.influence_rate * jnp.where(warms, 0.0, measured - extra.influence)
     budget = allocation.allocate_by(config, influence, extra.budget)
 
-    every = jnp.ones_like(mask)
-    size = masked_mean(jnp.abs(estimates.return_value), every[:, 0], axis_name)
+    size = masked_mean(jnp.abs(estimates.return_value), jnp.ones_like(estimates.return_value, bool), axis_name)
     size = extra.value_size + config.level_rate * jnp.where(warms, size - extra.value_size, 0.0)
     if config.decoupled:
-        metrics["critic/q_deviation"] = masked_mean(_q_deviation(state.params, state, batch), every, axis_name)
+        q_deviation = _q_deviation(state.params, state, batch)
+        metrics["critic/q_deviation"] = masked_mean(q_deviation, jnp.ones_like(q_deviation, bool), axis_name)
     metrics |= {
-        "policy/divergence": masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name),
-        "allocation/weight_divergence": allocation.weight_divergence(estimates.weights, mask, axis_name),
+        "policy/divergence": masked_mean(estimates.policy.kl(estimates.behaviour), estimates.mask, axis_name),
+        "allocation/weight_divergence": allocation.weight_divergence(estimates.weights, estimates.mask, axis_name),
         "allocation/alpha": jnp.exp(log_alpha),
         "allocation/budget": budget,
         "allocation/influence": influence,

@@ -46,22 +46,23 @@ class Preset(NamedTuple):
     algorithm: str = "omcda"
 
 
-def _smac(scenario: str, description: str, *, critic_warmup: int = 10_000, updates: int = 20_000) -> Preset:
-    """1000 episodes of the medium behaviour. Credit travels one step in about 200 updates: long episodes need more."""
+def _smac(scenario: str, description: str, *, priming: int = 4_000, updates: int = 8_000) -> Preset:
+    """1000 episodes of the medium behaviour. Critics see them some 20 times or more before a policy follows them."""
     return Preset(
         description=f"SMAX {scenario}: {description}",
         # SMAX returns are at most 2, SMAC's 20
         data=DataConfig(environment=f"smax/{scenario}", quality="medium", episodes=1000, reward_scale=10.0),
-        learner=LearnerConfig(updates=updates, batch_size=128),
+        learner=LearnerConfig(updates=updates, batch_size=256),
         evaluation=EvaluationConfig(episodes=256),
         settings={
-            "omcda": dict(d_tot=0.6, critic_warmup=critic_warmup, critics=1),
+            "omcda": dict(d_tot=0.6, critic_warmup=priming, critics=1),
             "cql": dict(penalty=100.0),
             "omar": dict(penalty=100.0),
             "omiga": dict(alpha=1.0),
             "cfcql": dict(penalty=500.0),
             "comadice": dict(alpha=1.0),
         },
+        shared=dict(priming=priming),
     )
 
 
@@ -80,7 +81,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
         learner=LearnerConfig(updates=30_000, batch_size=128, evaluate_every=2_000, checkpoint_every=2_000),
         evaluation=EvaluationConfig(episodes=20),
         settings={
-            "omcda": dict(d_tot=1.2, d_min=0.001, price=0.006, critic_warmup=3_000, priming=3_000, num_samples=2),
+            "omcda": dict(d_tot=1.2, d_min=0.001, price=0.006, critic_warmup=3_000, num_samples=2),
             "cql": dict(penalty=10.0),
             "icq": dict(policy_temperature=10.0),
             # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
@@ -91,6 +92,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
             "comadice": dict(alpha=1.0),
         },
         shared=dict(
+            priming=3_000,
             # quicker targets than SMAC's: credit has to travel about 100 steps
             target_rate=0.01,
             # single policies swing by half their return from one checkpoint to the next; their average does not
@@ -120,13 +122,20 @@ _BODIES = {
 }
 
 PRESETS: dict[str, Preset] = {
-    "smac_3m": _smac("3m", "three marines against three, the quick one", critic_warmup=4_000, updates=15_000),
+    "smac_3m": _smac("3m", "three marines against three, the quick one", priming=3_000),
     "smac_2s3z": _smac(
-        "2s3z", "two stalkers and three zealots on each side, episodes of about 65 steps", updates=30_000
+        "2s3z",
+        "two stalkers and three zealots on each side, episodes of about 65 steps",
+        priming=6_000,
+        updates=14_000,
     ),
     "smac_5m6m": _smac("5m_vs_6m", "five marines against six, episodes of 15 to 40 steps"),
-    "smac_6h8z": _smac("6h_vs_8z", "six hydralisks against eight zealots, episodes of about 40 steps"),
-    "smac_corridor": _smac("corridor", "six zealots against 24 zerglings, episodes of about 50 steps", updates=30_000),
+    "smac_6h8z": _smac(
+        "6h_vs_8z", "six hydralisks against eight zealots, episodes of about 40 steps", priming=5_000, updates=10_000
+    ),
+    "smac_corridor": _smac(
+        "corridor", "six zealots against 24 zerglings, episodes of about 50 steps", priming=6_000, updates=14_000
+    ),
     "mpe_spread": _spread("on a dataset of your own collecting"),
     "mpe_spread_continuous": _spread(
         "continuous actions, on a dataset of your own collecting", "?continuous_actions=True", normalise=True
