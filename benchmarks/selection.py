@@ -5,7 +5,7 @@
 
 Each preset is one run of `experiments/run.py` in its own directory, its output in log.txt there. A finished one is not
 run again and an interrupted one goes on, so the same command continues a study. It writes one row for every trial to
---csv and prints Markdown, with a row for each estimate and task:
+--csv, where rows of other tasks and algorithms stay, and prints Markdown, with a row for each estimate and task:
 
     rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
     regret             return of the best trial less that of the trial with the highest estimate
@@ -40,6 +40,7 @@ COLUMNS = (
     "trial",
     "return_mean",
     "return_se",
+    "gamma",
     *ESTIMATES,
     "effective_share",
     "recorded",
@@ -56,6 +57,7 @@ flags.DEFINE_string(
 flags.DEFINE_list("overrides", [], "further settings of every run, as learner.updates=12000", flag_values=FLAGS)
 flags.DEFINE_enum("select", "dr", ESTIMATES, "the costliest estimate", flag_values=FLAGS)
 flags.DEFINE_integer("select_updates", 10_000, "updates that critics are fitted for", flag_values=FLAGS)
+flags.DEFINE_float("select_gamma", None, "discount factor of fitted critics, not the trials'", flag_values=FLAGS)
 flags.DEFINE_string("directory", "runs/selection", "where the run directories lie", flag_values=FLAGS)
 flags.DEFINE_string("csv", "benchmarks/results/selection.csv", "file for the row of every trial", flag_values=FLAGS)
 flags.DEFINE_boolean("run", True, "False: only the table of what is finished", flag_values=FLAGS)
@@ -71,13 +73,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(spread[0] @ spread[1] / size) if size > 0 else float("nan")
 
 
-def read_finished(directory: pathlib.Path, by: str, updates: int) -> list[dict[str, Any]] | None:
+def read_finished(
+    directory: pathlib.Path, by: str, updates: int, gamma: float | None = None
+) -> list[dict[str, Any]] | None:
     """The rows of a run's trials, those that diverged left out; None where it is not finished as ordered."""
     paths = [directory / name for name in ("result.json", "selection.json")]
     if not all(path.exists() for path in paths):
         return None
     result, selection = (json.loads(path.read_text()) for path in paths)
-    ordered = (selection["by"], selection["updates"]) == (by, updates)
+    ordered = (selection["by"], selection["updates"]) == (by, updates) and gamma in (None, selection["gamma"])
     if not (result["finished"] and ordered and selection["step"] == result["step"]):
         return None
     return [
@@ -88,6 +92,7 @@ def read_finished(directory: pathlib.Path, by: str, updates: int) -> list[dict[s
             "trial": " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in true["trial"].items()),
             "return_mean": true["evaluation"]["return_mean"],
             "return_se": true["evaluation"]["return_se"],
+            "gamma": selection["gamma"],
             **{name: judged[name]["value"] for name in ESTIMATES if name in judged},
             "effective_share": judged.get("effective_share"),
             "recorded": selection["recorded"],
@@ -103,6 +108,7 @@ def run(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> None:
     settings = [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={preset}", f"--workdir={directory}"]
     command += [f"--select={values.select}", f"--select_updates={values.select_updates}"]
+    command += [f"--select_gamma={values.select_gamma}"] if values.select_gamma is not None else []
     command += [f"--config.{setting}" for setting in [*settings, *values.overrides]]
     with open(directory / "log.txt", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
@@ -131,21 +137,31 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows to a CSV file in the place of those it has of the same tasks and algorithms; others stay."""
+    of = lambda row: (row["task"], row["algorithm"])
+    new, kept = set(map(of, rows)), []
+    if pathlib.Path(path).exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if of(row) not in new]
+    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+
+
 def work(values: flags.FlagValues) -> None:
     """Runs what is missing, writes the CSV and prints the table."""
     finished: dict[str, list[dict[str, Any]]] = {}
     for preset in values.presets:
         directory = pathlib.Path(values.directory) / preset / values.algorithm
-        ordered = (directory, values.select, values.select_updates)
+        ordered = (directory, values.select, values.select_updates, values.select_gamma)
         if values.run and read_finished(*ordered) is None:
             run(preset, directory, values)
         rows = read_finished(*ordered)
         if rows:
             finished[preset] = rows
-    with replacing(values.csv) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for rows in finished.values() for row in rows)
+    write_rows(values.csv, [row for rows in finished.values() for row in rows])
     titles = ["task", "estimate", "trials", "rank correlation", "chosen", "its return", "best return", "regret"]
     titles += ["of the range", "by chance"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

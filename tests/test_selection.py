@@ -278,7 +278,9 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     # worth 2 undiscounted; the data pay .25 x .6 x 2 x 4 = 1.2 on average
     values = [one["fqe"]["value"] for one in found["trials"]]
     assert values[1] == pytest.approx(1.97, abs=0.15) and values[0] < 1.6
-    assert found["recorded"] == pytest.approx(1.2, abs=0.3)
+    held_out = data.split(data.load("data.h5")[0], select.HELD_OUT)[1]
+    rewards = np.asarray(held_out.reward)[held_out.rows].reshape(12, toy.LENGTH)
+    assert found["recorded"] == pytest.approx((rewards @ 0.99 ** np.arange(toy.LENGTH)).mean(), rel=1e-5)
     actor = load_policy(DIRECTORY / "selected")
     played = omcda_jax.act(actor, jnp.zeros((2, 3)))
     np.testing.assert_array_equal(played, [1, 1])
@@ -327,6 +329,7 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
             "--select_updates: expected a positive multiple of learner.",
         ),
         ([*TRIALS, "--select=fqe", "--select_updates=0"], "--select_updates: expected a positive multiple of learner."),
+        ([*TRIALS, "--select=fqe", "--select_gamma=1"], "--select_gamma: expected at least 0 and below 1, found 1.0"),
         ([*TRIALS, "--select=best"], "select"),
     ],
 )
@@ -348,9 +351,12 @@ def test_generated_actions_have_no_density():
 
 def test_the_fitted_critic_is_the_tasks():
     config = resolve("mujoco_hopper_medium", ["algorithm.hidden_sizes=32", "algorithm.gamma=0.9"])
-    settings = select.fqe_settings(config, 0.95, 1000)
-    assert (settings.hidden_sizes, settings.gamma, settings.priming) == ((32,), 0.95, 200)
+    settings = select.fqe_settings(config, 0.95, 10_000)
+    assert (settings.hidden_sizes, settings.gamma, settings.priming) == ((32,), 0.95, 2000)
     assert settings.critic_layer_norm and settings.target_rate == 0.01
+    # 200 steps of credit in 8,000 updates, and what would take more than can be had
+    assert select.fqe_settings(config, 0.99, 10_000).target_rate == pytest.approx(0.025)
+    assert select.fqe_settings(config, 0.999, 10_000).target_rate == select.LARGEST_RATE
 
 
 @pytest.mark.quick
@@ -375,3 +381,14 @@ def test_regret_of_a_choice():
         "| t | fqe | 2 | -1.00 | b | 3.00 | 5.00 | 2.00 | 50% | 50% |",
         "| t | dr | 0, weights of 2.0% of the episodes at most |",
     ]
+
+
+@pytest.mark.quick
+def test_rows_of_other_tasks_stay_in_the_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    row = lambda task, value: {"task": task, "algorithm": "omcda", "return_mean": value}
+    study.write_rows(path, [row("a", 1), row("b", 2)])
+    study.write_rows(path, [row("b", 3), row("b", 4)])
+    read = [line.split(",") for line in path.read_text().splitlines()]
+    place = read[0].index("return_mean")
+    assert [(line[0], line[place]) for line in read[1:]] == [("a", "1"), ("b", "3"), ("b", "4")]

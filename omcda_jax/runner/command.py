@@ -150,6 +150,9 @@ def _flags() -> flags.FlagValues:
         "select", None, ESTIMATES, "choose a trial by the data alone, see docs/selection.md", flag_values=values
     )
     number("select_updates", 10_000, "updates that the critic of --select=fqe and --select=dr is fitted for")
+    flags.DEFINE_float(
+        "select_gamma", None, "their discount factor, instead of the largest of the trials'", flag_values=values
+    )
     text("video", None, "record one greedy episode into this .gif or .mp4")
     switch("distributed", False, "join the other processes of a cluster that JAX detects")
     text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
@@ -172,7 +175,7 @@ def _selection(values: flags.FlagValues, config: ExperimentConfig) -> Order | No
     if values.num_processes is not None:
         found = f"--num_processes={values.num_processes}"
         raise ConfigError(f"--select={values.select}: expected all trials in one process, found {found}")
-    return Order(values.select, values.select_updates)
+    return Order(values.select, values.select_updates, values.select_gamma)
 
 
 def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:

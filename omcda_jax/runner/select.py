@@ -26,23 +26,31 @@ from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Train
 ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; one asked for brings the cheaper ones along
 HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on
 FITS = 2  # of every trial, from other networks and batches
+LARGEST_RATE = 0.05  # of targets that follow quickly
 ROWS = 1024  # judged together by the doubly robust estimate
 
 Labels = Sequence[Mapping[str, Any]]
 
 
 class Order(NamedTuple):
-    """What to choose by: one of ESTIMATES, and how many updates its critic is fitted for."""
+    """What to choose by.
+
+    Attributes:
+        by: one of ESTIMATES.
+        updates: that critics are fitted for.
+        gamma: discount factor of the fitted estimates; None: the largest of the trials'.
+    """
 
     by: str
     updates: int
+    gamma: float | None = None
 
 
 def check(order: Order, job: Job, spec: EnvSpec) -> None:
     """Refuse, before any training, what the trials cannot be chosen by.
 
     Raises:
-        ConfigError: there is a single trial; the algorithm has no such estimate; or updates that do not fit the calls.
+        ConfigError: there is a single trial; the algorithm has no such estimate; or a number out of its range.
     """
     flag, name = f"--select={order.by}", job.config.algorithm.name
     if len(job.configs) < 2:
@@ -50,6 +58,7 @@ def check(order: Order, job: Job, spec: EnvSpec) -> None:
     each = job.config.learner.updates_per_call
     expected = f"a positive multiple of learner.updates_per_call={each}"
     require(order.updates > 0 and order.updates % each == 0, "--select_updates", expected, order.updates)
+    require(order.gamma is None or 0 <= order.gamma < 1, "--select_gamma", "at least 0 and below 1", order.gamma)
     template = job.template(spec)
     if order.by == "critic" and not selection.has_critic(template):
         raise ConfigError(f"{flag}: expected an algorithm with a critic, found {name}; --select=fqe fits one")
@@ -65,7 +74,7 @@ class Cut(NamedTuple):
     Attributes:
         fitted: episodes that critics and clones are fitted on, with returns-to-go.
         held_out: the E other ones.
-        gamma: discount factor of every estimate, the largest of the trials'.
+        gamma: discount factor of the fitted estimates.
         largest: return-to-go in all of the data, scaled.
     """
 
@@ -81,13 +90,21 @@ class Cut(NamedTuple):
         return np.diff(np.append(np.flatnonzero(np.asarray(self.held_out.first)[rows]), len(rows)))
 
     @property
+    def returns(self) -> np.ndarray:
+        """Discounted returns of the held-out episodes as they were recorded, scaled, [E]."""
+        ends = np.cumsum(self.lengths)
+        steps = np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths)
+        rewards = np.asarray(self.held_out.reward, np.float64)[np.asarray(self.held_out.rows)]
+        return np.add.reduceat(rewards * self.gamma**steps, ends - self.lengths)
+
+    @property
     def starts(self) -> Batch:
         """First steps of the held-out episodes, [E]."""
         rows = np.asarray(self.held_out.rows)
         return data.gather(self.held_out, rows[np.asarray(self.held_out.first)[rows]])
 
 
-def cut(job: Job, saved: Saved) -> Cut:
+def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     """Read the run's data again and cut them in two by whole episodes.
 
     Raises:
@@ -97,20 +114,26 @@ def cut(job: Job, saved: Saved) -> Cut:
     dataset, metadata = datasets.load(config, path)
     if saved.metadata["data"].get("digest") != metadata.get("digest"):
         raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found others")
-    gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
+    if gamma is None:
+        gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
     largest = float(data.max_return_to_go(dataset, gamma))
     parts = data.split(data.returns_to_go(dataset, [gamma]), HELD_OUT, config.data.seed)
     return Cut(*parts, gamma, largest)
 
 
 def fqe_settings(config: ExperimentConfig, gamma: float, updates: int) -> selection.FqeConfig:
-    """Return the settings of the fitted critic: the trials' networks, the preset's rates, a fifth of priming."""
+    """Return the settings of the fitted critic: the trials' networks, a fifth of priming, targets that arrive in time.
+
+    In the other four fifths credit has to travel 2 / (1 - gamma) steps, one in 1 / target_rate updates.
+    """
     names = {field.name for field in dataclasses.fields(selection.FqeConfig)}
     preset = PRESETS[config.name].shared if config.name in PRESETS else {}
     shared = {key: value for key, value in preset.items() if key in names}
     networks = ("hidden_sizes", "mixer_hidden", "critic_layer_norm")
     own = {key: getattr(config.algorithm, key) for key in networks if hasattr(config.algorithm, key)}
-    return selection.FqeConfig(**{**shared, **own, "gamma": gamma, "priming": updates // 5})
+    settings = selection.FqeConfig(**{**shared, **own, "gamma": gamma, "priming": updates // 5})
+    needed = 2 / (1 - gamma) / (updates - settings.priming)
+    return settings.replace(target_rate=max(settings.target_rate, min(needed, LARGEST_RATE)))
 
 
 def fit(
@@ -264,13 +287,12 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         ConfigError, DatasetError: as `cut`.
         NonFiniteMetrics: as `estimate`.
     """
-    parts = cut(job, saved)
+    parts = cut(job, saved, order.gamma)
     found = estimate(job, saved.state, parts, order)
     for index, culprit in enumerate(saved.metadata["guard"]["culprits"]):
         if culprit:
             found.values[order.by][index] = np.nan
-    scale, recorded = job.config.data.reward_scale, np.asarray(parts.starts.return_to_go)
-    recorded = recorded[np.isfinite(recorded)]
+    scale = job.config.data.reward_scale
     compared = {name: selection.compare(values, job.config.data.seed) for name, values in found.values.items()}
     chosen = compared[order.by].chosen
     result = {
@@ -283,7 +305,7 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         "episodes": saved.metadata["data"]["statistics"]["episodes"],
         "held_out_episodes": len(parts.lengths),
         "largest_return_to_go": parts.largest / scale,
-        "recorded": float(recorded.mean()) / scale if recorded.size else None,
+        "recorded": float(parts.returns.mean()) / scale,
         "chosen": chosen,
         "trials": [_entry(dict(label), index, compared, found) for index, label in enumerate(labels)],
     }
@@ -327,11 +349,9 @@ def table(result: Mapping[str, Any]) -> str:
         over = judged["value"] is not None and judged["value"] > largest
         note = "above every return-to-go in the data: overestimated, perhaps" if over else ""
         rows.append([*map(text, one["trial"].values()), *cells, note])
-    if result["recorded"] is not None:
-        varied = len(trials[0]["trial"])
-        cells = [""] * (len(rows[0]) - 3)
-        cells.insert(varied - 1, f"{result['recorded']:.3f}")
-        rows.append(["data", *cells, "as recorded"])
+    cells = [""] * (len(rows[0]) - 3)
+    cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}")
+    rows.append(["data", *cells, "as recorded"])
     heading = (
         f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which no estimate was "
         f"fitted on; returns discounted by {result['gamma']:g}"
