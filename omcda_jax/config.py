@@ -82,6 +82,8 @@ class DataConfig(Repairs):
             once.
         shards: V, equal cuts of the data for as many parts of the batch; batch row r comes from cut
             r * V // learner.batch_size, and of several processes each holds its own rows' cuts only.
+        held_out: share of the episodes, drawn by `seed`, that nothing is learnt from, so that policies can be judged on
+            them; 0 learns from all.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
     """
@@ -97,6 +99,7 @@ class DataConfig(Repairs):
     placement: Literal["device", "host"] = "device"
     window: float = 256.0
     shards: int = 1
+    held_out: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,6 +114,7 @@ class DataConfig(Repairs):
         for key, size in given.items():
             require(size >= 1, key, "at least 1", size)
         check_seed(self.seed, "data.seed")
+        require(0 <= self.held_out < 1, "data.held_out", "at least 0 and below 1", self.held_out)
         require(self.shards >= 1, "data.shards", "at least 1", self.shards)
         require(self.window > 0 and math.isfinite(self.window), "data.window", "a positive number", self.window)
         scale_is_valid = self.reward_scale > 0 and math.isfinite(self.reward_scale)

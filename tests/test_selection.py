@@ -18,9 +18,9 @@ from omcda_jax import data, envs, selection
 from omcda_jax.algorithms import bc
 from omcda_jax.checkpoint import load_policy
 from omcda_jax.learner import make_train_step
+from omcda_jax.runner import datasets, select
 from omcda_jax.runner import run as runner
-from omcda_jax.runner import select
-from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.jobs import Job, Saved
 from omcda_jax.runner.presets import resolve
 from omcda_jax.types import Actor, ConfigError
 
@@ -330,6 +330,7 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
         ),
         ([*TRIALS, "--select=fqe", "--select_updates=0"], "--select_updates: expected a positive multiple of learner."),
         ([*TRIALS, "--select=fqe", "--select_gamma=1"], "--select_gamma: expected at least 0 and below 1, found 1.0"),
+        ([*TRIALS, "--config.data.held_out=1"], "data.held_out: expected at least 0 and below 1, found 1.0"),
         ([*TRIALS, "--select=best"], "select"),
     ],
 )
@@ -338,6 +339,24 @@ def test_what_cannot_be_chosen_is_refused_before_training(run, capsys, more, mes
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not DIRECTORY.exists()
+
+
+@pytest.mark.parametrize("mode", ["device", "host"])
+def test_policies_do_not_learn_from_what_is_held_out(run, mode):
+    """The rows a run draws from are those that critics are fitted on, and none of those they are judged on."""
+    more = ("--config.data.held_out=0.3", f"--config.data.placement={mode}", "--config.data.normalise=true")
+    job, _ = runner.job_of(runner.parse(["run.py", *toy.arguments("data.h5", *TRIALS, *more)]))
+    source = datasets.read_if_there(job)
+    parts = select.cut(job, Saved(None, {"data": source.metadata}))
+    assert len(parts.held_out.rows) == 18 * toy.LENGTH and len(parts.lengths) == 18
+    scale = data.normaliser(parts.fitted)
+    np.testing.assert_array_equal(source.normaliser.obs_shift, scale.obs_shift)
+    with source.opened as dataset_at:
+        drawn = dataset_at(0)
+    rows = np.asarray(drawn.rows)[: int(drawn.starts[-1])]
+    assert len(rows) == len(parts.fitted.rows) == 42 * toy.LENGTH
+    own, fitted = np.asarray(drawn.action)[rows], np.asarray(parts.fitted.action)[np.asarray(parts.fitted.rows)]
+    np.testing.assert_array_equal(own, fitted)
 
 
 def test_generated_actions_have_no_density():

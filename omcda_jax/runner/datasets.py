@@ -137,6 +137,9 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     metadata["max_return_to_go"] = float(largest) / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))
+    if settings.held_out:
+        dataset, left_out = data.split(dataset, settings.held_out, settings.seed)
+        say(f"data {path}: {len(left_out.rows)} transitions are held out, data.held_out={settings.held_out:g}")
     normaliser = data.normaliser(dataset) if settings.normalise and begins else None
     return Source(path, dataset.spec, metadata, normaliser, place(config, dataset, job.layout()))
 

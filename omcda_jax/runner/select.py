@@ -24,7 +24,7 @@ from omcda_jax.runner.report import align, text
 from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, TrainState, updates_done
 
 ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; one asked for brings the cheaper ones along
-HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on
+HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on, unless data.held_out says otherwise
 FITS = 2  # of every trial, from other networks and batches
 LARGEST_RATE = 0.05  # of targets that follow quickly
 ROWS = 1024  # judged together by the doubly robust estimate
@@ -117,7 +117,8 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     if gamma is None:
         gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
     largest = float(data.max_return_to_go(dataset, gamma))
-    parts = data.split(data.returns_to_go(dataset, [gamma]), HELD_OUT, config.data.seed)
+    # with data.held_out the same episodes that the policies have not seen either
+    parts = data.split(data.returns_to_go(dataset, [gamma]), config.data.held_out or HELD_OUT, config.data.seed)
     return Cut(*parts, gamma, largest)
 
 
@@ -352,9 +353,10 @@ def table(result: Mapping[str, Any]) -> str:
     cells = [""] * (len(rows[0]) - 3)
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}")
     rows.append(["data", *cells, "as recorded"])
+    who = "no estimate and no policy" if result["config"]["data"]["held_out"] else "no estimate"
     heading = (
-        f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which no estimate was "
-        f"fitted on; returns discounted by {result['gamma']:g}"
+        f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which {who} was fitted "
+        f"on; returns discounted by {result['gamma']:g}"
     )
     if result["chosen"] is None:
         why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
