@@ -1,0 +1,121 @@
+"""What a critic knows when a policy begins to follow it: its advantages against returns of episodes it has not seen.
+
+    python -m benchmarks.early                                   # SMAX 5m_vs_6m, about two minutes
+    python -m benchmarks.early --overrides=learner.batch_size=64 --updates=6000
+
+OMCDA warms up on four fifths of a preset's episodes, values primed with returns, the policy still the behaviour. The
+table compares the values of its target networks with the returns-to-go G of the remaining fifth, and of the episodes
+it learned from:
+
+    passes      over the data so far
+    explained   1 - var(G - V) / var(G), by the state values alone
+    sd of A     spread of the advantages A = Q_tot(s, a) - V_tot(s) of the actions taken, in units of scaled return
+    worth       slope of G - V on A, ± a standard error that counts episodes: what an advantage of one was worth on
+                average. 1 where advantages are right, 0 where they are noise on which a policy wastes its budget
+
+An override with a comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128"'.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import omcda_jax
+from omcda_jax import data
+from omcda_jax.algorithms import find, normalise, omcda
+from omcda_jax.learner import initial_state
+from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.presets import resolve
+
+HELD_OUT, LARGEST = 0.2, 8_000
+TITLES, PARTS = ("explained", "sd of A", "worth"), ("held out", "learned")
+
+FLAGS, _ = new_flags()
+flags.DEFINE_string("preset", "smac_5m6m", "of experiments/run.py", flag_values=FLAGS)
+flags.DEFINE_list("overrides", [], "further settings, as learner.batch_size=64", flag_values=FLAGS)
+flags.DEFINE_integer("updates", 4_000, "of the warm-up", flag_values=FLAGS)
+flags.DEFINE_integer("every", 1_000, "updates between two rows", flag_values=FLAGS)
+
+
+def worth(advantage: np.ndarray, excess: np.ndarray, episode: np.ndarray) -> tuple[float, float]:
+    """Return the slope of returns in excess of V on advantages, and its standard error over episodes.
+
+    Args:
+        advantage: [B] A of the actions taken.
+        excess: [B] G - V.
+        episode: [B] int, which episode a step is of: steps of one share their luck.
+    """
+    advantage, excess = advantage - advantage.mean(), excess - excess.mean()
+    size = np.square(advantage).sum()
+    slope = advantage @ excess / size
+    each = np.bincount(episode, advantage * (excess - slope * advantage))
+    return float(slope), float(np.sqrt(np.square(each).sum()) / size)
+
+
+def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> None:
+    """Warm up and print a row now and then.
+
+    Raises:
+        ConfigError, DatasetError: as `resolve` and `data.ensure`.
+    """
+    config = resolve(preset, [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"])
+    settings, size = config.data, config.learner.batch_size
+    path = data.ensure(settings.environment, settings.quality, settings.episodes, settings.seed, settings.transitions)
+    whole, _ = data.load(path, environment=settings.environment, reward_scale=settings.reward_scale)
+    whole = data.returns_to_go(whole, [config.algorithm.gamma])
+    parts = data.split(whole, HELD_OUT)
+    state = initial_state(find("omcda"), config.seed, whole.spec, config.algorithm, normalised=settings.normalise)
+    if settings.normalise:
+        state = state.replace(normaliser=data.normaliser(whole))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state, dataset):
+        def step(state, _):
+            key = jax.random.fold_in(state.key, state.step)
+            return omcda_jax.update(state, data.sample(dataset, key, size, gamma=state.config.gamma))[0], None
+
+        return jax.lax.scan(step, state, length=every)[0]
+
+    print(f"| updates | passes | {' | '.join(f'{title}, {part}' for title in TITLES for part in PARTS)} |")
+    print(f"|{'---|' * (2 + 2 * len(TITLES))}")
+    for _ in range(updates // every):
+        state = run(state, parts[0])
+        measured = [judged(state, whole, np.asarray(part.rows)) for part in reversed(parts)]
+        passes = int(state.step) * size / len(parts[0].rows)
+        cells = [each for pair in zip(*measured, strict=True) for each in pair]
+        print(f"| {int(state.step)} | {passes:.1f} | {' | '.join(cells)} |", flush=True)
+
+
+def judged(state: omcda_jax.TrainState, dataset: data.Dataset, rows: np.ndarray) -> list[str]:
+    """The cells of one part: explained, sd of A, worth; of at most LARGEST of its rows, drawn at random."""
+    rows = np.random.default_rng(0).permutation(rows)[:LARGEST]
+    episode = np.cumsum(np.asarray(dataset.first))[rows]
+    value, advantage, returns = (np.asarray(x, np.float64) for x in _values(state, dataset, rows))
+    whole = np.isfinite(returns)  # others are cut short by a time limit
+    value, advantage, returns, episode = (x[whole] for x in (value, advantage, returns, episode))
+    slope, error = worth(advantage, returns - value, episode)
+    explained = 1 - (returns - value).var() / returns.var()
+    return [f"{explained:.3f}", f"{advantage.std():.3f}", f"{slope:.2f} ± {error:.2f}"]
+
+
+@jax.jit
+def _values(state, dataset, rows):
+    batch = normalise(state, data.gather(dataset, rows, state.config.gamma))
+    estimates = omcda.estimate(state.replace(config=state.config.replace(extraction="weighted")), batch)
+    return estimates.return_value, jnp.sum(estimates.return_advantage, axis=-1), batch.return_to_go
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line and returns the exit status."""
+    work = lambda values: table(values.preset, values.overrides, values.updates, values.every)
+    return run_command(argv, __doc__, FLAGS, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
