@@ -20,7 +20,7 @@ import pytest
 from examples import library, own_algorithm
 
 import omcda_jax
-from benchmarks import analysis
+from benchmarks import analysis, table
 from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data.__main__ import _flags as data_flags
@@ -216,6 +216,8 @@ def check(words):
         data_flags()(["data", *arguments])
     elif module == "benchmarks.analysis":
         analysis.parse([module, *arguments])
+    elif module == "benchmarks.table":
+        table.parse([module, *arguments])
     elif module.startswith("benchmarks."):
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         for argument in arguments:
