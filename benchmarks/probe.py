@@ -241,7 +241,7 @@ def main(argv: Sequence[str]) -> None:
         print(_row(f"{rule}, exact", best.value, "100.0%", *_columns(best)), flush=True)
         lines.append(f"{rule}: {learned.updates_per_second:.0f} updates/s")
     for name, split in (("water-filling", exact.water_filling), ("best split", exact.best_split)):
-        for kind in dict.fromkeys(("mean", account)):
+        for kind in dict.fromkeys(("mean", counted)):
             found = split(exact.frontier(problem, kind, 1e-3))
             print(_row(f"{name}, exact, {kind}", found.value, "", *_columns(found)))
     print("; ".join(lines))
