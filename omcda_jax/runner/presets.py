@@ -59,7 +59,8 @@ def _smac(scenario: str, description: str, *, priming: int = 4_000, updates: int
             "cql": dict(penalty=100.0),
             "omar": dict(penalty=100.0),
             "omiga": dict(alpha=1.0),
-            "cfcql": dict(penalty=500.0),
+            # the critic waits for the clone
+            "cfcql": dict(penalty=500.0, behaviour_updates=2_000),
             "comadice": dict(alpha=1.0),
         },
         shared=dict(priming=priming),
