@@ -64,7 +64,7 @@ EVALUATIONS = 10  # of every trial, the one after the last update included
 DEFAULTS = ("learner.updates_per_call=20", "evaluation.episodes=32", "algorithm.hidden_sizes=128,128")
 # by kind of task, so that lengths stay what they are when presets grow quicker
 SIZES = {
-    "smac": ("learner.updates=20000", "learner.batch_size=128"),
+    "smac": ("learner.updates=12000", "learner.batch_size=256"),
     "mujoco": ("learner.updates=30000", "learner.batch_size=64"),
 }
 # settings that every trial has of its own, and the flags that give them
@@ -100,7 +100,7 @@ GRID: dict[str, dict[str, dict[str, Values]]] = {
     "smac": _ANYWHERE
     | {
         "omcda": {"d_tot": Values((0.6, 1.8, 3.0), False), "price": Values((0.0, 0.006), False)},
-        "bc": {"learning_rate": THREE, "policy_average_rate": Values((0.005, 1.0), False)},
+        "bc": {"learning_rate": THREE, "policy_average_rate": Values((0.003, 1.0), False)},
         "bcq": {"threshold": Values((1 / 3, 1, 2)), "learning_rate": Values((0.4, 1))},
         "icq": {"policy_temperature": THREE, "value_temperature": Values((0.03, 1))},
         "omar": {"penalty": THREE, "coefficient": Values((1, 1.8))},

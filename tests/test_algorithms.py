@@ -470,6 +470,7 @@ def test_the_penalty_enters_the_one_value_when_not_decoupled():
         ({"temperature": 0.0}, ["temperature", "positive"]),
         ({"gamma": 1.5}, ["gamma", "1.5"]),
         ({"critic_warmup": -1}, ["critic_warmup", "-1"]),
+        ({"critic_warmup": 0, "price": 0.1}, ["price", "0 with critic_warmup=0", "0.1"]),
         ({"num_samples": 1}, ["num_samples", "at least 2", "1"]),
     ],
 )

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parent.parent
 PRESET = PRESETS["smac_3m"]
+SMAC = {"priming": 3_000, "policy_average_rate": 0.003}
 SHARED = {"priming": 3_000, "target_rate": 0.01, "policy_average_rate": 0.001, "critic_layer_norm": True}
 
 
@@ -34,7 +35,8 @@ def test_every_preset_suits_every_algorithm(name):
 
 def test_what_a_preset_shares_reaches_every_algorithm_that_has_such_a_setting():
     assert all(preset.shared == SHARED for name, preset in PRESETS.items() if name.startswith("mujoco"))
-    assert all(set(preset.shared) == {"priming"} for name, preset in PRESETS.items() if name.startswith("smac"))
+    smac = [preset.shared for name, preset in PRESETS.items() if name.startswith("smac")]
+    assert all(shared.keys() == {"priming", "policy_average_rate"} for shared in smac)
     hopper = PRESETS["mujoco_hopper_medium"]
     assert algorithm_settings(hopper, "bc") == ALGORITHMS["bc"].config(policy_average_rate=0.001)
     omiga = ALGORITHMS["omiga"].config(alpha=1.0, **SHARED)
@@ -51,7 +53,7 @@ def test_what_a_preset_shares_reaches_every_algorithm_that_has_such_a_setting():
 
 def test_a_preset_for_an_algorithm_takes_assignments_in_any_order():
     config = resolve("smac_3m", ["algorithm.alpha=3", "algorithm.name=omiga", "seed=4"])
-    assert config.algorithm == ALGORITHMS["omiga"].config(alpha=3.0, priming=3_000) and config.seed == 4
+    assert config.algorithm == ALGORITHMS["omiga"].config(**SMAC | {"alpha": 3.0}) and config.seed == 4
     assert resolve("smac_3m", ["algorithm.name=omiga"]).algorithm.alpha == 1.0, "the preset's own"
     assert resolve("smac_3m", ["algorithm.name=bc", "algorithm.name=omcda"]) == resolve("smac_3m", [])
 

@@ -255,7 +255,12 @@ def run(monkeypatch, tmp_path):
     return lambda *more: runner.main(["run.py", *toy.arguments("data.h5", *more)])
 
 
-TRIALS = ("--config.learner.mode=trials", "--config.learner.trials=algorithm.learning_rate=1e-9,0.01")
+GAMMA_ONE = ("--config.algorithm.gamma=1", "--select=fqe")
+TRIALS = (
+    "--config.learner.mode=trials",
+    "--config.learner.trials=algorithm.learning_rate=1e-9,0.01",
+    "--config.algorithm.policy_average_rate=1",
+)
 DIRECTORY = Path("runs/smac_3m/medium/bc/trials")
 
 
@@ -329,7 +334,18 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
             "--select_updates: expected a positive multiple of learner.",
         ),
         ([*TRIALS, "--select=fqe", "--select_updates=0"], "--select_updates: expected a positive multiple of learner."),
-        ([*TRIALS, "--select=fqe", "--select_gamma=1"], "--select_gamma: expected at least 0 and below 1, found 1.0"),
+        (
+            [*TRIALS, "--select=fqe", "--select_gamma=1"],
+            "--select_gamma: expected at least 0 and below 1 for --select=fqe, found 1.0",
+        ),
+        (
+            [TRIALS[0], "--config.algorithm.name=omiga", "--config.learner.trials=seed=0..1", *GAMMA_ONE],
+            "gamma: expected at least 0 and below 1 for --select=fqe, found 1.0",
+        ),
+        (
+            [*TRIALS, "--config.algorithm.name=omiga", "--select=critic", "--select_gamma=0.9"],
+            "--select_gamma: expected none with --select=critic",
+        ),
         ([*TRIALS, "--config.data.held_out=1"], "data.held_out: expected at least 0 and below 1, found 1.0"),
         ([*TRIALS, "--select=best"], "select"),
     ],

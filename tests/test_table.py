@@ -79,12 +79,12 @@ def test_lengths_and_sizes_are_the_same_for_every_method_whatever_the_presets_ar
     hopper, smax = command.methods
     assert command.protocol(hopper.final) == "updates=30000 batch=64 hidden=128-128 episodes=32"
     assert command.protocol(hopper.tuning) == "updates=10000 batch=64 hidden=128-128 episodes=32"
-    assert command.protocol(smax.final) == "updates=20000 batch=128 hidden=128-128 episodes=32"
+    assert command.protocol(smax.final) == "updates=12000 batch=256 hidden=128-128 episodes=32"
     assert (hopper.final.learner.evaluate_every, hopper.tuning.learner.evaluate_every) == (3_000, 1_000)
     more = ("--config.learner.updates=1000", "--config.data.reward_scale=2", "--config.learner.log_every=20")
     [other] = parse("--tasks=smac_3m:good", "--algorithms=bc", *more).methods
     protocol = parse("--tasks=smac_3m:good", "--algorithms=bc", *more).protocol(other.final)
-    assert protocol == "updates=1000 batch=128 hidden=128-128 episodes=32 data.reward_scale=2"
+    assert protocol == "updates=1000 batch=256 hidden=128-128 episodes=32 data.reward_scale=2"
     assert other.final.data.quality == "good"
 
 
@@ -320,7 +320,7 @@ def test_what_is_written_of_a_cell(fake):
     final = [row for row in rows if row["stage"] == "final" and row["task"] == "smac_3m" and row["seed"] == 1]
     assert [row["step"] for row in final] == list(range(4, 41, 4))
     assert [row["return_mean"] for row in final] == [2.0] * 10
-    assert {row["protocol"] for row in rows} == {"updates=40 batch=128 hidden=8 episodes=32"}
+    assert {row["protocol"] for row in rows} == {"updates=40 batch=256 hidden=8 episodes=32"}
     last = final[-1]
     assert (last["settings"], last["returns"], last["seconds"]) == (BC, [2.0, 2.0], 6.0)
     assert f"jax {jax.__version__}, toysim 1.0" in last["made_with"] and not final[0]["made_with"]

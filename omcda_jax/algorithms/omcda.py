@@ -105,6 +105,8 @@ class OmcdaConfig(CriticSettings):
         training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
         training.require_choice(self, "extraction", EXTRACTIONS)
         training.require(self, "price", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
+        measures = "0 with critic_warmup=0, for its unit is measured in the warm-up"
+        training.require(self, "price", lambda x: (self.critic_warmup > 0) | (x == 0), measures)
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
         training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")
@@ -136,7 +138,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     """Initialise networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
 
     Raises:
-        ConfigError: the agents' minimum budgets exceed d_tot; or as many shares as agents are not given.
+        ConfigError: the agents' minimum budgets exceed d_tot; or the number of shares is not the number of agents.
     """
     enough = f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
     training.require(config, "d_tot", lambda d: d >= spec.num_agents * config.d_min, enough)
@@ -208,8 +210,8 @@ def learned_from(state: TrainState, rows: chex.ArrayTree) -> chex.ArrayTree:
 def _local_values(state: TrainState, part: str, params: Params, batch: Batch, support: Support) -> Values:
     """Judge one target critic, in the in-sample form against the newest value networks, as OMIGA does.
 
-    By gradient, draws of the policy stand for continuous actions of the data: all they serve for are levels in the
-    warm-up, where they are draws of the behaviour.
+    By gradient, draws of the policy stand for continuous actions of the data. They are used for the first levels only,
+    in the warm-up, where they are draws of the behaviour. Draws mirror each other, so the even part of q is missed.
     """
     nets, in_sample = _networks(state.spec, state.config), state.config.value_target == "in_sample"
     judge, slope = nets.returns.local, jnp.zeros(())

@@ -257,7 +257,7 @@ def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Datas
         seed: of the draw; the same seed makes the same cut.
 
     Raises:
-        ConfigError: there is but one episode.
+        ConfigError: there is only one episode.
     """
     rows = np.asarray(dataset.rows)
     episode = np.cumsum(np.asarray(dataset.first))[rows] - 1

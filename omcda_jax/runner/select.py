@@ -57,8 +57,17 @@ def check(order: Order, job: Job, spec: EnvSpec) -> None:
         raise ConfigError(f"{flag}: expected at least 2 trials to choose among, found {len(job.configs)}")
     each = job.config.learner.updates_per_call
     expected = f"a positive multiple of learner.updates_per_call={each}"
-    require(order.updates > 0 and order.updates % each == 0, "--select_updates", expected, order.updates)
-    require(order.gamma is None or 0 <= order.gamma < 1, "--select_gamma", "at least 0 and below 1", order.gamma)
+    fits = order.by != "critic"
+    require(not fits or (order.updates > 0 and order.updates % each == 0), "--select_updates", expected, order.updates)
+    gammas = sorted({trial.algorithm.gamma for trial in job.configs if hasattr(trial.algorithm, "gamma")})
+    gamma, key = (order.gamma, "--select_gamma") if order.gamma is not None else (max(gammas, default=0), "gamma")
+    require(0 <= gamma < 1, key, f"at least 0 and below 1 for {flag}", gamma)
+    if not fits and order.gamma is not None:
+        raise ConfigError(
+            f"--select_gamma: expected none with {flag}, whose critics keep their trials' own, found {gamma}"
+        )
+    if not fits and len(gammas) > 1:
+        raise ConfigError(f"{flag}: expected trials of one gamma, for values to compare, found {gammas}")
     template = job.template(spec)
     if order.by == "critic" and not selection.has_critic(template):
         raise ConfigError(f"{flag}: expected an algorithm with a critic, found {name}; --select=fqe fits one")
@@ -113,7 +122,7 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     config, path = job.config, datasets.path_of(job.config)
     dataset, metadata = datasets.load(config, path)
     if saved.metadata["data"].get("digest") != metadata.get("digest"):
-        raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found others")
+        raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found other data")
     if gamma is None:
         gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
     largest = float(data.max_return_to_go(dataset, gamma))
@@ -290,9 +299,9 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
     """
     parts = cut(job, saved, order.gamma)
     found = estimate(job, saved.state, parts, order)
-    for index, culprit in enumerate(saved.metadata["guard"]["culprits"]):
-        if culprit:
-            found.values[order.by][index] = np.nan
+    diverged = np.array([bool(culprit) for culprit in saved.metadata["guard"]["culprits"]])
+    for values in found.values.values():
+        values[diverged] = np.nan
     scale = job.config.data.reward_scale
     compared = {name: selection.compare(values, job.config.data.seed) for name, values in found.values.items()}
     chosen = compared[order.by].chosen
@@ -310,11 +319,12 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         "chosen": chosen,
         "trials": [_entry(dict(label), index, compared, found) for index, label in enumerate(labels)],
     }
-    write_json(os.path.join(job.directory, "selection.json"), result)
     place = os.path.join(job.directory, "selected")
     shutil.rmtree(place, ignore_errors=True)
     if chosen is not None:
         save_policy(place, job.algorithm.policy(jax.tree.map(lambda leaf: leaf[chosen], saved.state)))
+    # last, for it names the policy
+    write_json(os.path.join(job.directory, "selection.json"), result)
     return result
 
 
@@ -353,10 +363,14 @@ def table(result: Mapping[str, Any]) -> str:
     cells = [""] * (len(rows[0]) - 3)
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}")
     rows.append(["data", *cells, "as recorded"])
-    who = "no estimate and no policy" if result["config"]["data"]["held_out"] else "no estimate"
+    who = (
+        "which the policies and their critics learned from too" if by == "critic" else "which no estimate was fitted on"
+    )
+    if result["config"]["data"]["held_out"]:
+        who = "which no estimate and no policy was fitted on"
     heading = (
-        f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, which {who} was fitted "
-        f"on; returns discounted by {result['gamma']:g}"
+        f"selection by {by}, on {result['held_out_episodes']} of {result['episodes']} episodes, {who}; returns "
+        f"discounted by {result['gamma']:g}"
     )
     if result["chosen"] is None:
         why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
