@@ -102,8 +102,10 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def slopes(curve: Curve) -> list[float]:
-    """Return the least-squares slope of every seed that has all points of the curve."""
+    """Return the least-squares slope of every seed that has all points of the curve; none of a curve of one point."""
     budgets = np.array(list(curve))
+    if len(budgets) < 2:
+        return []
     return [float(np.polyfit(budgets, values, 1)[0]) for values in _by_seed(curve).values()]
 
 
@@ -201,6 +203,8 @@ def _verdict(rule: str, curve: Curve, reference: Curve) -> str:
     below = [f"{x:g}" for x, (mean, width) in intervals.items() if mean + width < 0]
     seeds = set.intersection(*(set(gain) for gain in gains.values())) if gains else set()
     mean, width = interval(np.mean([gain[seed] for gain in gains.values()]) for seed in seeds)
+    if len(seeds) < 2:
+        return f"`{rule}` against `uniform`: {_pm(mean, width)} over all totals; fewer than two seeds have no interval."
     sign = "more than" if mean - width > 0 else "less than" if mean + width < 0 else "not distinguishable from"
     where = lambda found: f"at $d_\\text{{tot}}$ {', '.join(found)}" if found else "nowhere"
     return (

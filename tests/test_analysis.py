@@ -211,6 +211,7 @@ def test_slopes_and_influence_of_one_derivative_agree_whatever_the_budgets():
     np.testing.assert_allclose(sweeps.slopes(sweeps.integrated(influence)), sweeps.slopes(returns), rtol=1e-12)
     returns[0.8].pop(1)
     assert len(sweeps.slopes(returns)) == 1, "a seed without all points has no slope"
+    assert sweeps.slopes({0.3: {0: 5.0}}) == [], "nor has a single point"
 
 
 def test_the_words_are_those_of_the_numbers():
