@@ -4,7 +4,8 @@ A row is one evaluation of one trial:
 
     task, algorithm
     stage           "tuning" or "final"
-    protocol        updates, batch size, widths, episodes, and what else the command line set
+    protocol        updates, batch size, widths, episodes, what else the command line set, and a digest of all settings
+                    that are not tuned: a preset that changes leaves its old rows behind
     settings        the tuned ones, as `alpha=1 learning_rate=0.0005`; all others are the preset's
     seed, step      of the algorithm, and updates done
     return_mean, return_sd, win_rate, episodes
@@ -15,12 +16,15 @@ A row is one evaluation of one trial:
 """
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from omcda_jax.config import ExperimentConfig, differences, to_dict
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.tables import RESAMPLES, bootstrap_interval, interquartile_mean
 from omcda_jax.system import locked, replacing
@@ -61,6 +65,12 @@ class Cell(NamedTuple):
 def text_of(settings: Mapping[str, float]) -> str:
     """Return settings as the column holds them."""
     return " ".join(f"{key}={value:g}" for key, value in settings.items())
+
+
+def digest(config: ExperimentConfig, without: Container[str]) -> str:
+    """Return eight digits that change with any setting of a configuration but those, by their dotted keys."""
+    values = {key: value for key, (_, value) in differences({}, to_dict(config)).items() if key not in without}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:

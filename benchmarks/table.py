@@ -78,6 +78,7 @@ OWN = {
     "learner.checkpoint_every": "learner.updates, of which it is a tenth,",
 }
 IN_PROTOCOL = ("learner.updates", "learner.batch_size", "algorithm.hidden_sizes", "evaluation.episodes")
+UNLIKE = RESUMABLE | {*IN_PROTOCOL, "learner.updates_per_call"}  # what trials of one preset may differ in
 
 
 class Values(NamedTuple):
@@ -160,17 +161,20 @@ class Command(NamedTuple):
         sizes = f"updates={config.learner.updates} batch={config.learner.batch_size} hidden={hidden}"
         return " ".join([sizes, f"episodes={config.evaluation.episodes}", *self.extra])
 
+    def _whole_protocol(self, method: Method, config: ExperimentConfig) -> str:
+        tuned = {f"algorithm.{key}" for values in method.grid.values() for key in values}
+        return f"{self.protocol(config)} preset={standings.digest(config, UNLIKE | tuned)}"
+
     def tuning(self, method: Method) -> Cell:
         """Return the cell that tunes a method."""
-        config, protocol = method.tuning, self.protocol(method.tuning)
+        config, protocol = method.tuning, self._whole_protocol(method, method.tuning)
         settings, updates = tuple(method.grid), config.learner.updates
         return Cell(method.task, method.algorithm, "tuning", protocol, settings, self.tuning_seeds, updates)
 
     def final(self, method: Method, chosen: str) -> Cell:
         """Return the cell of the fresh seeds."""
-        config, protocol = method.final, self.protocol(method.final)
-        updates = config.learner.updates
-        return Cell(method.task, method.algorithm, "final", protocol, (chosen,), self.seeds, updates)
+        config, protocol = method.final, self._whole_protocol(method, method.final)
+        return Cell(method.task, method.algorithm, "final", protocol, (chosen,), self.seeds, config.learner.updates)
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -199,8 +203,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     shared = sorted(set(seeds) & set(tuning_seeds))
     if shared:
         raise ConfigError(f"--seeds: expected none of --tuning_seeds, found {shared[0]}")
-    hidden = RESUMABLE | {*IN_PROTOCOL, "learner.updates_per_call"}
-    extra = tuple(text for key, text in sorted(zip(keys, given, strict=True)) if key not in hidden)
+    extra = tuple(text for key, text in sorted(zip(keys, given, strict=True)) if key not in UNLIKE)
     algorithms = sorted(values.algorithms, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     methods = [
         _method(task, name, given, values.tuning_updates)

@@ -15,6 +15,7 @@ from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS, find
 from omcda_jax.config import replace_settings
 from omcda_jax.learner import NonFiniteMetrics
+from omcda_jax.runner import presets
 from omcda_jax.runner.jobs import Saved
 from omcda_jax.system import Interrupted
 from omcda_jax.types import ConfigError, EnvSpec
@@ -86,6 +87,18 @@ def test_lengths_and_sizes_are_the_same_for_every_method_whatever_the_presets_ar
     protocol = parse("--tasks=smac_3m:good", "--algorithms=bc", *more).protocol(other.final)
     assert protocol == "updates=1000 batch=256 hidden=128-128 episodes=32 data.reward_scale=2"
     assert other.final.data.quality == "good"
+
+
+def test_a_preset_that_changes_leaves_its_finished_cells_behind(monkeypatch):
+    argv = ("--tasks=smac_3m:good", "--algorithms=omiga")
+    command = parse(*argv)
+    before = command.final(command.methods[0], "alpha=1 learning_rate=0.0005").protocol
+    assert before == parse(*argv).final(command.methods[0], "alpha=1 learning_rate=0.0005").protocol
+    preset = presets.PRESETS["smac_3m"]
+    for changed, same in (({"priming": 7}, False), ({"learning_rate": 5e-4}, True)):
+        monkeypatch.setitem(presets.PRESETS, "smac_3m", preset._replace(shared={**preset.shared, **changed}))
+        command = parse(*argv)
+        assert (command.final(command.methods[0], "").protocol == before) == same
 
 
 def test_a_job_is_the_cells_trials():
@@ -320,7 +333,8 @@ def test_what_is_written_of_a_cell(fake):
     final = [row for row in rows if row["stage"] == "final" and row["task"] == "smac_3m" and row["seed"] == 1]
     assert [row["step"] for row in final] == list(range(4, 41, 4))
     assert [row["return_mean"] for row in final] == [2.0] * 10
-    assert {row["protocol"] for row in rows} == {"updates=40 batch=256 hidden=8 episodes=32"}
+    protocols = {row["protocol"].partition(" preset=")[0] for row in rows}
+    assert protocols == {"updates=40 batch=256 hidden=8 episodes=32"}
     last = final[-1]
     assert (last["settings"], last["returns"], last["seconds"]) == (BC, [2.0, 2.0], 6.0)
     assert f"jax {jax.__version__}, toysim 1.0" in last["made_with"] and not final[0]["made_with"]
