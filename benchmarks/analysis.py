@@ -47,7 +47,7 @@ from omcda_jax.runner.compare import trained
 from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, claimed, refuse_other_settings, write_json
 from omcda_jax.runner.presets import resolve
-from omcda_jax.runner.processes import guarded, say
+from omcda_jax.runner.processes import ordered, say
 from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError, EnvSpec, TrainState, check_seed, updates_done
 
@@ -433,12 +433,7 @@ def exact_rows(command: Command, found: Sequence[Point]) -> list[dict[str, Any]]
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-
-    def work(interruption):
-        command = parse(argv)
-        return os.EX_OK if command is None else execute(command, interruption)
-
-    return guarded(work)
+    return ordered(argv, parse, execute)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import omcda_jax
 from omcda_jax import data
 from omcda_jax.algorithms import find, normalise, omcda
 from omcda_jax.learner import initial_state
+from omcda_jax.runner import datasets
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.presets import resolve
@@ -66,8 +67,8 @@ def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> No
     """
     config = resolve(preset, [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"])
     settings, size = config.data, config.learner.batch_size
-    path = data.ensure(settings.environment, settings.quality, settings.episodes, settings.seed, settings.transitions)
-    whole, _ = data.load(path, environment=settings.environment, reward_scale=settings.reward_scale)
+    sizes = (settings.episodes, settings.seed, settings.transitions)
+    whole, _ = datasets.load(config, data.ensure(settings.environment, settings.quality, *sizes, settings.path))
     whole = data.returns_to_go(whole, [config.algorithm.gamma])
     parts = data.split(whole, HELD_OUT)
     state = initial_state(find("omcda"), config.seed, whole.spec, config.algorithm, normalised=settings.normalise)

@@ -10,7 +10,7 @@ last five evaluations, over the tuning seeds; of equals the preset's. Settings w
 are then trained with --seeds, which tuning never saw, and the policy after the last update is what counts. This tunes
 online, with the simulator, for every method alike: it says what a method can do, and it is no offline choice.
 
-A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every method gets 20,000 updates of 128
+A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every method gets 12,000 updates of 256
 transitions on SMAX, 30,000 of 64 on MuJoCo, and hidden layers of 128; everything else is the preset's.
 `--config.KEY=VALUE` overrides a setting for all.
 
@@ -39,13 +39,13 @@ from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.metrics import read
 from omcda_jax.runner import report
 from omcda_jax.runner.command import assignment
-from omcda_jax.runner.compare import trained
+from omcda_jax.runner.compare import read_seeds, trained
 from omcda_jax.runner.evaluation import make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings
 from omcda_jax.runner.presets import resolve
-from omcda_jax.runner.processes import guarded, say
+from omcda_jax.runner.processes import ordered, say
 from omcda_jax.system import Interruption, read_flags
-from omcda_jax.types import ConfigError, check_seed, suggestion, updates_done
+from omcda_jax.types import ConfigError, suggestion, updates_done
 
 TASKS = (
     "smac_5m6m:medium",
@@ -199,7 +199,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     for name in values.algorithms:
         if name not in ALGORITHMS:
             raise ConfigError(f"--algorithms: no algorithm {name!r} in the grid; {suggestion(name, ALGORITHMS)}")
-    seeds, tuning_seeds = _seeds(values, "seeds"), _seeds(values, "tuning_seeds")
+    seeds, tuning_seeds = read_seeds(values.seeds), read_seeds(values.tuning_seeds, "--tuning_seeds")
     shared = sorted(set(seeds) & set(tuning_seeds))
     if shared:
         raise ConfigError(f"--seeds: expected none of --tuning_seeds, found {shared[0]}")
@@ -229,19 +229,6 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("report_only", False, "only the tables, of the rows that are there", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     return values
-
-
-def _seeds(values: flags.FlagValues, flag: str) -> tuple[int, ...]:
-    words = values[flag].value
-    try:
-        seeds = tuple(int(word) for word in words)
-    except ValueError:
-        seeds = ()
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--{flag}: expected different whole numbers, found {','.join(words)!r}")
-    for seed in seeds:
-        check_seed(seed, f"--{flag}")
-    return seeds
 
 
 def _method(task: str, name: str, given: Sequence[str], tuning_updates: int) -> Method:
@@ -438,12 +425,7 @@ def markdown(command: Command, rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-
-    def work(interruption):
-        command = parse(argv)
-        return os.EX_OK if command is None else execute(command, interruption)
-
-    return guarded(work)
+    return ordered(argv, parse, execute)
 
 
 if __name__ == "__main__":

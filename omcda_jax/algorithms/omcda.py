@@ -188,7 +188,7 @@ class Estimates(NamedTuple):
     deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
     return_advantage: chex.Array  # [M, N] A^r_i = w^r_i (q^r_i - v^r_i)
     deviation_advantage: chex.Array  # [M, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
-    largest_exponent: chex.Array  # [] M of the in-sample form's loss
+    largest_exponent: chex.Array  # [] of the exponents in the in-sample form's loss
     weights: chex.Array | None = None  # [M, N] omega_i, from `levels`
 
 

@@ -31,7 +31,7 @@ from omcda_jax.runner.command import assignment
 from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings, restore, write_json
 from omcda_jax.runner.presets import resolve
-from omcda_jax.runner.processes import guarded, say
+from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
 from omcda_jax.system import Interruption, read_flags
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> Command | None:
             raise ConfigError(f"{flag}: expected names separated by commas, found none")
     for name in values.algorithms:
         find(name, "--algorithms")
-    seeds, directory = _seeds(values.seeds), os.path.abspath(values.directory)
+    seeds, directory = read_seeds(values.seeds), os.path.abspath(values.directory)
     label = "-".join(map(str, seeds))
     cells = []
     for task in values.tasks:
@@ -96,15 +96,20 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-def _seeds(words: Sequence[str]) -> tuple[int, ...]:
+def read_seeds(words: Sequence[str], flag: str = "--seeds") -> tuple[int, ...]:
+    """Return the seeds that a flag lists.
+
+    Raises:
+        ConfigError: they are not different whole numbers in [0, 2**32).
+    """
     try:
         seeds = tuple(int(word) for word in words)
     except ValueError:
-        raise ConfigError(f"--seeds: expected numbers separated by commas, found {','.join(words)!r}") from None
+        raise ConfigError(f"{flag}: expected numbers separated by commas, found {','.join(words)!r}") from None
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds: expected different numbers, found {','.join(words)!r}")
+        raise ConfigError(f"{flag}: expected different numbers, found {','.join(words)!r}")
     for seed in seeds:
-        check_seed(seed, "--seeds")
+        check_seed(seed, flag)
     return seeds
 
 
@@ -218,9 +223,4 @@ def write_result(
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-
-    def work(interruption):
-        command = parse(argv)
-        return os.EX_OK if command is None else execute(command, interruption)
-
-    return guarded(work)
+    return ordered(argv, parse, execute)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import absl.logging
@@ -78,6 +78,18 @@ def join(coordinator: str | None, processes: int | None, index: int | None, inte
             ) from error
     interruption.renew()
     say(f"{jax.process_count()} processes, {jax.device_count()} devices")
+
+
+def ordered(
+    argv: Sequence[str], parse: Callable[[Sequence[str]], Any], execute: Callable[[Any, Interruption], int]
+) -> int:
+    """Parse a command line and execute the command, `guarded`; return the exit status, 0 where `parse` gave None."""
+
+    def work(interruption):
+        command = parse(argv)
+        return os.EX_OK if command is None else execute(command, interruption)
+
+    return guarded(work)
 
 
 def guarded(work: Callable[[Interruption], int]) -> int:

@@ -193,9 +193,4 @@ def show(
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-
-    def work(interruption):
-        command = parse(argv, __doc__)
-        return os.EX_OK if command is None else execute(command, interruption)
-
-    return processes.guarded(work)
+    return processes.ordered(argv, lambda argv: parse(argv, __doc__), execute)
