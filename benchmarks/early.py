@@ -28,6 +28,7 @@ from absl import flags
 import omcda_jax
 from omcda_jax import data
 from omcda_jax.algorithms import find, normalise, omcda
+from omcda_jax.config import require
 from omcda_jax.learner import initial_state
 from omcda_jax.runner import datasets
 from omcda_jax.runner.frame import main as run_command
@@ -63,8 +64,9 @@ def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> No
     """Warm up and print a row now and then.
 
     Raises:
-        ConfigError, DatasetError: as `resolve` and `data.ensure`.
+        ConfigError, DatasetError: `every` does not divide `updates`; or as `resolve`, `data.ensure`, `datasets.load`.
     """
+    require(0 < every <= updates and updates % every == 0, "--every", f"a divisor of --updates={updates}", every)
     config = resolve(preset, [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"])
     settings, size = config.data, config.learner.batch_size
     sizes = (settings.episodes, settings.seed, settings.transitions)

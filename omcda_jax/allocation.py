@@ -161,7 +161,7 @@ def allocate_by(config: Any, influence: chex.Array, previous: chex.Array) -> che
 
 
 def first_budgets(config: Any, key: chex.PRNGKey, num_agents: int) -> chex.Array:
-    """Share d_tot before any influence is measured: evenly, but for two rules whose budgets stay as they are.
+    """Share d_tot before any influence is measured: evenly, except by two rules, whose budgets stay as they are.
 
     Args:
         config: an algorithm's settings, as `allocate_by` reads them. With `allocation="fixed"` its `shares` [N] divide

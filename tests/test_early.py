@@ -1,5 +1,7 @@
 """What an advantage was worth: the slope that `benchmarks/early.py` prints, on numbers whose answer is known."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,13 @@ def test_advantages_that_are_right_are_worth_one_and_noise_is_worth_nothing(rand
     assert abs(slope - 1) < 3 * error < 0.1
     slope, error = early.worth(noise, right + luck, episode)
     assert abs(slope) < 3 * error < 0.1
+
+
+@pytest.mark.parametrize("words", [["--every=0"], ["--updates=4500"], ["--updates=0"]])
+def test_rows_that_do_not_fit_the_updates_are_refused(capsys, words):
+    assert early.main(["early", *words]) == os.EX_CONFIG
+    error = capsys.readouterr().err
+    assert error.startswith("error: --every: expected a divisor of --updates=") and error.count("\n") == 1
 
 
 def test_the_standard_error_counts_episodes_not_steps():
