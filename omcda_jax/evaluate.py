@@ -46,7 +46,11 @@ class _Carry(NamedTuple):
 
 
 def make_evaluate(
-    act: Callable[..., jax.Array], environment: Environment | HostEnvironment, episodes: int
+    act: Callable[..., jax.Array],
+    environment: Environment | HostEnvironment,
+    episodes: int,
+    *,
+    population: bool = False,
 ) -> Callable[[Any, jax.Array], EpisodeResults]:
     """Return a compiled `(state, key) -> EpisodeResults` that plays greedily until every episode has ended.
 
@@ -57,12 +61,14 @@ def make_evaluate(
         act: `act(state, obs [E, N, O], avail [E, N, A]) -> action [E, N] or [E, N, A]`; greedy without a key.
         environment: the simulator.
         episodes: E.
+        population: states lead with an axis of trials [T], and results are [T, E]. All trials play the same episodes,
+            side by side; later calls may have fewer trials than the first, not more.
     """
     make = _on_host if isinstance(environment, HostEnvironment) else _in_jax
-    return make(act, environment, episodes)
+    return make(act, environment, episodes, population)
 
 
-def _in_jax(act, environment: Environment, episodes: int):
+def _in_jax(act, environment: Environment, episodes: int, population: bool):
     def step(carry: _Carry, state: Any, keys: jax.Array) -> _Carry:
         action = act(state, carry.timestep.obs, carry.timestep.avail)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, carry.time + 1)
@@ -83,7 +89,6 @@ def _in_jax(act, environment: Environment, episodes: int):
             ),
         )
 
-    @jax.jit
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         keys = jax.random.split(key, episodes)
         env_state, timestep = jax.vmap(environment.reset)(keys)
@@ -93,25 +98,28 @@ def _in_jax(act, environment: Environment, episodes: int):
         final = jax.lax.while_loop(lambda carry: ~jnp.all(carry.done), lambda carry: step(carry, state, keys), carry)
         return final.results
 
-    return evaluate
+    return jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if population else evaluate)
 
 
-def _on_host(act, environment: HostEnvironment, episodes: int):
+def _on_host(act, environment: HostEnvironment, episodes: int, population: bool):
     opened: list[Simulators] = []
     # the whole batch every time, ended episodes too, so that there is one shape to compile for
-    jitted = jax.jit(act)
+    jitted = jax.jit(jax.vmap(act) if population else act)
 
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
+        shape = (*jax.tree.leaves(state)[0].shape[:1], episodes) if population else (episodes,)
+        copies = math.prod(shape)
         if not opened:
-            opened.append(environment.open(episodes))
+            opened.append(environment.open(copies))
         simulators = opened[0]
-        running = np.arange(episodes)
-        timestep = simulators.reset(running, np.asarray(jax.random.bits(key, (episodes,))))
+        running = np.arange(copies)
+        timestep = simulators.reset(running, np.resize(np.asarray(jax.random.bits(key, (episodes,))), copies))
         obs, avail = np.array(timestep.obs), np.array(timestep.avail)
-        returns, length = np.zeros(episodes), np.zeros(episodes, np.int32)
-        won, truncated = np.zeros(episodes, bool), np.zeros(episodes, bool)
+        returns, length = np.zeros(copies), np.zeros(copies, np.int32)
+        won, truncated = np.zeros(copies, bool), np.zeros(copies, bool)
         while running.size:
-            action = np.asarray(jitted(state, obs, avail))[running]
+            action = np.asarray(jitted(state, *(each.reshape(*shape, *each.shape[1:]) for each in (obs, avail))))
+            action = action.reshape(copies, *action.shape[len(shape) :])[running]
             timestep = simulators.step(running, action)
             obs[running], avail[running] = timestep.obs, timestep.avail
             returns[running] += timestep.reward
@@ -119,7 +127,8 @@ def _on_host(act, environment: HostEnvironment, episodes: int):
             won[running] |= timestep.won
             truncated[running] = ~timestep.terminated & (timestep.truncated | (length[running] >= environment.horizon))
             running = running[~(timestep.terminated | truncated[running])]
-        return EpisodeResults(returns.astype(np.float32), won, length, truncated)
+        results = EpisodeResults(returns.astype(np.float32), won, length, truncated)
+        return EpisodeResults(*(values.reshape(shape) for values in results))
 
     weakref.finalize(evaluate, lambda: [simulators.close() for simulators in opened])
     return evaluate

@@ -1,6 +1,7 @@
 import gc
 import importlib.util
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +138,16 @@ def test_other_parameters_need_no_new_compilation(make):
     assert len(traced) == once > 0
     np.testing.assert_array_equal(busy.length, idle.length)
     np.testing.assert_array_equal(idle.returns, 0.5 * idle.length)
+
+
+@COUNTDOWNS
+def test_trials_of_a_population_play_side_by_side_what_each_plays_alone(make):
+    weights, key = jnp.array([1.0, -1.0, 2.0]), jax.random.key(2)
+    together, alone = (make_evaluate(first_agent_acts, make(), 8, population=several) for several in (True, False))
+    for some in (weights, weights[1:]):
+        population = together(some, key)
+        for trial, weight in enumerate(some):
+            chex.assert_trees_all_equal(jax.tree.map(lambda rows: rows[trial], population), alone(weight, key))  # noqa: B023 called at once
 
 
 @COUNTDOWNS

@@ -8,7 +8,7 @@ import numpy as np
 
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.evaluate import make_evaluate, summarise
+from omcda_jax.evaluate import EpisodeResults, make_evaluate, summarise
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import is_first
 from omcda_jax.types import EnvSpec, TrainState
@@ -16,21 +16,33 @@ from omcda_jax.types import EnvSpec, TrainState
 # What every evaluation leaves in the metrics of a population.
 SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
 
+EPISODES_AT_ONCE = 256  # of a population: as many simulators are open on the host
+
 Judge = Callable[[TrainState], list[dict[str, Any]]]
 
 
 def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
     """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns."""
     evaluation = job.config.evaluation
-    play = make_evaluate(job.algorithm.act, environment, evaluation.episodes)
+    play = make_evaluate(job.algorithm.act, environment, evaluation.episodes, population=job.population)
+    together = max(1, EPISODES_AT_ONCE // evaluation.episodes)
 
     def judge(state):
-        trials = range(len(job.configs))
-        states = (jax.tree.map(lambda leaf: leaf[trial], state) for trial in trials) if job.population else [state]  # noqa: B023 called at once
-        results = (jax.device_get(play(one, jax.random.key(evaluation.seed))) for one in states)
-        return [{**summarise(episodes), "returns": np.asarray(episodes.returns).tolist()} for episodes in results]
+        key = jax.random.key(evaluation.seed)
+        if not job.population:
+            return [_summary(jax.device_get(play(state, key)))]
+        summaries = []
+        for first in range(0, len(job.configs), together):
+            some = jax.tree.map(lambda leaf: leaf[first : first + together], state)  # noqa: B023 called at once
+            results = jax.device_get(play(some, key))
+            summaries += [_summary(jax.tree.map(lambda rows: rows[trial], results)) for trial in range(len(results[0]))]  # noqa: B023 called at once
+        return summaries
 
     return judge
+
+
+def _summary(episodes: EpisodeResults) -> dict[str, Any]:
+    return {**summarise(episodes), "returns": np.asarray(episodes.returns).tolist()}
 
 
 def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:
