@@ -10,8 +10,8 @@ last five evaluations, over the tuning seeds; of equals the preset's. Settings w
 are then trained with --seeds, which tuning never saw, and the policy after the last update is what counts. This tunes
 online, with the simulator, for every method alike: it says what a method can do, and it is no offline choice.
 
-A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every method gets 12,000 updates of 256
-transitions on SMAX, 30,000 of 64 on MuJoCo, and hidden layers of 128; everything else is the preset's.
+A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every method gets 20,000 updates of 256
+transitions and hidden layers of 256 on SMAX, 30,000 of 64 and layers of 128 on MuJoCo; everything else is the preset's.
 `--config.KEY=VALUE` overrides a setting for all.
 
 One task after another, all algorithms; the six settings are one population by vmap, and so are the final seeds. Every
@@ -61,11 +61,11 @@ TASKS = (
 FIRST = ("omcda", "bc")
 EVALUATIONS = 10  # of every trial, the one after the last update included
 # short calls, because a stop signal waits for one, of a whole population
-DEFAULTS = ("learner.updates_per_call=20", "evaluation.episodes=32", "algorithm.hidden_sizes=128,128")
+DEFAULTS = ("learner.updates_per_call=20", "evaluation.episodes=32")
 # by kind of task, so that lengths stay what they are when presets grow quicker
 SIZES = {
-    "smac": ("learner.updates=12000", "learner.batch_size=256"),
-    "mujoco": ("learner.updates=30000", "learner.batch_size=64"),
+    "smac": ("learner.updates=20000", "learner.batch_size=256", "algorithm.hidden_sizes=256,256"),
+    "mujoco": ("learner.updates=30000", "learner.batch_size=64", "algorithm.hidden_sizes=128,128"),
 }
 # settings that every trial has of its own, and the flags that give them
 OWN = {
@@ -219,7 +219,8 @@ def _flags() -> flags.FlagValues:
     several = functools.partial(flags.DEFINE_list, flag_values=values)
     several("tasks", list(TASKS), "presets, each with an optional :quality, in the order of work")
     several("algorithms", list(ALGORITHMS), f"algorithms to compare; {' and '.join(FIRST)} go first")
-    several("seeds", ["0", "1", "2", "3", "4"], "seeds of the final runs; the dataset is the same for all")
+    # as many as settings: with JAX's compilation cache the second stage is not compiled again
+    several("seeds", ["0", "1", "2", "3", "4", "5"], "seeds of the final runs; the dataset is the same for all")
     several("tuning_seeds", ["100"], "seeds of the runs that settings are chosen by")
     number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
     number("tuning_updates", 0, "updates of a tuning run; 0: as many as of a final one")
