@@ -1,0 +1,131 @@
+"""Two processes that measure in turns: this checkout beside another one, or beside the official PyTorch OMIGA."""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from absl import flags
+
+from omcda_jax.config import require
+from omcda_jax.types import ConfigError
+
+HERE = pathlib.Path(__file__).resolve().parent
+UPDATES = 40  # of a call
+
+
+class Worker:
+    """A process that measures when it is told to; a context manager.
+
+    Args:
+        line: its command line; it prints the names of what it measures, and then answers every line.
+        package: the checkout whose package it imports, None for none.
+
+    Raises:
+        ConfigError: it ended; the message has the last line of its standard error.
+    """
+
+    def __init__(self, line: Sequence[str], package: pathlib.Path | None = None):
+        variables = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        variables |= {"PYTHONPATH": str(package)} if package else {}
+        self._line, self._errors = line, tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        self._process = subprocess.Popen(line, text=True, env=os.environ | variables, **pipes)
+
+    def __enter__(self) -> "Worker":
+        self._answer()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def rates(self, seconds: float) -> dict[str, float]:
+        """Return updates per second over the given time, by name."""
+        print(seconds, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self):
+        while text := self._process.stdout.readline():
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(text)  # others may print as well
+        self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        self.__exit__()
+        raise ConfigError(f"{' '.join(self._line[:3])} ended: {last[:300]}")
+
+
+def ours(checkout: pathlib.Path, algorithms: Sequence[str], kinds: Sequence[str]) -> Worker:
+    """Return a worker with the package of a checkout, measured by this checkout's `timing`."""
+    asked = {"measure": "turns", "algorithms": list(algorithms), "kinds": list(kinds), "updates": UPDATES}
+    return Worker([sys.executable, str(HERE / "timing.py"), json.dumps(asked)], checkout)
+
+
+def check(values: flags.FlagValues) -> None:
+    """Find out whether the checkouts of a command line are there.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for flag, file in (("against", "omcda_jax/__init__.py"), ("omiga", "algos/OMIGA.py")):
+        path = values[flag].value
+        there = path is None or pathlib.Path(path, file).is_file()
+        require(there, f"--{flag}", f"a checkout with {file}", path)
+
+
+def alternate(one: Worker, other: Worker, rounds: int, seconds: float) -> list[tuple[dict, dict]]:
+    """Return the rates of both by round; who goes first changes from round to round."""
+    one.rates(0.0), other.rates(0.0)
+    found = []
+    for number in range(rounds):
+        order = (one, other) if number % 2 else (other, one)
+        rates = {worker: worker.rates(seconds) for worker in order}
+        found.append((rates[one], rates[other]))
+    return found
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return median, lowest and highest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def against(path: pathlib.Path, rounds: int, seconds: float) -> list[dict]:
+    """Return rows of OMCDA and OMIGA in this checkout and another one."""
+    everything = (("omcda", "omiga"), ("discrete", "continuous"))
+    with ours(HERE.parent, *everything) as here, ours(path.resolve(), *everything) as there:
+        found = alternate(here, there, rounds, seconds)
+    rows = []
+    for name in found[0][0]:
+        values = {
+            "updates/s": spread([one[name] for one, _ in found]),
+            "against": spread([other[name] for _, other in found]),
+            "ratio": spread([one[name] / other[name] for one, other in found]),
+        }
+        rows.append({"case": name, "values": values})
+    return rows
+
+
+def omiga(path: pathlib.Path, python: str, device: str, cores: int, rounds: int, seconds: float) -> list[dict]:
+    """Return rows of the official step and of ours on the sizes of Hopper."""
+    official = Worker([python, str(HERE / "omiga.py"), str(path.resolve()), device, str(cores)])
+    with official, ours(HERE.parent, ["omiga", "omcda"], ["continuous"]) as own:
+        found = alternate(own, official, rounds, seconds)
+    base = [other["official"] for _, other in found]
+    rows = [{"case": "official OMIGA", "values": {"ms": spread([1e3 / rate for rate in base])}}]
+    rows[0]["values"]["times as fast as official"] = (1.0, 1.0, 1.0)
+    for name in ("omiga", "omcda"):
+        rates = [one[f"{name}, continuous"] for one, _ in found]
+        times = {"ms": spread([1e3 / rate for rate in rates])}
+        times["times as fast as official"] = spread([a / b for a, b in zip(rates, base, strict=True)])
+        rows.append({"case": name, "values": times})
+    return rows

@@ -1,0 +1,450 @@
+"""What `benchmarks.speed` measures inside one process: training calls in turns, products, evaluations.
+
+    python benchmarks/timing.py '{"measure": "sizes", ...}'    # prints one JSON object a line
+
+It imports nothing from `benchmarks`, so that PYTHONPATH chooses the checkout whose package is measured. Seconds are
+those that the process worked where it has one core of a CPU, so that other work beside it matters little, and those of
+the clock elsewhere.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax import ALGORITHMS, EnvSpec, data
+from omcda_jax.learner import Layout, initial_state, make_train_step
+
+# agents, observation, state, actions, discrete: SMAX 5m_vs_6m and MuJoCo Hopper 3x1
+SIZES = {"discrete": (5, 92, 120, 11, True), "continuous": (3, 14, 17, 1, False)}
+# critics and policies learn from the first update
+SETTINGS = {"omcda": {"critic_warmup": 0, "num_samples": 2}}
+EPISODES, LENGTH = 100, 40
+AGENTS, BATCHES = (3, 8, 32, 128), (64, 256, 1024, 4096)
+Value = float | tuple[float, float, float]  # a number, or median, lowest and highest
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One training call: what is trained, on which sizes, and how it lies on devices.
+
+    Attributes:
+        algorithm: its name.
+        kind: of actions, a key of SIZES.
+        agents: N; 0 is as many as the task has.
+        batch: B.
+        trials: of a population; 1 is a single trial.
+        devices: a single trial's batch, or the trials of a population, are shared among so many.
+        length: updates of a call; 0 lets the sizes choose.
+    """
+
+    algorithm: str
+    kind: str = "continuous"
+    agents: int = 0
+    batch: int = 128
+    trials: int = 1
+    devices: int = 1
+    length: int = 0
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Sizes of the task."""
+        agents, *others = SIZES[self.kind]
+        return EnvSpec(self.agents or agents, *others)
+
+    @property
+    def updates(self) -> int:
+        """Updates of a call: enough that starting it does not show, few enough that it takes about a second."""
+        if self.length:
+            return self.length
+        if jax.default_backend() != "cpu":
+            return max(5, min(100, 400_000 // (self.spec.num_agents * self.batch * self.trials)))
+        return max(2, min(40, 30_000 // (self.spec.num_agents * self.batch * self.trials)))
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled training call, and the state it has reached.
+
+    Attributes:
+        call: `(state, dataset) -> (state, report)`; donates the state.
+        state, dataset: its arguments.
+        updates: of a call, those of all trials together.
+        flops: of one update of one trial, None where XLA does not count.
+        megabytes: arguments, results and temporary memory.
+        compile_seconds: of lowering and compiling.
+    """
+
+    call: Callable[..., Any]
+    state: Any
+    dataset: Any
+    updates: int
+    flops: float | None
+    megabytes: float
+    compile_seconds: float
+
+    def rate(self, seconds: float) -> float:
+        """Return updates per second over as many calls as take the given time."""
+        done, clock = 0, clock_here()
+        began = clock()
+        while True:
+            self.state, report = self.call(self.state, self.dataset)
+            jax.block_until_ready(report)
+            done += self.updates
+            passed = clock() - began
+            if passed >= seconds:
+                return done / passed
+
+
+def clock_here() -> Callable[[], float]:
+    """Return what to measure time by: the process's work on one core of a CPU, otherwise the clock."""
+    single = jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) == 1
+    return time.process_time if single else time.perf_counter
+
+
+def random_dataset(spec: EnvSpec) -> data.Dataset:
+    """Return whole episodes of noise, in which every action is legal."""
+    random = np.random.default_rng(0)
+    rows = EPISODES * (LENGTH + 1)
+    final = np.arange(LENGTH, rows, LENGTH + 1)
+    agents = (rows, spec.num_agents)
+    reward = random.random(rows).astype(np.float32)
+    action = random.uniform(-0.9, 0.9, (*agents, spec.action_dim)).astype(np.float32)
+    if spec.discrete:
+        action = random.integers(spec.action_dim, size=agents, dtype=np.int32)
+    action[final], reward[final] = 0, 0
+    episodes = data.Episodes(
+        obs=random.standard_normal((*agents, spec.obs_dim), np.float32),
+        global_state=random.standard_normal((rows, spec.state_dim), np.float32),
+        avail=np.ones((*agents, spec.action_dim), bool),
+        action=action,
+        reward=reward,
+        length=np.full(EPISODES, LENGTH, np.int32),
+        terminated=np.ones(EPISODES, bool),
+        won=np.zeros(EPISODES, bool),
+    )
+    return data.from_arrays(spec, episodes)
+
+
+def prepare(case: Case) -> Program:
+    """Build a state and a dataset, and compile the training call as training does."""
+    algorithm, spec = ALGORITHMS[case.algorithm], case.spec
+    layout = Layout(tuple(jax.devices()[: case.devices]), population=case.trials > 1)
+    with _on_cpu():  # hundreds of small programs, which an accelerator's compiler takes seconds for
+        dataset = random_dataset(spec)
+        state = initial_state(algorithm, 0, spec, algorithm.config(**SETTINGS.get(case.algorithm, {})))
+        if case.trials > 1:
+            keys = jax.random.split(state.key, case.trials)
+            state = jax.tree.map(lambda leaf: jnp.stack([leaf] * case.trials), state).replace(key=keys)
+    if layout.spread:
+        state, dataset = layout.place(state), layout.place_dataset(dataset)
+    else:
+        state, dataset = jax.device_put((state, dataset), jax.devices()[0])
+    step = make_train_step(algorithm, data.sample, case.batch, case.updates, layout)
+    clock = clock_here()
+    began = clock()
+    lowered = step.lower(state, dataset)
+    compiled = lowered.compile()
+    seconds = clock() - began
+    flops = None if layout.spread else count_flops(lowered, compiled)
+    return Program(
+        compiled,
+        state,
+        dataset,
+        case.updates * case.trials,
+        flops and flops / case.trials,
+        peak_megabytes(compiled),
+        seconds,
+    )
+
+
+@contextlib.contextmanager
+def _on_cpu() -> Iterator[None]:
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = None
+    with jax.default_device(device):
+        yield
+
+
+def count_flops(lowered: Any, compiled: Any) -> float | None:
+    """Return the FLOPs of one update: XLA counts the body of a scan once.
+
+    On an accelerator the program is counted before it is optimised, about a tenth too much: afterwards its products
+    are calls of a library, which count as nothing.
+    """
+    try:
+        counts = (compiled if jax.default_backend() == "cpu" else lowered).cost_analysis()
+        return (counts[0] if isinstance(counts, list) else counts)["flops"]
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError):
+        return None
+
+
+def peak_megabytes(compiled: Any) -> float:
+    """Return the memory that a compiled call needs at once, not-a-number where XLA does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return float("nan")
+    total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return (total - found.alias_size_in_bytes) / 1e6
+
+
+class Products:
+    """Products of float32 matrices at JAX's default precision, which the learner uses: the peak to compare with."""
+
+    def __init__(self):
+        large = jax.default_backend() != "cpu"
+        shapes = [(8192,) * 3, (16384, 4096, 4096)] if large else [(1024,) * 3, (384, 256, 256), (2048, 512, 512)]
+        self._product = jax.jit(lambda x, y: x @ y)
+        self._pairs = [(jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in shapes]
+        speeds = [self._speed(pair, 0.1) for pair in self._pairs]
+        self._pairs = [self._pairs[int(np.argmax(speeds))]]
+
+    def rate(self, seconds: float) -> float:
+        """Return FLOP/s of the fastest shape over the given time."""
+        return self._speed(self._pairs[0], seconds)
+
+    def _speed(self, pair, seconds):
+        clock, count, (x, y) = clock_here(), 1, pair
+        jax.block_until_ready(self._product(x, y))
+        while True:
+            began = clock()
+            results = [self._product(x, y) for _ in range(count)]
+            jax.block_until_ready(results)
+            passed = clock() - began
+            if passed >= min(seconds, 0.2):
+                return 2.0 * x.shape[0] * x.shape[1] * y.shape[1] * count / passed
+            count *= 2
+            del results
+
+
+class Reporter:
+    """Prints rows, and keeps the time.
+
+    Args:
+        seconds: until no new work is begun.
+    """
+
+    def __init__(self, seconds: float):
+        self._until = time.monotonic() + seconds
+
+    @property
+    def over(self) -> bool:
+        """Whether no new work is to be begun."""
+        return time.monotonic() > self._until
+
+    def row(self, case: str, values: Mapping[str, Value | None]) -> None:
+        """Print one row: numbers by what they are, None left out."""
+        kept = {name: value for name, value in values.items() if value is not None}
+        print(json.dumps({"case": case, "values": kept}), flush=True)
+
+    def fail(self, case: str, why: BaseException | str) -> None:
+        """Print that a row failed."""
+        text = " ".join(str(why).split())[:300] or type(why).__name__
+        print(json.dumps({"case": case, "failed": text}), flush=True)
+
+
+def prepare_all(cases: Mapping[str, Case], report: Reporter) -> dict[str, Program]:
+    """Compile all cases, on an accelerator side by side; those that fail or come too late are reported."""
+
+    def one(case: Case) -> Program:
+        if report.over:
+            raise TimeoutError("no time left")
+        return prepare(case)
+
+    workers = 1 if jax.default_backend() == "cpu" else min(len(cases), os.cpu_count() or 1)
+    found = {}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        waiting = {name: pool.submit(one, case) for name, case in cases.items()}
+        for name, future in waiting.items():
+            try:
+                found[name] = future.result()
+            except Exception as error:
+                report.fail(name, error)
+    return found
+
+
+def in_turns(meters: Mapping[str, Any], rounds: int, seconds: float, report: Reporter) -> list[dict[str, float]]:
+    """Measure all in turns, so that a slow moment meets all of them.
+
+    Args:
+        meters: by name, with a method `rate(seconds)`.
+        rounds: how often; fewer where time runs out, but at least once.
+        seconds: that one measurement takes at least.
+        report: told what fails, which is left out from then on.
+
+    Returns:
+        By round, rates of those that never failed.
+    """
+    alive, found = dict(meters), []
+    for number in range(rounds + 1):  # the first is to warm up
+        if number > 1 and report.over:
+            break
+        rates = {}
+        for name in list(alive) if number % 2 else list(alive)[::-1]:
+            try:
+                rates[name] = alive[name].rate(seconds if number else 0.0)
+            except Exception as error:
+                report.fail(name, error)
+                del alive[name]
+        if number:
+            found.append(rates)
+    return [{name: rates[name] for name in alive} for rates in found]
+
+
+def spread(values: Any) -> tuple[float, float, float]:
+    """Return median, lowest and highest."""
+    values = list(values)
+    return statistics.median(values), min(values), max(values)
+
+
+def algorithms(report: Reporter, *, rounds: int, seconds: float, names: list[str] | None = None) -> None:
+    """All algorithms on both kinds of action: rates, work, share of the peak, memory, compilation."""
+    pairs = [(kind, name) for kind in SIZES for name in names or ALGORITHMS]
+    cases = {f"{name}, {kind}": Case(name, kind) for kind, name in pairs}
+    programs = prepare_all(cases, report)
+    alone = jax.default_backend() == "cpu"
+    found = in_turns({"matrix product": Products(), **programs}, rounds, seconds, report)
+    for name, program in programs.items():
+        if name not in found[0]:
+            continue
+        base, flops = f"omiga, {cases[name].kind}", program.flops
+        shares = flops and spread(100 * flops * one[name] / one["matrix product"] for one in found)
+        values = {
+            "updates/s": spread(one[name] for one in found),
+            "of OMIGA": spread(one[name] / one[base] for one in found) if base in found[0] else None,
+            "MFLOP": flops and flops / 1e6,
+            "GFLOP/s": flops and spread(one[name] * flops / 1e9 for one in found),
+            "% of peak": shares,
+            "MB": program.megabytes,
+            "compile s": program.compile_seconds if alone else None,
+        }
+        report.row(name, values)
+    report.row("matrix product", {"GFLOP/s": spread(one["matrix product"] / 1e9 for one in found)})
+
+
+def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
+    """Time per update of OMCDA and OMIGA against agents and batch."""
+    cases = {}
+    for name in ("omcda", "omiga"):
+        cases |= {f"{name}, {agents} agents": Case(name, agents=agents) for agents in AGENTS}
+        cases |= {f"{name}, batch {batch}": Case(name, batch=batch) for batch in BATCHES}
+    found = in_turns(prepare_all(cases, report), rounds, seconds, report)
+    if not found:
+        return
+    for name in cases:
+        if name in found[0]:
+            smallest = f"omcda{name[5:]}"
+            ratio = spread(one[smallest] / one[name] for one in found) if smallest in found[0] else None
+            report.row(name, {"ms": spread(1e3 / one[name] for one in found), "of OMCDA": ratio})
+    grown = AGENTS[1:]
+    for name in ("omcda", "omiga"):
+        keys = [f"{name}, {agents} agents" for agents in grown]
+        if all(key in found[0] for key in keys):
+            slopes = [np.polyfit(np.log(grown), [-np.log(one[key]) for key in keys], 1)[0] for one in found]
+            report.row(f"{name}, {grown[0]} to {grown[-1]} agents", {"exponent": spread(map(float, slopes))})
+
+
+def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str = "omcda") -> None:
+    """Trial-updates of a population against its size."""
+    most = 8 if jax.default_backend() == "cpu" else 256
+    counts = [2**power for power in range(most.bit_length())]
+    name_of = lambda trials: f"{algorithm}, {trials} trial{'s' if trials > 1 else ''}"
+    cases = {name_of(trials): Case(algorithm, "discrete", trials=trials) for trials in counts}
+    found = in_turns(prepare_all(cases, report), rounds, seconds, report)
+    single = name_of(1)
+    for trials, name in zip(counts, cases, strict=True):
+        if found and name in found[0]:
+            costs = spread(trials * one[single] / one[name] for one in found) if single in found[0] else None
+            report.row(name, {"trial-updates/s": spread(one[name] for one in found), "of one trial's time": costs})
+
+
+def cases(report: Reporter, *, rounds: int, seconds: float, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Updates per second of single cases, by name."""
+    found = in_turns(
+        prepare_all({name: Case(**case) for name, case in wanted.items()}, report), rounds, seconds, report
+    )
+    for name in found[0] if found else ():
+        report.row(name, {"updates/s": spread(one[name] for one in found)})
+
+
+def compilation(report: Reporter, *, algorithm: str) -> None:
+    """Compile one training call."""
+    program = prepare(Case(algorithm))
+    report.row(algorithm, {"compile s": program.compile_seconds})
+
+
+def turns(report: Reporter, *, algorithms: list[str], kinds: list[str], updates: int) -> None:
+    """Answer every line of standard input, a number of seconds, by updates per second: a worker of `speed`."""
+    programs = {f"{name}, {kind}": prepare(Case(name, kind, length=updates)) for kind in kinds for name in algorithms}
+    print(json.dumps(list(programs)), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({name: program.rate(float(line)) for name, program in programs.items()}), flush=True)
+
+
+def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]) -> None:
+    """Seconds of greedy episodes of the shipped policies of medium quality, the first call and the second."""
+    from omcda_jax import envs
+    from omcda_jax.behaviour import policies
+    from omcda_jax.evaluate import make_evaluate
+    from omcda_jax.types import ConfigError
+
+    clock = clock_here()
+    act = lambda params, obs, avail: policies.sample(params, obs, avail, jax.random.key(0), 0.0)
+    for name in environments:
+        try:
+            began = clock()
+            environment = envs.make(name)
+            params = policies.load(name, "medium")
+            imported = clock() - began
+        except (ConfigError, ImportError) as error:
+            report.fail(name, error)
+            continue
+        for count in episodes:
+            if report.over:
+                report.fail(f"{name}, {count} episodes", "no time left")
+                continue
+            play, seconds = make_evaluate(act, environment, count), []
+            for seed in range(2):
+                began = clock()
+                results = jax.block_until_ready(play(params, jax.random.key(seed)))
+                seconds.append(clock() - began)
+            steps = int(np.sum(results.length))
+            values = {"import s": imported, "first s": seconds[0], "second s": seconds[1]}
+            report.row(f"{name}, {count} episodes", values | {"steps": steps, "steps/s": steps / seconds[1]})
+
+
+def facts(report: Reporter) -> None:
+    """What this is measured on."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    found = {"platform": device.platform, "device": name, "devices": jax.device_count(), "jax": jax.__version__}
+    print(json.dumps({"facts": found}), flush=True)
+
+
+MEASURES = (algorithms, sizes, population, cases, compilation, turns, evaluation, facts)
+
+
+def main(words: list[str]) -> None:
+    """Measure what the JSON object of the command line asks for."""
+    asked = json.loads(words[1])
+    measure = {each.__name__: each for each in MEASURES}[asked.pop("measure")]
+    measure(Reporter(asked.pop("limit_s", float("inf"))), **asked)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
