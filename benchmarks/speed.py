@@ -59,24 +59,6 @@ BUFFERS = {
 }
 GRACE = 45  # seconds that a process gets to finish what it began
 
-FLAGS, _ = new_flags()
-flags.DEFINE_list("sections", None, "some of those above; all if none is given", flag_values=FLAGS)
-flags.DEFINE_string("results", "benchmarks/results", "folder of the CSV", flag_values=FLAGS)
-flags.DEFINE_integer("cores", 1, "of a CPU to be pinned to", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 5, "measurements of everything", flag_values=FLAGS)
-flags.DEFINE_float("seconds", 0.5, "that one measurement takes at least", flag_values=FLAGS)
-flags.DEFINE_float("limit_s", None, "seconds after which nothing new is begun", flag_values=FLAGS)
-flags.DEFINE_string(
-    "against", None, "another checkout to measure in turns with this one, instead of the sections", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "omiga", None, "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure OMIGA beside, likewise", flag_values=FLAGS
-)
-flags.DEFINE_string("omiga_python", sys.executable, "the Python that has torch", flag_values=FLAGS)
-flags.DEFINE_boolean(
-    "missing", False, "list the packages that are not here and how to carry them, and stop", flag_values=FLAGS
-)
-
 
 class Document:
     """The rows so far, on the screen and in the CSV.
@@ -324,6 +306,34 @@ def missing() -> str:
     )
 
 
+def known_flags() -> flags.FlagValues:
+    """Return the flags of the command."""
+    values, _ = new_flags()
+    flags.DEFINE_list("sections", None, "some of those above; all if none is given", flag_values=values)
+    flags.DEFINE_string("results", "benchmarks/results", "folder of the CSV", flag_values=values)
+    flags.DEFINE_integer("cores", 1, "of a CPU to be pinned to", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "measurements of everything", flag_values=values)
+    flags.DEFINE_float("seconds", 0.5, "that one measurement takes at least", flag_values=values)
+    flags.DEFINE_float("limit_s", None, "seconds after which nothing new is begun", flag_values=values)
+    flags.DEFINE_string(
+        "against",
+        None,
+        "another checkout to measure in turns with this one, instead of the sections",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "omiga",
+        None,
+        "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure OMIGA beside, likewise",
+        flag_values=values,
+    )
+    flags.DEFINE_string("omiga_python", sys.executable, "the Python that has torch", flag_values=values)
+    flags.DEFINE_boolean(
+        "missing", False, "list the packages that are not here and how to carry them, and stop", flag_values=values
+    )
+    return values
+
+
 def chosen(values: flags.FlagValues) -> list[str]:
     """Return the sections to measure.
 
@@ -380,7 +390,7 @@ def work(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return the exit status."""
-    return run_command(argv, __doc__, FLAGS, work)
+    return run_command(argv, __doc__, known_flags(), work)
 
 
 if __name__ == "__main__":
