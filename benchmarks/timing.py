@@ -345,9 +345,9 @@ def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
         return
     for name in cases:
         if name in found[0]:
-            smallest = f"omcda{name[5:]}"
-            ratio = spread(one[smallest] / one[name] for one in found) if smallest in found[0] else None
-            report.row(name, {"ms": spread(1e3 / one[name] for one in found), "of OMCDA": ratio})
+            base = f"omiga{name[5:]}"
+            ratio = spread(one[base] / one[name] for one in found) if base in found[0] else None
+            report.row(name, {"ms": spread(1e3 / one[name] for one in found), "of OMIGA's": ratio})
     grown = AGENTS[1:]
     for name in ("omcda", "omiga"):
         keys = [f"{name}, {agents} agents" for agents in grown]
