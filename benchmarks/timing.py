@@ -205,28 +205,28 @@ class Products:
 
     def __init__(self):
         large = jax.default_backend() != "cpu"
-        shapes = [(8192,) * 3, (16384, 4096, 4096)] if large else [(1024,) * 3, (384, 256, 256), (2048, 512, 512)]
-        self._product = jax.jit(lambda x, y: x @ y)
-        self._pairs = [(jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in shapes]
-        speeds = [self._speed(pair, 0.1) for pair in self._pairs]
-        self._pairs = [self._pairs[int(np.argmax(speeds))]]
+        self._length, shapes = 10, [(8192, 8192), (16384, 4096)] if large else [(1024, 1024), (512, 512), (384, 256)]
+        # one after the other within a loop, as in training: starting them costs nothing
+        self._chain = jax.jit(lambda x, y: jax.lax.fori_loop(0, self._length, lambda _, x: x @ y, x))
+        # noise of a size that lasts: accelerators multiply zeros and ones faster
+        noise = lambda *shape: jax.random.normal(jax.random.key(0), shape)
+        self._pairs = [(noise(rows, width), noise(width, width) / width**0.5) for rows, width in shapes]
+        self._pairs = [max(self._pairs, key=lambda pair: self._speed(pair, 0.1))]
 
     def rate(self, seconds: float) -> float:
         """Return FLOP/s of the fastest shape over the given time."""
         return self._speed(self._pairs[0], seconds)
 
     def _speed(self, pair, seconds):
-        clock, count, (x, y) = clock_here(), 1, pair
-        jax.block_until_ready(self._product(x, y))
+        clock, done, (x, y) = clock_here(), 0, pair
+        jax.block_until_ready(self._chain(x, y))
+        began = clock()
         while True:
-            began = clock()
-            results = [self._product(x, y) for _ in range(count)]
-            jax.block_until_ready(results)
+            jax.block_until_ready(self._chain(x, y))
+            done += 2.0 * x.size * y.shape[1] * self._length
             passed = clock() - began
-            if passed >= min(seconds, 0.2):
-                return 2.0 * x.shape[0] * x.shape[1] * y.shape[1] * count / passed
-            count *= 2
-            del results
+            if passed >= seconds:
+                return done / passed
 
 
 class Reporter:
