@@ -11,8 +11,8 @@
                  matrix products, memory, compilation
     sizes        OMCDA and OMIGA against the number of agents and the batch
     population   trials side by side on one device
-    evaluation   greedy episodes of the shipped policies
     flags        XLA's command buffers off, by default, and around loops (GPU)
+    evaluation   greedy episodes of the shipped policies
     compile      OMCDA and OMIGA, cold and from the persistent cache
     start        from the command to the first update and the first evaluation, cold and warm
     devices      one trial spread over devices, and trials shared among them; on a CPU fake devices
@@ -86,6 +86,11 @@ class Document:
         """Seconds until nothing new is begun."""
         return self._until - time.monotonic()
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds until what is under way is stopped, None without a limit."""
+        return max(1.0, self.left + GRACE) if self.left < float("inf") else None
+
     def write(self, section: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print a section and put it into the CSV in place of what was there of it."""
         print(f"\n## {section}\n\n{markdown(rows)}", flush=True)
@@ -145,14 +150,13 @@ def ask(document: Document, measure: str, environment: Mapping[str, str] | None 
     """
     if document.left <= 0:
         return [{"case": measure, "failed": "no time left"}]
-    limited = document.left < float("inf")
-    asked = {"measure": measure, **({"limit_s": document.left} if limited else {}), **what}
+    asked = {"measure": measure, **({"limit_s": document.left} if document.patience else {}), **what}
     variables = {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"} | dict(environment or {})
     try:
         done = subprocess.run(
             [sys.executable, str(TIMING), json.dumps(asked)],
             capture_output=True,
-            timeout=document.left + GRACE if limited else None,
+            timeout=document.patience,
             env=os.environ | variables,
         )
     except subprocess.TimeoutExpired as error:
@@ -243,7 +247,9 @@ def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | cache(f"{folder}/cache")
         quiet = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         collect = ["--environment=smax/5m_vs_6m", "--quality=medium", "--episodes=50"]
-        done = subprocess.run([sys.executable, str(ROOT / "experiments/collect.py"), *collect], **quiet)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "experiments/collect.py"), *collect], timeout=document.patience, **quiet
+        )
         if done.returncode:
             return [{"case": "start", "failed": complaint(done.stderr.decode(), done.returncode)}]
         for name in ("cold", "warm"):
@@ -251,7 +257,7 @@ def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
                 return [*rows, {"case": name, "failed": "no time left"}]
             line = [sys.executable, str(ROOT / "experiments/run.py"), *words, f"--workdir={folder}/{name}"]
             with tempfile.TemporaryFile() as errors, subprocess.Popen(line, **quiet | {"stderr": errors}) as process:
-                found = watch(process, pathlib.Path(folder, name, "metrics.jsonl"))
+                found = watch(process, pathlib.Path(folder, name, "metrics.jsonl"), document.patience)
                 process.wait()
                 errors.seek(0)
                 text = errors.read().decode(errors="replace")
@@ -261,8 +267,14 @@ def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
     return rows
 
 
-def watch(process: subprocess.Popen, metrics: pathlib.Path) -> dict[str, float]:
-    """Return when a run wrote its first metrics and its first evaluation; seconds, and those that it worked."""
+def watch(process: subprocess.Popen, metrics: pathlib.Path, patience: float | None = None) -> dict[str, float]:
+    """Return when a run wrote its first metrics and its first evaluation; seconds, and those that it worked.
+
+    Args:
+        process: the run; it is ended when it takes longer than `patience` seconds.
+        metrics: the file that it writes.
+        patience: None waits for its end.
+    """
     began, found = time.monotonic(), {}
     events = {"first update": "updates_per_second", "first evaluation": "evaluation/return_mean"}
     while process.poll() is None:
@@ -272,6 +284,8 @@ def watch(process: subprocess.Popen, metrics: pathlib.Path) -> dict[str, float]:
                 ticks = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
                 worked = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
                 found |= {f"{name} s": time.monotonic() - began, f"{name}, processor s": worked}
+        if patience and time.monotonic() - began > patience:
+            process.kill()
         time.sleep(0.02)
     return found
 
@@ -280,8 +294,8 @@ SECTIONS = {
     "algorithms": lambda document, effort: ask(document, "algorithms", **effort),
     "sizes": lambda document, effort: ask(document, "sizes", **effort),
     "population": lambda document, effort: ask(document, "population", **effort),
-    "evaluation": lambda document, effort: ask(document, "evaluation", environments=ENVIRONMENTS, episodes=EPISODES),
     "flags": buffers,
+    "evaluation": lambda document, effort: ask(document, "evaluation", environments=ENVIRONMENTS, episodes=EPISODES),
     "compile": compilation,
     "start": start,
     "devices": devices,
@@ -382,7 +396,7 @@ def work(values: flags.FlagValues) -> None:
         began = time.monotonic()
         try:
             found = SECTIONS[section](document, effort)
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
             found = [{"case": section, "failed": f"{type(error).__name__}: {error}"}]
         document.write(section, found)
         print(f"\nmeasured in {time.monotonic() - began:.0f} s", flush=True)

@@ -127,6 +127,37 @@ def test_the_first_update_and_evaluation_of_a_run_are_seen(tmp_path):
     assert found["first evaluation, processor s"] < found["first evaluation s"]
 
 
+@pytest.mark.quick
+def test_sections_of_several_processes_tell_them_apart(monkeypatch):
+    document = speed.Document("unused", None)
+    document.facts = FACTS["facts"] | {"platform": "gpu", "devices": 2}
+    seen = []
+
+    def ask(document, measure, environment=None, **what):
+        seen.append(environment or {})
+        if "+WHILE" in seen[-1].get("XLA_FLAGS", ""):
+            return [{"case": measure, "failed": "Unknown flag"}]
+        if measure == "compilation":
+            return [{"case": what["algorithm"], "values": {"compile s": 10.0 / len(seen)}}]
+        return [{"case": name, "values": {"updates/s": [5.0 * len(seen), 1.0, 9.0]}} for name in what["wanted"]]
+
+    monkeypatch.setattr(speed, "ask", ask)
+    rows = speed.buffers(document, {})
+    assert [row["case"].partition(", ")[2] for row in rows[:4]] == ["off", "off", "default", "default"]
+    assert rows[4] == {"case": f"loops too ({speed.BUFFERS['loops too']})", "failed": "Unknown flag"}
+    assert seen[0]["XLA_FLAGS"].endswith("--xla_gpu_enable_command_buffer=")
+    seen.clear()
+    first = speed.compilation(document, {})[0]
+    assert first == {"case": "omcda", "values": {"cold s": 10.0, "cached s": 5.0, "of cold": 0.5}}
+    folders = [environment["JAX_COMPILATION_CACHE_DIR"] for environment in seen]
+    assert folders[0] == folders[1] != folders[2] == folders[3]
+    seen.clear()
+    rows = speed.devices(document, {})
+    ratios = [row["values"]["of one device"] for row in rows]
+    assert ratios == [1.0, 2.0, 1.0, pytest.approx(4 / 3)]
+    assert seen == [{}] * 4
+
+
 class Meter:
     def __init__(self, rates):
         self.rates, self.asked = iter(rates), []
