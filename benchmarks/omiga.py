@@ -2,7 +2,7 @@
 
     PYTHON benchmarks/omiga.py CHECKOUT DEVICE CORES
 
-It answers every line of standard input, a number of seconds, by steps per second, drawing batches included: random
+It answers every line of standard input, a name and seconds, by steps per second, drawing batches included: random
 transitions of the sizes of Hopper 3x1, in the checkout's own buffer, with its own settings.
 """
 
@@ -50,7 +50,7 @@ def main(checkout: str, device: str, cores: int) -> None:
     rate(0.0)
     print(json.dumps(["official"]), flush=True)
     for line in sys.stdin:
-        print(json.dumps({"official": rate(float(line))}), flush=True)
+        print(rate(json.loads(line)[1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from omcda_jax.config import require
 from omcda_jax.types import ConfigError
 
 HERE = pathlib.Path(__file__).resolve().parent
-UPDATES = 40  # of a call
+UPDATES = 10  # of a call
 
 
 class Worker:
@@ -49,9 +49,9 @@ class Worker:
         self._process.stdout.close()
         self._errors.close()
 
-    def rates(self, seconds: float) -> dict[str, float]:
-        """Return updates per second over the given time, by name."""
-        print(seconds, file=self._process.stdin, flush=True)
+    def rate(self, name: str, seconds: float) -> float:
+        """Return updates per second of one of what it measures, over the given time."""
+        print(json.dumps([name, seconds]), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self):
@@ -83,14 +83,17 @@ def check(values: flags.FlagValues) -> None:
         require(there, f"--{flag}", f"a checkout with {file}", path)
 
 
-def alternate(one: Worker, other: Worker, rounds: int, seconds: float) -> list[tuple[dict, dict]]:
-    """Return the rates of both by round; who goes first changes from round to round."""
-    one.rates(0.0), other.rates(0.0)
-    found = []
-    for number in range(rounds):
-        order = (one, other) if number % 2 else (other, one)
-        rates = {worker: worker.rates(seconds) for worker in order}
-        found.append((rates[one], rates[other]))
+def alternate(
+    one: Worker, other: Worker, pairs: Sequence[tuple[str, str]], rounds: int, seconds: float
+) -> list[list[tuple[float, float]]]:
+    """Return for each pair of names the rates of both workers by round; who goes first changes from round to round."""
+    found = [[] for _ in pairs]
+    for number in range(rounds + 1):  # the first is to warm up
+        for (name, its), rates in zip(pairs, found, strict=True):
+            turns = [(one, name), (other, its)]
+            measured = [worker.rate(what, seconds) for worker, what in (turns if number % 2 else turns[::-1])]
+            if number:
+                rates.append(tuple(measured if number % 2 else measured[::-1]))
     return found
 
 
@@ -102,30 +105,24 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 def against(path: pathlib.Path, rounds: int, seconds: float) -> list[dict]:
     """Return rows of OMCDA and OMIGA in this checkout and another one."""
     everything = (("omcda", "omiga"), ("discrete", "continuous"))
+    names = [f"{name}, {kind}" for kind in everything[1] for name in everything[0]]
     with ours(HERE.parent, *everything) as here, ours(path.resolve(), *everything) as there:
-        found = alternate(here, there, rounds, seconds)
+        found = alternate(here, there, [(name, name) for name in names], rounds, seconds)
     rows = []
-    for name in found[0][0]:
-        values = {
-            "updates/s": spread([one[name] for one, _ in found]),
-            "against": spread([other[name] for _, other in found]),
-            "ratio": spread([one[name] / other[name] for one, other in found]),
-        }
-        rows.append({"case": name, "values": values})
+    for name, rates in zip(names, found, strict=True):
+        values = {"updates/s": spread([a for a, _ in rates]), "against": spread([b for _, b in rates])}
+        rows.append({"case": name, "values": values | {"ratio": spread([a / b for a, b in rates])}})
     return rows
 
 
 def omiga(path: pathlib.Path, python: str, device: str, cores: int, rounds: int, seconds: float) -> list[dict]:
     """Return rows of the official step and of ours on the sizes of Hopper."""
     official = Worker([python, str(HERE / "omiga.py"), str(path.resolve()), device, str(cores)])
+    pairs = [(f"{name}, continuous", "official") for name in ("omiga", "omcda")]
     with official, ours(HERE.parent, ["omiga", "omcda"], ["continuous"]) as own:
-        found = alternate(own, official, rounds, seconds)
-    base = [other["official"] for _, other in found]
-    rows = [{"case": "official OMIGA", "values": {"ms": spread([1e3 / rate for rate in base])}}]
-    rows[0]["values"]["times as fast as official"] = (1.0, 1.0, 1.0)
-    for name in ("omiga", "omcda"):
-        rates = [one[f"{name}, continuous"] for one, _ in found]
-        times = {"ms": spread([1e3 / rate for rate in rates])}
-        times["times as fast as official"] = spread([a / b for a, b in zip(rates, base, strict=True)])
-        rows.append({"case": name, "values": times})
+        found = alternate(own, official, pairs, rounds, seconds)
+    rows = []
+    for (name, _), rates in zip(pairs, found, strict=True):
+        values = {"ms": spread([1e3 / a for a, _ in rates]), "official OMIGA ms": spread([1e3 / b for _, b in rates])}
+        rows.append({"case": name, "values": values | {"times as fast": spread([a / b for a, b in rates])}})
     return rows

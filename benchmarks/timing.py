@@ -31,7 +31,7 @@ SIZES = {"discrete": (5, 92, 120, 11, True), "continuous": (3, 14, 17, 1, False)
 SETTINGS = {"omcda": {"critic_warmup": 0, "num_samples": 2}}
 EPISODES, LENGTH = 100, 40
 AGENTS, BATCHES = (3, 8, 32, 128), (64, 256, 1024, 4096)
-Value = float | tuple[float, float, float]  # a number, or median, lowest and highest
+Value = float | tuple[float, float, float]  # one number, or median, lowest, highest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,9 +372,8 @@ def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str 
 
 def cases(report: Reporter, *, rounds: int, seconds: float, wanted: Mapping[str, Mapping[str, Any]]) -> None:
     """Updates per second of single cases, by name."""
-    found = in_turns(
-        prepare_all({name: Case(**case) for name, case in wanted.items()}, report), rounds, seconds, report
-    )
+    programs = prepare_all({name: Case(**case) for name, case in wanted.items()}, report)
+    found = in_turns(programs, rounds, seconds, report)
     for name in found[0] if found else ():
         report.row(name, {"updates/s": spread(one[name] for one in found)})
 
@@ -386,11 +385,12 @@ def compilation(report: Reporter, *, algorithm: str) -> None:
 
 
 def turns(report: Reporter, *, algorithms: list[str], kinds: list[str], updates: int) -> None:
-    """Answer every line of standard input, a number of seconds, by updates per second: a worker of `speed`."""
+    """Answer every line of standard input, a name and seconds, by updates per second: a worker of `rivals`."""
     programs = {f"{name}, {kind}": prepare(Case(name, kind, length=updates)) for kind in kinds for name in algorithms}
     print(json.dumps(list(programs)), flush=True)
     for line in sys.stdin:
-        print(json.dumps({name: program.rate(float(line)) for name, program in programs.items()}), flush=True)
+        name, seconds = json.loads(line)
+        print(programs[name].rate(seconds), flush=True)
 
 
 def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]) -> None:

@@ -113,6 +113,17 @@ def test_a_process_that_ends_early_says_why():
 
 
 @pytest.mark.quick
+def test_two_processes_take_turns():
+    script = (
+        "import json, sys, time; print('a warning'); print('[]', flush=True)\n"
+        "for line in sys.stdin: name, seconds = json.loads(line); print(seconds + {'x': %d, 'y': 7}[name], flush=True)"
+    )
+    one, other = (rivals.Worker([sys.executable, "-c", script % number]) for number in (1, 2))
+    with one, other:
+        assert rivals.alternate(one, other, [("x", "x"), ("x", "y")], 2, 0.5) == [[(1.5, 2.5)] * 2, [(1.5, 7.5)] * 2]
+
+
+@pytest.mark.quick
 def test_the_first_update_and_evaluation_of_a_run_are_seen(tmp_path):
     script = (
         "import sys, time; out = open(sys.argv[1], 'w', buffering=1); time.sleep(0.1);"
