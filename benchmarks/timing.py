@@ -237,12 +237,11 @@ class Reporter:
     """
 
     def __init__(self, seconds: float):
-        self._until = time.monotonic() + seconds
+        self._began, self._seconds = time.monotonic(), seconds
 
-    @property
-    def over(self) -> bool:
-        """Whether no new work is to be begun."""
-        return time.monotonic() > self._until
+    def over(self, share: float = 1.0) -> bool:
+        """Return whether a share of the time has passed."""
+        return time.monotonic() - self._began > share * self._seconds
 
     def row(self, case: str, values: Mapping[str, Value | None]) -> None:
         """Print one row: numbers by what they are, None left out."""
@@ -259,7 +258,7 @@ def prepare_all(cases: Mapping[str, Case], report: Reporter) -> dict[str, Progra
     """Compile all cases, on an accelerator side by side; those that fail or come too late are reported."""
 
     def one(case: Case) -> Program:
-        if report.over:
+        if report.over(0.6):  # what is compiled by then is still to be measured
             raise TimeoutError("no time left")
         return prepare(case)
 
@@ -280,7 +279,7 @@ def in_turns(meters: Mapping[str, Any], rounds: int, seconds: float, report: Rep
 
     Args:
         meters: by name, with a method `rate(seconds)`.
-        rounds: how often; fewer where time runs out, but at least once.
+        rounds: how often; fewer where time runs out, and what was not measured by then has failed.
         seconds: that one measurement takes at least.
         report: told what fails, which is left out from then on.
 
@@ -289,11 +288,13 @@ def in_turns(meters: Mapping[str, Any], rounds: int, seconds: float, report: Rep
     """
     alive, found = dict(meters), []
     for number in range(rounds + 1):  # the first is to warm up
-        if number > 1 and report.over:
+        if number > 1 and report.over():
             break
         rates = {}
         for name in list(alive) if number % 2 else list(alive)[::-1]:
             try:
+                if number == 1 and report.over():
+                    raise TimeoutError("no time left")
                 rates[name] = alive[name].rate(seconds if number else 0.0)
             except Exception as error:
                 report.fail(name, error)
@@ -314,8 +315,9 @@ def algorithms(report: Reporter, *, rounds: int, seconds: float, names: list[str
     pairs = [(kind, name) for kind in SIZES for name in names or ALGORITHMS]
     cases = {f"{name}, {kind}": Case(name, kind) for kind, name in pairs}
     programs = prepare_all(cases, report)
-    alone = jax.default_backend() == "cpu"
     found = in_turns({"matrix product": Products(), **programs}, rounds, seconds, report)
+    if "matrix product" not in found[0]:
+        return
     for name, program in programs.items():
         if name not in found[0]:
             continue
@@ -328,7 +330,7 @@ def algorithms(report: Reporter, *, rounds: int, seconds: float, names: list[str
             "GFLOP/s": flops and spread(one[name] * flops / 1e9 for one in found),
             "% of peak": shares,
             "MB": program.megabytes,
-            "compile s": program.compile_seconds if alone else None,
+            "compile s": program.compile_seconds if jax.default_backend() == "cpu" else None,
         }
         report.row(name, values)
     report.row("matrix product", {"GFLOP/s": spread(one["matrix product"] / 1e9 for one in found)})
@@ -341,8 +343,6 @@ def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
         cases |= {f"{name}, {agents} agents": Case(name, agents=agents) for agents in AGENTS}
         cases |= {f"{name}, batch {batch}": Case(name, batch=batch) for batch in BATCHES}
     found = in_turns(prepare_all(cases, report), rounds, seconds, report)
-    if not found:
-        return
     for name in cases:
         if name in found[0]:
             base = f"omiga{name[5:]}"
@@ -358,8 +358,7 @@ def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
 
 def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str = "omcda") -> None:
     """Trial-updates of a population against its size."""
-    most = 8 if jax.default_backend() == "cpu" else 256
-    counts = [2**power for power in range(most.bit_length())]
+    counts = [2**power for power in range(4 if jax.default_backend() == "cpu" else 9)]
     name_of = lambda trials: f"{algorithm}, {trials} trial{'s' if trials > 1 else ''}"
     cases = {name_of(trials): Case(algorithm, "discrete", trials=trials) for trials in counts}
     found = in_turns(prepare_all(cases, report), rounds, seconds, report)
@@ -412,7 +411,7 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
             report.fail(name, error)
             continue
         for count in episodes:
-            if report.over:
+            if report.over():
                 report.fail(f"{name}, {count} episodes", "no time left")
                 continue
             play, seconds = make_evaluate(act, environment, count), []

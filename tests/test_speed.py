@@ -191,11 +191,18 @@ def test_what_fails_is_left_out_and_the_others_go_on(capsys):
 
 
 @pytest.mark.quick
-def test_without_time_everything_is_measured_once_and_nothing_new_is_compiled(capsys):
+def test_without_time_nothing_new_is_compiled_or_measured(capsys):
     report = timing.Reporter(-1.0)
-    assert timing.in_turns({"a": Meter([1, 2.0, 3.0])}, 2, 0.5, report) == [{"a": 2.0}]
+    assert timing.in_turns({"a": Meter([1, 2.0])}, 2, 0.5, report) == [{}]
     assert timing.prepare_all({"bc": timing.Case("bc")}, report) == {}
-    assert printed(capsys) == [{"case": "bc", "failed": "no time left"}]
+    assert printed(capsys) == [{"case": name, "failed": "no time left"} for name in ("a", "bc")]
+
+
+def test_when_time_runs_out_later_the_rounds_so_far_count(monkeypatch):
+    report = timing.Reporter(60.0)
+    calls = iter([False, True])  # asked before the first measurement, and before the second round
+    monkeypatch.setattr(report, "over", lambda share=1.0: next(calls))
+    assert timing.in_turns({"a": Meter([1, 2.0])}, 5, 0.5, report) == [{"a": 2.0}]
 
 
 def test_a_training_call_counts_one_update_of_one_trial():
