@@ -6,7 +6,7 @@ never stopped. The dataset is an argument of the compiled call: resident on the 
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,12 +45,39 @@ def initial_state(
         ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
     """
     check_seed(seed)
-    state = algorithm.init(jax.random.key(seed), spec, config)
-    if normalised:
-        features = (spec.num_agents, spec.obs_dim), (spec.state_dim,)
-        scales = [array(shape, jnp.float32) for shape in features for array in (jnp.zeros, jnp.ones)]
-        state = state.replace(normaliser=Normaliser(*scales))
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
+    # one program in the place of hundreds
+    return jax.jit(lambda key: _begin(algorithm, spec, normalised, key, config))(jax.random.key(seed))
+
+
+def initial_population(
+    algorithm: Algorithm, seeds: Sequence[int], spec: EnvSpec, configs: Sequence[Any], *, normalised: bool = False
+) -> TrainState:
+    """Return a stack of `initial_state`, leaves [P, ...]: one program for all trials, whatever their numbers.
+
+    Args:
+        algorithm, spec, normalised: as of `initial_state`.
+        seeds: [P].
+        configs: [P] settings that differ in numbers alone.
+
+    Raises:
+        ConfigError: as `initial_state`.
+    """
+    for seed in seeds:
+        check_seed(seed)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    for config in dict.fromkeys(configs):  # numbers that are traced pass every check
+        jax.eval_shape(lambda key: _begin(algorithm, spec, normalised, key, config), keys[0])  # noqa: B023 called at once
+    numbers = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *configs)
+    return jax.jit(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)))(keys, numbers)
+
+
+def _begin(algorithm: Algorithm, spec: EnvSpec, normalised: bool, key: jax.Array, config: Any) -> TrainState:
+    state = algorithm.init(key, spec, config)
+    if not normalised:
+        return state
+    features = (spec.num_agents, spec.obs_dim), (spec.state_dim,)
+    scales = [array(shape, jnp.float32) for shape in features for array in (jnp.zeros, jnp.ones)]
+    return state.replace(normaliser=Normaliser(*scales))
 
 
 @dataclasses.dataclass(frozen=True)

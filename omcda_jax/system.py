@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import select
@@ -20,6 +21,7 @@ from absl import flags
 
 from omcda_jax.types import ConfigError, DatasetError, check_seed
 
+PROGRAMS_SIZE = 2 * 1024**3  # bytes of compiled programs that are kept
 EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
 
 
@@ -157,7 +159,7 @@ def _leave_terminal() -> None:
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """Compute in 32 bits, compiled, and with a device, or say in one line what is in the way.
+    """Compute in 32 bits, compiled, and with a device, or say in one line what is in the way; keep what is compiled.
 
     JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect within it.
 
@@ -166,6 +168,7 @@ def computing() -> Iterator[None]:
     """
     if jax.config.jax_disable_jit:
         print("warning: JAX_DISABLE_JIT has no effect, commands run compiled programs", file=sys.stderr, flush=True)
+    keep_programs()
     try:
         with jax.enable_x64(False), jax.disable_jit(False):
             yield
@@ -174,6 +177,44 @@ def computing() -> Iterator[None]:
         if reason is None:
             raise
         raise ConfigError(reason) from error
+
+
+def keep_programs() -> None:
+    """Let JAX keep compiled programs in the user's cache folder, where a later process finds them.
+
+    Without effect where JAX_COMPILATION_CACHE_DIR names a folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off,
+    or the folder cannot be made. Those longest unused go first when they take more than PROGRAMS_SIZE.
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "omcda-jax", "programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(((entry.stat(), entry) for entry in folder.iterdir()), key=lambda pair: -pair[0].st_atime)
+        for (_, file), size in zip(files, itertools.accumulate(each.st_size for each, _ in files), strict=True):
+            if size > PROGRAMS_SIZE:
+                file.unlink(missing_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def programs_read() -> Iterator[list[str]]:
+    """Give a list that is not empty once JAX took a program from its cache within the block."""
+    events: list[str] = []
+
+    def listen(event: str, **unused: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            events.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def _lacking_device() -> str | None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.algorithms import find
 from omcda_jax.checkpoint import Checkpoints, digest
 from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_dict
-from omcda_jax.learner import Layout, broadcast, initial_state
+from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.processes import by_first, is_first
 from omcda_jax.system import check_free, exclusive, replacing
@@ -64,11 +63,11 @@ class Job(NamedTuple):
         Raises:
             ConfigError: the algorithm refuses the settings for this task.
         """
-        states = [
-            initial_state(self.algorithm, config.seed, spec, config.algorithm, normalised=config.data.normalise)
-            for config in self.configs
-        ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.population else states[0]
+        first, normalised = self.config, self.config.data.normalise
+        if not self.population:
+            return initial_state(self.algorithm, first.seed, spec, first.algorithm, normalised=normalised)
+        seeds, settings = zip(*((config.seed, config.algorithm) for config in self.configs), strict=True)
+        return initial_population(self.algorithm, seeds, spec, settings, normalised=normalised)
 
     def template(self, spec: EnvSpec) -> TrainState:
         """Return shapes and dtypes of `fresh`, without computing anything."""

@@ -15,7 +15,7 @@ from omcda_jax.runner.evaluation import Judge
 from omcda_jax.runner.jobs import Job, Saved
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.records import Records
-from omcda_jax.system import Interruption
+from omcda_jax.system import Interruption, programs_read
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
 
@@ -96,8 +96,10 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
         # ahead of time pmap takes global arrays only, at the call each process's own
         say(f"training on {len(layout.devices)} devices; the first call compiles the update")
     else:
-        train_step = train_step.lower(state, dataset).compile()
-        say(f"compiled the update for {len(layout.devices)} device(s) in {time.monotonic() - began:.1f} s")
+        with programs_read() as read:
+            train_step = train_step.lower(state, dataset).compile()
+        how = f"read from {jax.config.jax_compilation_cache_dir}" if read else "compiled"
+        say(f"the update for {len(layout.devices)} device(s) was {how} in {time.monotonic() - began:.1f} s")
     return train_step, state
 
 

@@ -1,0 +1,72 @@
+"""Compiled programs are kept for the next process."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from omcda_jax import system
+
+PROGRAM = """
+import sys, jax, jax.numpy as jnp
+from omcda_jax.system import exit_status, programs_read
+
+def work():
+    with programs_read() as read:
+        jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((3, 3)))
+    print(bool(read), jax.config.jax_compilation_cache_dir)
+
+sys.exit(exit_status(work))
+"""
+
+
+def run(home, **variables):
+    left_out = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XDG_CACHE_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(pathlib.Path(__file__).parents[1])} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_second_process_reads_what_the_first_compiled(tmp_path):
+    folder = tmp_path / ".cache" / "omcda-jax" / "programs"
+    assert run(tmp_path) == ["False", str(folder)]
+    assert any(folder.iterdir())
+    assert run(tmp_path) == ["True", str(folder)]
+
+
+def test_the_cache_can_be_turned_off(tmp_path):
+    assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == ["False", "None"]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def unset(tmp_path, monkeypatch):
+    """JAX has no cache folder within the test, and the user's is this one."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path / "omcda-jax" / "programs"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_longest_unused_go_first(unset, monkeypatch):
+    monkeypatch.setattr(system, "PROGRAMS_SIZE", 25)
+    unset.mkdir(parents=True)
+    for age, name in enumerate(("new", "old", "oldest")):
+        (unset / name).write_bytes(bytes(10))
+        os.utime(unset / name, (1000 - age, 1000))
+    system.keep_programs()
+    assert {file.name for file in unset.iterdir()} == {"new", "old"}
+    assert jax.config.jax_compilation_cache_dir == str(unset)
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(unset):
+    unset.parent.write_text("a file")
+    system.keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert jnp.ones(2).sum() == 2
