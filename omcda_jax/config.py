@@ -5,15 +5,14 @@ and defaults, and calls its `validate()` where there is one.
 """
 
 import dataclasses
-import itertools
 import json
 import math
-import re
 import types as builtin_types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from omcda_jax import grid
 from omcda_jax.types import ConfigError, check_seed, suggestion
 
 # What may change between two starts of one run directory: none of these alters an update already done. Data may move:
@@ -247,48 +246,39 @@ def replace_settings(settings: Any, values: Mapping[str, Any]) -> Any:
     return _make(dataclasses.replace, values, settings)
 
 
-def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
-    """Return what `learner.trials` varies and the settings, for every trial of the grid, the last key fastest.
+def population_keys(algorithm: Any) -> list[str]:
+    """Return the keys in which trials of one compiled program may differ: `seed` and the algorithm's numbers.
 
-    The grid is `key=value,value,...` for each key, separated by semicolons; a..b stands for all whole numbers from a to
-    b, and [x,y] is one value of several numbers. Keys are `seed` and the numbers of the algorithm, which a population
-    can hold side by side.
+    Args:
+        algorithm: its settings.
+    """
+    leaves = [field for field in dataclasses.fields(algorithm) if field.metadata.get("pytree_node", True)]
+    return ["seed", *(f"algorithm.{field.name}" for field in leaves)]
+
+
+def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
+    """Return what `learner.trials` varies and the settings, for every trial of the grid; `grid` has its grammar.
+
+    Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
 
     Args:
         config: with a grid in `learner.trials`.
 
     Raises:
-        ConfigError: for a key that cannot vary, no value, or a value of another type.
+        ConfigError: as `grid.points`; for a key that cannot vary, a value of another type, or points of different keys.
     """
-    leaves = [field for field in dataclasses.fields(config.algorithm) if field.metadata.get("pytree_node", True)]
-    numbers = [f"algorithm.{field.name}" for field in leaves]
-    axes = {}
-    for part in filter(None, map(str.strip, config.learner.trials.split(";"))):
-        key, _, listed = (text.strip() for text in part.partition("="))
-        values = [value for text in re.findall(r"\[[^]]*\]|[^,]+", listed) for value in _span(text.strip())]
-        require(values, f"learner.trials: {key}", "key=value,value,...", part)
-        require(key not in axes, f"learner.trials: {key}", "each key once", config.learner.trials)
-        require(key in ("seed", *numbers), f"learner.trials: {key}", "seed or one of " + ", ".join(numbers), key)
-        axes[key] = values
-    require(axes, "learner.trials", "key=value,value,...", config.learner.trials)
+    points, known = grid.points(config.learner.trials, "learner.trials"), population_keys(config.algorithm)
+    for key in dict.fromkeys(key for point in points for key in point):
+        require(key in known, f"learner.trials: {key}", "seed or one of " + ", ".join(known[1:]), key)
+        same = all(key in point for point in points)
+        require(same, f"learner.trials: {key}", "the same keys on both sides of '|'", config.learner.trials)
     trials = []
-    for values in itertools.product(*axes.values()):
-        varied = dict(zip(axes, values, strict=True))
+    for varied in points:
         settings = apply_overrides(config, [f"{key}={value}" for key, value in varied.items()])
         label = {key: getattr(settings.algorithm, key.partition(".")[2], settings.seed) for key in varied}
         label |= {key: varied[key] for key, value in label.items() if isinstance(value, tuple)}
         trials.append((label, settings))
     return trials
-
-
-def _span(text: str) -> list[str]:
-    first, dots, last = text.partition("..")
-    if not dots:
-        return [text]
-    try:
-        return [str(number) for number in range(int(first), int(last) + 1)]
-    except ValueError:
-        raise ConfigError(f"learner.trials: expected two whole numbers around '..', found {text!r}") from None
 
 
 def to_dict(config: Any) -> dict:

@@ -306,8 +306,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[None]:
+def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[TextIO]:
     """Hold a lock file during the block; the system releases it when the process ends, however it ends.
+
+    Gives the open file: a process that inherits it holds the lock as well, until both have ended.
 
     Args:
         path: the file, made if missing; it names its holder.
@@ -319,7 +321,7 @@ def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[Non
         file.truncate(0)
         file.write(f"host {os.uname().nodename}, process {os.getpid()}\n")
         file.flush()
-        yield
+        yield file
 
 
 def _take(file: TextIO, busy: Callable[[str], None]) -> None:
@@ -332,8 +334,8 @@ def _take(file: TextIO, busy: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[None]:
-    """Hold a run directory for this process during the block.
+def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[TextIO]:
+    """Hold a run directory for this process during the block; gives the lock's open file, as `locked`.
 
     Args:
         directory: an existing one.
@@ -343,8 +345,8 @@ def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator
         ConfigError: another process holds it; the message names its host and process.
     """
 
-    with locked(os.path.join(directory, "lock"), _refusal(directory, flag)):
-        yield
+    with locked(os.path.join(directory, "lock"), _refusal(directory, flag)) as file:
+        yield file
 
 
 def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:

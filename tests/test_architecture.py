@@ -26,7 +26,7 @@ MATHEMATICS = [
 ]
 MACHINERY = [
     {"types"},
-    {"system"},
+    {"system", "grid"},
     {"config", "envs", "checkpoint", "metrics"},
     {"behaviour"},
     {"data"},

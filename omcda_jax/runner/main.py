@@ -16,6 +16,7 @@ from typing import NoReturn
 COMMANDS = {
     "run": ("omcda_jax.runner.run", "train an algorithm on a preset's task, evaluate it and report"),
     "compare": ("omcda_jax.runner.compare", "algorithms on tasks over seeds, in one table"),
+    "sweep": ("omcda_jax.runner.sweep.command", "many trials by one command, on one machine or a pod"),
     "collect": ("omcda_jax.runner.collect", "make an offline dataset in a simulator"),
     "data": ("omcda_jax.data.__main__", "check, describe, convert and download datasets"),
     "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),

@@ -1,0 +1,1 @@
+"""Sweeps: many runs as one list of commands, and what works it off."""

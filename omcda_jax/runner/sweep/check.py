@@ -1,0 +1,86 @@
+"""What can be known to be wrong with rows before any of them runs, and what they will cost."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from omcda_jax import envs
+from omcda_jax.metrics import duration
+from omcda_jax.runner.command import parse
+from omcda_jax.runner.jobs import refuse_other_settings
+from omcda_jax.runner.run import job_of
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.task import command
+from omcda_jax.types import ConfigError, DatasetError
+
+PER_HOUR = 3600
+
+
+def check(directory: str, rows: Sequence[Row]) -> None:
+    """Refuse rows with settings that their task's simulator, their data or their directory does not go with.
+
+    Nothing is asked of an accelerator, which the rows themselves need.
+
+    Args:
+        directory: of the sweep.
+        rows: that are to run.
+
+    Raises:
+        ConfigError, DatasetError: what the user can fix; the row is named.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    specs, seen = {}, set()
+    for row in rows:
+        if list(row.command[:2]) != ["omcda-jax", "run"]:
+            continue
+        try:
+            ordered = parse(["omcda-jax run", *command(row, directory)[4:]])
+            job, _ = job_of(ordered)
+            refuse_other_settings(job)
+            if (row.program, row.updates) in seen:
+                continue
+            seen.add((row.program, row.updates))
+            data = ordered.config.data
+            if data.path is not None and not os.path.exists(data.path):
+                raise DatasetError(f"{data.path}: no such file")
+            if data.environment not in specs:
+                specs[data.environment] = envs.make(data.environment).spec
+            job.template(specs[data.environment])
+        except (ConfigError, DatasetError) as error:
+            raise type(error)(f"{row.name}: {error}") from None
+
+
+def estimate(
+    rows: Sequence[Row], rates: Mapping[tuple[str, int], float], rate: float | None, at_a_time: int, devices: int
+) -> str:
+    """Return what rows amount to: populations, compilations, updates and, as far as rates are known, time.
+
+    Args:
+        rows: that are to run.
+        rates: updates a second of rows that ran, by program and number of trials.
+        rate: of rows that have none there, or None.
+        at_a_time: rows, on all hosts together.
+        devices: of each row.
+    """
+    populations = [len(row.trials) for row in rows if len(row.trials) > 1]
+    programs = {(row.program, len(row.trials)) for row in rows}
+    whole = sum(row.updates * len(row.trials) for row in rows)
+    lines = [
+        f"{len(rows)} rows, {sum(len(row.trials) for row in rows)} trials: {len(populations)} populations of up to "
+        f"{max(populations, default=0)} trials, {len(rows) - len(populations)} single trials",
+        f"{len(programs)} compilations of different programs",
+        f"{sum(row.updates for row in rows):,} updates of rows, {whole:,} of trials",
+    ]
+    known = [row.updates / found for row in rows if (found := rates.get((row.program, len(row.trials)), rate))]
+    if not known:
+        return "\n".join([*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP of such rows"])
+    seconds = sum(known) * len(rows) / len(known)
+    unknown = (
+        f", {len(rows) - len(known)} rows without a known rate taken as the mean" if len(known) < len(rows) else ""
+    )
+    lines.append(
+        f"time: {duration(seconds / min(at_a_time, len(rows)))} of training with {at_a_time} rows at a time, "
+        f"{seconds * max(devices, 1) / PER_HOUR:.2f} device hours with {max(devices, 1)} devices a row{unknown}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""Run many trials by one command: as few programs as possible, on one machine, a cluster or a pod.
+
+    python experiments/sweep.py --config=smac_2s3z --directory=runs/budgets --jobs=2 \\
+        --grid='seed=0..4; algorithm.d_tot=0.6,1.8,3; algorithm.allocation=softmax,uniform,projected'
+    python experiments/sweep.py --directory=runs/search --grid='task=smac_3m:good,smac_5m6m; seed=0,1' \\
+        --grid='task=smac_3m; algorithm.d_tot=loguniform(0.1,10,8)' --dry_run
+    python experiments/sweep.py --status=runs/budgets
+    python experiments/sweep.py --collect=runs/budgets
+
+`omcda-jax sweep` is the same command, wherever the package is installed. Trials that differ only by their seed and
+numbers of the algorithm train together in one compiled program; any other key makes rows of its own. The same command
+again goes on where it was stopped; more values add their own rows only. Exit status: 0 all rows done, 75 stopped and
+saved (run the same command again), 78 a setting or a file to fix, 1 a row failed.
+
+A grid is key=value,value,... for each key, separated by semicolons; a..b stands for all whole numbers from a to b,
+[x,y] is one value of several numbers, uniform(low,high,n) and loguniform(low,high,n) are n random numbers, and |
+separates alternatives. Keys are settings of a run, `task` (a preset, with an optional :quality) and `distributed`.
+"""
+
+import functools
+import os
+import shlex
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from omcda_jax.runner.command import assignment
+from omcda_jax.runner.processes import ordered, say
+from omcda_jax.runner.sweep import check, local, manifest, plan, state
+from omcda_jax.system import Interruption, read_flags
+from omcda_jax.types import ConfigError
+
+
+class Command(NamedTuple):
+    """What the command line of a sweep orders.
+
+    Attributes:
+        directory: of the sweep.
+        act: run, dry_run, status or collect.
+        order: trials to add to the manifest, or None where it is taken as it is.
+        options: of this machine.
+        rate: updates a second to estimate by, or None.
+        rates: directory of another sweep to estimate by, or None.
+    """
+
+    directory: str
+    act: str
+    order: plan.Order | None
+    options: local.Options
+    rate: float | None
+    rates: str | None
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Read the command line; None where it only wanted help, which is printed.
+
+    Raises:
+        ConfigError: for anything unknown, misspelt or of another type.
+    """
+    values = _flags()
+    known = [f"--{name}" for name in values if name not in ("h", "help")]
+    words = read_flags(values, argv, known_only=True)
+    if values.help:
+        say(f"{__doc__}\n{values.get_help()}")
+        return None
+    assignments = [assignment(word, [*known, "--config.KEY"]) for word in words]
+    shown = [(act, values[act].value) for act in ("status", "collect") if values[act].value]
+    if len(shown) > 1:
+        raise ConfigError("--status, --collect: expected one of the two, found both")
+    act, directory = shown[0] if shown else ("dry_run" if values.dry_run else "run", values.directory)
+    if not directory:
+        raise ConfigError("--directory: expected the sweep's directory, found none")
+    asked = values.config or values.grid or values.rows or assignments
+    order = plan.Order(values.config, assignments, values.grid, values.rows, values.distributed, values.population)
+    return Command(
+        directory=os.path.abspath(directory),
+        act=act,
+        order=order if asked and not shown else None,
+        options=_options(values),
+        rate=values.rate,
+        rates=values.rates,
+    )
+
+
+def _options(values: flags.FlagValues) -> local.Options:
+    options = local.Options(**{name: values[name].value for name in local.Options._fields})
+    if not 0 <= options.host < options.hosts:
+        raise ConfigError(f"--host: expected less than --hosts={options.hosts}, found {options.host}")
+    return options
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    real = functools.partial(flags.DEFINE_float, flag_values=values)
+    switch = functools.partial(flags.DEFINE_boolean, flag_values=values)
+    text("config", None, "preset of trials whose grid names no task, with an optional :quality")
+    flags.DEFINE_multi_string("grid", [], "settings to vary; several flags are alternatives", flag_values=values)
+    text("rows", None, "file of settings, a JSON object a line or .csv, each with every point of the grid")
+    text("directory", "runs/sweep", "where the manifest, runs and logs lie; hosts share it")
+    number("population", 16, "largest number of trials that train together in one row", lower_bound=1)
+    switch("distributed", False, "spread every trial over all hosts, which each run this command")
+    switch("dry_run", False, "print rows and what they will cost, and write nothing")
+    real("rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
+    text("rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
+    text("status", None, "print where the rows of the sweep in this directory stand")
+    text("collect", None, "write the tables of the sweep in this directory")
+    number("jobs", 1, "rows at a time on this machine", lower_bound=1)
+    number("cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
+    real("memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
+    number("devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
+    number("retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
+    number("host", 0, "which of --hosts this is", lower_bound=0)
+    number("hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
+    switch("claim", False, "after this host's own rows, take any that nobody is at work on")
+    text("coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
+    switch("help", False, "show this", short_name="h")
+    return values
+
+
+def execute(command: Command, interruption: Interruption) -> int:
+    """Do what the command orders and return the exit status.
+
+    Raises:
+        ConfigError, DatasetError: what the user can fix; all rows are checked first.
+    """
+    directory = command.directory
+    add = lambda rows: plan.rows(command.order, rows) if command.order else []
+    if command.act == "dry_run":
+        present = manifest.read(directory)
+        rows = [*present, *add(present)]
+        _show(command, rows, len(present))
+        return os.EX_OK
+    rows = manifest.read(directory) if command.act != "run" else manifest.extend(directory, add)
+    if not rows:
+        raise ConfigError(f"{directory}: expected a sweep, found no manifest.jsonl; give --config, --grid or --rows")
+    if command.act == "status":
+        say(state.status(directory, rows))
+        return os.EX_OK
+    waiting = [row for row in rows if not state.result_of(directory, row)]
+    check.check(directory, waiting)
+    say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
+    with interruption.deferring():
+        statuses = local.run(directory, waiting, command.options, interruption)
+    say(state.status(directory, rows))
+    return _status(list(statuses.values()), interruption.requested)
+
+
+def _status(statuses: Sequence[int], stopped: bool) -> int:
+    """The exit status of a sweep whose rows ended with these."""
+    if stopped or os.EX_TEMPFAIL in statuses:
+        say("stopped and saved; the same command goes on")
+        return os.EX_TEMPFAIL
+    failed = {status for status in statuses if status != os.EX_OK}
+    return os.EX_OK if not failed else os.EX_CONFIG if failed == {os.EX_CONFIG} else 1
+
+
+def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
+    directory, options = command.directory, command.options
+    for row in rows[:present]:
+        say(f"{row.name}  {state.state_of(directory, row).kind}, {len(row.trials)} trials")
+    for row in rows[present:]:
+        say(f"{row.name}  new, {len(row.trials)} trials\n    {shlex.join(row.command)}")
+    waiting = [row for row in rows if not state.result_of(directory, row)]
+    if not waiting:
+        say("nothing to do")
+        return
+    others = [os.path.abspath(command.rates)] if command.rates else []
+    rates = {}
+    for place in [*others, directory]:
+        rates |= state.rates(place, manifest.read(place))
+    say(check.estimate(waiting, rates, command.rate, options.jobs * options.hosts, options.devices))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    return ordered(argv, parse, execute)

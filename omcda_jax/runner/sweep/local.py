@@ -1,0 +1,175 @@
+"""The engine that is always there: rows as processes of this machine, one or several at a time."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from omcda_jax.runner.processes import say
+from omcda_jax.runner.sweep import machine
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.sweep.task import Busy, Task
+from omcda_jax.system import Interruption
+
+POLL = 0.2  # seconds between two looks at the processes
+AGAIN = 5.0  # seconds until a row that another process has is looked at again
+
+
+class Options(NamedTuple):
+    """How rows share this machine, and this machine the rows with others.
+
+    Attributes:
+        jobs: rows at a time.
+        cores: of each row; 0 shares this machine's evenly.
+        memory: gigabytes of each row; a row starts when they are free, and is stopped beyond them. 0: no limit.
+        devices: accelerators of each row; 0: all that there are.
+        retries: how often a row that was killed or crashed is started again.
+        host: which of `hosts` this is; it takes the rows whose number leaves it when divided by `hosts`.
+        hosts: that share the rows.
+        claim: after its own rows, take any that no process is at work on.
+        coordinator: host:port of host 0, for rows over all hosts where JAX finds no cluster.
+    """
+
+    jobs: int = 1
+    cores: int = 0
+    memory: float = 0.0
+    devices: int = 0
+    retries: int = 2
+    host: int = 0
+    hosts: int = 1
+    claim: bool = False
+    coordinator: str | None = None
+
+
+def run(directory: str, rows: Sequence[Row], options: Options, interruption: Interruption) -> dict[str, int]:
+    """Work off rows that are not done, within `interruption.deferring`; return the exit statuses by name.
+
+    A row that others have is left to them, and is not among the statuses, unless it is this host's own: then it is
+    waited for.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest.
+        options: how.
+        interruption: a request ends all rows, which save.
+
+    Raises:
+        ConfigError: the machine has fewer cores or devices than asked for.
+    """
+    pool = Pool(directory, options)
+    statuses: dict[str, int] = {}
+    for row in (row for row in rows if row.shape == "slice"):
+        if interruption.requested or result_of(directory, row):
+            continue
+        statuses[row.name] = pool.together(row, interruption)
+        if statuses[row.name] not in (os.EX_OK, os.EX_CONFIG):
+            # all hosts start again together, for the others cannot know which row this one is at
+            return statuses
+    single = [row for row in rows if row.shape == "host"]
+    own = [row for row in single if row.number % options.hosts == options.host]
+    others = [row for row in single if row.number % options.hosts != options.host] if options.claim else []
+    # hosts that help begin at different places
+    turn = len(others) * options.host // options.hosts
+    return statuses | pool.work(own, [*others[turn:], *others[:turn]], interruption)
+
+
+class Pool:
+    """Places for rows on this machine, each with cores and devices of its own."""
+
+    def __init__(self, directory: str, options: Options):
+        self._directory, self._options = directory, options
+        self._cores = machine.shares_of_cores(options.jobs, options.cores)
+        self._devices = machine.shares_of_devices(options.jobs, options.devices)
+        self._tasks: dict[int, Task] = {}
+        self._attempts: dict[str, int] = {}
+        self._excess: dict[str, str] = {}
+        self.statuses: dict[str, int] = {}
+
+    def work(self, own: Sequence[Row], others: Sequence[Row], interruption: Interruption) -> dict[str, int]:
+        """Work off this host's own rows and then others'; return their exit statuses by name."""
+        waiting, later = deque([*own, *others]), deque()
+        mine = {row.name for row in own}
+        looked = time.monotonic()
+        while (waiting or later or self._tasks) and not interruption.requested:
+            if later and time.monotonic() - looked > AGAIN:
+                waiting, later, looked = waiting + later, deque(), time.monotonic()
+            while waiting and len(self._tasks) < self._options.jobs and self._has_room() and not interruption.requested:
+                row = waiting.popleft()
+                if not self._start(row) and row.name in mine:
+                    later.append(row)
+            waiting += self._reap()
+            time.sleep(POLL)
+        self._end()
+        return self.statuses
+
+    def together(self, row: Row, interruption: Interruption) -> int:
+        """Work on a row that all hosts are at together, each with all its devices; return the exit status."""
+        options, words = self._options, ()
+        if options.coordinator:
+            shared = {"coordinator": options.coordinator, "num_processes": options.hosts, "process_id": options.host}
+            words = [f"--{flag}={value}" for flag, value in shared.items()]
+        part = f"host_{options.host}" if options.host else ""
+        say(f"{row.name}: starting on {options.hosts} hosts, of which this is {options.host}")
+        try:
+            task = Task(self._directory, row, words=words, part=part)
+        except Busy as error:
+            say(f"{row.name}: {error}")
+            return os.EX_TEMPFAIL
+        while task.poll() is None and not interruption.requested:
+            time.sleep(POLL)
+        task.stop()
+        return self._ended(task)
+
+    def _has_room(self) -> bool:
+        needed = self._options.memory * 1e9
+        return not needed or not self._tasks or machine.free_memory() >= needed
+
+    def _start(self, row: Row) -> bool:
+        """Start a row unless it is done; False where another process has it."""
+        place = min(set(range(self._options.jobs)) - self._tasks.keys())
+        try:
+            task = Task(self._directory, row, cores=self._cores[place], environment=self._devices[place])
+        except Busy:
+            return False
+        self._tasks[place] = task
+        return True
+
+    def _reap(self) -> list[Row]:
+        """Take note of rows that have ended; return those to be started again."""
+        again = []
+        for place, task in list(self._tasks.items()):
+            self._watch(task)
+            if task.poll() is None:
+                continue
+            del self._tasks[place]
+            status, name = self._ended(task), task.row.name
+            if status not in (os.EX_OK, os.EX_CONFIG) and name not in self._excess:
+                self._attempts[name] = self._attempts.get(name, 0) + 1
+                if self._attempts[name] <= self._options.retries:
+                    say(f"{name}: starting again, {self._attempts[name]} of {self._options.retries}")
+                    again.append(task.row)
+        return again
+
+    def _ended(self, task: Task) -> int:
+        status, name = task.finish(self._excess.get(task.row.name, "")), task.row.name
+        self.statuses[name] = status
+        word = {os.EX_OK: "done", os.EX_TEMPFAIL: "stopped and saved"}.get(status, "failed")
+        say(f"{name}: {word}{f', {task.why}' if word == 'failed' else ''}")
+        return status
+
+    def _watch(self, task: Task) -> None:
+        """Stop a row that takes more memory than it may."""
+        limit = self._options.memory
+        taken = machine.memory_of(task.pid) / 1e9 if limit else 0
+        if taken > limit and task.row.name not in self._excess:
+            self._excess[task.row.name] = f"took {taken:.1f} GB of memory, more than --memory={limit:g}"
+            task.stop()
+
+    def _end(self) -> None:
+        for task in self._tasks.values():
+            task.stop()
+        for task in self._tasks.values():
+            self._ended(task)
+        self._tasks = {}

@@ -1,0 +1,104 @@
+"""The manifest of a sweep: one JSON line for each command that is to run, in the folder that all of it lies in.
+
+SWEEP/manifest.jsonl        the rows, a line each; lines are only ever added
+SWEEP/runs/NAME/            run directory of the row of this name
+SWEEP/logs/NAME/            what the row's process printed, how it ended, and the lock of whoever is at work on it
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omcda_jax.system import locked, replacing
+from omcda_jax.types import ConfigError
+
+FLAG = "--directory"
+
+
+class Row(NamedTuple):
+    """One command, which can be given any number of times: it begins, goes on, or finds its work done.
+
+    Attributes:
+        number: its place in the manifest, from 0.
+        name: of its folders below the sweep's.
+        command: its words, without the run directory; `omcda-jax` first.
+        shape: of its devices: `host`, those of one host, or `slice`, those of all hosts together.
+        updates: that each trial takes.
+        program: a digest of all that is compiled in, but for the number of trials.
+        trials: what each trial's command line says, by key; alike but for numbers of one compiled program.
+    """
+
+    number: int
+    name: str
+    command: Sequence[str]
+    shape: str
+    updates: int
+    program: str
+    trials: Sequence[Mapping[str, str]]
+
+    @property
+    def directory(self) -> str:
+        """The run directory, below the sweep's."""
+        return os.path.join("runs", self.name)
+
+    @property
+    def log(self) -> str:
+        """Where its process's output and end are kept, below the sweep's directory."""
+        return os.path.join("logs", self.name)
+
+
+def path_of(directory: str) -> str:
+    """Return where the manifest of a sweep lies."""
+    return os.path.join(directory, "manifest.jsonl")
+
+
+def read(directory: str) -> list[Row]:
+    """Return the rows of a sweep; none where there is no manifest.
+
+    Raises:
+        ConfigError: a line is none.
+    """
+    path = path_of(directory)
+    if not os.path.exists(path):
+        return []
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            try:
+                rows.append(Row(number, **{key: json.loads(line)[key] for key in Row._fields[1:]}))
+            except (ValueError, KeyError, TypeError):
+                expected = f"a JSON object with {', '.join(Row._fields[1:])}"
+                raise ConfigError(
+                    f"{path}: line {number + 1}: expected {expected}, found {line.strip()[:80]}"
+                ) from None
+    return rows
+
+
+def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[Row]:
+    """Add rows to a sweep's manifest, whoever else is doing so, and return all.
+
+    Args:
+        directory: of the sweep, made if missing.
+        more: given the rows there are, returns those to add.
+
+    Raises:
+        ConfigError: the directory cannot be written; or as `read`.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with locked(os.path.join(directory, "manifest.lock"), lambda holder: None):
+            rows = read(directory)
+            added = more(rows)
+            if added:
+                with replacing(path_of(directory)) as partial:
+                    partial.write_text("".join(map(_line, [*rows, *added])))
+    except OSError as error:
+        raise ConfigError(f"{FLAG}={directory}: cannot write the sweep's directory: {error.strerror}") from error
+    return [*rows, *added]
+
+
+def _line(row: Row) -> str:
+    values: dict[str, Any] = row._asdict()
+    del values["number"]
+    return json.dumps(values) + "\n"

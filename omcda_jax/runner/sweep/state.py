@@ -1,0 +1,137 @@
+"""Where each row of a sweep stands, read from its folders alone: any host, engine or person sees the same."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omcda_jax.metrics import duration, read
+from omcda_jax.runner.report import align
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.system import check_free
+from omcda_jax.types import ConfigError
+
+KINDS = ("done", "running", "waiting", "failed")
+
+
+class State(NamedTuple):
+    """Where a row stands.
+
+    Attributes:
+        kind: one of KINDS.
+        step: updates each trial has behind it, as far as the metrics say.
+        rate: updates a second, or None where none was measured.
+        why: of a failed row, the first line of it.
+    """
+
+    kind: str
+    step: int = 0
+    rate: float | None = None
+    why: str = ""
+
+
+def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
+    """Return what a row's run wrote when it was done, or None."""
+    path = os.path.join(directory, row.directory, "result.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        result = json.load(file)
+    return result if result.get("finished") else None
+
+
+def outcome_path(directory: str, row: Row, part: str = "") -> str:
+    """Return where a row's latest end is noted; `part` as of `task.Task`."""
+    return os.path.join(directory, row.log, part, "outcome.json")
+
+
+def is_claimed(directory: str, row: Row) -> bool:
+    """Return whether some process, on whatever host, is at work on a row."""
+    try:
+        check_free(os.path.join(directory, row.log))
+    except ConfigError:
+        return True
+    return False
+
+
+def state_of(directory: str, row: Row) -> State:
+    """Return where a row stands."""
+    result = result_of(directory, row)
+    if result:
+        seconds = result.get("training_seconds")
+        return State("done", result["step"], result["step"] / seconds if seconds else None)
+    rows = read(os.path.join(directory, row.directory, "metrics.jsonl"))
+    timed = next((one for one in reversed(rows) if one.get("seconds")), None)
+    step, rate = rows[-1]["step"] if rows else 0, timed and timed["step"] / timed["seconds"]
+    if is_claimed(directory, row):
+        return State("running", step, rate)
+    path = outcome_path(directory, row)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            outcome = json.load(file)
+        if outcome["status"] != os.EX_TEMPFAIL:
+            return State("failed", step, rate, outcome["why"])
+    return State("waiting", step, rate)
+
+
+def rates(directory: str, rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """Return the updates a second that rows reached, by program and number of trials; the mean where there are several.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest.
+    """
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        rate = state_of(directory, row).rate
+        if rate:
+            found.setdefault((row.program, len(row.trials)), []).append(rate)
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def status(directory: str, rows: Sequence[Row]) -> str:
+    """Return how many rows stand where, what is running and how far, why rows failed, and when the rest will be done.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest.
+    """
+    states = [state_of(directory, row) for row in rows]
+    counts = {kind: [state.kind for state in states].count(kind) for kind in KINDS}
+    trials = sum(len(row.trials) for row, state in zip(rows, states, strict=True) if state.kind == "done")
+    lines = [
+        f"{directory}: {len(rows)} rows, {sum(len(row.trials) for row in rows)} trials",
+        "  ".join(f"{count} {kind}" for kind, count in counts.items()) + f"; {trials} trials done",
+    ]
+    shown = [
+        (f"  {row.name}", state.kind, f"{state.step}/{row.updates}", state.why)
+        for row, state in zip(rows, states, strict=True)
+        if state.kind in ("running", "failed")
+    ]
+    lines += [align(shown)] if shown else []
+    left = remaining(rows, states)
+    if left is not None:
+        at_work = max(1, counts["running"])
+        lines.append(f"about {duration(left / at_work)} of training left with {at_work} rows at a time")
+    elif counts["running"] + counts["waiting"]:
+        lines.append("time left: no rate known yet")
+    return "\n".join(lines)
+
+
+def remaining(rows: Sequence[Row], states: Sequence[State]) -> float | None:
+    """Return the seconds of training that rows running and waiting still take one after the other; None: not known.
+
+    A row without a rate of its own takes that of a row of the same program and size, else the mean of all.
+    """
+    known: dict[tuple[str, int], float] = {}
+    for row, state in zip(rows, states, strict=True):
+        if state.rate:
+            known[row.program, len(row.trials)] = state.rate
+    open_rows = [(row, state) for row, state in zip(rows, states, strict=True) if state.kind in ("running", "waiting")]
+    if not known or not open_rows:
+        return None
+    mean = sum(known.values()) / len(known)
+    return sum(
+        max(0, row.updates - state.step) / (state.rate or known.get((row.program, len(row.trials)), mean))
+        for row, state in open_rows
+    )

@@ -1,0 +1,123 @@
+"""One row at work: a process of its own, claimed by a lock, its output and its end on disk."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from omcda_jax.runner.jobs import write_json
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.state import outcome_path, result_of
+from omcda_jax.system import exclusive
+from omcda_jax.types import ConfigError
+
+SHOWN = 300  # characters of a reason
+
+
+class Busy(Exception):
+    """Another process is at work on the row."""
+
+
+class Task:
+    """The process of one row; made, it is at work. Whoever made it calls `finish` once `poll` gives a status.
+
+    The process holds the claim as well, so a row whose starter was killed stays claimed until the row itself has ended.
+    It has a session of its own: a signal from the terminal reaches it through whoever started it only.
+
+    Attributes:
+        row: it works on.
+        why: it did not end well, after `finish`.
+
+    Args:
+        directory: of the sweep.
+        row: to work on.
+        words: more of its command line.
+        environment: variables in addition to those of this process.
+        cores: that its threads run on; none: any.
+        part: of a row that several hosts work on together: the name of this host's folder in the row's own.
+
+    Raises:
+        Busy: another process is at work on it.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        row: Row,
+        *,
+        words: Sequence[str] = (),
+        environment: Mapping[str, str] = {},
+        cores: Sequence[int] = (),
+        part: str = "",
+    ):
+        self.row, self._directory, self._part = row, directory, part
+        self.why = ""
+        self._held = contextlib.ExitStack()
+        folder = os.path.join(directory, row.log, part)
+        os.makedirs(folder, exist_ok=True)
+        self._output = os.path.join(folder, "output.txt")
+        try:
+            claim = self._held.enter_context(exclusive(folder))
+        except ConfigError as error:
+            raise Busy(str(error)) from None
+        with self._held.pop_all() as held, open(self._output, "ab") as said:
+            self._from = said.tell()
+            line = [*command(row, directory), *words]
+            options = {"stdin": subprocess.DEVNULL, "start_new_session": True, "pass_fds": [claim.fileno()]}
+            surroundings = os.environ | dict(environment)
+            self._process = subprocess.Popen(line, stdout=said, stderr=said, env=surroundings, **options)
+            if cores and hasattr(os, "sched_setaffinity"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(self._process.pid, cores)
+            self._held = held.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """Of the row's process."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, below 0 for a signal that killed it, or None while it goes on."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+        if self.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def finish(self, why: str = "") -> int:
+        """Wait for its end, note it on disk, give the row back and return the status.
+
+        Args:
+            why: it was made to end, which counts as a failure.
+        """
+        with self._held:
+            status = self._process.wait()
+            if why and status == os.EX_TEMPFAIL:
+                status = 1
+            if status == os.EX_OK and not self._part and result_of(self._directory, self.row) is None:
+                status, why = 1, "ended without a result"
+            if status != os.EX_OK:
+                self.why = why or self._reason(status)
+            write_json(outcome_path(self._directory, self.row, self._part), {"status": status, "why": self.why})
+        return status
+
+    def _reason(self, status: int) -> str:
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        with open(self._output, "rb") as file:
+            file.seek(self._from)
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"error:", line)]
+        # of a traceback the last line says what happened
+        return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:SHOWN]
+
+
+def command(row: Row, directory: str) -> list[str]:
+    """Return the words that start a row on this machine."""
+    own = [sys.executable, "-m", "omcda_jax.runner.main"]
+    first, *rest = row.command
+    return [*(own if first == "omcda-jax" else [first]), *rest, f"--workdir={os.path.join(directory, row.directory)}"]
