@@ -128,6 +128,8 @@ class Pool:
 
     def _start(self, row: Row) -> bool:
         """Start a row unless it is done; False where another process has it."""
+        if result_of(self._directory, row):
+            return True
         place = min(set(range(self._options.jobs)) - self._tasks.keys())
         try:
             task = Task(self._directory, row, cores=self._cores[place], environment=self._devices[place])

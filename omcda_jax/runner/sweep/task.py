@@ -54,7 +54,7 @@ class Task:
         part: str = "",
     ):
         self.row, self._directory, self._part = row, directory, part
-        self.why = ""
+        self.why, self._stopped = "", False
         self._held = contextlib.ExitStack()
         folder = os.path.join(directory, row.log, part)
         os.makedirs(folder, exist_ok=True)
@@ -85,6 +85,7 @@ class Task:
 
     def stop(self) -> None:
         """Ask it to save and end."""
+        self._stopped = True
         if self.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -96,6 +97,8 @@ class Task:
         """
         with self._held:
             status = self._process.wait()
+            if self._stopped and status == -signal.SIGTERM:
+                status = os.EX_TEMPFAIL  # so soon that it could not answer, and had nothing to save
             if why and status == os.EX_TEMPFAIL:
                 status = 1
             if status == os.EX_OK and not self._part and result_of(self._directory, self.row) is None:
