@@ -27,6 +27,7 @@ from omcda_jax.data.__main__ import _flags as data_flags
 from omcda_jax.runner import compare, run
 from omcda_jax.runner.collect import _flags as collect_flags
 from omcda_jax.runner.presets import resolve
+from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.train_behaviour import _flags as train_behaviour_flags
 from omcda_jax.training import CriticSettings
 
@@ -205,7 +206,8 @@ def check(words):
     target, *arguments = words[1:]
     if target != "-m":
         assert (ROOT / target).is_file(), target
-        parsers = {"run.py": run.parse, "compare.py": compare.parse, "collect.py": collect_flags()}
+        parsers = {"run.py": run.parse, "compare.py": compare.parse, "sweep.py": sweep.parse}
+        parsers["collect.py"] = collect_flags()
         parsers["train_behaviour.py"] = train_behaviour_flags()
         name = pathlib.Path(target).name
         if name in parsers:

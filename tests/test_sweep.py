@@ -19,7 +19,7 @@ from omcda_jax.metrics import read
 from omcda_jax.runner.command import parse as parse_run
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.runner.run import job_of
-from omcda_jax.runner.sweep import check, local, machine, manifest, plan, state
+from omcda_jax.runner.sweep import check, collect, local, machine, manifest, plan, state
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.sweep.task import Busy, Task
 from omcda_jax.system import Interruption, exclusive
@@ -386,6 +386,7 @@ def test_a_sweep_from_the_plan_to_the_end(toy, tmp_path, capsys):
     for path in (tmp_path / "sweep").glob("runs/*/metrics.jsonl"):
         steps = [row["step"] for row in read(path) if "policy/loss" in row]
         assert steps == list(range(10, 61, 10))
+    collected(tmp_path / "sweep", capsys)
     # again: nothing to do; one more seed is one more row of each, whose rate is known
     assert sweep.main([*toy, grid, "--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing to do"
@@ -394,6 +395,55 @@ def test_a_sweep_from_the_plan_to_the_end(toy, tmp_path, capsys):
     assert "2 rows, 4 trials" in more and " of training with 1 rows at a time" in more
     assert sweep.main(["sweep", "--status=sweep"]) == 0
     assert "2 rows, 4 trials" in capsys.readouterr().out
+
+
+def collected(directory, capsys):
+    """The tables of the sweep above are what its runs wrote."""
+    assert sweep.main(["sweep", f"--collect={directory}"]) == 0
+    shown = capsys.readouterr().out
+    assert "rows not done: 0" in shown and (directory / "seeds.md").read_text() in shown
+    records = json.loads((directory / "trials.json").read_text())
+    ends = [
+        one["evaluation"]["return_mean"]
+        for path in sorted(directory.glob("runs/*/result.json"))
+        for one in json.loads(path.read_text())["trials"]
+    ]
+    assert [record["return_mean"] for record in records] == ends
+    assert [(record["learner.batch_size"], record["seed"]) for record in records] == [
+        (size, seed) for size in ("8", "16") for seed in ("0", "1")
+    ]
+    assert len((directory / "trials.csv").read_text().splitlines()) == 5
+    groups = json.loads((directory / "seeds.json").read_text())
+    for group, pair in zip(groups, (ends[:2], ends[2:]), strict=True):
+        assert (group["seeds"], group["diverged"]) == (2, 0)
+        assert group["mean"] == pytest.approx(sum(pair) / 2) == pytest.approx(group["iqm"])
+        # of two seeds, a quarter of the resamples is one of them twice
+        assert (group["low"], group["high"]) == (min(pair), max(pair))
+    [(environment, tasks)] = json.loads((directory / "marl_eval.json").read_text()).items()
+    assert environment == "benchmarks.toy" and list(tasks) == ["smac_3m"]
+    assert list(tasks["smac_3m"]) == ["BC BATCH_SIZE=8", "BC BATCH_SIZE=16"]
+    runs = [run for algorithm in tasks["smac_3m"].values() for run in algorithm.values()]
+    assert [list(run) for run in runs] == [["step_1", "step_2", "absolute_metrics"]] * 4
+    assert [[run["step_1"]["step_count"], run["step_2"]["step_count"]] for run in runs] == [[30, 60]] * 4
+    assert [run["absolute_metrics"]["return"] for run in runs] == [[end] for end in ends]
+
+
+@pytest.mark.quick
+def test_seeds_that_diverged_are_counted_and_left_out():
+    made = lambda seed, mean, diverged="", task="a": {
+        "task": task,
+        "algorithm.name": "bc",
+        "seed": seed,
+        "return_mean": mean,
+        "win_rate": 0.5,
+        "diverged": diverged,
+        "data_mean": 1.0,
+    }
+    records = [made("0", 1.0), made("1", 3.0), made("2", float("nan"), "policy/loss"), made("0", 9.0, "x", "b")]
+    first, second = collect.over_seeds(records)
+    assert (first["seeds"], first["diverged"], first["mean"]) == (3, 1, 2.0)
+    assert (second["seeds"], second["diverged"]) == (1, 1) and "mean" not in second
+    assert collect.markdown([first, second]).splitlines()[3].startswith("| b | bc | 1 | 1 |  |")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from absl import flags
 
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.runner.sweep import check, local, manifest, plan, state
+from omcda_jax.runner.sweep import check, collect, local, manifest, plan, state
 from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError
 
@@ -138,6 +138,11 @@ def execute(command: Command, interruption: Interruption) -> int:
         raise ConfigError(f"{directory}: expected a sweep, found no manifest.jsonl; give --config, --grid or --rows")
     if command.act == "status":
         say(state.status(directory, rows))
+        return os.EX_OK
+    if command.act == "collect":
+        say(collect.collect(directory, rows))
+        missing = sum(state.result_of(directory, row) is None for row in rows)
+        say(f"tables: {os.path.join(directory, '{seeds,trials}.{md,csv,json}')}; rows not done: {missing}")
         return os.EX_OK
     waiting = [row for row in rows if not state.result_of(directory, row)]
     check.check(directory, waiting)

@@ -1,0 +1,182 @@
+"""What came of a sweep: trial by trial, over seeds, and in the format of marl-eval's plotting tools."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omcda_jax.metrics import read, standard_deviation
+from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.tables import bootstrap_interval, interquartile_mean
+from omcda_jax.system import replacing
+from omcda_jax.types import ConfigError
+
+Record = dict[str, Any]
+
+
+def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
+    """Return a record of every trial of the rows that are done.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest.
+
+    Returns:
+        Records of `task`, `algorithm.name`, `seed`, what else differs anywhere in the sweep, then `updates`, what the
+        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, or nothing), `data_mean`
+        (return of the data) and `run`, the run directory.
+    """
+    said = [trial for row in rows for trial in row.trials]
+    keys = dict.fromkeys(key for trial in said for key in trial)
+    varied = [key for key in keys if len({trial.get(key) for trial in said}) > 1]
+    shown = [
+        "task",
+        *dict.fromkeys(["algorithm.name", *(key for key in varied if key not in ("task", "seed")), "seed"]),
+    ]
+    found = []
+    for row in rows:
+        result = result_of(directory, row)
+        if result is None:
+            continue
+        for index, (trial, end) in enumerate(zip(row.trials, _ends(result), strict=True)):
+            found.append(
+                {key: trial.get(key, "") for key in shown}
+                | {"updates": result["step"]}
+                | {key: end["evaluation"][key] for key in SHOWN}
+                | {"skipped": end["skipped"], "diverged": end["diverged"] or ""}
+                | {"data_mean": result["data"]["statistics"]["return_mean"], "run": row.directory, "place": index}
+            )
+    return found
+
+
+def _ends(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How each trial ended, of a population or of an ordinary run, which ends otherwise if it diverges."""
+    if "trials" in result:
+        return result["trials"]
+    return [{"evaluation": result["evaluation"], "skipped": result["metrics"].get("guard/skipped", 0), "diverged": None}]
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """What a record's trial was given."""
+    return {key: value for key, value in record.items() if key in ("task", "seed") or "." in key}
+
+
+def over_seeds(records: Sequence[Record]) -> list[Record]:
+    """Return a record of all seeds of the same settings.
+
+    Args:
+        records: of `trials`.
+
+    Returns:
+        Records of the settings, the number of `seeds`, how many of them `diverged` and are left out of the rest, `mean`
+        and `sd` of the seeds' mean returns, their interquartile mean `iqm` with the bounds `low` and `high` of its 95 %
+        bootstrap interval (seeds drawn with replacement), `win_rate` and `data_mean`.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        settings = {key: value for key, value in _settings(record).items() if key != "seed"}
+        groups.setdefault(tuple(settings.items()), []).append(record)
+    found = []
+    for settings, members in groups.items():
+        sound = [record for record in members if not record["diverged"]]
+        entry = dict(settings) | {"seeds": len(members), "diverged": len(members) - len(sound)}
+        if sound:
+            returns = np.array([[record["return_mean"]] for record in sound])
+            low, high = bootstrap_interval(returns)
+            entry |= {"mean": float(returns.mean()), "sd": float(standard_deviation(returns))}
+            entry |= {"iqm": interquartile_mean(returns), "low": low, "high": high}
+            entry |= {"win_rate": float(np.mean([record["win_rate"] for record in sound]))}
+        found.append(entry | {"data_mean": members[0]["data_mean"]})
+    return found
+
+
+def marl_eval(directory: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Return the records as marl-eval reads them: environment, task, algorithm, run, step, metrics.
+
+    An algorithm with other settings counts as another algorithm. The last step is the final evaluation, and so are the
+    `absolute_metrics`, for it is the final policy that counts.
+
+    Args:
+        directory: of the sweep.
+        records: of `trials`.
+    """
+    found: dict[str, Any] = {}
+    for record in records:
+        with open(os.path.join(directory, record["run"], "config.json"), encoding="utf-8") as file:
+            environment = json.load(file)["data"]["environment"].partition("/")[0].lower()
+        settings = _settings(record)
+        # marl-eval wants tasks in small and algorithms in capital letters
+        task = "-".join([settings.pop("task"), *filter(None, [settings.pop("data.quality", "")])]).lower()
+        seed, name = settings.pop("seed"), settings.pop("algorithm.name")
+        variant = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if value != ""]
+        algorithm = " ".join([name, *variant]).upper()
+        last = {"return": [record["return_mean"]], "win_rate": [record["win_rate"]]}
+        steps = [*_on_the_way(directory, record), {"step_count": record["updates"], **last}]
+        run = {f"step_{number}": step for number, step in enumerate(steps, 1)} | {"absolute_metrics": last}
+        found.setdefault(environment, {}).setdefault(task, {}).setdefault(algorithm, {})[f"seed_{seed}"] = run
+    return found
+
+
+def _on_the_way(directory: str, record: Record) -> Iterator[Record]:
+    """The evaluations before the last update."""
+    for row in read(os.path.join(directory, record["run"], "metrics.jsonl")):
+        if "evaluation/return_mean" in row:
+            mean, wins = (
+                np.atleast_1d(row[f"evaluation/{key}"])[record["place"]] for key in ("return_mean", "win_rate")
+            )
+            yield {"step_count": row["step"], "return": [float(mean)], "win_rate": [float(wins)]}
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """Return records as a table in Markdown."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(record.get(key, '')) for key in columns)} |" for record in records]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _csv(records: Sequence[Record]) -> str:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def collect(directory: str, rows: Sequence[Row]) -> str:
+    """Write trials and seeds, each .csv, .json and .md, and marl_eval.json; return the table over seeds.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest.
+
+    Raises:
+        ConfigError: no row is done, or the directory cannot be written.
+    """
+    records = trials(directory, rows)
+    if not records:
+        raise ConfigError(f"{directory}: expected a row that is done, found none")
+    files = {"marl_eval.json": json.dumps(marl_eval(directory, records), indent=2)}
+    shown = [{key: value for key, value in record.items() if key != "place"} for record in records]
+    groups = over_seeds(records)
+    for name, entries in (("trials", shown), ("seeds", groups)):
+        files |= {f"{name}.csv": _csv(entries), f"{name}.json": json.dumps(entries, indent=2)}
+        files[f"{name}.md"] = markdown(entries)
+    try:
+        for name, text in files.items():
+            with replacing(os.path.join(directory, name)) as partial:
+                partial.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot write the tables: {error.strerror}") from error
+    return markdown(groups)
