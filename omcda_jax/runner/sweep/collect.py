@@ -59,7 +59,8 @@ def _ends(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """How each trial ended, of a population or of an ordinary run, which ends otherwise if it diverges."""
     if "trials" in result:
         return result["trials"]
-    return [{"evaluation": result["evaluation"], "skipped": result["metrics"].get("guard/skipped", 0), "diverged": None}]
+    skipped = result["metrics"].get("guard/skipped", 0)
+    return [{"evaluation": result["evaluation"], "skipped": skipped, "diverged": None}]
 
 
 def _settings(record: Record) -> dict[str, Any]:
