@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, Units
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError
 
@@ -212,6 +212,40 @@ def record(
         return frames
     finally:
         simulators.close()
+
+
+def watch(
+    act: Callable[..., jax.Array], environment: Environment, state: Any, *, seed: int, episodes: int = 1
+) -> tuple[Units, np.ndarray]:
+    """Play one greedy episode and return what there is to see of it.
+
+    Args:
+        act: as for `make_evaluate`.
+        environment: one with a map.
+        state: first argument of `act`.
+        seed: of an evaluation.
+        episodes: of that evaluation; its first one is played.
+
+    Returns:
+        The units, arrays [L + 1, U, ...], and the rewards [L] of the steps between.
+    """
+
+    @jax.jit
+    def step(state, env_state, timestep, key):
+        action = act(state, timestep.obs[None], timestep.avail[None])[0]
+        env_state, timestep = environment.step(key, env_state, action)
+        return env_state, timestep, environment.map.units(env_state)
+
+    key = jax.random.split(jax.random.key(seed), episodes)[0]
+    env_state, timestep = jax.jit(environment.reset)(key)
+    seen, rewards = [environment.map.units(env_state)], []
+    for time in range(1, environment.horizon + 1):
+        env_state, timestep, units = step(state, env_state, timestep, jax.random.fold_in(key, time))
+        seen.append(units)
+        rewards.append(float(timestep.reward))
+        if timestep.terminated | timestep.truncated:
+            break
+    return jax.tree.map(lambda *moments: np.stack(moments), *jax.device_get(seen)), np.array(rewards)
 
 
 def record_video(

@@ -33,6 +33,38 @@ class TimeStep:
     won: chex.Array
 
 
+class Units(NamedTuple):
+    """What there is to see on a map at one moment, of U units.
+
+    Attributes:
+        position: [U, 2], in the map's units.
+        radius: [U], likewise.
+        health: [U], from 1 down to 0, where a unit is gone.
+        team: [U] int, 0 is the learner's.
+        kind: [U] int, into the names of the map.
+        target: [U] int, the unit that each acts upon, itself where there is none.
+    """
+
+    position: chex.Array
+    radius: chex.Array
+    health: chex.Array
+    team: chex.Array
+    kind: chex.Array
+    target: chex.Array
+
+
+class Map(NamedTuple):
+    """How episodes of an environment are drawn from above.
+
+    Attributes:
+        kinds: names of the kinds of units.
+        units: `units(env_state) -> Units`.
+    """
+
+    kinds: tuple[str, ...]
+    units: Callable[[Any], Units]
+
+
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """A simulator written in JAX as two pure functions; it never resets by itself, so final observations are true ones.
@@ -45,6 +77,7 @@ class Environment:
         versions: package name to version, recorded with every dataset and result.
         reset: `reset(key) -> (env_state, TimeStep)`.
         step: `step(key, env_state, action [N] or [N, A]) -> (env_state, TimeStep)`.
+        map: how its episodes are drawn, or None where there is no picture of them.
     """
 
     name: str
@@ -54,6 +87,7 @@ class Environment:
     versions: Mapping[str, str]
     reset: Callable[..., tuple[Any, TimeStep]]
     step: Callable[..., tuple[Any, TimeStep]]
+    map: Map | None = None
 
 
 class Simulators(NamedTuple):

@@ -16,7 +16,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.envs.base import Environment, Map, TimeStep, Units
 from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
@@ -56,6 +56,7 @@ def make(
         versions=installed("jaxmarl", "jax"),
         reset=_allow_rank_promotion(functools.partial(_reset, env, shift, fewer)),
         step=_allow_rank_promotion(functools.partial(_step, env)),
+        map=Map(tuple(env.unit_type_names), functools.partial(_units, env)),
     )
 
 
@@ -106,6 +107,21 @@ def _show(env, env_state, obs, reward, terminated, truncated, won):
         terminated=terminated,
         truncated=truncated,
         won=won,
+    )
+
+
+def _units(env, env_state):
+    state, index = env_state.state, jnp.arange(env.num_allies + env.num_enemies)
+    kind, attack = state.unit_types, state.prev_attack_actions - env.num_movement_actions
+    # enemies count the other side backwards, in the order in which they observe it
+    target = jnp.where(index < env.num_allies, env.num_allies + attack, env.num_allies - 1 - attack)
+    return Units(
+        position=state.unit_positions,
+        radius=env.unit_type_radiuses[kind],
+        health=jnp.where(state.unit_alive, state.unit_health / env.unit_type_health[kind], 0.0),
+        team=state.unit_teams.astype(jnp.int32),
+        kind=kind.astype(jnp.int32),
+        target=jnp.where(attack >= 0, target, index),
     )
 
 

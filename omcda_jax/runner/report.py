@@ -1,13 +1,13 @@
-"""The result of one run: a table on the screen, result.json, and a plot where matplotlib is installed.
+"""The result of a run: a table on the screen, a plot where matplotlib is installed, a page where plotly is.
 
-    python experiments/report.py RUN_DIRECTORY
+    python experiments/report.py DIRECTORY
 
-prints the table of a finished run again and draws its plot again; so does `omcda-jax report`.
+prints the table of a finished run again and writes its page, report.html, which needs no network; so does
+`omcda-jax report`. The directory is that of a run, of trials or of a comparison. A run's plot is drawn again as well.
 """
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -19,7 +19,9 @@ import jax
 
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner import plots
-from omcda_jax.system import exit_status
+from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.outcomes import load
+from omcda_jax.system import exit_status, read_flags
 from omcda_jax.types import ConfigError
 
 AGENT_COLUMNS = {
@@ -90,8 +92,8 @@ def table(result: Mapping[str, Any]) -> str:
         _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
         _row("data", data["return_mean"], data_error, data, "as recorded"),
     ]
-    parts = [f"{_title(config)}, seed {config['seed']}", align(rows)]
-    agents = _agent_rows(result["metrics"])
+    parts = [f"{title(config)}, seed {config['seed']}", align(rows)]
+    agents = agent_rows(result["metrics"])
     if agents:
         scale = config["data"]["reward_scale"]
         parts += ["", align(agents), f"budget and divergences in nats per step, levels in reward x {scale:g} per nat"]
@@ -137,6 +139,19 @@ def trials_table(result: Mapping[str, Any]) -> str:
     Args:
         result: what run.py writes to result.json for trials, or `shares` makes of several.
     """
+    listed = result["trials"]
+    episodes = listed[0]["evaluation"]["episodes"]
+    heading = f"{title(result['config'])}, {len(listed)} trials, {episodes} greedy episodes each"
+    parts, groups = [heading, align(trial_rows(result))], group_rows(result)
+    return "\n".join([*parts, "", align(groups)] if groups else parts)
+
+
+def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a heading, a row for every trial of a population, and one for the data.
+
+    Args:
+        result: as of `trials_table`.
+    """
     listed, data = result["trials"], result["data"]["statistics"]
     varied = list(listed[0]["trial"])
     rows = [[*varied, "return (mean ± se)", "win rate", "episode length", "skipped", ""]]
@@ -147,25 +162,24 @@ def trials_table(result: Mapping[str, Any]) -> str:
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
-    episodes = listed[0]["evaluation"]["episodes"]
-    heading = f"{_title(result['config'])}, {len(listed)} trials, {episodes} greedy episodes each"
-    parts = [heading, align(rows)]
+    return rows
+
+
+def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a heading and a row for all trials that differ by their seed only; nothing where no two do.
+
+    Args:
+        result: as of `trials_table`.
+    """
+    listed = result["trials"]
     groups: dict[tuple, list] = {}
     for one in listed:
         groups.setdefault(tuple((key, value) for key, value in one["trial"].items() if key != "seed"), []).append(one)
-    if len(groups) < len(listed):
-        rows = [
-            [
-                *(key for key in varied if key != "seed"),
-                "return (mean ± sd over seeds)",
-                "win rate",
-                "trials",
-                "diverged",
-            ]
-        ]
-        rows += [_group_row(group, members) for group, members in groups.items()]
-        parts += ["", align(rows)]
-    return "\n".join(parts)
+    if len(groups) == len(listed):
+        return []
+    varied = [key for key in listed[0]["trial"] if key != "seed"]
+    heading = [*varied, "return (mean ± sd over seeds)", "win rate", "trials", "diverged"]
+    return [heading, *(_group_row(group, members) for group, members in groups.items())]
 
 
 def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -181,7 +195,8 @@ def text(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _title(config: Mapping[str, Any]) -> str:
+def title(config: Mapping[str, Any]) -> str:
+    """Return what was trained on what, in a line."""
     data = config["data"]
     return f"{config['name']}: {config['algorithm']['name']} on {data['environment']} {data['quality']}"
 
@@ -192,16 +207,22 @@ def shares(directory: str) -> dict[str, Any] | None:
     Args:
         directory: that holds `share_0_of_N` and so on.
     """
+    folders = share_folders(directory)
+    if not folders or not all(os.path.exists(os.path.join(folder, "result.json")) for folder in folders):
+        return None
+    results = [load(os.path.join(folder, "result.json")) for folder in folders]
+    return {**results[0], "trials": [one for result in results for one in result["trials"]]}
+
+
+def share_folders(directory: str) -> list[str]:
+    """Return where the shares of a population belong, or nothing where it is not shared.
+
+    Args:
+        directory: that holds `share_0_of_N` and so on.
+    """
     names = os.listdir(directory) if os.path.isdir(directory) else []
     count = max((int(name.rpartition("_")[2]) for name in names if name.startswith("share_")), default=0)
-    paths = [os.path.join(directory, f"share_{index}_of_{count}", "result.json") for index in range(count)]
-    if not paths or not all(map(os.path.exists, paths)):
-        return None
-    results = []
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            results.append(json.load(file))
-    return {**results[0], "trials": [one for result in results for one in result["trials"]]}
+    return [os.path.join(directory, f"share_{index}_of_{count}") for index in range(count)]
 
 
 def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
@@ -209,8 +230,12 @@ def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note:
     return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
 
 
-def _agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
-    """Return one row per agent with a heading, or nothing where the algorithm has no per-agent metrics."""
+def agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Return a heading and one row per agent, or nothing where the algorithm has no per-agent metrics.
+
+    Args:
+        values: metrics of a row that was logged.
+    """
     columns = {title: values[key] for title, key in AGENT_COLUMNS.items() if isinstance(values.get(key), list)}
     if not columns:
         return []
@@ -232,29 +257,36 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of the run in `argv[1]` and draw its plot again; return the exit status."""
+    """Run one command line, `argv[0]` being the program's name; return the exit status."""
     return exit_status(functools.partial(_show_again, argv))
 
 
 def _show_again(argv: Sequence[str]) -> None:
-    if argv[1:] in (["-h"], ["--help"]):
-        print(__doc__)
+    values, define = new_flags()
+    define("boolean", "replay", True, "Play an episode of the policy for the page; it takes a simulator and a minute.")
+    words = read_flags(values, argv)
+    if values.help:
+        print(f"{__doc__}\n{values.get_help()}")
         return
-    if len(argv) != 2:
-        raise ConfigError(f"expected one directory of a finished run, found {' '.join(argv[1:]) or 'none'}")
-    directory = os.path.expanduser(argv[1])
+    if len(words) != 1:
+        raise ConfigError(f"expected one directory of a finished run, found {' '.join(words) or 'none'}")
+    directory = words[0]
     result = shares(directory)
     if result is None:
         path = os.path.join(directory, "result.json")
         if not os.path.isfile(path):
             raise ConfigError(f"{directory}: expected the directory of a finished run, with result.json")
-        with open(path, encoding="utf-8") as file:
-            result = json.load(file)
+        result = load(path)
     if "trials" in result:
         print(trials_table(result))
-        return
-    print(table(result))
+    else:
+        print(table(result))
+        try:
+            print(f"plot: {plots.plot(directory, result)}")
+        except ConfigError as error:
+            print(error)
     try:
-        print(f"plot: {plots.plot(directory, result)}")
-    except ConfigError as error:
-        print(error)
+        from omcda_jax.runner import page
+    except ImportError as error:
+        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
+    print(f"page: {page.write(directory, page.of_run(directory, result, with_replay=values.replay))}", flush=True)

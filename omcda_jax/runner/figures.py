@@ -1,0 +1,185 @@
+"""Plotly figures of a report: what they show is drawn by the library, in colours that the colour-blind tell apart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from omcda_jax.runner.outcomes import Curve, Trial, curve, series
+
+# Okabe and Ito's; further curves repeat them in other dashes
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
+DASHES = ("solid", "dash", "dot", "dashdot")
+LARGEST = 2_000  # points of one curve
+TOGETHER = 200_000  # points of all curves of a figure
+
+Groups = Mapping[str, Sequence[Trial]]
+
+
+def returns(groups: Groups, data: Mapping[str, Any]) -> go.Figure | None:
+    """Draw the return of the greedy policies over training, above the mean of the data.
+
+    Args:
+        groups: trials by what they have in common.
+        data: statistics of the dataset.
+    """
+    curves = {name: curve(trials, "evaluation/return_mean", "evaluation/return_se") for name, trials in groups.items()}
+    figure = _curves(curves, "return")
+    if figure is not None:
+        _level(figure, data["return_mean"], "mean of the data")
+    return figure
+
+
+def metric(groups: Groups, key: str, title: str) -> go.Figure | None:
+    """Draw one metric over training, a curve for every group; None where nobody has it.
+
+    Args:
+        groups: trials by what they have in common.
+        key: of the metric.
+        title: of its axis.
+    """
+    return _curves({name: curve(trials, key) for name, trials in groups.items()}, title)
+
+
+def values(groups: Groups, key: str, scale: float, largest: float | None) -> go.Figure | None:
+    """Draw the learned value of the data's state and actions, against the largest return-to-go in the data.
+
+    Args:
+        groups: trials by what they have in common.
+        key: of the value.
+        scale: of the rewards, that the value is divided by.
+        largest: return-to-go, in the environment's units, or None where it is not known.
+    """
+    figure = _curves({name: curve(trials, key, scale=scale) for name, trials in groups.items()}, "value")
+    if figure is not None and largest is not None:
+        _level(figure, largest, "largest return-to-go")
+    return figure
+
+
+def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
+    """Draw a metric of every agent over training, with a menu of the groups where there are several.
+
+    Args:
+        groups: trials by what they have in common; each shows its mean over trials.
+        key: of the metric.
+        title: of its axis.
+        shares: draw shares of the sum, stacked.
+    """
+    found = {name: series(trials, key) for name, trials in groups.items()}
+    found = {name: one for name, one in found.items() if one is not None}
+    if not found:
+        return None
+    figure = go.Figure()
+    number, counts = sum(values.shape[1] for _, values in found.values()), []
+    for place, (steps, values) in enumerate(found.values()):
+        values = values / values.sum(axis=1, keepdims=True) if shares else values
+        kept, count = _thinned(len(steps), number), values.shape[1]
+        counts.append(count)
+        for agent in range(count):
+            style = {"stackgroup": "all", "line": _line(agent, 0.5)} if shares else {"line": _line(agent)}
+            figure.add_scatter(
+                x=_whole(steps[kept]),
+                y=_small(values[kept, agent]),
+                name=f"agent {agent}",
+                mode="lines",
+                visible=place == 0,
+                **style,
+            )
+    _lay_out(figure, title)
+    if shares:
+        figure.update_yaxes(range=[0, 1])
+    if len(found) > 1:
+        shown = np.repeat(np.arange(len(counts)), counts)
+        buttons = [
+            {"label": name, "method": "restyle", "args": [{"visible": (shown == place).tolist()}]}
+            for place, name in enumerate(found)
+        ]
+        menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "showactive": False}
+        figure.update_layout(updatemenus=[menu], margin={"t": 60})
+    return figure
+
+
+def as_dict(figure: go.Figure) -> dict[str, Any]:
+    """Return a figure as Plotly's JSON values, without a template: the page gives one for light and one for dark."""
+    drawn = figure.to_plotly_json()
+    drawn.get("layout", {}).pop("template", None)
+    return drawn
+
+
+def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
+    curves = {name: one for name, one in curves.items() if one is not None}
+    if not curves:
+        return None
+    figure = go.Figure()
+    for place, (name, one) in enumerate(curves.items()):
+        kept = _thinned(len(one.step), 3 * len(curves))
+        steps, colour = _whole(one.step[kept]), COLOURS[place % len(COLOURS)]
+        if one.low is not None:
+            edges = np.concatenate([one.high[kept], one.low[kept][::-1]])
+            figure.add_scatter(
+                x=np.concatenate([steps, steps[::-1]]),
+                y=_small(edges),
+                mode="lines",
+                fill="toself",
+                fillcolor=_faint(colour),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+        figure.add_scatter(
+            x=steps,
+            y=_small(one.mean[kept]),
+            name=name or "policy",
+            legendgroup=name,
+            mode="lines+markers" if len(kept) <= 60 else "lines",
+            line=_line(place),
+        )
+    _lay_out(figure, title)
+    figure.update_layout(showlegend=len(curves) > 1)
+    return figure
+
+
+def _level(figure: go.Figure, value: float, text: str) -> None:
+    """A horizontal line with a name, which stays in sight."""
+    figure.add_hline(
+        y=value,
+        line={"color": "#8C8C8C", "dash": "dash", "width": 1.5},
+        annotation={"text": text, "font": {"size": 11}, "xanchor": "left", "x": 0.01},
+    )
+
+
+def _lay_out(figure: go.Figure, title: str, below: str = "updates") -> None:
+    figure.update_layout(
+        xaxis={"title": {"text": below}, "automargin": True},
+        yaxis={"title": {"text": title}, "automargin": True},
+        margin={"l": 10, "r": 10, "t": 20, "b": 10},
+        legend={"orientation": "h", "y": -0.25, "yanchor": "top"},
+        height=340,
+        hovermode="closest",
+    )
+
+
+def _line(place: int, width: float = 2) -> dict[str, Any]:
+    dash = DASHES[place // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[place % len(COLOURS)], "dash": dash, "width": width}
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.2)"
+
+
+def _thinned(count: int, curves: int) -> np.ndarray:
+    """Which of a curve's points are drawn: evenly spaced ones, the last among them, where there are too many."""
+    most = int(np.clip(TOGETHER // curves, 50, LARGEST))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _whole(steps: Any) -> np.ndarray:
+    return np.asarray(steps, np.int32)
+
+
+def _small(numbers: Any) -> np.ndarray:
+    return np.asarray(numbers, np.float32)

@@ -1,0 +1,266 @@
+"""The page that a person reads: all there is of a run, a population or a comparison, in one HTML file.
+
+The file needs no network. Plotly draws, and is in it.
+"""
+
+import base64
+import gzip
+import importlib.resources
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from omcda_jax.config import assignments, differences, to_dict
+from omcda_jax.runner import figures, report
+from omcda_jax.runner.outcomes import Trial, by_setting, load, trials_of
+from omcda_jax.runner.presets import PRESETS, resolve
+from omcda_jax.runner.replay import replay
+from omcda_jax.system import replacing
+
+NAME = "report.html"
+Part = dict[str, Any]
+
+# metrics that have a place of their own, or say nothing about learning
+SHOWN = ("step", "evaluation/return_mean", "evaluation/return_se", "evaluation/return_sd", "evaluation/episodes")
+AGENTS = {
+    "allocation/budget": ("Shares of the budget", "share"),
+    "allocation/alpha": ("Levels, scaled reward per nat", "level"),
+    "allocation/influence": ("Influence, scaled reward per nat", "influence"),
+    "policy/divergence": ("Divergence of the policies, nats per step", "nats"),
+}
+VALUES = ("critic/q_return", "critic/q")
+
+
+class Section(NamedTuple):
+    """A part of a page; a folded one opens when its title is clicked."""
+
+    title: str
+    parts: Sequence[Part]
+    folded: bool = False
+
+
+class Page(NamedTuple):
+    """What a page says."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+
+def write(directory: str, page: Page) -> str:
+    """Write a page into a directory and return the file's path.
+
+    Args:
+        directory: where it goes, as report.html.
+        page: what it says.
+    """
+    template = importlib.resources.files("omcda_jax.runner").joinpath("page.html").read_text(encoding="utf-8")
+    library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+    path = os.path.join(directory, NAME)
+    with replacing(path) as partial:
+        partial.write_text(html.render(page=page, library=Markup(library)), encoding="utf-8")
+    return path
+
+
+def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = True) -> Page:
+    """Return the page of a run or of a population.
+
+    Args:
+        directory: the run's; of a population shared among processes, the one that holds the shares.
+        result: of it, as its result.json or `report.shares` gives it.
+        with_replay: play an episode.
+    """
+    folders = report.share_folders(directory)
+    parts = [(folder, load(os.path.join(folder, "result.json"))) for folder in folders] or [(directory, result)]
+    trials = [trial for folder, own in parts for trial in trials_of(folder, own)]
+    population, config = "trials" in result, result["config"]
+    groups = by_setting(trials)
+    sections = [
+        Section("Result", trial_tables(result) if population else outcome_tables(result)),
+        Section("Training", training(groups, result)),
+    ]
+    if with_replay:
+        sections.append(Section("An episode", episode(best(trials), config)))
+    others = other_metrics(groups)
+    if others:
+        sections.append(Section("All other metrics", [others], folded=True))
+    sections += [
+        Section("Settings", [settings(config)], folded=True),
+        Section("How it was made", made(result, command(config))),
+    ]
+    size = f"{len(trials)} trials" if population else f"seed {config['seed']}"
+    return Page(report.title(config), f"{size}, {result['step']} updates", sections)
+
+
+def outcome_tables(result: Mapping[str, Any]) -> list[Part]:
+    """Return the tables of a run: its policy beside the data, and its agents."""
+    final, data = result["evaluation"], result["data"]["statistics"]
+    rows = [
+        _outcome(result["config"]["algorithm"]["name"], final["return_mean"], final["return_se"], final),
+        _outcome("data", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data),
+    ]
+    heading = ["", "return", "95 % from", "to", "win rate", "episode length", "episodes"]
+    parts = [table(heading, rows, "Greedy policy after the last update, and the data: mean return over episodes.")]
+    agents = report.agent_rows(result["metrics"])
+    if agents:
+        scale = result["config"]["data"]["reward_scale"]
+        units = f"Budgets and divergences in nats per step, levels and influence in reward × {scale:g} per nat."
+        parts.append(table(agents[0], agents[1:], units))
+    return parts
+
+
+def _outcome(label: str, mean: float, error: float, source: Mapping[str, Any]) -> list[str]:
+    numbers = [f"{value:.3f}" for value in (mean, mean - 1.96 * error, mean + 1.96 * error, source["win_rate"])]
+    return [label, *numbers, f"{source['length_mean']:.1f}", str(source["episodes"])]
+
+
+def trial_tables(result: Mapping[str, Any]) -> list[Part]:
+    """Return the tables of a population: its trials, and those alike but for their seed together."""
+    rows, grouped = report.trial_rows(result), report.group_rows(result)
+    episodes = result["trials"][0]["evaluation"]["episodes"]
+    parts = [table(rows[0], rows[1:], f"Every trial: {episodes} greedy episodes after the last update.")]
+    if grouped:
+        parts.insert(0, table(grouped[0], grouped[1:], "Trials alike but for their seed."))
+    return parts
+
+
+def training(groups: figures.Groups, result: Mapping[str, Any]) -> list[Part]:
+    """Return how training went: returns, win rate, what every agent was given, and the value learned.
+
+    Args:
+        groups: trials by what they have in common.
+        result: of one of them, for the data and settings.
+    """
+    scale, data = result["config"]["data"]["reward_scale"], result["data"]
+    several = any(len(trials) > 1 for trials in groups.values())
+    spread = "lowest to highest seed" if several else "95 % interval over episodes"
+    drawn = [
+        (f"Return of the greedy policy ({spread}) and mean of the data", figures.returns(groups, data["statistics"])),
+        ("Win rate", figures.metric(groups, "evaluation/win_rate", "win rate") if _has_goal(groups) else None),
+    ]
+    drawn += [
+        (title, figures.agents(groups, key, axis, shares=key == "allocation/budget"))
+        for key, (title, axis) in AGENTS.items()
+    ]
+    for key in VALUES:
+        title = "Learned value of the data, and the largest return-to-go in it: a value above it is too high"
+        drawn.append((title, figures.values(groups, key, scale, data.get("max_return_to_go"))))
+    return [{"kind": "figures", "figures": [drawing(*one) for one in drawn if one[1] is not None]}]
+
+
+def _has_goal(groups: figures.Groups) -> bool:
+    return any(trial.final["win_rate"] for trials in groups.values() for trial in trials)
+
+
+def other_metrics(groups: figures.Groups) -> Part | None:
+    """Return a figure for every metric that has none elsewhere on the page, or None where there is none."""
+    keys = sorted({key for trials in groups.values() for trial in trials for row in trial.rows for key in row})
+    own = {*SHOWN, *AGENTS, *VALUES, "evaluation/win_rate"}
+    drawn = [(key, _any(groups, key)) for key in keys if key not in own]
+    drawn = [drawing(key, figure) for key, figure in drawn if figure is not None]
+    return {"kind": "figures", "figures": drawn} if drawn else None
+
+
+def _any(groups: figures.Groups, key: str) -> go.Figure | None:
+    values = (row[key] for trials in groups.values() for trial in trials for row in trial.rows if key in row)
+    if isinstance(next(values, None), list):
+        return figures.agents(groups, key, key)
+    return figures.metric(groups, key, key)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the trial with the highest last return among those that stayed finite, or the first."""
+    sound = [trial for trial in trials if not trial.diverged] or trials[:1]
+    return max(sound, key=lambda trial: trial.final["return_mean"])
+
+
+def episode(trial: Trial, config: Mapping[str, Any]) -> list[Part]:
+    """Return an episode of a trial to look at, or a word why there is none."""
+    shown = replay(trial, config)
+    label = ", ".join(f"{key}={value}" for key, value in trial.label.items())
+    parts: list[Part] = [words(f"{label}: {shown.words}" if label else shown.words)]
+    if shown.figure is not None:
+        text = "Circles are filled by health, lines go from a unit to the one it attacks."
+        parts.append({"kind": "figures", "figures": [drawing(text, shown.figure)]})
+    if shown.film is not None:
+        parts.append({"kind": "film", "source": Markup(shown.film), "text": "film of the episode"})
+    return parts
+
+
+def settings(config: Mapping[str, Any]) -> Part:
+    """Return the table of all settings, beside the preset's where they differ."""
+    usual = {key: text for key, (text, _) in _changed(config).items()}
+    rows = [
+        [key, _shown(value), _shown(usual[key]) if key in usual else ""]
+        for key, (_, value) in differences({}, config).items()
+    ]
+    return table(["setting", "value", "the preset's, where it differs"], rows, "")
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _changed(config: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Settings that are not what the preset gives the algorithm; all, where there is no such preset.
+
+    Args:
+        config: settings.
+        more: assignments to the preset that are taken for granted.
+    """
+    if config["name"] not in PRESETS:
+        return differences({}, config)
+    given = [f"algorithm.name={config['algorithm']['name']}", *more]
+    return differences(to_dict(resolve(config["name"], given)), config)
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """Return a command line that makes a run of these settings."""
+    default = PRESETS[config["name"]].algorithm if config["name"] in PRESETS else None
+    changed = {*_changed(config)} | ({"algorithm.name"} if config["algorithm"]["name"] != default else set())
+    chosen = [text for text in assignments(config) if text.partition("=")[0] in changed]
+    return shlex.join(["omcda-jax", "run", f"--config={config['name']}", *(f"--config.{text}" for text in chosen)])
+
+
+def made(result: Mapping[str, Any], line: str) -> list[Part]:
+    """Return with what and by which command something was made.
+
+    Args:
+        result: with the fields of `report.provenance`.
+        line: the command.
+    """
+    data, changes = result["data"], " with changes" if result["git_dirty"] else ""
+    rows = [["commit", f"{result['git'] or 'unknown'}{changes}"]]
+    rows += [["device", result["device"]], ["platform", result["platform"]]]
+    rows += [[name, version or "unknown"] for name, version in result["versions"].items()]
+    rows += [
+        [name, version] for name, version in result["environment_versions"].items() if name not in result["versions"]
+    ]
+    rows += [[f"data: {key}", str(data[key])] for key in ("environment", "quality", "digest") if data.get(key)]
+    rows.append(["seconds of training", f"{result['training_seconds']:.0f}"])
+    return [words("This command makes it:"), {"kind": "code", "text": line}, table(["what", "which"], rows, "")]
+
+
+def words(text: str) -> Part:
+    """Return a paragraph."""
+    return {"kind": "words", "text": text}
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Part:
+    """Return a table, which the reader can sort by any column."""
+    return {"kind": "table", "heading": heading, "rows": rows, "caption": caption}
+
+
+def drawing(caption: str, figure: go.Figure) -> Part:
+    """Return a figure with a caption."""
+    text = plotly.io.json.to_json_plotly(figures.as_dict(figure))
+    # nothing in it may end the element that holds it
+    return {"caption": caption, "json": Markup(text.replace("<", "\\u003c"))}

@@ -1,0 +1,159 @@
+"""One episode of a trained policy to look at: a map that moves, a film, or a word why there is neither."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import plotly.graph_objects as go
+
+from omcda_jax import envs
+from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import ExperimentConfig, assignments
+from omcda_jax.envs.base import Environment, HostEnvironment, Map, Units
+from omcda_jax.evaluate import record, watch
+from omcda_jax.runner.jobs import Job, refuse_other_settings
+from omcda_jax.runner.outcomes import Trial
+from omcda_jax.runner.presets import resolve
+from omcda_jax.system import check_free
+from omcda_jax.types import ConfigError, EnvSpec, TrainState, updates_done
+
+FRAMES = 150  # of a film, of an episode as long as the horizon
+RATE = 15  # of a film, frames a second
+PACE = 180  # milliseconds of a step on the map
+TEAMS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")
+SIDE = 420  # pixels of the longer side of what is shown, about
+MARGIN = 1.5  # around the units, in the map's units
+
+
+class Replay(NamedTuple):
+    """What there is to see: a figure that moves or a film as a data URI, and words about it; or words alone."""
+
+    words: str
+    figure: go.Figure | None = None
+    film: str | None = None
+
+
+def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
+    """Play the first episode of a trial's evaluation again, by its newest checkpoint.
+
+    Args:
+        trial: whose policy.
+        saved: its settings, as result.json has them.
+
+    Returns:
+        The episode; words why there is none where the checkpoint, the simulator or graphics are missing.
+    """
+    try:
+        config = resolve(saved["name"], assignments(saved), "result.json")
+        environment = envs.make(config.data.environment)
+        if isinstance(environment, Environment) and environment.map is None:
+            return Replay(f"No replay: environment {environment.name} has no map to draw.")
+        job, state = _restored(trial, config, environment.spec)
+        if isinstance(environment, HostEnvironment):
+            return _film(job, environment, state)
+        seed, episodes = config.evaluation.seed, config.evaluation.episodes
+        units, rewards = watch(job.algorithm.act, environment, state, seed=seed, episodes=episodes)
+    except ConfigError as error:
+        return Replay(f"No replay: {error}.")
+    words = f"Greedy episode after {updates_done(state)} updates: {len(rewards)} steps, return {rewards.sum():.3g}."
+    return Replay(words, moving(environment.map, units, rewards))
+
+
+def _restored(trial: Trial, config: ExperimentConfig, spec: EnvSpec) -> tuple[Job, TrainState]:
+    """What was trained there, and the trial's state."""
+    place, count = trial.place or (0, 1)
+    job = Job([config] * count, trial.directory, population=trial.place is not None)
+    check_free(trial.directory)
+    refuse_other_settings(job)
+    with Checkpoints(job.checkpoints()) as checkpoints:
+        restored = checkpoints.restore(job.template(spec))
+    if restored is None:
+        raise ConfigError(f"{trial.directory}: expected a checkpoint, found none")
+    state = restored[0]
+    return job, jax.tree.map(lambda leaf: leaf[place], state) if job.population else state
+
+
+def _film(job: Job, environment: HostEnvironment, state: TrainState) -> Replay:
+    every = math.ceil(environment.horizon / FRAMES)
+    frames = record(job.algorithm.act, environment, state, seed=job.config.evaluation.seed, every=every)
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ConfigError("a film needs a package: pip install pillow") from None
+    first, *others = map(Image.fromarray, frames)
+    file = io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=1000 // RATE, loop=0, quality=50)
+    film = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return Replay(f"Greedy episode after {updates_done(state)} updates, every {every} steps a picture.", film=film)
+
+
+def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:
+    """Draw an episode on its map: outlines of the units, filled by their health, and lines to what they act upon.
+
+    Args:
+        map: where it took place; shown is the part of it in which units were.
+        units: arrays [L + 1, U, ...].
+        rewards: [L].
+    """
+    low, high = units.position.min(axis=(0, 1)) - MARGIN, units.position.max(axis=(0, 1)) + MARGIN
+    (left, bottom), (right, top), pixels = low.tolist(), high.tolist(), SIDE / (high - low).max()
+    moments = [_moment(map, Units(*(values[time] for values in units)), pixels) for time in range(len(rewards) + 1)]
+    totals = np.concatenate([[0.0], np.cumsum(rewards)])
+    titles = [f"step {time}, return {total:.2f}" for time, total in enumerate(totals)]
+    frames = [
+        go.Frame(data=traces, name=str(time), layout={"title": {"text": titles[time]}})
+        for time, traces in enumerate(moments)
+    ]
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    on = {"frame": {"duration": PACE, "redraw": False}, "transition": {"duration": 0}, "fromcurrent": True}
+    buttons = [
+        {"label": label, "method": "animate", "args": [frames, how]}
+        for label, frames, how in (("play", None, on), ("pause", [None], now))
+    ]
+    steps = [{"args": [[frame.name], now], "label": frame.name, "method": "animate"} for frame in frames]
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": False}
+    figure = go.Figure(data=moments[0], frames=frames)
+    figure.update_layout(
+        title={"text": titles[0], "font": {"size": 13}, "x": 0.02},
+        xaxis={"range": [left, right], "visible": False, "constrain": "domain"},
+        yaxis={"range": [bottom, top], "visible": False, "scaleanchor": "x", "constrain": "domain"},
+        updatemenus=[menu | {"x": 0, "xanchor": "left", "y": -0.02, "yanchor": "top"}],
+        sliders=[{"steps": steps, "y": -0.1, "len": 1, "currentvalue": {"visible": False}}],
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        margin={"l": 10, "r": 10, "t": 50, "b": 10},
+        height=(top - bottom) * pixels + 160,
+    )
+    return figure
+
+
+def _moment(map: Map, units: Units, pixels: float) -> list[go.Scatter]:
+    """The traces of one step, of a unit of length's size on the screen: three for each team."""
+    traces, teams = [], np.unique(units.team)
+    for team in teams:
+        own, colour = np.flatnonzero(units.team == team), TEAMS[team % len(TEAMS)]
+        acting = own[(units.health[own] > 0) & (units.target[own] != own)]
+        ends = np.stack([units.position[acting], units.position[units.target[acting]]], axis=1)  # [K, 2, 2]
+        # a gap after every line
+        lines = np.concatenate([ends, np.full((len(ends), 1, 2), np.nan)], axis=1).reshape(-1, 2)
+        size = np.where(units.health[own] > 0, 2 * units.radius[own] * pixels, 0)
+        words = [f"{map.kinds[units.kind[unit]]}, health {units.health[unit]:.0%}" for unit in own]
+        unseen = {"hoverinfo": "skip", "showlegend": False}
+        rim = {"size": size, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 1.5}}
+        body = {"size": size * np.sqrt(units.health[own]), "color": colour, "opacity": 0.8, "line": {"width": 0}}
+        name = "team" if team == 0 else "enemies" if len(teams) == 2 else f"team {team}"
+        there = _at(units.position[own])
+        traces += [
+            go.Scatter(**_at(lines), mode="lines", line={"color": colour, "width": 1}, **unseen),
+            go.Scatter(**there, mode="markers", marker=rim, **unseen),
+            go.Scatter(**there, mode="markers", marker=body, text=words, hoverinfo="text", name=name),
+        ]
+    return traces
+
+
+def _at(points: np.ndarray) -> dict[str, np.ndarray]:
+    """Points [K, 2] as coordinates of a trace."""
+    return {"x": np.float32(points[:, 0]), "y": np.float32(points[:, 1])}
