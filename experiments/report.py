@@ -1,4 +1,4 @@
-"""Print a finished run's table again and draw its plot again: `python experiments/report.py RUN_DIRECTORY`.
+"""Print a finished run's table again and write its page: `python experiments/report.py DIRECTORY`.
 
 The same as `omcda-jax report`; omcda_jax/runner/report.py is what it does.
 """

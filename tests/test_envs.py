@@ -237,3 +237,26 @@ def test_making_an_environment_is_silent_and_keeps_the_streams():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_units_on_the_map_are_those_of_the_battle(environment, start, step):
+    env_state, now = start
+    before = jax.vmap(environment.map.units)(env_state)
+    assert environment.map.kinds[int(before.kind[0, 0])] == "marine"
+    np.testing.assert_array_equal(before.team[0], [0] * ALLIES + [1] * ENEMIES)
+    np.testing.assert_array_equal(before.health, 1.0)
+    np.testing.assert_array_equal(before.target, np.tile(np.arange(6), (EPISODES, 1)))
+    # both sides within reach of each other; every ally shoots the last enemy, and the enemies shoot back
+    positions = np.concatenate([np.tile([14.0, 16.0], (ALLIES, 1)), np.tile([17.0, 16.0], (ENEMIES, 1))])
+    positions[:, 1] += np.tile([-1.0, 0.0, 1.0], 2)
+    near = with_battle(env_state, unit_positions=positions.astype(np.float32))
+    after, _ = step(keys(1), near, jnp.full((EPISODES, ALLIES), 5 + ENEMIES - 1, jnp.int32))
+    seen = jax.vmap(environment.map.units)(after)
+    np.testing.assert_array_equal(seen.target[:, :ALLIES], ALLIES + ENEMIES - 1)
+    struck = np.asarray(seen.health < 1)
+    assert (struck[:, -1] & ~struck[:, ALLIES:-1].any(1)).all(), "the health lost is that of the unit aimed at"
+    aimed = np.zeros_like(struck)
+    for episode, targets in enumerate(np.asarray(seen.target)):
+        aimed[episode, targets[ALLIES:]] = True
+    assert (struck[:, :ALLIES] <= aimed[:, :ALLIES]).all() and struck[:, :ALLIES].any()
+    assert not aimed[:, ALLIES:].any(), "enemies shoot at the team"

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import importlib.util
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
-from omcda_jax.evaluate import EpisodeResults, check_video, make_evaluate, record, record_video, summarise
+from omcda_jax.envs.base import Environment, HostEnvironment, Map, Simulators, TimeStep
+from omcda_jax.evaluate import EpisodeResults, check_video, make_evaluate, record, record_video, summarise, watch
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError, EnvSpec
 
@@ -256,3 +257,12 @@ def test_a_standard_deviation_divides_by_one_less_than_the_number():
     assert standard_deviation([1.0, 2.0, 3.0, 6.0]) == pytest.approx((14 / 3) ** 0.5)
     np.testing.assert_allclose(standard_deviation([[0.0, 1.0], [4.0, 1.0]], axis=0), [8**0.5, 0.0])
     assert standard_deviation([7.0]) == 0 and standard_deviation([[7.0, 8.0]], axis=0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_watched_is_the_first_episode_of_an_evaluation(seed):
+    seen = dataclasses.replace(countdown(truncates_itself=False), map=Map((), lambda env_state: env_state))
+    moments, rewards = watch(first_agent_acts, seen, jnp.float32(1.0), seed=seed, episodes=5)
+    episodes = make_evaluate(first_agent_acts, seen, 5)(jnp.float32(1.0), jax.random.key(seed))
+    assert rewards.sum() == episodes.returns[0] and len(rewards) == episodes.length[0]
+    np.testing.assert_array_equal(moments[1], np.arange(len(rewards) + 1))

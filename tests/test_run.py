@@ -281,7 +281,7 @@ def test_report_remakes_table_and_plot(run, capsys):
     capsys.readouterr()
     assert report.main(["report", str(DIRECTORY)]) == 0
     assert "bc on smax/toy medium, seed 0" in capsys.readouterr().out
-    assert (DIRECTORY / "curves.png").exists()
+    assert (DIRECTORY / "curves.png").exists() and (DIRECTORY / "report.html").exists()
     assert report.main(["report", "nowhere"]) == 78
 
 

@@ -52,4 +52,5 @@ def test_a_wheel_trains_3m(tmp_path):
     result = json.loads((place / "run" / "result.json").read_text())
     assert (result["step"], result["finished"]) == (100, True)
     assert result["git"] is None, "an installed package belongs to no checkout"
-    assert "omcda on smax/3m medium, seed 0" in call(home / "bin" / "omcda-jax", "report", "run", **options)
+    shown = call(home / "bin" / "omcda-jax", "report", "run", "--noreplay", **options)
+    assert "omcda on smax/3m medium, seed 0" in shown and (place / "run" / "report.html").exists()

@@ -42,16 +42,20 @@ def metric(groups: Groups, key: str, title: str) -> go.Figure | None:
     return _curves({name: curve(trials, key) for name, trials in groups.items()}, title)
 
 
-def values(groups: Groups, key: str, scale: float, largest: float | None) -> go.Figure | None:
-    """Draw the learned value of the data's state and actions, against the largest return-to-go in the data.
+def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | None) -> go.Figure | None:
+    """Draw the learned value of the data's states and actions, against the largest return-to-go in the data.
 
     Args:
         groups: trials by what they have in common.
-        key: of the value.
+        keys: that the value may have; the first that a group knows counts.
         scale: of the rewards, that the value is divided by.
         largest: return-to-go, in the environment's units, or None where it is not known.
     """
-    figure = _curves({name: curve(trials, key, scale=scale) for name, trials in groups.items()}, "value")
+    curves = {
+        name: next(filter(None, (curve(trials, key, scale=scale) for key in keys)), None)
+        for name, trials in groups.items()
+    }
+    figure = _curves(curves, "value")
     if figure is not None and largest is not None:
         _level(figure, largest, "largest return-to-go")
     return figure
@@ -79,7 +83,7 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
         for agent in range(count):
             style = {"stackgroup": "all", "line": _line(agent, 0.5)} if shares else {"line": _line(agent)}
             figure.add_scatter(
-                x=_whole(steps[kept]),
+                x=_small(steps[kept]),
                 y=_small(values[kept, agent]),
                 name=f"agent {agent}",
                 mode="lines",
@@ -100,6 +104,82 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
     return figure
 
 
+def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw the interquartile means of a task's algorithms with their intervals, and the mean of the data.
+
+    Args:
+        entries: of one task, as comparison.json has them.
+    """
+    figure = go.Figure()
+    for place, entry in enumerate(entries):
+        low, high = entry["interval"]
+        figure.add_scatter(
+            x=[entry["iqm"]],
+            y=[entry["algorithm"]],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - entry["iqm"]],
+                "arrayminus": [entry["iqm"] - low],
+            },
+            mode="markers",
+            marker={"size": 9},
+            line=_line(place),
+            name=entry["algorithm"],
+        )
+    figure.add_vline(x=entries[0]["data_mean"], line={"color": "#8C8C8C", "dash": "dash", "width": 1.5})
+    _lay_out(figure, "", "return")
+    figure.update_layout(showlegend=False, height=120 + 32 * len(entries))
+    return figure
+
+
+def profile(shares: Mapping[str, np.ndarray], thresholds: np.ndarray) -> go.Figure:
+    """Draw performance profiles with their intervals.
+
+    Args:
+        shares: by algorithm, as `tables.performance_profile` returns them.
+        thresholds: [K].
+    """
+    curves = {name: Curve(thresholds, *rows) for name, rows in shares.items()}
+    figure = _curves(curves, "share of runs above")
+    figure.update_layout(xaxis={"title": {"text": "score"}}, showlegend=True)
+    return figure
+
+
+def improvement(names: Sequence[str], chances: Mapping[tuple[str, str], tuple[float, float, float]]) -> go.Figure:
+    """Draw the chance that the algorithm of a row beats that of a column.
+
+    Args:
+        names: of the algorithms.
+        chances: by pair, with the ends of its interval; those without a task in common are left blank.
+    """
+    blank = (None, None, None)
+    cells = [[chances.get((ours, theirs), blank) for theirs in names] for ours in names]
+    texts = [["" if cell == blank else f"{cell[0]:.2f}" for cell in row] for row in cells]
+    spans = [
+        ["" if cell == blank else f"95 % interval {cell[1]:.2f} to {cell[2]:.2f}" for cell in row] for row in cells
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[cell[0] for cell in row] for row in cells],
+            x=list(names),
+            y=list(names),
+            text=texts,
+            customdata=spans,
+            texttemplate="%{text}",
+            textfont={"color": "#000000"},
+            hovertemplate="%{y} beats %{x}: %{text}, %{customdata}<extra></extra>",
+            colorscale=[[0, "#E69F00"], [0.5, "#FFFFFF"], [1, "#56B4E9"]],
+            zmin=0,
+            zmax=1,
+            showscale=False,
+        )
+    )
+    _lay_out(figure, "", "")
+    figure.update_layout(yaxis={"autorange": "reversed"}, height=120 + 40 * len(names))
+    return figure
+
+
 def as_dict(figure: go.Figure) -> dict[str, Any]:
     """Return a figure as Plotly's JSON values, without a template: the page gives one for light and one for dark."""
     drawn = figure.to_plotly_json()
@@ -108,13 +188,14 @@ def as_dict(figure: go.Figure) -> dict[str, Any]:
 
 
 def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
-    curves = {name: one for name, one in curves.items() if one is not None}
+    """The curves of at least two points, each with its interval; None where there is none."""
+    curves = {name: one for name, one in curves.items() if one is not None and len(one.step) > 1}
     if not curves:
         return None
     figure = go.Figure()
     for place, (name, one) in enumerate(curves.items()):
         kept = _thinned(len(one.step), 3 * len(curves))
-        steps, colour = _whole(one.step[kept]), COLOURS[place % len(COLOURS)]
+        steps, colour = _small(one.step[kept]), COLOURS[place % len(COLOURS)]
         if one.low is not None:
             edges = np.concatenate([one.high[kept], one.low[kept][::-1]])
             figure.add_scatter(
@@ -177,9 +258,6 @@ def _thinned(count: int, curves: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _whole(steps: Any) -> np.ndarray:
-    return np.asarray(steps, np.int32)
-
-
 def _small(numbers: Any) -> np.ndarray:
-    return np.asarray(numbers, np.float32)
+    numbers = np.asarray(numbers)
+    return numbers.astype(np.int32 if numbers.dtype.kind == "i" else np.float32)

@@ -20,7 +20,7 @@ COMMANDS = {
     "collect": ("omcda_jax.runner.collect", "make an offline dataset in a simulator"),
     "data": ("omcda_jax.data.__main__", "check, describe, convert and download datasets"),
     "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),
-    "report": ("omcda_jax.runner.report", "print a finished run's table and draw its plot again"),
+    "report": ("omcda_jax.runner.report", "print a finished run's table again and write its page"),
 }
 
 

@@ -39,11 +39,12 @@ VALUES = ("critic/q_return", "critic/q")
 
 
 class Section(NamedTuple):
-    """A part of a page; a folded one opens when its title is clicked."""
+    """A part of a page; a folded one opens when its title is clicked, half a screen is enough for a half one."""
 
     title: str
     parts: Sequence[Part]
     folded: bool = False
+    half: bool = False
 
 
 class Page(NamedTuple):
@@ -83,12 +84,11 @@ def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = Tru
     trials = [trial for folder, own in parts for trial in trials_of(folder, own)]
     population, config = "trials" in result, result["config"]
     groups = by_setting(trials)
-    sections = [
-        Section("Result", trial_tables(result) if population else outcome_tables(result)),
-        Section("Training", training(groups, result)),
-    ]
+    tables = trial_tables(result) if population else outcome_tables(result)
+    sections = [Section("Result", tables, half=not population)]
     if with_replay:
-        sections.append(Section("An episode", episode(best(trials), config)))
+        sections.append(Section("An episode", episode(best(trials), config), half=not population))
+    sections.append(Section("Training", training(groups, result)))
     others = other_metrics(groups)
     if others:
         sections.append(Section("All other metrics", [others], folded=True))
@@ -150,9 +150,8 @@ def training(groups: figures.Groups, result: Mapping[str, Any]) -> list[Part]:
         (title, figures.agents(groups, key, axis, shares=key == "allocation/budget"))
         for key, (title, axis) in AGENTS.items()
     ]
-    for key in VALUES:
-        title = "Learned value of the data, and the largest return-to-go in it: a value above it is too high"
-        drawn.append((title, figures.values(groups, key, scale, data.get("max_return_to_go"))))
+    title = "Learned value of the data, and the largest return-to-go in it: a value above it is too high"
+    drawn.append((title, figures.values(groups, VALUES, scale, data.get("max_return_to_go"))))
     return [{"kind": "figures", "figures": [drawing(*one) for one in drawn if one[1] is not None]}]
 
 
@@ -182,10 +181,16 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(sound, key=lambda trial: trial.final["return_mean"])
 
 
-def episode(trial: Trial, config: Mapping[str, Any]) -> list[Part]:
-    """Return an episode of a trial to look at, or a word why there is none."""
+def episode(trial: Trial, config: Mapping[str, Any], name: str = "") -> list[Part]:
+    """Return an episode of a trial to look at, or a word why there is none.
+
+    Args:
+        trial: whose policy.
+        config: its settings.
+        name: of what it is one of.
+    """
     shown = replay(trial, config)
-    label = ", ".join(f"{key}={value}" for key, value in trial.label.items())
+    label = ", ".join(filter(None, [name, *(f"{key}={value}" for key, value in trial.label.items())]))
     parts: list[Part] = [words(f"{label}: {shown.words}" if label else shown.words)]
     if shown.figure is not None:
         text = "Circles are filled by health, lines go from a unit to the one it attacks."
@@ -231,22 +236,28 @@ def command(config: Mapping[str, Any]) -> str:
 
 
 def made(result: Mapping[str, Any], line: str) -> list[Part]:
-    """Return with what and by which command something was made.
+    """Return with what and by which command a run was made.
 
     Args:
-        result: with the fields of `report.provenance`.
+        result: of it.
         line: the command.
     """
+    return [words("This command makes it:"), {"kind": "code", "text": line}, made_with(result)]
+
+
+def made_with(result: Mapping[str, Any]) -> Part:
+    """Return the table of versions, device and data of a result."""
     data, changes = result["data"], " with changes" if result["git_dirty"] else ""
-    rows = [["commit", f"{result['git'] or 'unknown'}{changes}"]]
-    rows += [["device", result["device"]], ["platform", result["platform"]]]
-    rows += [[name, version or "unknown"] for name, version in result["versions"].items()]
-    rows += [
-        [name, version] for name, version in result["environment_versions"].items() if name not in result["versions"]
+    versions = result["versions"] | result["environment_versions"]
+    rows = [
+        ["commit", f"{result['git'] or 'unknown'}{changes}"],
+        ["device", result["device"]],
+        ["platform", result["platform"]],
+        *([name, version or "unknown"] for name, version in versions.items()),
+        *([f"data: {key}", str(data[key])] for key in ("environment", "quality", "digest") if data.get(key)),
+        ["seconds of training", f"{result['training_seconds']:.0f}"],
     ]
-    rows += [[f"data: {key}", str(data[key])] for key in ("environment", "quality", "digest") if data.get(key)]
-    rows.append(["seconds of training", f"{result['training_seconds']:.0f}"])
-    return [words("This command makes it:"), {"kind": "code", "text": line}, table(["what", "which"], rows, "")]
+    return table(["what", "which"], rows, "")
 
 
 def words(text: str) -> Part:
@@ -263,4 +274,4 @@ def drawing(caption: str, figure: go.Figure) -> Part:
     """Return a figure with a caption."""
     text = plotly.io.json.to_json_plotly(figures.as_dict(figure))
     # nothing in it may end the element that holds it
-    return {"caption": caption, "json": Markup(text.replace("<", "\\u003c"))}
+    return {"caption": caption, "json": Markup(text.replace("<", "\\u003c")), "height": figure.layout.height}

@@ -108,8 +108,8 @@ def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:
         go.Frame(data=traces, name=str(time), layout={"title": {"text": titles[time]}})
         for time, traces in enumerate(moments)
     ]
-    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
-    on = {"frame": {"duration": PACE, "redraw": False}, "transition": {"duration": 0}, "fromcurrent": True}
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    on = {"frame": {"duration": PACE, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
     buttons = [
         {"label": label, "method": "animate", "args": [frames, how]}
         for label, frames, how in (("play", None, on), ("pause", [None], now))

@@ -270,23 +270,40 @@ def _show_again(argv: Sequence[str]) -> None:
         return
     if len(words) != 1:
         raise ConfigError(f"expected one directory of a finished run, found {' '.join(words) or 'none'}")
-    directory = words[0]
+    directory, compared = words[0], os.path.isfile(os.path.join(words[0], "comparison.json"))
+    if compared:
+        with open(os.path.join(directory, "comparison.md"), encoding="utf-8") as file:
+            print(file.read())
+    else:
+        result = _shown(directory)
+    try:
+        from omcda_jax.runner import comparison_page, page
+    except ImportError as error:
+        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
+    if compared:
+        made = comparison_page.of_comparison(directory, with_replay=values.replay)
+    else:
+        made = page.of_run(directory, result, with_replay=values.replay)
+    print(f"page: {page.write(directory, made)}")
+
+
+def _shown(directory: str) -> dict[str, Any]:
+    """Print the table of a run or of trials, draw a run's plot, and return the result."""
     result = shares(directory)
     if result is None:
         path = os.path.join(directory, "result.json")
         if not os.path.isfile(path):
-            raise ConfigError(f"{directory}: expected the directory of a finished run, with result.json")
+            raise ConfigError(
+                f"{directory}: expected the directory of a finished run, with result.json, or of a comparison, with "
+                "comparison.json"
+            )
         result = load(path)
     if "trials" in result:
         print(trials_table(result))
-    else:
-        print(table(result))
-        try:
-            print(f"plot: {plots.plot(directory, result)}")
-        except ConfigError as error:
-            print(error)
+        return result
+    print(table(result))
     try:
-        from omcda_jax.runner import page
-    except ImportError as error:
-        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
-    print(f"page: {page.write(directory, page.of_run(directory, result, with_replay=values.replay))}", flush=True)
+        print(f"plot: {plots.plot(directory, result)}")
+    except ConfigError as error:
+        print(error)
+    return result

@@ -60,6 +60,46 @@ def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
+def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Return which share of the runs scores above each threshold, with its interval, [3, K]: share, low and high.
+
+    Seeds are drawn with replacement within each task for the interval.
+
+    Args:
+        scores: of every task, one for each seed.
+        thresholds: [K].
+        level: of confidence.
+    """
+    rng = np.random.default_rng(0)
+    above = [task[:, None] > thresholds for task in scores]  # [seeds, K] of each task
+    drawn = [
+        np.concatenate([task[rng.integers(len(task), size=len(task))] for task in above]) for _ in range(RESAMPLES)
+    ]
+    edges = np.quantile([runs.mean(axis=0) for runs in drawn], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.stack([np.concatenate(above).mean(axis=0), *edges])
+
+
+def probability_of_improvement(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the chance that a run of one method beats one of another on the same task, with its interval.
+
+    It is averaged over tasks, and a tie counts half. Seeds are drawn with replacement for the interval.
+
+    Args:
+        ours, theirs: of every task, the score of each seed.
+        level: of confidence.
+    """
+    rng = np.random.default_rng(0)
+    wins = [(np.sign(a[:, None] - b) + 1) / 2 for a, b in zip(ours, theirs, strict=True)]
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = [[rng.integers(size, size=size) for size in task.shape] for task in wins]
+        drawn.append(np.mean([task[np.ix_(*rows)].mean() for task, rows in zip(wins, chosen, strict=True)]))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(np.mean([task.mean() for task in wins])), float(low), float(high)
+
+
 def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cell's numbers in the tables; seeds that diverged are counted and left out of the rest."""
     sound = [seed for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True) if not culprit]
@@ -148,7 +188,11 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
     for (task, algorithm), result in results.items():
         for seed in result["evaluation"]:
             writer.writerow({"task": task, "algorithm": algorithm, "updates": result["step"], **seed})
-    whole = [{"task": task, "algorithm": algorithm, **entry} for (task, algorithm), entry in entries.items()]
+    places = {(cell.task, cell.algorithm): os.path.relpath(cell.directory, directory) for cell in cells}
+    whole = [
+        {"task": task, "algorithm": algorithm, "directory": places[task, algorithm], **entry}
+        for (task, algorithm), entry in entries.items()
+    ]
     table = markdown(entries, cells)
     for extension, content in (("md", table), ("csv", text.getvalue()), ("json", json.dumps(whole, indent=2))):
         with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:

@@ -1,0 +1,438 @@
+"""The page of a run, of trials and of a comparison: what it says, that its figures are Plotly's, and how it behaves."""
+
+import base64
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from test_run import DIRECTORY, command, result_of, run
+
+from benchmarks.toy import LENGTH, SPEC, environment
+from omcda_jax import envs
+from omcda_jax.config import to_dict
+from omcda_jax.envs.base import HostEnvironment, Map, Simulators, TimeStep, Units
+from omcda_jax.runner import figures, page, replay, report, tables
+from omcda_jax.runner.outcomes import trials_of
+from omcda_jax.runner.presets import PRESETS, resolve
+
+__all__ = ["run"]  # fixture
+
+MADE = {
+    "versions": {"python": "3.11", "omcda-jax": "0.1.0", "jax": "0.10.2"},
+    "platform": "Linux",
+    "device": "cpu",
+    "git": "0123456789abcdef",
+    "git_dirty": False,
+    "environment_versions": {"jaxmarl": "0.2.0"},
+    "training_seconds": 60.0,
+}
+DATA = {
+    "environment": "smax/3m",
+    "quality": "medium",
+    "digest": "abc",
+    "max_return_to_go": 1.5,
+    "statistics": {"return_mean": 1.0, "return_sd": 0.5, "win_rate": 0.25, "length_mean": 20.0, "episodes": 100},
+}
+STEPS = (200, 400, 600)
+
+
+def evaluated(mean):
+    spread = {"return_sd": 0.4, "return_se": 0.05}
+    return {"episodes": 64, "return_mean": mean, **spread, "win_rate": 0.5, "length_mean": 25.0}
+
+
+def rows(several=None):
+    """Metrics of two agents, of a single trial or the same for each of several."""
+    spread = (lambda value: value) if several is None else (lambda value: [value] * several)
+    learning = [
+        {
+            "step": step,
+            "allocation/budget": spread([0.1 * step, 0.3 * step]),
+            "allocation/alpha": spread([0.5, 0.25]),
+            "allocation/influence": spread([1.0, 3.0]),
+            "critic/q_return": spread(step / 100),
+            "policy/loss": spread(1 / step),
+        }
+        for step in STEPS
+    ]
+    return [*learning, {"step": 400, "evaluation/return_mean": spread(1.25), "evaluation/return_se": spread(0.1)}]
+
+
+def settings(*assignments):
+    return to_dict(resolve("smac_3m", ["learner.updates=600", *assignments]))
+
+
+def leave(directory, result, metrics):
+    directory.mkdir(parents=True)
+    (directory / "result.json").write_text(json.dumps(result))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    return str(directory)
+
+
+def leave_run(directory, **changes):
+    result = {"config": settings(), "step": 600, "evaluation": evaluated(1.75), "metrics": rows()[2], "data": DATA}
+    result |= MADE | changes
+    return leave(directory, result, rows()), result
+
+
+def leave_trials(directory):
+    labels = [{"seed": seed, "algorithm.d_tot": total} for total in (0.3, 0.6) for seed in (0, 1)]
+    trials = [
+        {"trial": label, "evaluation": evaluated(1 + 0.1 * place), "metrics": {}, "skipped": 0, "diverged": None}
+        for place, label in enumerate(labels)
+    ]
+    trials[3]["diverged"] = "policy/loss"
+    result = {"config": settings(), "step": 600, "trials": trials, "data": DATA, **MADE}
+    return leave(directory, result, rows(several=4)), result
+
+
+def leave_comparison(directory):
+    entries = []
+    for algorithm, means in (("bc", (1.0, 1.5)), ("omcda", (1.5, 2.0))):
+        folder = f"smac_3m/{algorithm}/seeds_0-1"
+        final = [{"seed": seed, "returns": [mean, mean], **evaluated(mean)} for seed, mean in enumerate(means)]
+        config = settings(f"algorithm.name={algorithm}", "learner.evaluate_every=0", "evaluation.episodes=32")
+        result = {"config": config, "seeds": [0, 1], "step": 600, "evaluation": final, "diverged": [None, None]}
+        result |= {"data": DATA, **MADE}
+        leave(directory / folder, result, rows(several=2) if algorithm == "omcda" else [])
+        entries.append({"task": "smac_3m", "algorithm": algorithm, "directory": folder, **tables.statistics(result)})
+    (directory / "comparison.json").write_text(json.dumps(entries))
+    (directory / "comparison.md").write_text("the table\n")
+    return str(directory)
+
+
+class Reader(html.parser.HTMLParser):
+    """Tables as lists of rows of cells, figures as JSON, and everything else that is written."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.figures, self.text, self.tags = [], [], "", []
+        self._in = ()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "img"):
+            self._in = (*self._in, (tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._in[-1][0] == tag, f"</{tag}> closes <{self._in[-1][0]}>"
+        self._in = self._in[:-1]
+
+    def handle_data(self, data):
+        tags = [tag for tag, _ in self._in]
+        if ("script", {"type": "application/json"}) in self._in:
+            self.figures.append(json.loads(data))
+        elif {"td", "th"} & set(tags):
+            self.tables[-1][-1][-1] += data
+        elif not {"script", "style"} & set(tags):
+            self.text += data
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return Reader(file.read())
+
+
+def numbers(values):
+    """A trace's numbers, whether written out or packed."""
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
+    return np.array(values)
+
+
+def traces(figure):
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
+
+
+def figure_of(shown, axis):
+    return next(figure for figure in shown.figures if figure["layout"]["yaxis"].get("title", {}).get("text") == axis)
+
+
+@pytest.mark.quick
+def test_the_page_of_a_run_says_what_the_run_left(tmp_path):
+    directory, result = leave_run(tmp_path / "run")
+    shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
+    assert "smac_3m: omcda on smax/3m medium" in shown.text and "omcda-jax run --config=smac_3m" in shown.text
+    assert shown.tables[0][1:] == [
+        ["omcda", "1.750", "1.652", "1.848", "0.500", "25.0", "64"],
+        ["data", "1.000", "0.902", "1.098", "0.250", "20.0", "100"],
+    ]
+    assert shown.tables[1][1][:3] == ["0", "60.0000", "0.5000"]
+    updates = str(PRESETS["smac_3m"].learner.updates)
+    assert ["learner.updates", "600", updates] in [row for table in shown.tables for row in table]
+    returns = traces(figure_of(shown, "return"))["policy"]
+    np.testing.assert_allclose(numbers(returns["x"]), [400, 600])
+    np.testing.assert_allclose(numbers(returns["y"]), [1.25, 1.75])
+    shares = traces(figure_of(shown, "share"))
+    np.testing.assert_allclose(numbers(shares["agent 0"]["y"]), [0.25] * 3)
+    np.testing.assert_allclose(numbers(shares["agent 1"]["y"]), [0.75] * 3)
+    scale = result["config"]["data"]["reward_scale"]
+    value = figure_of(shown, "value")
+    np.testing.assert_allclose(numbers(traces(value)["policy"]["y"]), np.array(STEPS) / 100 / scale, rtol=1e-6)
+    assert value["layout"]["shapes"][0]["y0"] == 1.5
+
+
+@pytest.mark.quick
+def test_a_page_stands_alone_and_its_figures_are_plotlys(tmp_path):
+    directory, result = leave_run(tmp_path / "run")
+    shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
+    assert len(shown.figures) == 6, "return, shares, levels, influence, value, loss"
+    for figure in shown.figures:
+        go.Figure(figure)  # refuses what the library does not know
+        assert "template" not in figure["layout"]
+    for tag, attributes in shown.tags:
+        assert tag not in ("link", "iframe") and "href" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in shown.tags
+
+
+@pytest.mark.quick
+def test_what_a_run_is_called_cannot_become_part_of_the_page(tmp_path):
+    wild = "</script><script>alert(1)</script>"
+    directory, result = leave_run(tmp_path / "run")
+    result["config"] |= {"name": wild}
+    shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
+    assert wild in shown.text
+    figure = figures.metric({wild: trials_of(directory, result), "b": []}, "policy/loss", wild)
+    assert "<" not in page.drawing(wild, figure)["json"]
+
+
+@pytest.mark.quick
+def test_trials_are_drawn_by_setting_and_one_that_diverged_is_left_out(tmp_path):
+    directory, result = leave_trials(tmp_path / "trials")
+    shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
+    assert shown.tables[0][1:] == [
+        ["0.3", "1.050 ± 0.071", "0.500", "2", "0"],
+        ["0.6", "1.200 ± 0.000", "0.500", "1", "1"],
+    ]
+    assert len(shown.tables[1]) == 6 and shown.tables[1][4][-1] == "diverged: policy/loss"
+    returns = figure_of(shown, "return")
+    assert set(traces(returns)) == {"d_tot=0.3", "d_tot=0.6"}
+    np.testing.assert_allclose(numbers(traces(returns)["d_tot=0.3"]["y"]), [1.25, 1.05], rtol=1e-6)
+    np.testing.assert_allclose(numbers(traces(returns)["d_tot=0.6"]["y"]), [1.25, 1.2], rtol=1e-6)
+    band = next(trace for trace in returns["data"] if trace.get("fill") == "toself")
+    np.testing.assert_allclose(numbers(band["y"]), [1.25, 1.1, 1.0, 1.25], rtol=1e-6)
+    levels = figure_of(shown, "level")
+    labels = [button["label"] for button in levels["layout"]["updatemenus"][0]["buttons"]]
+    assert labels == ["d_tot=0.3", "d_tot=0.6"]
+    assert levels["layout"]["updatemenus"][0]["buttons"][1]["args"][0]["visible"] == [False, False, True, True]
+
+
+@pytest.mark.quick
+def test_shares_of_trials_are_one_page(tmp_path):
+    for index in range(2):
+        _, result = leave_trials(tmp_path / "trials" / f"share_{index}_of_2")
+    directory = str(tmp_path / "trials")
+    shown = read(page.write(directory, page.of_run(directory, report.shares(directory), with_replay=False)))
+    assert "8 trials" in shown.text and len(shown.tables[1]) == 10
+
+
+@pytest.mark.quick
+def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
+    directory, result = leave_run(tmp_path / "run")
+    trial = trials_of(directory, result)[0]
+    long = trial._replace(rows=[{"step": step, "policy/loss": step / 7} for step in range(1, 50_001)])
+    drawn = figures.metric({"": [long]}, "policy/loss", "loss").data[0]
+    assert len(drawn.x) == figures.LARGEST and (drawn.x[0], drawn.x[-1]) == (1, 50_000)
+    np.testing.assert_allclose(drawn.y, drawn.x / 7, rtol=1e-6)
+
+
+@pytest.mark.quick
+def test_the_command_of_a_page_makes_the_same_settings():
+    changed = ["algorithm.name=bc", "seed=3", "data.quality=good", "algorithm.hidden_sizes=8,8", "data.episodes=none"]
+    config = settings(*changed, "data.transitions=100")
+    words = page.command(config).split()
+    assert words[:3] == ["omcda-jax", "run", "--config=smac_3m"] and "--config.seed=3" in words
+    again = resolve("smac_3m", [word.removeprefix("--config.") for word in words[3:]])
+    assert to_dict(again) == config
+    assert len(words) == 10, "what the preset has is not repeated"
+
+
+@pytest.mark.quick
+def test_the_page_of_a_comparison_says_who_is_better_and_how_sure_that_is(tmp_path, capsys):
+    directory = leave_comparison(tmp_path)
+    assert report.main(["report", directory, "--noreplay"]) == 0
+    assert "the table" in capsys.readouterr().out
+    shown = read(tmp_path / "report.html")
+    assert [row[:5] for row in shown.tables[0][1:]] == [
+        ["smac_3m", "bc", "1.250", "0.354", "1.250"],
+        ["smac_3m", "omcda", "1.750", "0.354", "1.750"],
+    ]
+    # of the four pairs of seeds omcda wins three, and one is a tie
+    assert shown.tables[1][1][:3] == ["bc", "omcda", "0.12"]
+    assert shown.tables[1][2][:3] == ["omcda", "bc", "0.88"]
+    profile = traces(figure_of(shown, "share of runs above"))
+    # 0.75 standard deviations above the data lies between the seeds of bc, at 0 and 1, and below omcda's, at 1 and 2
+    place = int(np.searchsorted(numbers(profile["bc"]["x"]), 0.75))
+    assert numbers(profile["bc"]["y"])[place] == 0.5 and numbers(profile["omcda"]["y"])[place] == 1.0
+    assert (
+        "omcda-jax compare --tasks=smac_3m --algorithms=bc,omcda --seeds=0,1 --config.learner.updates=600" in shown.text
+    )
+    for figure in shown.figures:
+        go.Figure(figure)
+
+
+@pytest.mark.quick
+def test_a_comparison_of_an_earlier_version_says_what_to_do(tmp_path, capsys):
+    directory = leave_comparison(tmp_path)
+    entries = json.loads((tmp_path / "comparison.json").read_text())
+    del entries[0]["directory"]
+    (tmp_path / "comparison.json").write_text(json.dumps(entries))
+    assert report.main(["report", directory]) == 78
+    assert "compare --report_only writes it again" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.quick
+def test_the_interval_of_a_profile_resamples_seeds_within_tasks():
+    share, low, high = tables.performance_profile(
+        [np.array([0.0, 1.0]), np.array([1.0, 1.0])], np.array([-1.0, 0.5, 2.0])
+    )
+    np.testing.assert_array_equal(share, [1.0, 0.75, 0.0])
+    # the first task's half is drawn as none, half or all of its runs; the second's always counts whole
+    np.testing.assert_array_equal(low, [1.0, 0.5, 0.0])
+    np.testing.assert_array_equal(high, [1.0, 1.0, 0.0])
+
+
+@pytest.mark.quick
+def test_the_probability_of_improvement_is_averaged_over_tasks():
+    ours, theirs = [np.array([1.0, 3.0]), np.array([0.0])], [np.array([2.0, 2.0]), np.array([0.0])]
+    chance, low, high = tables.probability_of_improvement(ours, theirs)
+    assert (chance, low, high) == (0.5, 0.25, 0.75), "half of the first task, a tie on the second"
+
+
+@pytest.mark.quick
+def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    directory, _ = leave_run(tmp_path / "run")
+    for name in ("comparison_page", "page", "replay", "figures"):
+        monkeypatch.delattr(f"omcda_jax.runner.{name}")
+        monkeypatch.delitem(sys.modules, f"omcda_jax.runner.{name}")
+    for name in ("plotly", "plotly.graph_objects"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert report.main(["report", directory]) == 78
+    shown = capsys.readouterr()
+    assert "omcda  1.750 ± 0.050" in shown.out, "the table comes all the same"
+    assert re.fullmatch(r"error: no page, it needs a package \(.*\): pip install 'omcda-jax\[report\]'\n", shown.err)
+
+
+def with_map():
+    """The toy with a map, on which agent 1 acts upon agent 0 in its second half."""
+
+    def units(env_state):
+        time = env_state[0]
+        return Units(
+            position=jnp.array([[0.0, 0.0], [4.0, 2.0]]) + time,
+            radius=jnp.full(2, 0.5),
+            health=jnp.array([1.0, 1.0]) - jnp.array([0.0, 0.25]) * time,
+            team=jnp.array([0, 1]),
+            kind=jnp.array([0, 0]),
+            target=jnp.where(time >= 2, jnp.array([0, 0]), jnp.array([0, 1])),
+        )
+
+    return dataclasses.replace(environment(), map=Map(("robot",), units))
+
+
+def on_host():
+    """The toy's sizes on the host, with a picture."""
+
+    def show(index):
+        no = np.zeros(len(index), bool)
+        obs, avail = np.zeros((len(index), 2, 3), np.float32), np.ones((len(index), 2, 3), bool)
+        return TimeStep(obs, np.zeros((len(index), 2), np.float32), avail, no, no, no, no)
+
+    def opened(copies):
+        reset, step = (lambda index, seed: show(index)), (lambda index, action: show(index))
+        return Simulators(reset, step, lambda: np.full((16, 16, 3), 200, np.uint8), lambda: None)
+
+    return HostEnvironment("smax/toy", SPEC, LENGTH, 2.0, {}, opened)
+
+
+def test_an_episode_is_played_again_from_the_checkpoint(run, monkeypatch, capsys):
+    """On a map, as a film, and not at all; the page is the same command's."""
+    assert run.main(command(updates=10)) == 0
+    assert report.main(["report", str(DIRECTORY)]) == 0
+    assert "No replay: environment smax/toy has no map to draw." in read(DIRECTORY / "report.html").text
+    monkeypatch.setattr(envs, "make", lambda name: with_map())
+    assert report.main(["report", str(DIRECTORY)]) == 0
+    shown = read(DIRECTORY / "report.html")
+    returned = re.search(r"Greedy episode after 10 updates: 4 steps, return ([\d.]+)\.", shown.text)[1]
+    assert float(returned) == pytest.approx(result_of()["evaluation"]["return_mean"])
+    moving = next(figure for figure in shown.figures if "frames" in figure)
+    assert [frame["name"] for frame in moving["frames"]] == ["0", "1", "2", "3", "4"]
+    assert moving["frames"][4]["layout"]["title"]["text"] == f"step 4, return {float(returned):.2f}"
+    drawn = [[trace for trace in frame["data"] if trace["mode"] == "lines"] for frame in moving["frames"]]
+    lines = [[len(numbers(trace["x"])) for trace in teams] for teams in drawn]
+    assert lines == [[0, 0], [0, 0], [0, 3], [0, 3], [0, 0]], "from agent 1 to agent 0, while it is there"
+    final = {trace["name"]: trace for trace in moving["frames"][3]["data"] if "name" in trace}
+    assert final["enemies"]["text"] == ["robot, health 25%"]
+    monkeypatch.setattr(envs, "make", lambda name: on_host())
+    film = replay.replay(trials_of(str(DIRECTORY), result_of())[0], result_of()["config"]).film
+    assert film.startswith("data:image/webp;base64,")
+    shutil.rmtree(DIRECTORY / "checkpoints")
+    words = replay.replay(trials_of(str(DIRECTORY), result_of())[0], result_of()["config"]).words
+    assert words.startswith("No replay: ") and "expected a checkpoint, found none" in words
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium in the PATH: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def test_a_browser_shows_the_page_without_a_complaint_and_sorts_its_tables(browser, tmp_path):
+    directory, result = leave_trials(tmp_path / "trials")
+    made = page.of_run(directory, result, with_replay=False)
+    toy = with_map()
+    moments = [toy.map.units((jnp.float32(time), None)) for time in range(3)]
+    units = Units(*(np.stack(values) for values in zip(*moments, strict=True)))
+    moving = page.drawing("an episode", replay.moving(toy.map, units, np.ones(2)))
+    section = page.Section("An episode", [{"kind": "figures", "figures": [moving]}])
+    path = page.write(directory, made._replace(sections=[section, *made.sections]))
+    phone = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    complaints, asked = [], []
+    phone.on("console", lambda message: complaints.append(message.text))
+    phone.on("pageerror", lambda error: complaints.append(str(error)))
+    phone.on("request", lambda request: asked.append(request.url))
+    phone.goto(f"file://{path}")
+    phone.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    plots = phone.locator(".plot")
+    for place in range(plots.count()):
+        plots.nth(place).scroll_into_view_if_needed()
+        plots.nth(place).locator("svg.main-svg").first.wait_for()
+    assert plots.count() == len(read(path).figures)
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than the screen"
+    assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    cells = phone.locator("table").nth(1).locator("tbody tr td:nth-child(3)")
+    column = lambda: [cell.text_content() for cell in cells.all()]
+    button = phone.locator("table").nth(1).locator("th button").nth(2)
+    button.click()
+    assert column() == sorted(column()) and column()[0].startswith("1.000")
+    button.click()
+    assert column() == sorted(column(), reverse=True) and column()[0].startswith("1.300")
+    plots.first.locator("text=play").click()
+    phone.locator("text=step 2, return 2.00").wait_for()
+    assert [complaints, asked] == [[], [f"file://{path}"]]
+    assert len(phone.screenshot(full_page=True)) > 20_000
