@@ -191,7 +191,9 @@ if what == "crash" or (what == "crash once" and count == 1):
     raise ValueError("of the stub")
 if what == "killed once" and count == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-if what == "wait":
+if what == "75 once" and count == 1:
+    sys.exit(75)
+if what == "wait" or (what == "wait once" and count == 1):
     def save(*_):
         open(os.path.join(directory, "saved"), "w").close()
         sys.exit(75)
@@ -231,7 +233,7 @@ def stubs(tmp_path):
 
 def work(directory, rows, interruption=None, **options):
     interruption = interruption or Interruption()
-    return local.run(str(directory), rows, local.Options(**options), interruption)
+    return local.run(str(directory), rows, machine.Options(**options), interruption)
 
 
 def tries_of(directory, row):

@@ -18,6 +18,7 @@ separates alternatives. Keys are settings of a run, `task` (a preset, with an op
 """
 
 import functools
+import importlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -27,9 +28,11 @@ from absl import flags
 
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.runner.sweep import check, collect, local, manifest, plan, state
+from omcda_jax.runner.sweep import check, collect, machine, manifest, plan, state
 from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError
+
+ENGINES = ("local", "slurm", "ray")  # modules of this package, imported when they are asked for
 
 
 class Command(NamedTuple):
@@ -39,7 +42,8 @@ class Command(NamedTuple):
         directory: of the sweep.
         act: run, dry_run, status or collect.
         order: trials to add to the manifest, or None where it is taken as it is.
-        options: of this machine.
+        engine: what works the rows off.
+        options: of this machine, or of the engine.
         rate: updates a second to estimate by, or None.
         rates: directory of another sweep to estimate by, or None.
     """
@@ -47,7 +51,8 @@ class Command(NamedTuple):
     directory: str
     act: str
     order: plan.Order | None
-    options: local.Options
+    engine: str
+    options: machine.Options
     rate: float | None
     rates: str | None
 
@@ -77,14 +82,24 @@ def parse(argv: Sequence[str]) -> Command | None:
         directory=os.path.abspath(directory),
         act=act,
         order=order if asked and not shown else None,
+        engine=values.engine,
         options=_options(values),
         rate=values.rate,
         rates=values.rates,
     )
 
 
-def _options(values: flags.FlagValues) -> local.Options:
-    options = local.Options(**{name: values[name].value for name in local.Options._fields})
+def _options(values: flags.FlagValues) -> machine.Options:
+    given = {}
+    for text in values.engine_options:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--engine_options: expected KEY=VALUE, found {text!r}")
+        given[key] = int(value) if value.isdecimal() else value
+    if values.engine == "local" and given:
+        raise ConfigError("--engine_options: expected none with --engine=local, whose flags are --jobs, --cores, ...")
+    same = {name: values[name].value for name in machine.Options._fields if name not in ("jobs", "engine")}
+    options = machine.Options(jobs=values.jobs or int(values.engine == "local"), engine=given, **same)
     if not 0 <= options.host < options.hosts:
         raise ConfigError(f"--host: expected less than --hosts={options.hosts}, found {options.host}")
     return options
@@ -107,7 +122,9 @@ def _flags() -> flags.FlagValues:
     text("rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
     text("status", None, "print where the rows of the sweep in this directory stand")
     text("collect", None, "write the tables of the sweep in this directory")
-    number("jobs", 1, "rows at a time on this machine", lower_bound=1)
+    flags.DEFINE_enum("engine", "local", ENGINES, "what works the rows off", flag_values=values)
+    flags.DEFINE_list("engine_options", [], "KEY=VALUE,... of slurm or ray, see docs/sweeps.md", flag_values=values)
+    number("jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
     number("cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
     real("memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
     number("devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
@@ -148,7 +165,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     check.check(directory, waiting)
     say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
     with interruption.deferring():
-        statuses = local.run(directory, waiting, command.options, interruption)
+        engine = importlib.import_module(f"omcda_jax.runner.sweep.{command.engine}")
+        statuses = engine.run(directory, waiting, command.options, interruption)
     say(state.status(directory, rows))
     return _status(list(statuses.values()), interruption.requested)
 
@@ -176,7 +194,7 @@ def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
     rates = {}
     for place in [*others, directory]:
         rates |= state.rates(place, manifest.read(place))
-    say(check.estimate(waiting, rates, command.rate, options.jobs * options.hosts, options.devices))
+    say(check.estimate(waiting, rates, command.rate, max(options.jobs, 1) * options.hosts, options.devices))
 
 
 def main(argv: Sequence[str]) -> int:

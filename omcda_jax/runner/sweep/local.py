@@ -4,7 +4,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.sweep import machine
@@ -17,33 +16,7 @@ POLL = 0.2  # seconds between two looks at the processes
 AGAIN = 5.0  # seconds until a row that another process has is looked at again
 
 
-class Options(NamedTuple):
-    """How rows share this machine, and this machine the rows with others.
-
-    Attributes:
-        jobs: rows at a time.
-        cores: of each row; 0 shares this machine's evenly.
-        memory: gigabytes of each row; a row starts when they are free, and is stopped beyond them. 0: no limit.
-        devices: accelerators of each row; 0: all that there are.
-        retries: how often a row that was killed or crashed is started again.
-        host: which of `hosts` this is; it takes the rows whose number leaves it when divided by `hosts`.
-        hosts: that share the rows.
-        claim: after its own rows, take any that no process is at work on.
-        coordinator: host:port of host 0, for rows over all hosts where JAX finds no cluster.
-    """
-
-    jobs: int = 1
-    cores: int = 0
-    memory: float = 0.0
-    devices: int = 0
-    retries: int = 2
-    host: int = 0
-    hosts: int = 1
-    claim: bool = False
-    coordinator: str | None = None
-
-
-def run(directory: str, rows: Sequence[Row], options: Options, interruption: Interruption) -> dict[str, int]:
+def run(directory: str, rows: Sequence[Row], options: machine.Options, interruption: Interruption) -> dict[str, int]:
     """Work off rows that are not done, within `interruption.deferring`; return the exit statuses by name.
 
     A row that others have is left to them, and is not among the statuses, unless it is this host's own: then it is
@@ -59,26 +32,22 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
         ConfigError: the machine has fewer cores or devices than asked for.
     """
     pool = Pool(directory, options)
-    statuses: dict[str, int] = {}
-    for row in (row for row in rows if row.shape == "slice"):
-        if interruption.requested or result_of(directory, row):
-            continue
-        statuses[row.name] = pool.together(row, interruption)
-        if statuses[row.name] not in (os.EX_OK, os.EX_CONFIG):
+    for row in (row for row in rows if row.shape == "slice" and not result_of(directory, row)):
+        if interruption.requested or pool.together(row, interruption) not in (os.EX_OK, os.EX_CONFIG):
             # all hosts start again together, for the others cannot know which row this one is at
-            return statuses
+            return pool.statuses
     single = [row for row in rows if row.shape == "host"]
     own = [row for row in single if row.number % options.hosts == options.host]
     others = [row for row in single if row.number % options.hosts != options.host] if options.claim else []
     # hosts that help begin at different places
     turn = len(others) * options.host // options.hosts
-    return statuses | pool.work(own, [*others[turn:], *others[:turn]], interruption)
+    return pool.work(own, [*others[turn:], *others[:turn]], interruption)
 
 
 class Pool:
     """Places for rows on this machine, each with cores and devices of its own."""
 
-    def __init__(self, directory: str, options: Options):
+    def __init__(self, directory: str, options: machine.Options):
         self._directory, self._options = directory, options
         self._cores = machine.shares_of_cores(options.jobs, options.cores)
         self._devices = machine.shares_of_devices(options.jobs, options.devices)
@@ -108,8 +77,8 @@ class Pool:
         """Work on a row that all hosts are at together, each with all its devices; return the exit status."""
         options, words = self._options, ()
         if options.coordinator:
-            shared = {"coordinator": options.coordinator, "num_processes": options.hosts, "process_id": options.host}
-            words = [f"--{flag}={value}" for flag, value in shared.items()]
+            words = (f"--coordinator={options.coordinator}", f"--num_processes={options.hosts}")
+            words += (f"--process_id={options.host}",)
         part = f"host_{options.host}" if options.host else ""
         say(f"{row.name}: starting on {options.hosts} hosts, of which this is {options.host}")
         try:

@@ -1,10 +1,41 @@
-"""What rows at work on one machine share: cores, accelerators and memory."""
+"""How rows share a machine, its cores, accelerators and memory, and machines the rows."""
 
 import math
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from omcda_jax.types import ConfigError
+
+
+class Options(NamedTuple):
+    """How rows share this machine, and this machine the rows with others.
+
+    Attributes:
+        jobs: rows at a time; 0 leaves it to an engine that places them itself.
+        cores: of each row; 0 shares this machine's evenly.
+        memory: gigabytes of each row; a row starts when they are free, and is stopped beyond them. 0: no limit.
+        devices: accelerators of each row; 0: all that there are.
+        retries: how often a row that was killed or crashed is started again.
+        host: which of `hosts` this is; it takes the rows whose number leaves it when divided by `hosts`.
+        hosts: that share the rows.
+        claim: after its own rows, take any that no process is at work on.
+        coordinator: host:port of host 0, for rows over all hosts where JAX finds no cluster.
+        engine: what else the engine is told, by key.
+    """
+
+    jobs: int = 1
+    cores: int = 0
+    memory: float = 0.0
+    devices: int = 0
+    retries: int = 2
+    host: int = 0
+    hosts: int = 1
+    claim: bool = False
+    coordinator: str | None = None
+    engine: Mapping[str, Any] = MappingProxyType({})
 
 
 def shares_of_cores(jobs: int, each: int) -> list[tuple[int, ...]]:

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.sweep.manifest import Row
@@ -68,7 +68,8 @@ class Task:
             line = [*command(row, directory), *words]
             options = {"stdin": subprocess.DEVNULL, "start_new_session": True, "pass_fds": [claim.fileno()]}
             surroundings = os.environ | dict(environment)
-            self._process = subprocess.Popen(line, stdout=said, stderr=said, env=surroundings, **options)
+            with _deaf_to_schedulers():
+                self._process = subprocess.Popen(line, stdout=said, stderr=said, env=surroundings, **options)
             if cores and hasattr(os, "sched_setaffinity"):
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(self._process.pid, cores)
@@ -117,6 +118,19 @@ class Task:
         errors = [line for line in lines if re.match(r"error:", line)]
         # of a traceback the last line says what happened
         return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:SHOWN]
+
+
+@contextlib.contextmanager
+def _deaf_to_schedulers() -> Iterator[None]:
+    """A process started within it leaves SIGUSR2 pending, which schedulers send to all processes of a job.
+
+    It is for the one that started the row, which has the row save by SIGTERM; the row itself it would kill.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def command(row: Row, directory: str) -> list[str]:

@@ -1,0 +1,146 @@
+"""The engine for Ray clusters: rows of one host as tasks, rows over a TPU slice by Ray Train's JaxTrainer.
+
+Ray places and starts again; all nodes need the sweep's directory and the package.
+"""
+
+import importlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omcda_jax.runner.jobs import write_json
+from omcda_jax.runner.processes import is_first, say
+from omcda_jax.runner.sweep.machine import Options
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.state import outcome_path, result_of
+from omcda_jax.runner.sweep.task import Busy, Task, command
+from omcda_jax.system import Interruption, one_line
+from omcda_jax.types import ConfigError
+
+POLL = 0.5  # seconds between two looks at a row's process
+TRAINER = ("topology", "accelerator_type")  # engine options that describe a slice
+
+
+def run(directory: str, rows: Sequence[Row], options: Options, interruption: Interruption) -> dict[str, int]:
+    """Work off rows that are not done, within `interruption.deferring`; return their exit statuses by name.
+
+    Args:
+        directory: of the sweep, on a file system that all nodes share.
+        rows: of its manifest.
+        options: `cores`, `memory` and `devices` of each row, `retries`; a row over all hosts gets `hosts` workers;
+            `engine` are `topology` and `accelerator_type` of a TPU slice, and arguments of `ray.init`.
+        interruption: a request ends all rows, which save.
+
+    Raises:
+        ConfigError: Ray is not there, or the cluster is not reached.
+    """
+    ray = _imported("ray")
+    given = dict(options.engine)
+    described = {key: given.pop(key) for key in TRAINER if key in given}
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, **given)
+    except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"--engine=ray: {one_line(error)}") from error
+    statuses = {}
+    for row in (row for row in rows if row.shape == "slice"):
+        if not interruption.requested:
+            statuses[row.name] = _train(directory, row, options, described)
+    asked: dict[str, Any] = {"num_cpus": options.cores or 1, "max_retries": options.retries}
+    if options.devices:
+        on_tpu = ray.cluster_resources().get("TPU")
+        asked |= {"resources": {"TPU": options.devices}} if on_tpu else {"num_gpus": options.devices}
+    if options.memory:
+        asked["memory"] = int(options.memory * 1e9)
+    task = ray.remote(_work).options(**asked)
+    waiting = {task.remote(directory, row, options.retries): row for row in rows if row.shape == "host"}
+    stopping = False
+    while waiting:
+        if interruption.requested and not stopping:
+            stopping = True
+            for reference in waiting:
+                ray.cancel(reference, force=False)
+        ended, _ = ray.wait(list(waiting), timeout=POLL)
+        for reference in ended:
+            name = waiting.pop(reference).name
+            try:
+                statuses[name] = ray.get(reference)
+            except ray.exceptions.TaskCancelledError:
+                statuses[name] = os.EX_TEMPFAIL
+            except ray.exceptions.RayError as error:
+                say(f"{name}: {one_line(error)}")
+                statuses[name] = 1
+            say(f"{name}: ended with {statuses[name]}")
+    return statuses
+
+
+def _work(directory: str, row: Row, retries: int) -> int:
+    """One row in a worker of Ray's; a worker that was killed leaves the row's process, which is waited for."""
+    status = os.EX_OK
+    for _ in range(retries + 1):
+        task = None
+        while task is None:
+            if result_of(directory, row):
+                return os.EX_OK
+            try:
+                task = Task(directory, row)
+            except Busy:
+                time.sleep(POLL)
+        try:
+            while task.poll() is None:
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            # cancelled
+            task.stop()
+            return task.finish()
+        status = task.finish()
+        if status in (os.EX_OK, os.EX_CONFIG):
+            break
+    return status
+
+
+def _train(directory: str, row: Row, options: Options, described: Mapping[str, str]) -> int:
+    """One trial over all workers; Ray restarts all of them together when one is lost."""
+    train, trainer = _imported("ray.train"), _imported("ray.train.v2.jax")
+    on_gpu = bool(options.devices) and not described
+    scaling = train.ScalingConfig(
+        num_workers=options.hosts,
+        use_tpu=bool(described),
+        use_gpu=on_gpu,
+        resources_per_worker=None if described else {"CPU": options.cores or 1, "GPU": options.devices},
+        **described,
+    )
+    # told of neither, it would not join the workers' JAX processes
+    settings = trainer.JaxConfig(use_tpu=not on_gpu, use_gpu=on_gpu)
+    failures = train.FailureConfig(max_failures=options.retries)
+    kept = train.RunConfig(name=row.name, storage_path=os.path.join(directory, "ray"), failure_config=failures)
+    loop = {"directory": directory, "row": row._asdict()}
+    try:
+        trainer.JaxTrainer(
+            _loop, train_loop_config=loop, jax_config=settings, scaling_config=scaling, run_config=kept
+        ).fit()
+    except Exception as error:  # Ray wraps what a worker raised in classes of several modules
+        say(f"{row.name}: {one_line(error)}")
+        return 1
+    return os.EX_OK if result_of(directory, row) else os.EX_CONFIG
+
+
+def _loop(settings: Mapping[str, Any]) -> None:
+    """What each worker of a slice does, in a process of Ray's that has joined the others already."""
+    from omcda_jax.runner import run as runner
+
+    directory, row = settings["directory"], Row(**settings["row"])
+    status = runner.main(["omcda-jax run", *command(row, directory)[4:]])
+    if is_first():
+        os.makedirs(os.path.join(directory, row.log), exist_ok=True)
+        why = "" if status == os.EX_OK else f"exit status {status}; its output is in Ray's log"
+        write_json(outcome_path(directory, row), {"status": status, "why": why})
+    if status not in (os.EX_OK, os.EX_CONFIG):
+        raise RuntimeError(f"{row.name}: exit status {status}")
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(f"--engine=ray: expected {name}, found none; pip install 'omcda-jax[ray]'") from None
