@@ -6,7 +6,7 @@
 
 The runs train on the simulator of `benchmarks/toy.py`, which costs nothing, so that what is left is the machinery. A
 row passes when all tries did and there was one. Prints Markdown; exit status 1 if a row fails. F9 mounts a small file
-system, for which one must be root. Left to clusters: sweep engines (F18), other file systems, NCCL and TPU networks.
+system, for which one must be root. Left to clusters: Slurm and Ray, other file systems, NCCL and TPU networks.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks import toy
+from benchmarks import swept, toy
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import SCHEMA, Checkpoints, digest
@@ -597,6 +597,11 @@ def no_place(place: pathlib.Path, full: bool) -> Outcome:
     return Outcome(passed, 2)
 
 
+def sweep_killed(place: pathlib.Path, full: bool) -> Outcome:
+    """F18 rows of a sweep killed at random, and the sweep itself: all rows end, every row of metrics is there once."""
+    return Outcome(*swept.killed(place, *((12, 24, 2) if full else (3, 2, 1))))
+
+
 def earlier_schema(place: pathlib.Path, full: bool) -> Outcome:
     """F19 a checkpoint of an earlier schema: refused with what to do, and left as it is."""
     directory = place / "schema" / "latest"
@@ -629,6 +634,7 @@ FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
     "F15": repeated,
     "F16": second_run,
     "F17": no_place,
+    "F18": sweep_killed,
     "F19": earlier_schema,
 }
 

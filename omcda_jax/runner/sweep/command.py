@@ -28,7 +28,7 @@ from absl import flags
 
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.runner.sweep import check, collect, machine, manifest, plan, state
+from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, state
 from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError
 
@@ -46,6 +46,8 @@ class Command(NamedTuple):
         options: of this machine, or of the engine.
         rate: updates a second to estimate by, or None.
         rates: directory of another sweep to estimate by, or None.
+        emit: kind of a file to print instead of running anything, or None.
+        words: of the command line that every host gets, without its number.
     """
 
     directory: str
@@ -55,6 +57,8 @@ class Command(NamedTuple):
     options: machine.Options
     rate: float | None
     rates: str | None
+    emit: str | None = None
+    words: Sequence[str] = ()
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -86,7 +90,19 @@ def parse(argv: Sequence[str]) -> Command | None:
         options=_options(values),
         rate=values.rate,
         rates=values.rates,
+        emit=values.emit,
+        words=["omcda-jax", "sweep", *_same_for_all(values), *words],
     )
+
+
+def _same_for_all(values: flags.FlagValues) -> list[str]:
+    own = ("emit", "engine_options", "host", "hosts", "directory")
+    given = [line for name in values if values[name].present and name not in own for line in _lines(values[name])]
+    return [*given, f"--directory={os.path.abspath(values.directory)}"]
+
+
+def _lines(flag: flags.Flag) -> list[str]:
+    return flag.serialize().splitlines()
 
 
 def _options(values: flags.FlagValues) -> machine.Options:
@@ -96,7 +112,7 @@ def _options(values: flags.FlagValues) -> machine.Options:
         if not key or not equals:
             raise ConfigError(f"--engine_options: expected KEY=VALUE, found {text!r}")
         given[key] = int(value) if value.isdecimal() else value
-    if values.engine == "local" and given:
+    if values.engine == "local" and given and not values.emit:
         raise ConfigError("--engine_options: expected none with --engine=local, whose flags are --jobs, --cores, ...")
     same = {name: values[name].value for name in machine.Options._fields if name not in ("jobs", "engine")}
     options = machine.Options(jobs=values.jobs or int(values.engine == "local"), engine=given, **same)
@@ -123,7 +139,8 @@ def _flags() -> flags.FlagValues:
     text("status", None, "print where the rows of the sweep in this directory stand")
     text("collect", None, "write the tables of the sweep in this directory")
     flags.DEFINE_enum("engine", "local", ENGINES, "what works the rows off", flag_values=values)
-    flags.DEFINE_list("engine_options", [], "KEY=VALUE,... of slurm or ray, see docs/sweeps.md", flag_values=values)
+    flags.DEFINE_list("engine_options", [], "KEY=VALUE,... of slurm, ray or --emit", flag_values=values)
+    flags.DEFINE_enum("emit", None, list(emit.KINDS), "print a file for what starts pods", flag_values=values)
     number("jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
     number("cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
     real("memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
@@ -149,6 +166,12 @@ def execute(command: Command, interruption: Interruption) -> int:
         present = manifest.read(directory)
         rows = [*present, *add(present)]
         _show(command, rows, len(present))
+        return os.EX_OK
+    if command.emit:
+        if command.order:
+            plan.trials(command.order)
+        options = command.options
+        say(emit.emit(command.emit, command.words, directory, options.hosts, options.engine))
         return os.EX_OK
     rows = manifest.read(directory) if command.act != "run" else manifest.extend(directory, add)
     if not rows:

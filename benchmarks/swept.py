@@ -1,0 +1,86 @@
+"""A sweep of short runs whose processes are killed at random, and what is on disk in the end."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from benchmarks import toy
+from omcda_jax.metrics import read
+
+UPDATES, LOGGED, EVALUATED = 1000, 50, 250
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def start(place: pathlib.Path, rows: int) -> subprocess.Popen:
+    """Start, or go on with, a sweep of so many runs in PLACE/sweep, two at a time."""
+    settings = {"updates": UPDATES, "log_every": LOGGED, "evaluate_every": EVALUATED, "checkpoint_every": LOGGED}
+    line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *toy.arguments(place / "data.h5")]
+    line += [f"--config.learner.{key}={value}" for key, value in settings.items()]
+    line += ["--config.data.environment=benchmarks.toy/any", f"--grid=seed=0..{rows - 1}", "--population=1"]
+    line += [f"--directory={place / 'sweep'}", "--jobs=2", "--retries=1000"]
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick}
+    return subprocess.Popen(line, env=surroundings, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int, int, str]:
+    """Kill processes of rows, and some of the sweep itself, which is then issued again, until all rows are done.
+
+    Args:
+        place: with an empty folder's room.
+        rows: of the sweep.
+        kills: of a row's process, at random.
+        sweeps: how often the sweep itself is killed.
+
+    Returns:
+        How many rows ended well with every row of metrics once, how many there are, and what was done to them.
+    """
+    toy.write(place / "data.h5", "benchmarks.toy/any")
+    rng, done, restarts = random.Random(0), 0, 0
+    process = start(place, rows)
+    while process.poll() is None:
+        time.sleep(rng.uniform(0.5, 3))
+        at_work = _children(process.pid)
+        if done < kills and at_work:
+            _kill(rng.choice(at_work))
+            done += 1
+            if restarts < sweeps and done * sweeps >= kills * (restarts + 1):
+                _kill(process.pid)
+                process.wait()
+                restarts += 1
+                process = start(place, rows)
+    ends = sorted((place / "sweep" / "runs").iterdir())
+    passed = sum(map(_whole, ends)) if process.returncode == os.EX_OK and len(ends) == rows else 0
+    return passed, rows, f"{done} rows and {restarts} sweeps killed"
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return list(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return []
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _whole(run: pathlib.Path) -> bool:
+    """Whether a run came to its end, with every row of its metrics once."""
+    result = run / "result.json"
+    if not result.exists() or not json.loads(result.read_text())["finished"]:
+        return False
+    rows = read(run / "metrics.jsonl")
+    learning = [row["step"] for row in rows if "policy/loss" in row]
+    evaluations = [row["step"] for row in rows if "evaluation/return_mean" in row]
+    return learning == list(range(LOGGED, UPDATES + 1, LOGGED)) and evaluations == list(
+        range(EVALUATED, UPDATES, EVALUATED)
+    )

@@ -1,0 +1,171 @@
+"""Files that have a sweep run by what starts pods: a JobSet for Kubernetes and a task for SkyPilot.
+
+They are printed, not run. Every host gets the command of the sweep with its own number, 75 has it start again, 78 ends
+all, and a host that is taken away has time to save.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from omcda_jax.types import ConfigError, suggestion
+
+GRACE = 120  # seconds to save: one training call, and a checkpoint of a few megabytes
+RESTARTS = 100
+
+# What each file is told by --engine_options; None must be given. `mount` is where hosts see the folder they share.
+JOBSET = {
+    "name": "omcda-sweep",
+    "image": None,
+    "claim": None,
+    "mount": "/shared",
+    "accelerator": None,
+    "topology": None,
+    "chips": None,
+    "queue": "",
+    "restarts": RESTARTS,
+    "grace": GRACE,
+}
+SKYPILOT = {
+    "name": "omcda-sweep",
+    "accelerator": None,
+    "bucket": None,
+    "mount": "/shared",
+    "setup": "pip install 'omcda-jax[smax]'",
+    "spot": "true",
+}
+
+
+def jobset(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JobSet of one job with a pod for each host.
+
+    A pod that ends with 75, or whose node is taken away, is replaced without being counted; 78 ends the JobSet.
+
+    Args:
+        words: of the sweep's command, without the host's number.
+        hosts: how many there are.
+        given: values of JOBSET, complete.
+    """
+    container = {
+        "name": "sweep",
+        "image": given["image"],
+        # the cluster fills the number in
+        "command": [*words, f"--hosts={hosts}", "--host=$(JOB_COMPLETION_INDEX)"],
+        "resources": {"limits": {"google.com/tpu": given["chips"]}},
+        "volumeMounts": [{"name": "shared", "mountPath": given["mount"]}],
+    }
+    selector = {"gke-tpu-accelerator": given["accelerator"], "gke-tpu-topology": given["topology"]}
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": given["grace"],
+        "nodeSelector": {f"cloud.google.com/{key}": value for key, value in selector.items()},
+        "containers": [container],
+        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": given["claim"]}}],
+    }
+    ended = lambda action, status: {
+        "action": action,
+        "onExitCodes": {"containerName": "sweep", "operator": "In", "values": [status]},
+    }
+    taken = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    job = {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": hosts,
+        "podFailurePolicy": {"rules": [ended("FailJob", os.EX_CONFIG), ended("Ignore", os.EX_TEMPFAIL), taken]},
+        "template": {"spec": pod},
+    }
+    mend = {"name": "somethingToFix", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    labels = {"labels": {"kueue.x-k8s.io/queue-name": given["queue"]}} if given["queue"] else {}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": given["name"], **labels},
+        "spec": {
+            "failurePolicy": {"maxRestarts": given["restarts"], "rules": [mend]},
+            "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task for `sky jobs launch`, which recovers hosts that were taken away.
+
+    Args:
+        words: of the sweep's command, without the host's number.
+        hosts: how many there are.
+        given: values of SKYPILOT, complete.
+    """
+    own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
+    # any other error would not go away: the sweep starts rows that crash again by itself
+    recovery = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [os.EX_TEMPFAIL]}
+    return {
+        "name": given["name"],
+        "num_nodes": hosts,
+        "resources": {
+            "accelerators": given["accelerator"],
+            "use_spot": given["spot"] == "true",
+            "job_recovery": recovery,
+        },
+        "file_mounts": {given["mount"]: {"source": given["bucket"], "mode": "MOUNT"}},
+        "setup": given["setup"],
+        # the signal that a host is taken away goes to the shell's whole group
+        "run": f"exec {shlex.join(words)} {own}",
+    }
+
+
+KINDS: dict[str, tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]] = {
+    "jobset": (jobset, JOBSET),
+    "skypilot": (skypilot, SKYPILOT),
+}
+
+
+def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: Mapping[str, Any]) -> str:
+    """Return a file of one of KINDS.
+
+    Args:
+        kind: which.
+        words: of the sweep's command, without the host's number.
+        directory: of the sweep.
+        hosts: how many there are.
+        options: by key, of the kind's.
+
+    Raises:
+        ConfigError: an option is missing or not known, or hosts do not share the sweep's directory.
+    """
+    build, defaults = KINDS[kind]
+    flag = "--engine_options"
+    for key in options:
+        if key not in defaults:
+            raise ConfigError(f"{flag}: {key}: no such option of --emit={kind}; {suggestion(key, defaults)}")
+    given = {**defaults, **options}
+    missing = [key for key, value in given.items() if value is None]
+    if missing:
+        raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given["name"]):
+        raise ConfigError(f"{flag}: name: expected up to 40 small letters, digits and dashes, found {given['name']!r}")
+    if os.path.commonpath([directory, given["mount"]]) != os.path.normpath(given["mount"]):
+        raise ConfigError(
+            f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"
+        )
+    return "\n".join(_yaml(build(words, hosts, given))) + "\n"
+
+
+def _yaml(value: Any) -> Iterator[str]:
+    """The lines of a value in YAML, whose scalars and empty values may be written as in JSON."""
+    entries = value.items() if isinstance(value, dict) else [(None, item) for item in value]
+    for key, item in entries:
+        start = "- " if key is None else f"{key}: "
+        if not isinstance(item, (dict, list)) or not item:
+            yield start + json.dumps(item)
+            continue
+        lines = list(_yaml(item))
+        if key is None:
+            yield start + lines[0]
+            yield from (f"  {line}" for line in lines[1:])
+        else:
+            yield f"{key}:"
+            yield from (f"  {line}" for line in lines)

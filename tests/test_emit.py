@@ -1,0 +1,109 @@
+"""Files that have a sweep run by what starts pods, held against the schemas of those who read them."""
+
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from omcda_jax.runner.sweep import command as sweep
+from omcda_jax.runner.sweep.emit import KINDS
+
+pytestmark = pytest.mark.quick
+
+SCHEMAS = Path(__file__).parent / "fixtures" / "schemas"
+GRID = "seed=0..4; algorithm.d_tot=0.6,1.8 | seed=0; algorithm.d_tot=loguniform(0.1,1,2)"
+LINE = ["sweep", "--config=smac_3m", f"--grid={GRID}", "--claim", "--jobs=2", "--config.learner.updates=300"]
+OPTIONS = {
+    "jobset": "image=registry/omcda:1,claim=disk,accelerator=tpu-v5-lite-podslice,topology=2x4,chips=8,queue=q",
+    "skypilot": "bucket=gs://bucket,accelerator=tpu-v6e-8",
+}
+
+
+def emitted(capsys, kind, *more, options=None, directory="/shared/budgets"):
+    """The file's contents, or what was said instead."""
+    given = OPTIONS[kind] if options is None else options
+    line = [*LINE, f"--emit={kind}", f"--engine_options={given}", f"--directory={directory}", "--hosts=4", *more]
+    status, said = sweep.main(line), capsys.readouterr()
+    return yaml.safe_load(said.out) if status == 0 else (status, said.err)
+
+
+def of_one_host(words, host):
+    """What the sweep of a host that is given these words orders, as if typed."""
+    command = sweep.parse([words[1], *words[2:]])
+    assert words[:2] == ["omcda-jax", "sweep"] and command.options.host == host
+    return command
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_what_its_reader_expects(kind, capsys):
+    schema = json.loads((SCHEMAS / f"{kind}.json").read_text())
+    content = emitted(capsys, kind)
+    jsonschema.validate(content, schema)
+    # a key that the reader does not know would be seen
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "retries": 1}, schema)
+
+
+def test_hosts_of_a_jobset_get_the_sweep_with_their_numbers_and_end_as_they_should(capsys):
+    content = emitted(capsys, "jobset", options=OPTIONS["jobset"] + ",restarts=7,grace=30")
+    assert content["metadata"] == {"name": "omcda-sweep", "labels": {"kueue.x-k8s.io/queue-name": "q"}}
+    policy = content["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 7
+    assert (policy["rules"][0]["action"], policy["rules"][0]["onJobFailureReasons"]) == (
+        "FailJobSet",
+        ["PodFailurePolicy"],
+    )
+    job = content["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
+    actions = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in job["podFailurePolicy"]["rules"][:2]}
+    assert actions == {(78,): "FailJob", (75,): "Ignore"}
+    pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 30 and pod["restartPolicy"] == "Never"
+    [container] = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 8}
+    words = [word.replace("$(JOB_COMPLETION_INDEX)", "3") for word in container["command"]]
+    command, typed = of_one_host(words, 3), sweep.parse([*LINE, "--directory=/shared/budgets"])
+    assert command.order == typed.order and command.directory == "/shared/budgets"
+    assert command.options == typed.options._replace(host=3, hosts=4)
+
+
+def test_hosts_of_skypilot_get_the_sweep_with_their_numbers(capsys):
+    content = emitted(capsys, "skypilot")
+    assert content["resources"]["job_recovery"] == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}
+    assert content["file_mounts"] == {"/shared": {"source": "gs://bucket", "mode": "MOUNT"}}
+    run = content["run"].replace("$SKYPILOT_NODE_RANK", "2").replace("$SKYPILOT_NUM_NODES", "4")
+    assert of_one_host(shlex.split(run)[1:], 2).order.grids == [GRID]
+
+
+def test_skypilot_itself_reads_the_file(capsys, tmp_path):
+    sky = pytest.importorskip("sky")
+    task = sky.Task.from_yaml_config(emitted(capsys, "skypilot"))
+    [resources] = task.resources
+    assert task.num_nodes == 4 and resources.use_spot and list(resources.accelerators) == ["tpu-v6e-8"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "directory", "error"),
+    [
+        (
+            "jobset",
+            "image=a",
+            "/shared/a",
+            "expected claim=..., accelerator=..., topology=..., chips=... for --emit=jobset",
+        ),
+        ("skypilot", OPTIONS["skypilot"] + ",buckt=a", "/shared/a", "buckt: no such option of --emit=skypilot; "),
+        ("skypilot", OPTIONS["skypilot"], "/elsewhere", "--directory: expected one below mount=/shared"),
+        ("jobset", OPTIONS["jobset"] + ",name=A_b", "/shared/a", "name: expected up to 40 small letters"),
+    ],
+)
+def test_what_no_file_can_be_made_of_is_one_line(capsys, kind, options, directory, error):
+    status, said = emitted(capsys, kind, options=options, directory=directory)
+    assert status == 78 and error in said and said.count("\n") == 1
+
+
+def test_a_sweep_that_cannot_run_is_not_emitted(capsys):
+    status, said = emitted(capsys, "jobset", "--grid=algorithm.d_tott=1")
+    assert status == 78 and "algorithm.d_tott: no such key" in said
