@@ -8,6 +8,7 @@ from typing import NamedTuple
 from absl import flags
 
 from omcda_jax.config import ExperimentConfig
+from omcda_jax.runner import sinks
 from omcda_jax.runner.jobs import Switches, place_in_run
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         checkpoint=checkpoint,
         step=step,
         processes=_processes(values, config),
-        switches=Switches(values.profile, values.debug_nans),
+        switches=Switches(values.profile, values.debug_nans, sinks.check(values.log)),
         select=_selection(values, config),
     )
 
@@ -159,6 +160,7 @@ def _flags() -> flags.FlagValues:
     number("num_processes", None, "how many processes share the work")
     number("process_id", None, "which one this is")
     switch("profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
+    flags.DEFINE_list("log", [], f"also log to these: {', '.join(sinks.SINKS)}", flag_values=values)
     switch("debug_nans", False, "stop with a traceback at the first operation that produces a NaN")
     switch("help", False, "show this; with --config=PRESET its settings", short_name="h")
     return values

@@ -26,10 +26,10 @@ from omcda_jax.algorithms import ALGORITHMS, find
 from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
-from omcda_jax.runner import datasets, report
+from omcda_jax.runner import datasets, report, sinks
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.evaluation import Judge, make_judge
-from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings, restore, write_json
+from omcda_jax.runner.jobs import Job, Saved, Switches, claimed, refuse_other_settings, restore, write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
@@ -48,6 +48,7 @@ class Command(NamedTuple):
     cells: list[Cell]
     directory: str
     report_only: bool
+    log: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    known = ["--tasks", "--algorithms", "--seeds", "--directory", "--report_only", "--config.KEY"]
+    known = [*(f"--{name}" for name in values if name not in ("h", "help")), "--config.KEY"]
     assignments = [*DEFAULTS, *(assignment(word, known) for word in words)]
     for key in (text.partition("=")[0] for text in assignments):
         if key in OWN:
@@ -81,7 +82,7 @@ def parse(argv: Sequence[str]) -> Command | None:
             config = resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"], "--tasks")
             folder = os.path.join(directory, task.replace(":", "-"), name.replace(":", "."), f"seeds_{label}")
             cells.append(Cell(task, name, config, seeds, folder))
-    return Command(cells, directory, values.report_only)
+    return Command(cells, directory, values.report_only, sinks.check(values.log))
 
 
 def _flags() -> flags.FlagValues:
@@ -91,6 +92,7 @@ def _flags() -> flags.FlagValues:
     define("algorithms", list(ALGORITHMS), "algorithms to compare")
     define("seeds", ["0", "1", "2"], "seeds of each cell; the dataset is the same for all")
     flags.DEFINE_string("directory", "runs/compare", "where cells and tables lie", flag_values=values)
+    define("log", [], f"also log to these: {', '.join(sinks.SINKS)}")
     flags.DEFINE_boolean("report_only", False, "only the tables of what is finished", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     return values
@@ -113,10 +115,10 @@ def read_seeds(words: Sequence[str], flag: str = "--seeds") -> tuple[int, ...]:
     return seeds
 
 
-def job_of(cell: Cell) -> Job:
+def job_of(cell: Cell, log: tuple[str, ...] = ()) -> Job:
     """Return the cell's seeds as a population."""
     configs = [dataclasses.replace(cell.config, seed=seed) for seed in cell.seeds]
-    return Job(configs, cell.directory, population=True, flag="--directory")
+    return Job(configs, cell.directory, population=True, flag="--directory", switches=Switches(log=log))
 
 
 def is_finished(cell: Cell) -> bool:
@@ -145,7 +147,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     for place, cell in enumerate(missing):
         say(f"cell {place + 1} of {len(missing)}: {cell.algorithm} on {cell.task}, seeds {cell.seeds}")
         try:
-            updates = run_cell(cell, environments[cell.task], interruption)
+            updates = run_cell(cell, environments[cell.task], interruption, command.log)
         except NonFiniteMetrics as error:
             print(f"error: {cell.algorithm} on {cell.task} diverged: {error}", file=sys.stderr)
             diverged = True
@@ -159,13 +161,15 @@ def execute(command: Command, interruption: Interruption) -> int:
     return int(diverged)
 
 
-def run_cell(cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption) -> int:
+def run_cell(
+    cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption, log: tuple[str, ...] = ()
+) -> int:
     """Train and evaluate a cell and write its result.json; return the updates it has behind it.
 
     Raises:
         ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `datasets.ready` and `training.learn`.
     """
-    job, updates = job_of(cell), cell.config.learner.updates
+    job, updates = job_of(cell, log), cell.config.learner.updates
     judge = make_judge(job, environment)
     with claimed(job):
         saved = trained(job, environment, judge, interruption)

@@ -24,10 +24,17 @@ TIMES = ("seconds", "updates_per_second")
 
 
 class Switches(NamedTuple):
-    """Ways to look into training: a trace of calls 2 to 4 for the profiler, a stop at the first not-a-number."""
+    """Ways to look into training.
+
+    Attributes:
+        profile: trace calls 2 to 4 for the profiler.
+        debug_nans: stop at the first not-a-number.
+        log: names of the sinks that take the rows of metrics as well, see `sinks`.
+    """
 
     profile: bool = False
     debug_nans: bool = False
+    log: tuple[str, ...] = ()
 
 
 class Job(NamedTuple):

@@ -12,6 +12,7 @@ from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import to_dict
 from omcda_jax.learner import Guard, Report
 from omcda_jax.metrics import MetricsFile, Progress, read
+from omcda_jax.runner import sinks
 from omcda_jax.runner.evaluation import SHOWN, Best, without_returns
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import by_first, is_first, say
@@ -49,6 +50,7 @@ class Records:
     def __enter__(self) -> "Records":
         with contextlib.ExitStack() as files:
             self._rows = files.enter_context(MetricsFile(self._job.metrics, self.saved)) if is_first() else None
+            self._sinks = files.enter_context(sinks.opened(self._job)) if is_first() else None
             self._checkpoints = files.enter_context(Checkpoints(self._job.checkpoints()))
             self._best = files.enter_context(Best(self._job, self._spec))
             # read only now that the rows of updates which were lost are gone
@@ -104,6 +106,7 @@ class Records:
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._rows:
             self._rows.write(step, values)
+            self._sinks(step, values)
 
     def _trace(self, stop: bool = False) -> None:
         if not self._job.switches.profile:
