@@ -54,6 +54,7 @@ def wandb(job: Job, name: str) -> Sink:
         dir=job.directory,
         config=to_dict(job.config),
         resume="allow",
+        mode=os.environ.get("WANDB_MODE"),  # a login has fixed the mode otherwise
         settings=package.Settings(silent=True, console="off"),
     )
     # its own count of steps refuses a second row of one step after a resumption
