@@ -1,4 +1,4 @@
-"""The page of a run, of trials and of a comparison: what it says, that its figures are Plotly's, and how it behaves."""
+"""The page of a run, of trials, of a comparison and of a sweep: what it says, its figures, how it behaves."""
 
 import base64
 import dataclasses
@@ -21,6 +21,7 @@ from omcda_jax.envs.base import HostEnvironment, Map, Simulators, TimeStep, Unit
 from omcda_jax.runner import figures, page, replay, report, tables
 from omcda_jax.runner.outcomes import trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
+from omcda_jax.runner.sweep import manifest
 
 __all__ = ["run"]  # fixture
 
@@ -62,7 +63,8 @@ def rows(several=None):
         }
         for step in STEPS
     ]
-    return [*learning, {"step": 400, "evaluation/return_mean": spread(1.25), "evaluation/return_se": spread(0.1)}]
+    judged = {"return_mean": 1.25, "return_se": 0.1, "win_rate": 0.25}
+    return [*learning, {"step": 400} | {f"evaluation/{key}": spread(value) for key, value in judged.items()}]
 
 
 def settings(*assignments):
@@ -190,7 +192,7 @@ def test_the_page_of_a_run_says_what_the_run_left(tmp_path):
 def test_a_page_stands_alone_and_its_figures_are_plotlys(tmp_path):
     directory, result = leave_run(tmp_path / "run")
     shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
-    assert len(shown.figures) == 6, "return, shares, levels, influence, value, loss"
+    assert len(shown.figures) == 7, "return, win rate, shares, levels, influence, value, loss"
     for figure in shown.figures:
         go.Figure(figure)  # refuses what the library does not know
         assert "template" not in figure["layout"]
@@ -297,6 +299,53 @@ def test_a_comparison_of_an_earlier_version_says_what_to_do(tmp_path, capsys):
     assert not (tmp_path / "report.html").exists()
 
 
+def leave_sweep(directory):
+    """A population and a single trial with another algorithm, which are done, and a trial that is not."""
+    bc, omcda = ({"task": "smac_3m", "algorithm.name": name} for name in ("bc", "omcda"))
+    rows = [
+        ("a", [omcda | {"seed": str(seed), "algorithm.d_tot": total} for total in ("0.3", "0.6") for seed in (0, 1)]),
+        ("b", [bc | {"seed": "0"}]),
+        ("c", [bc | {"seed": "1"}]),
+    ]
+    listed = [
+        manifest.Row(number, name, ["omcda-jax", "run", f"--name={name}"], "host", 600, "p", trials)
+        for number, (name, trials) in enumerate(rows)
+    ]
+    manifest.extend(str(directory), lambda there: listed)
+    for name, make, config in (("a", leave_trials, settings()), ("b", leave_run, settings("algorithm.name=bc"))):
+        folder = directory / "runs" / name
+        _, result = make(folder)
+        (folder / "result.json").write_text(json.dumps(result | {"finished": True, "config": config}))
+        (folder / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+@pytest.mark.quick
+def test_the_page_of_a_sweep_says_what_its_settings_came_to(tmp_path, capsys):
+    directory = leave_sweep(tmp_path / "sweep")
+    assert report.main(["report", directory, "--noreplay"]) == 0
+    assert (tmp_path / "sweep" / "seeds.md").read_text() in capsys.readouterr().out
+    shown = read(tmp_path / "sweep" / "report.html")
+    assert "2 of 3 rows done, 5 trials" in shown.text and "tuned online" in shown.text
+    heading, *rows = shown.tables[0]
+    cells = [dict(zip(heading, row, strict=True)) for row in rows]
+    assert [(cell["algorithm.name"], cell["algorithm.d_tot"], cell["mean"], cell["diverged"]) for cell in cells] == [
+        ("omcda", "0.3", "1.05", "0"),
+        ("omcda", "0.6", "1.2", "1"),
+        ("bc", "", "1.75", "0"),
+    ]
+    totals = next(f for f in shown.figures if f["layout"]["xaxis"].get("title", {}).get("text") == "algorithm.d_tot")
+    points, means = totals["data"]
+    assert (points["x"], points["y"]) == ([0.3, 0.3, 0.6], [1.0, 1.1, 1.2])
+    np.testing.assert_allclose(means["y"], [1.05, 1.2])
+    assert figure_of(shown, "return")["data"][0]["x"] == ["omcda", "omcda", "omcda", "bc"]
+    curves = next(f for f in shown.figures if f["layout"]["xaxis"].get("title", {}).get("text") == "updates")
+    assert set(traces(curves)) == {"omcda, d_tot=0.3", "omcda, d_tot=0.6", "bc"}
+    assert len(next(table for table in shown.tables if table[0][-1] == "run")) == 6
+    for figure in shown.figures:
+        go.Figure(figure)
+
+
 @pytest.mark.quick
 def test_the_interval_of_a_profile_resamples_seeds_within_tasks():
     share, low, high = tables.performance_profile(
@@ -318,7 +367,7 @@ def test_the_probability_of_improvement_is_averaged_over_tasks():
 @pytest.mark.quick
 def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
     directory, _ = leave_run(tmp_path / "run")
-    for name in ("comparison_page", "page", "replay", "figures"):
+    for name in ("sweep_page", "comparison_page", "page", "replay", "figures"):
         monkeypatch.delattr(f"omcda_jax.runner.{name}")
         monkeypatch.delitem(sys.modules, f"omcda_jax.runner.{name}")
     for name in ("plotly", "plotly.graph_objects"):

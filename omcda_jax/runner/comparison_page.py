@@ -43,9 +43,11 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
         for entry, result in zip(entries, results, strict=True)
     ]
     sections = [Section("Result", [_table(entries), _intervals(entries)])]
-    pairs = _across(entries, cells)
-    if pairs:
-        sections.append(Section("Across tasks", pairs))
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for entry, trials, result in zip(entries, cells, results, strict=True):
+        scores.setdefault(entry["algorithm"], {})[entry["task"]] = normalised(trials, result["data"]["statistics"])
+    if len(scores) > 1:
+        sections.append(Section("Across tasks", across(scores)))
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
     for task in tasks:
         own = [place for place, entry in enumerate(entries) if entry["task"] == task]
@@ -94,21 +96,29 @@ def _intervals(entries: Sequence[Entry]) -> Part:
     return {"kind": "figures", "figures": drawn}
 
 
-def _across(entries: Sequence[Entry], cells: Sequence[Sequence[Trial]]) -> list[Part]:
-    """Performance profiles and probabilities of improvement; nothing where there is one algorithm."""
-    names = list(dict.fromkeys(entry["algorithm"] for entry in entries))
-    if len(names) < 2:
-        return []
-    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-    for entry, trials in zip(entries, cells, strict=True):
-        returns = np.array([trial.final["return_mean"] for trial in trials if not trial.diverged])
-        scores[entry["algorithm"]][entry["task"]] = (returns - entry["data_mean"]) / (entry["data_sd"] or 1.0)
+def normalised(trials: Sequence[Trial], data: Mapping[str, Any]) -> np.ndarray:
+    """Return the mean returns of trials that stayed finite, so that tasks compare: 0 is the mean of the data.
+
+    Args:
+        trials: of one task.
+        data: statistics of its dataset, whose standard deviation is the unit; 1 where its episodes do not differ.
+    """
+    returns = np.array([trial.final["return_mean"] for trial in trials if not trial.diverged])
+    return (returns - data["return_mean"]) / (data["return_sd"] or 1.0)
+
+
+def across(scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[Part]:
+    """Return performance profiles and the probability of improvement of every pair.
+
+    Args:
+        scores: of every method on every task, one for each seed, as of `normalised`.
+    """
     every = np.concatenate([values for tasks in scores.values() for values in tasks.values()])
     thresholds = np.linspace(min(0.0, every.min()), every.max(), THRESHOLDS)
     shares = {name: performance_profile(list(tasks.values()), thresholds) for name, tasks in scores.items()}
     chances = {}
-    for ours in names:
-        for theirs in names:
+    for ours in scores:
+        for theirs in scores:
             common = [task for task in scores[ours] if task in scores[theirs]]
             if ours != theirs and common:
                 sides = [[scores[name][task] for task in common] for name in (ours, theirs)]
@@ -120,7 +130,9 @@ def _across(entries: Sequence[Entry], cells: Sequence[Sequence[Trial]]) -> list[
     )
     drawn = [
         page.drawing(profile, figures.profile(shares, thresholds)),
-        page.drawing("Probability that a run of the row beats one of the column", figures.improvement(names, chances)),
+        page.drawing(
+            "Probability that a run of the row beats one of the column", figures.improvement(list(scores), chances)
+        ),
     ]
     caption = "Probability of improvement, averaged over tasks, with the bootstrap interval over seeds."
     table = page.table(["algorithm", "beats", "probability", "95 % from", "to"], rows, caption)

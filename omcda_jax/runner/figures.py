@@ -133,6 +133,40 @@ def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
     return figure
 
 
+def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: Sequence[float]) -> go.Figure:
+    """Draw what trials came to against a setting: a point each, and for each group a line through the means.
+
+    Args:
+        name: of the setting.
+        values: of it, one for each trial: all of them numbers, or names.
+        groups: that each trial belongs to.
+        outcomes: their returns.
+    """
+    figure = go.Figure()
+    for place, group in enumerate(dict.fromkeys(groups)):
+        own = [i for i, other in enumerate(groups) if other == group]
+        means = {
+            value: np.mean([outcomes[i] for i in own if values[i] == value]) for value in {values[i]: 0 for i in own}
+        }
+        steps = sorted(means)
+        style = {"legendgroup": group, "name": group}
+        figure.add_scatter(
+            x=[values[i] for i in own],
+            y=[outcomes[i] for i in own],
+            mode="markers",
+            marker={"color": COLOURS[place % len(COLOURS)], "opacity": 0.5},
+            showlegend=False,
+            **style,
+        )
+        figure.add_scatter(x=steps, y=[means[step] for step in steps], mode="lines", line=_line(place), **style)
+    _lay_out(figure, "return", name)
+    numbers = [value for value in values if not isinstance(value, str)]
+    if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 30:
+        figure.update_xaxes(type="log")
+    figure.update_layout(showlegend=len(set(groups)) > 1)
+    return figure
+
+
 def profile(shares: Mapping[str, np.ndarray], thresholds: np.ndarray) -> go.Figure:
     """Draw performance profiles with their intervals.
 

@@ -87,7 +87,11 @@ def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Return trials that differ by their seed only together, under what they have in common, in order of appearance."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        shared = [f"{key.rpartition('.')[2]}={value}" for key, value in trial.label.items() if key != "seed"]
+        shared = [
+            str(value) if key == "algorithm.name" else f"{key.rpartition('.')[2]}={value}"
+            for key, value in trial.label.items()
+            if key != "seed"
+        ]
         groups.setdefault(", ".join(shared), []).append(trial)
     return groups
 

@@ -3,7 +3,8 @@
     python experiments/report.py DIRECTORY
 
 prints the table of a finished run again and writes its page, report.html, which needs no network; so does
-`omcda-jax report`. The directory is that of a run, of trials or of a comparison. A run's plot is drawn again as well.
+`omcda-jax report`. The directory is that of a run, of trials, of a comparison or of a sweep, whose tables are collected
+too. A run's plot is drawn again as well.
 """
 
 import functools
@@ -31,6 +32,8 @@ AGENT_COLUMNS = {
     "policy KL": "policy/divergence",
     "weight divergence": "allocation/weight_divergence",
 }
+# a file that tells what a directory is, but for a run's
+KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
 
 
@@ -270,17 +273,26 @@ def _show_again(argv: Sequence[str]) -> None:
         return
     if len(words) != 1:
         raise ConfigError(f"expected one directory of a finished run, found {' '.join(words) or 'none'}")
-    directory, compared = words[0], os.path.isfile(os.path.join(words[0], "comparison.json"))
-    if compared:
+    directory = words[0]
+    kind = next((kind for kind, name in KINDS.items() if os.path.isfile(os.path.join(directory, name))), "run")
+    result = None
+    if kind == "sweep":
+        from omcda_jax.runner.sweep import collect, manifest
+
+        rows = manifest.read(directory)
+        print(collect.collect(directory, rows))
+    elif kind == "comparison":
         with open(os.path.join(directory, "comparison.md"), encoding="utf-8") as file:
             print(file.read())
     else:
         result = _shown(directory)
     try:
-        from omcda_jax.runner import comparison_page, page
+        from omcda_jax.runner import comparison_page, page, sweep_page
     except ImportError as error:
         raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
-    if compared:
+    if kind == "sweep":
+        made = sweep_page.of_sweep(directory, rows, with_replay=values.replay)
+    elif kind == "comparison":
         made = comparison_page.of_comparison(directory, with_replay=values.replay)
     else:
         made = page.of_run(directory, result, with_replay=values.replay)
@@ -294,8 +306,8 @@ def _shown(directory: str) -> dict[str, Any]:
         path = os.path.join(directory, "result.json")
         if not os.path.isfile(path):
             raise ConfigError(
-                f"{directory}: expected the directory of a finished run, with result.json, or of a comparison, with "
-                "comparison.json"
+                f"{directory}: expected the directory of a finished run, with result.json, of a comparison, with "
+                "comparison.json, or of a sweep, with manifest.jsonl"
             )
         result = load(path)
     if "trials" in result:

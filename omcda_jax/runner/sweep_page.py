@@ -1,0 +1,128 @@
+"""The page of a sweep: what its trials came to, how that depends on their settings, and how the best were trained."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omcda_jax.runner import figures, page
+from omcda_jax.runner.comparison_page import across, normalised
+from omcda_jax.runner.outcomes import Trial, by_setting, trials_of
+from omcda_jax.runner.page import Page, Part, Section
+from omcda_jax.runner.sweep import collect, manifest
+from omcda_jax.runner.sweep.state import result_of
+
+CURVES = 12  # settings of a task whose training is drawn, and which are compared in pairs
+
+
+def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool = True) -> Page:
+    """Return the page of a sweep, of the rows that are done.
+
+    Args:
+        directory: of the sweep.
+        rows: of its manifest, one of them done at least.
+        with_replay: play an episode of the trial with the highest return on the first task.
+    """
+    records = collect.trials(directory, rows)
+    results = [(row, result) for row in rows if (result := result_of(directory, row))]
+    found = [
+        (trial, result)
+        for row, result in results
+        for trial in trials_of(os.path.join(directory, row.directory), result)
+    ]
+    tasks: dict[str, list[tuple[Trial, Mapping[str, Any]]]] = {}
+    one_algorithm = len({record["algorithm.name"] for record in records}) == 1
+    left_out = {"algorithm.name"} if one_algorithm else set()
+    for record, (trial, result) in zip(records, found, strict=True):
+        keys = [key for key in record if ("." in key or key == "seed") and record[key] != "" and key not in left_out]
+        label = {key: record[key] for key in keys}
+        tasks.setdefault(record["task"], []).append((trial._replace(label=label), result))
+    by_task = {task: by_setting([trial for trial, _ in own]) for task, own in tasks.items()}
+    data = {task: own[0][1] for task, own in tasks.items()}
+
+    sections = [Section("Result", [_table(collect.over_seeds(records), "Over seeds."), _warning()])]
+    drawn = _settings(records)
+    if drawn:
+        sections.append(Section("Return by setting", [{"kind": "figures", "figures": drawn}]))
+    best = {task: _best(groups) for task, groups in by_task.items()}
+    names = dict.fromkeys(name for groups in best.values() for name in groups)
+    if 1 < len(names) <= CURVES:
+        scores = {
+            name: {
+                task: normalised(groups[name], data[task]["data"]["statistics"])
+                for task, groups in by_task.items()
+                if any(not trial.diverged for trial in groups.get(name, []))
+            }
+            for name in names
+        }
+        sections.append(Section("Across tasks", across({name: own for name, own in scores.items() if own})))
+    if with_replay:
+        first = next(iter(tasks))
+        trial = page.best([trial for trial, _ in tasks[first]])
+        config = next(result for one, result in tasks[first] if one is trial)["config"]
+        sections.append(Section("An episode", page.episode(trial, config, first)))
+    for task, groups in best.items():
+        most = f", the {len(groups)} best settings" if len(groups) < len(by_task[task]) else ""
+        parts = page.training(groups, data[task])
+        sections.append(Section(f"Training on {task}{most}", parts, folded=len(tasks) > 1))
+    sections += [
+        Section("All trials", [_table(records, "")], folded=True),
+        Section("How it was made", _made(rows, results)),
+    ]
+    done = f"{len(results)} of {len(rows)} rows done, {len(records)} trials"
+    return Page(f"Sweep on {', '.join(tasks)}", done, sections)
+
+
+def _warning() -> Part:
+    return page.words(
+        "The returns come from the simulator. A setting chosen by them was tuned online, which a report of offline "
+        "learning has to say."
+    )
+
+
+def _table(records: Sequence[Mapping[str, Any]], caption: str) -> Part:
+    columns = [key for key in dict.fromkeys(key for record in records for key in record) if key != "place"]
+    shown = [[record.get(key, "") for key in columns] for record in records]
+    rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in shown]
+    return page.table(columns, rows, caption)
+
+
+def _best(groups: Mapping[str, Sequence[Trial]]) -> dict[str, Sequence[Trial]]:
+    """The groups with the highest mean returns, at most CURVES of them, in the order of the sweep."""
+    means = {
+        name: sum(trial.final["return_mean"] for trial in sound) / len(sound)
+        for name, trials in groups.items()
+        if (sound := [trial for trial in trials if not trial.diverged])
+    }
+    kept = sorted(means, key=means.__getitem__, reverse=True)[:CURVES]
+    return {name: trials for name, trials in groups.items() if name in kept}
+
+
+def _settings(records: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """A figure for every setting that varies on a task."""
+    drawn = []
+    for task in dict.fromkeys(record["task"] for record in records):
+        own = [record for record in records if record["task"] == task and not record["diverged"]]
+        for key in (key for key in (own[0] if own else {}) if "." in key):
+            having = [record for record in own if record[key] != ""]
+            values = [_number(record[key]) for record in having]
+            if any(isinstance(value, str) for value in values):
+                values = [str(record[key]) for record in having]
+            if len(set(values)) < 2:
+                continue
+            groups = [record["algorithm.name"] if key != "algorithm.name" else "" for record in having]
+            figure = figures.setting(key, values, groups, [record["return_mean"] for record in having])
+            drawn.append(page.drawing(f"{task}: return of every trial by {key}, and means", figure))
+    return drawn
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _made(rows: Sequence[manifest.Row], results: Sequence[tuple[manifest.Row, Mapping[str, Any]]]) -> list[Part]:
+    lines = "\n".join(shlex.join(row.command) for row in rows)
+    return [page.words("The commands of its rows:"), {"kind": "code", "text": lines}, page.made_with(results[0][1])]
