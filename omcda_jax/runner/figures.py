@@ -134,7 +134,7 @@ def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: Sequence[float]) -> go.Figure:
-    """Draw what trials came to against a setting: a point each, and for each group a line through the means.
+    """Draw what trials came to against a setting: a point each, and for each group the means.
 
     Args:
         name: of the setting.
@@ -158,7 +158,13 @@ def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: S
             showlegend=False,
             **style,
         )
-        figure.add_scatter(x=steps, y=[means[step] for step in steps], mode="lines", line=_line(place), **style)
+        means_style = {"mode": "lines", "line": _line(place)}
+        if isinstance(steps[0], str):
+            means_style = {
+                "mode": "markers",
+                "marker": {"color": _line(place)["color"], "size": 12, "symbol": "diamond"},
+            }
+        figure.add_scatter(x=steps, y=[means[step] for step in steps], **means_style, **style)
     _lay_out(figure, "return", name)
     numbers = [value for value in values if not isinstance(value, str)]
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 30:

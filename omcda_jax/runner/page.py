@@ -140,8 +140,15 @@ def training(groups: figures.Groups, result: Mapping[str, Any]) -> list[Part]:
         result: of one of them, for the data and settings.
     """
     scale, data = result["config"]["data"]["reward_scale"], result["data"]
-    several = any(len(trials) > 1 for trials in groups.values())
-    spread = "lowest to highest seed" if several else "95 % interval over episodes"
+    alone = {len(trials) == 1 for trials in groups.values()}
+    spread = "; ".join(
+        text
+        for text, is_shown in (
+            ("lowest to highest seed", False),
+            ("of one seed, the 95 % interval over episodes", True),
+        )
+        if is_shown in alone
+    )
     drawn = [
         (f"Return of the greedy policy ({spread}) and mean of the data", figures.returns(groups, data["statistics"])),
         ("Win rate", figures.metric(groups, "evaluation/win_rate", "win rate") if _has_goal(groups) else None),
