@@ -304,7 +304,8 @@ def test_rows_have_cores_and_devices_of_their_own(tmp_path, stubs, monkeypatch):
     assert 1e6 < machine.memory_of(os.getpid()) < 1e12 and machine.free_memory() > 0
 
 
-def test_hosts_share_the_rows_by_number_and_help_when_they_are_done(tmp_path, stubs):
+def test_hosts_share_the_rows_by_number_and_help_when_they_are_done(tmp_path, stubs, monkeypatch):
+    monkeypatch.setattr(local, "AGAIN", 0.1)
     rows = stubs("fine", "fine", "fine", "fine")
     assert list(work(tmp_path, rows, host=1, hosts=2)) == [rows[1].name, rows[3].name]
     # another host is at work on the first row: it is left to that host
@@ -381,7 +382,9 @@ def test_a_sweep_from_the_plan_to_the_end(toy, tmp_path, capsys):
     assert "time: 2s of training with 1 rows at a time, 0.00 device hours" in planned
     assert not (tmp_path / "sweep").exists()
     assert sweep.main([*toy, grid, "--jobs=2"]) == 0
-    assert "2 done  0 running  0 waiting  0 failed; 4 trials done" in capsys.readouterr().out
+    done = capsys.readouterr().out
+    assert "2 done  0 running  0 waiting  0 failed; 4 trials done" in done
+    assert done.splitlines()[-1].endswith(" for 2 rows of 2 different programs")
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("runs/*/result.json"))]
     assert [result["config"]["learner"]["batch_size"] for result in results] == [8, 16]
     assert [[one["trial"] for one in result["trials"]] for result in results] == [[{"seed": 0}, {"seed": 1}]] * 2

@@ -21,11 +21,13 @@ import functools
 import importlib
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
 
+from omcda_jax.metrics import duration
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, state
@@ -187,10 +189,13 @@ def execute(command: Command, interruption: Interruption) -> int:
     waiting = [row for row in rows if not state.result_of(directory, row)]
     check.check(directory, waiting)
     say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
+    began = time.monotonic()
     with interruption.deferring():
         engine = importlib.import_module(f"omcda_jax.runner.sweep.{command.engine}")
         statuses = engine.run(directory, waiting, command.options, interruption)
     say(state.status(directory, rows))
+    programs = {(row.program, len(row.trials)) for row in waiting if row.name in statuses}
+    say(f"{duration(time.monotonic() - began)} for {len(statuses)} rows of {len(programs)} different programs")
     return _status(list(statuses.values()), interruption.requested)
 
 

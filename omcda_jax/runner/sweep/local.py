@@ -59,15 +59,17 @@ class Pool:
     def work(self, own: Sequence[Row], others: Sequence[Row], interruption: Interruption) -> dict[str, int]:
         """Work off this host's own rows and then others'; return their exit statuses by name."""
         waiting, later = deque([*own, *others]), deque()
-        mine = {row.name for row in own}
+        mine, seen = {row.name for row in own}, set()
         looked = time.monotonic()
         while (waiting or later or self._tasks) and not interruption.requested:
             if later and time.monotonic() - looked > AGAIN:
                 waiting, later, looked = waiting + later, deque(), time.monotonic()
             while waiting and len(self._tasks) < self._options.jobs and self._has_room() and not interruption.requested:
                 row = waiting.popleft()
-                if not self._start(row) and row.name in mine:
+                # others' rows get a second look, in case the first met somebody who only looked too
+                if not self._start(row) and (row.name in mine or row.name not in seen):
                     later.append(row)
+                seen.add(row.name)
             waiting += self._reap()
             time.sleep(POLL)
         self._end()

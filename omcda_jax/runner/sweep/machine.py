@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from omcda_jax.types import ConfigError
 
+CHIPS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # of a TPU host, by their number, as a block
+
 
 class Options(NamedTuple):
     """How rows share this machine, and this machine the rows with others.
@@ -75,7 +77,7 @@ def shares_of_devices(jobs: int, each: int) -> list[dict[str, str]]:
         raise ConfigError(f"--devices={each}: expected {each * jobs} devices for --jobs={jobs}, found {found}")
     names = listed or [str(index) for index in range(each * jobs)]
     shares = [",".join(names[index * each : (index + 1) * each]) for index in range(jobs)]
-    tpu = {"TPU_CHIPS_PER_PROCESS_BOUNDS": f"1,{each},1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+    tpu = {"TPU_CHIPS_PER_PROCESS_BOUNDS": CHIPS[each], "TPU_PROCESS_BOUNDS": "1,1,1"} if each in CHIPS else {}
     return [{"CUDA_VISIBLE_DEVICES": own, "TPU_VISIBLE_CHIPS": own} | tpu for own in shares]
 
 
