@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_sweep import ROOT, STUB, kinds, stubs, tries_of
 
+from benchmarks.toy import arguments, write
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.sweep import machine, slurm
 from omcda_jax.system import Interruption, exclusive
@@ -20,7 +22,8 @@ __all__ = ["STUB", "stubs"]  # fixture
 
 def descendants(pid):
     """Processes that this one started, and those that they did."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for path in lists for child in path.read_text().split()]
     return [int(child) for child in children] + [one for child in children for one in descendants(child)]
 
 
@@ -154,3 +157,39 @@ def test_ray_stops_rows_that_save(tmp_path, stubs, cluster):
     assert statuses == {row.name: 75} and not interruption.requested
     assert (tmp_path / row.directory / "saved").exists()
     assert json.loads((tmp_path / row.log / "outcome.json").read_text())["status"] == 75
+
+
+def over_workers(directory):
+    """Start a sweep of one trial over two workers of Ray's."""
+    settings = [word for word in arguments("data.h5", updates=3000) if "environment" not in word]
+    line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *settings, f"--directory={directory}"]
+    line += ["--config.data.environment=benchmarks.toy/any", "--distributed", "--hosts=2", "--retries=1"]
+    return subprocess.Popen([*line, "--engine=ray", "--engine_options=num_cpus=2"], stdout=subprocess.DEVNULL)
+
+
+def test_ray_trains_one_trial_over_its_workers_and_goes_on_when_one_is_killed(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    write("data.h5", "benchmarks.toy/any")
+    assert over_workers("whole").wait() == 0
+    process, killed = over_workers("killed"), False
+    latest = tmp_path / "killed" / "runs" / "00000-smac_3m-bc" / "checkpoints" / "latest"
+    while process.poll() is None:
+        if not killed and latest.is_dir() and any(path.name.isdigit() for path in latest.iterdir()):
+            workers = [pid for pid in descendants(process.pid) if b"RayTrainWorker" in commandline(pid)]
+            os.kill(workers[-1], signal.SIGKILL)
+            killed = True
+        time.sleep(0.1)
+    assert killed and process.returncode == 0
+    paths = [tmp_path / name / "runs" / "00000-smac_3m-bc" / "result.json" for name in ("whole", "killed")]
+    whole, other = (json.loads(path.read_text()) for path in paths)
+    assert whole["step"] == other["step"] == 3000
+    for key in ("state_sha256", "metrics_sha256"):
+        assert whole[key] == other[key]
+
+
+def commandline(pid):
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes() if path.exists() else b""

@@ -455,7 +455,7 @@ def test_seeds_that_diverged_are_counted_and_left_out():
     ("words", "error"),
     [
         (["--grid=algorithm.name=bc; algorithm.d_tot=1"], "algorithm.d_tot: no such key"),
-        (["--config.data.path=gone.h5"], "00000-smac_3m-omcda: gone.h5: no such file"),
+        (["--config.data.path=gone.h5"], "gone.h5: no such file"),
         (["--config.data.environment=nowhere/4m"], "00000-smac_3m-omcda: environment: expected smax/<scenario>"),
         (["--host=2", "--hosts=2"], "--host: expected less than --hosts=2, found 2"),
         (["--status=nowhere"], "nowhere: expected a sweep, found no manifest.jsonl"),

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -79,6 +80,7 @@ def trials(order: Order) -> list[Trial]:
         preset, _, quality = (task or "").partition(":")
         assignments = [*order.assignments, *([f"data.quality={quality}"] if quality else [])]
         assignments += [f"{key}={value}" for key, value in point.items() if key not in ("task", "distributed")]
+        assignments = [_from_anywhere(text) for text in assignments]
         for key in (text.partition("=")[0] for text in assignments):
             if key in OWN:
                 raise ConfigError(f"{place}: {key}: expected {OWN[key]} in its place")
@@ -90,6 +92,12 @@ def trials(order: Order) -> list[Trial]:
         said = {"task": preset} | {key: _text(config, key) for key in sorted(keys)}
         found.append(Trial(said | ({"distributed": "true"} if spread == "true" else {}), config))
     return found
+
+
+def _from_anywhere(assignment: str) -> str:
+    """The same assignment for a process in another working directory."""
+    key, _, path = assignment.partition("=")
+    return f"{key}={os.path.abspath(path)}" if key == "data.path" and path != "none" else assignment
 
 
 def _points(order: Order) -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -5,10 +5,12 @@ Ray places and starts again; all nodes need the sweep's directory and the packag
 
 import importlib
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omcda_jax.runner import run as runner
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.processes import is_first, say
 from omcda_jax.runner.sweep.machine import Options
@@ -36,24 +38,22 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
         ConfigError: Ray is not there, or the cluster is not reached.
     """
     ray = _imported("ray")
-    given = dict(options.engine)
-    described = {key: given.pop(key) for key in TRAINER if key in given}
+    described = {key: value for key, value in options.engine.items() if key in TRAINER}
+    given = {key: value for key, value in options.engine.items() if key not in TRAINER}
     try:
         ray.init(ignore_reinit_error=True, log_to_driver=False, **given)
     except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"--engine=ray: {one_line(error)}") from error
-    statuses = {}
-    for row in (row for row in rows if row.shape == "slice"):
-        if not interruption.requested:
-            statuses[row.name] = _train(directory, row, options, described)
-    asked: dict[str, Any] = {"num_cpus": options.cores or 1, "max_retries": options.retries}
-    if options.devices:
-        on_tpu = ray.cluster_resources().get("TPU")
-        asked |= {"resources": {"TPU": options.devices}} if on_tpu else {"num_gpus": options.devices}
-    if options.memory:
-        asked["memory"] = int(options.memory * 1e9)
-    task = ray.remote(_work).options(**asked)
-    waiting = {task.remote(directory, row, options.retries): row for row in rows if row.shape == "host"}
+    slices = [row for row in rows if row.shape == "slice"]
+    statuses = {row.name: _train(directory, row, options, described) for row in slices if not interruption.requested}
+    on_tpu = options.devices and ray.cluster_resources().get("TPU")
+    task = ray.remote(_work).options(
+        num_cpus=options.cores or 1,
+        max_retries=options.retries,
+        memory=int(options.memory * 1e9) or None,
+        **({"resources": {"TPU": options.devices}} if on_tpu else {"num_gpus": options.devices}),
+    )
+    waiting = {task.remote(directory, row, options.retries, os.getcwd()): row for row in rows if row.shape == "host"}
     stopping = False
     while waiting:
         if interruption.requested and not stopping:
@@ -74,10 +74,10 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
     return statuses
 
 
-def _work(directory: str, row: Row, retries: int) -> int:
+def _work(directory: str, row: Row, retries: int, place: str) -> int:
     """One row in a worker of Ray's; a worker that was killed leaves the row's process, which is waited for."""
-    status = os.EX_OK
-    for _ in range(retries + 1):
+    _enter(place)
+    for left in reversed(range(retries + 1)):
         task = None
         while task is None:
             if result_of(directory, row):
@@ -89,14 +89,12 @@ def _work(directory: str, row: Row, retries: int) -> int:
         try:
             while task.poll() is None:
                 time.sleep(POLL)
-        except KeyboardInterrupt:
-            # cancelled
+        except KeyboardInterrupt:  # cancelled
             task.stop()
             return task.finish()
         status = task.finish()
-        if status in (os.EX_OK, os.EX_CONFIG):
-            break
-    return status
+        if not left or status in (os.EX_OK, os.EX_CONFIG):
+            return status
 
 
 def _train(directory: str, row: Row, options: Options, described: Mapping[str, str]) -> int:
@@ -114,11 +112,10 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
     settings = trainer.JaxConfig(use_tpu=not on_gpu, use_gpu=on_gpu)
     failures = train.FailureConfig(max_failures=options.retries)
     kept = train.RunConfig(name=row.name, storage_path=os.path.join(directory, "ray"), failure_config=failures)
-    loop = {"directory": directory, "row": row._asdict()}
+    given = {"directory": directory, "row": row._asdict(), "place": os.getcwd()}
+    shape = {"jax_config": settings, "scaling_config": scaling, "run_config": kept}
     try:
-        trainer.JaxTrainer(
-            _loop, train_loop_config=loop, jax_config=settings, scaling_config=scaling, run_config=kept
-        ).fit()
+        trainer.JaxTrainer(_loop, train_loop_config=given, **shape).fit()
     except Exception as error:  # Ray wraps what a worker raised in classes of several modules
         say(f"{row.name}: {one_line(error)}")
         return 1
@@ -127,16 +124,21 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
 
 def _loop(settings: Mapping[str, Any]) -> None:
     """What each worker of a slice does, in a process of Ray's that has joined the others already."""
-    from omcda_jax.runner import run as runner
-
+    _enter(settings["place"])
     directory, row = settings["directory"], Row(**settings["row"])
     status = runner.main(["omcda-jax run", *command(row, directory)[4:]])
     if is_first():
-        os.makedirs(os.path.join(directory, row.log), exist_ok=True)
         why = "" if status == os.EX_OK else f"exit status {status}; its output is in Ray's log"
         write_json(outcome_path(directory, row), {"status": status, "why": why})
     if status not in (os.EX_OK, os.EX_CONFIG):
         raise RuntimeError(f"{row.name}: exit status {status}")
+
+
+def _enter(place: str) -> None:
+    """Work where the sweep was started, if that is there: data and a user's own modules may lie in it."""
+    if os.path.isdir(place):
+        os.chdir(place)
+        sys.path.append(place)
 
 
 def _imported(name: str) -> Any:
