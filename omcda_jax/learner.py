@@ -187,8 +187,8 @@ def make_train_step(
     """Return a compiled `(state, dataset) -> (state, report)` that does `updates_per_call` updates.
 
     The state passed in is donated: use the one returned. N devices at B/N rows each do what one does at B rows. An
-    update with any result that is not finite is skipped, on all devices alike: only the step goes on, and with it the
-    next batch.
+    update with any metric that is not finite, norms of gradients among them, is skipped, on all devices alike: only the
+    step goes on, and with it the next batch.
 
     Args:
         algorithm: the bundle whose `update` is called.
@@ -210,7 +210,7 @@ def make_train_step(
         part = jax.lax.axis_index(_AXIS) if over_rows else 0
         batch = _draw(sample, dataset, state, batch_size, part, parts)
         new, metrics = algorithm.update(state, batch, axis_name=_AXIS if over_rows else None)
-        finite = _all_finite((metrics, new.params))
+        finite = _all_finite(metrics)
         learnt = ("params", "target_params", "opt_state", "extra")
         after, before = ({name: getattr(which, name) for name in learnt} for which in (new, state))
         kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), after, before)
@@ -240,7 +240,7 @@ def make_debug_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
     """Return what `make_train_step` does for one trial on one device, without scan, donation and guard.
 
-    An update with any result that is not finite is done again operation by operation: where the guarded step would
+    An update with any metric that is not finite is done again operation by operation: where the guarded step would
     skip it in silence, this one raises FloatingPointError at the first operation that produced a NaN.
 
     Args:
@@ -255,7 +255,7 @@ def make_debug_step(
         for _ in range(updates_per_call):
             batch = draw(state, dataset)  # apart: data may mark what is unknown by a NaN
             new, metrics = compiled(state, batch)
-            if not _all_finite((metrics, new.params)):
+            if not _all_finite(metrics):
                 with jax.disable_jit(), jax.debug_nans(True):
                     algorithm.update(state, batch)
                 step = updates_done(state)
@@ -321,7 +321,7 @@ class Guard:
             longest = np.maximum(longest, self.in_a_row)
         for trial in np.flatnonzero(longest >= PATIENCE):
             bad = [name for name, suspect in sorted(report.suspects.items()) if np.atleast_1d(suspect)[trial]]
-            self.culprits[trial] = self.culprits[trial] or (bad[0] if bad else "a parameter")
+            self.culprits[trial] = self.culprits[trial] or bad[0]
         if all(self.culprits):
             raise NonFiniteMetrics(
                 f"{self.culprits[0]} was not finite in {PATIENCE} updates in a row, up to update {step}"

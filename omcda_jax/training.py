@@ -226,7 +226,8 @@ def gradient_step(
         groups: the only groups that step; None: all.
 
     Returns:
-        The state with new parameters, and every loss and statistic averaged over the whole batch, [].
+        The state with new parameters, and every loss and statistic averaged over the whole batch, []; with them as
+        `gradient/GROUP` the norm of each group's gradient before it is clipped.
 
     Raises:
         ValueError: two losses have one name.
@@ -247,6 +248,7 @@ def gradient_step(
     chosen = {group: state.params[group] for group in (state.params if groups is None else groups)}
     gradients, metrics = jax.grad(objective, has_aux=True)(chosen)
     gradients, metrics = total((gradients, metrics), axis_name)
+    metrics |= {f"gradient/{group}": optax.tree.norm(gradient) for group, gradient in gradients.items()}
     chosen, opt_state = apply_gradients(chosen, gradients, state.opt_state, state.config.learning_rate)
     return state.replace(params=state.params | chosen, opt_state=state.opt_state | opt_state), metrics
 

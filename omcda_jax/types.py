@@ -207,7 +207,8 @@ class Algorithm(NamedTuple):
             `pytree_node=False`. It has a class attribute `name`, by which `omcda_jax.algorithms.find` finds the
             algorithm, and a method `validate`, which raises ConfigError.
         init: `init(key, spec, config) -> TrainState`.
-        update: `update(state, batch, *, axis_name=None) -> (TrainState, Metrics)`.
+        update: `update(state, batch, *, axis_name=None) -> (TrainState, Metrics)`. The learner keeps an update if all
+            of its metrics are finite; `training.gradient_step` puts the gradients' norms among them.
         policy: `policy(state) -> Actor`.
         act: `act(actor, obs, avail=None, key=None) -> action`; greedy when `key` is None.
         needs: optional fields of `Batch` that `update` reads.
