@@ -151,7 +151,7 @@ def ask(document: Document, measure: str, environment: Mapping[str, str] | None 
     if document.left <= 0:
         return [{"case": measure, "failed": "no time left"}]
     asked = {"measure": measure, **({"limit_s": document.left} if document.patience else {}), **what}
-    variables = {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"} | dict(environment or {})
+    variables = python_path() | {"JAX_ENABLE_COMPILATION_CACHE": "false"} | dict(environment or {})
     try:
         done = subprocess.run(
             [sys.executable, str(TIMING), json.dumps(asked)],
@@ -206,6 +206,11 @@ def compilation(document: Document, effort: Mapping[str, Any]) -> list[dict]:
     return rows
 
 
+def python_path() -> dict[str, str]:
+    """Return the variable by which a process imports this checkout, and else what this process does."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 def cache(folder: str) -> dict[str, str]:
     """Return the variables that let JAX keep what it compiles in a folder."""
     return {
@@ -244,7 +249,7 @@ def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
     words += [f"--config.learner.{key}=2" for key in ("updates_per_call", "log_every", "evaluate_every")]
     words += ["--config.learner.checkpoint_every=4", "--config.evaluation.episodes=32"]
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | cache(f"{folder}/cache")
+        environment = os.environ | python_path() | cache(f"{folder}/cache")
         quiet = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         collect = ["--environment=smax/5m_vs_6m", "--quality=medium", "--episodes=50"]
         done = subprocess.run(
