@@ -172,7 +172,7 @@ def killed(place: pathlib.Path, full: bool) -> Outcome:
             said = ""
             if done + kills < tries:
                 # a run killed after its last update has nothing left to compile
-                said = _until(process, f"of {LONG}, in" if rng.random() < 0.2 else "compiled", surely=False)
+                said = _until(process, f"of {LONG}, in" if rng.random() < 0.2 else "the update for", surely=False)
                 time.sleep(rng.uniform(0, 1.0))
                 process.kill()
             run.end([process])
@@ -492,7 +492,7 @@ def broken_data(place: pathlib.Path, full: bool) -> Outcome:
         slowest = max(slowest, time.monotonic() - began)
     run = Run(place / "bad", f"--config.data.path={place / 'nan.h5'}").go()
     lines = run.err[0].splitlines()
-    passed += run.codes == [78] and len(lines) == 1 and "nan.h5" in lines[0] and "compiled" not in run.out[0]
+    passed += run.codes == [78] and len(lines) == 1 and "nan.h5" in lines[0] and "the update for" not in run.out[0]
     return Outcome(passed, len(harms) + 1, f"found within {slowest:.2f} s")
 
 
@@ -571,7 +571,7 @@ def second_run(place: pathlib.Path, full: bool) -> Outcome:
     """F16 a second run in the same directory: refused, host and process named; a dead one's lock is no obstacle."""
     run = Run(place / "taken", updates=100_000)
     first = run.start()
-    _until(first[0], "compiled")
+    _until(first[0], "the update for")
     second = Run(place / "taken", updates=100_000).go()
     refused = (
         second.codes == [78] and f"process {first[0].pid}" in second.err[0] and socket.gethostname() in second.err[0]
@@ -580,7 +580,7 @@ def second_run(place: pathlib.Path, full: bool) -> Outcome:
     run.end(first)
     third = Run(place / "taken", updates=100_000)
     process = third.start()
-    _until(process[0], "compiled")
+    _until(process[0], "the update for")
     process[0].send_signal(signal.SIGTERM)
     recovered = third.end(process).codes == [75]
     return Outcome(int(refused) + int(recovered), 2)
@@ -593,7 +593,9 @@ def no_place(place: pathlib.Path, full: bool) -> Outcome:
     passed = 0
     for parent in (file, pathlib.Path("/proc")):
         run = Run(parent / "run", f"--config.data.path={place / 'data.h5'}").go()
-        passed += run.codes == [78] and "cannot write the run directory" in run.err[0] and "compiled" not in run.out[0]
+        passed += (
+            run.codes == [78] and "cannot write the run directory" in run.err[0] and "the update for" not in run.out[0]
+        )
     return Outcome(passed, 2)
 
 

@@ -319,8 +319,10 @@ class Guard:
             self.in_a_row = np.where(now, self.in_a_row + 1, 0)
             self.skipped = self.skipped + now
             longest = np.maximum(longest, self.in_a_row)
+        # a loss says more than its gradient's norm
+        names = sorted(report.suspects, key=lambda name: (name.startswith("gradient/"), name))
         for trial in np.flatnonzero(longest >= PATIENCE):
-            bad = [name for name, suspect in sorted(report.suspects.items()) if np.atleast_1d(suspect)[trial]]
+            bad = [name for name in names if np.atleast_1d(report.suspects[name])[trial]]
             self.culprits[trial] = self.culprits[trial] or bad[0]
         if all(self.culprits):
             raise NonFiniteMetrics(
