@@ -80,12 +80,12 @@ def test_lengths_and_sizes_are_the_same_for_every_method_whatever_the_presets_ar
     hopper, smax = command.methods
     assert command.protocol(hopper.final) == "updates=30000 batch=64 hidden=128-128 episodes=32"
     assert command.protocol(hopper.tuning) == "updates=10000 batch=64 hidden=128-128 episodes=32"
-    assert command.protocol(smax.final) == "updates=12000 batch=256 hidden=128-128 episodes=32"
+    assert command.protocol(smax.final) == "updates=20000 batch=256 hidden=256-256 episodes=32"
     assert (hopper.final.learner.evaluate_every, hopper.tuning.learner.evaluate_every) == (3_000, 1_000)
     more = ("--config.learner.updates=1000", "--config.data.reward_scale=2", "--config.learner.log_every=20")
     [other] = parse("--tasks=smac_3m:good", "--algorithms=bc", *more).methods
     protocol = parse("--tasks=smac_3m:good", "--algorithms=bc", *more).protocol(other.final)
-    assert protocol == "updates=1000 batch=256 hidden=128-128 episodes=32 data.reward_scale=2"
+    assert protocol == "updates=1000 batch=256 hidden=256-256 episodes=32 data.reward_scale=2"
     assert other.final.data.quality == "good"
 
 
@@ -113,7 +113,7 @@ def test_a_job_is_the_cells_trials():
     assert len(tuning.configs) == 12 and tuning.directory.endswith("runs/smac_3m-good/omiga/tuning")
     final = table.job_of(command, method, command.final(method, "alpha=3 learning_rate=0.0002"))
     assert {(c.algorithm.alpha, c.algorithm.learning_rate) for c in final.configs} == {(3.0, 2e-4)}
-    assert [c.seed for c in final.configs] == [0, 1, 2, 3, 4]
+    assert [c.seed for c in final.configs] == [0, 1, 2, 3, 4, 5]
     assert final.directory.endswith("final/alpha=3_learning_rate=0.0002")
     assert tuning.config.learner.trials != final.config.learner.trials, "a later start is compared with what varies"
 
