@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from benchmarks.timing import spread
 from omcda_jax.config import require
 from omcda_jax.types import ConfigError
 
@@ -95,11 +95,6 @@ def alternate(
             if number:
                 rates.append(tuple(measured if number % 2 else measured[::-1]))
     return found
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return median, lowest and highest."""
-    return statistics.median(values), min(values), max(values)
 
 
 def against(path: pathlib.Path, rounds: int, seconds: float) -> list[dict]:

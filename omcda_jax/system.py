@@ -179,6 +179,11 @@ def computing() -> Iterator[None]:
         raise ConfigError(reason) from error
 
 
+def cores() -> list[int]:
+    """Return the cores that this process may use, or none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def keep_programs() -> None:
     """Let JAX keep compiled programs in the user's cache folder, where a later process finds them.
 

@@ -291,7 +291,7 @@ def test_rows_have_cores_and_devices_of_their_own(tmp_path, stubs, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        pytest.skip("one core")
+        pytest.skip("two cores are needed to give each of two rows its own")
     rows = stubs("fine", "fine")
     work(tmp_path, rows, jobs=2, cores=1, devices=2)
     tried = [tries_of(tmp_path, row)[0] for row in rows]

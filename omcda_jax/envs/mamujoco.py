@@ -19,7 +19,7 @@ import numpy as np
 
 from omcda_jax.envs.base import HostEnvironment, Simulators, TimeStep
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import one_line
+from omcda_jax.system import cores, one_line
 from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
 # Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
@@ -82,7 +82,7 @@ class _Robots:
         self._envs = [build(scenario) for _ in range(copies)]
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
-        self._threads = min(copies, _cores())
+        self._threads = min(copies, len(cores()) or os.cpu_count() or 1)
         self._pool = concurrent.futures.ThreadPoolExecutor(self._threads)
         parts = [[node.act_ids for node in part] for part in self._envs[0].agent_action_partitions]
         self._has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
@@ -158,11 +158,6 @@ class _Robots:
             for agent, values in enumerate(self._envs[copy]._get_obs().values()):
                 obs[row, agent, : len(values)] = values
         return obs
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build(scenario: str):

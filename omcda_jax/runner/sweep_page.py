@@ -81,9 +81,8 @@ def _warning() -> Part:
 
 
 def _table(records: Sequence[Mapping[str, Any]], caption: str) -> Part:
-    columns = [key for key in dict.fromkeys(key for record in records for key in record) if key != "place"]
-    shown = [[record.get(key, "") for key in columns] for record in records]
-    rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in shown]
+    columns = collect.columns_of(records)
+    rows = [[collect.cell(record.get(key, "")) for key in columns] for record in records]
     return page.table(columns, rows, caption)
 
 

@@ -96,8 +96,9 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
         # ahead of time pmap takes global arrays only, at the call each process's own
         say(f"training on {len(layout.devices)} devices; the first call compiles the update")
     else:
+        lowered = train_step.lower(state, dataset)
         with programs_read() as read:
-            train_step = train_step.lower(state, dataset).compile()
+            train_step = lowered.compile()
         how = f"read from {jax.config.jax_compilation_cache_dir}" if read else "compiled"
         say(f"the update for {len(layout.devices)} device(s) was {how} in {time.monotonic() - began:.1f} s")
     return train_step, state

@@ -11,6 +11,7 @@ import numpy as np
 
 from omcda_jax.metrics import read, standard_deviation
 from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import result_of
 from omcda_jax.runner.tables import bootstrap_interval, interquartile_mean
@@ -109,8 +110,8 @@ def marl_eval(directory: str, records: Sequence[Record]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for record in records:
-        with open(os.path.join(directory, record["run"], "config.json"), encoding="utf-8") as file:
-            environment = json.load(file)["data"]["environment"].partition("/")[0].lower()
+        config = load(os.path.join(directory, record["run"], "config.json"))
+        environment = config["data"]["environment"].partition("/")[0].lower()
         settings = _settings(record)
         # marl-eval wants tasks in small and algorithms in capital letters
         task = "-".join([settings.pop("task"), *filter(None, [settings.pop("data.quality", "")])]).lower()
@@ -136,20 +137,25 @@ def _on_the_way(directory: str, record: Record) -> Iterator[Record]:
 
 def markdown(records: Sequence[Record]) -> str:
     """Return records as a table in Markdown."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
+    columns = columns_of(records)
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(_cell(record.get(key, '')) for key in columns)} |" for record in records]
+    lines += [f"| {' | '.join(cell(record.get(key, '')) for key in columns)} |" for record in records]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
+def columns_of(records: Sequence[Record]) -> list[str]:
+    """Return the columns of a table of records, but for `place`, which is for those who read metrics."""
+    return [key for key in dict.fromkeys(key for record in records for key in record) if key != "place"]
+
+
+def cell(value: Any) -> str:
+    """Return what a table shows of a value."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _csv(records: Sequence[Record]) -> str:
     text = io.StringIO()
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns_of(records), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from omcda_jax.system import cores
 from omcda_jax.types import ConfigError
 
 CHIPS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # of a TPU host, by their number, as a block
@@ -50,7 +51,7 @@ def shares_of_cores(jobs: int, each: int) -> list[tuple[int, ...]]:
     Raises:
         ConfigError: there are fewer.
     """
-    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    there = cores()
     if not there or (jobs == 1 and not each):
         return [()] * jobs
     each = each or max(1, len(there) // jobs)

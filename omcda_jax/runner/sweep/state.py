@@ -1,11 +1,11 @@
 """Where each row of a sweep stands, read from its folders alone: any host, engine or person sees the same."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omcda_jax.metrics import duration, read
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.report import align
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.system import check_free
@@ -35,8 +35,7 @@ def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
     path = os.path.join(directory, row.directory, "result.json")
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        result = json.load(file)
+    result = load(path)
     return result if result.get("finished") else None
 
 
@@ -67,8 +66,7 @@ def state_of(directory: str, row: Row) -> State:
         return State("running", step, rate)
     path = outcome_path(directory, row)
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            outcome = json.load(file)
+        outcome = load(path)
         if outcome["status"] != os.EX_TEMPFAIL:
             return State("failed", step, rate, outcome["why"])
     return State("waiting", step, rate)
