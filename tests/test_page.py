@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.figure import Figure
 from test_run import DIRECTORY, command, result_of, run
 
 from benchmarks.toy import LENGTH, SPEC, environment
 from omcda_jax import envs
 from omcda_jax.config import to_dict
 from omcda_jax.envs.base import HostEnvironment, Map, Simulators, TimeStep, Units
-from omcda_jax.runner import figures, page, replay, report, tables
-from omcda_jax.runner.outcomes import trials_of
+from omcda_jax.runner import figures, page, plots, replay, report, tables
+from omcda_jax.runner.outcomes import Trial, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.sweep import manifest
 
@@ -162,6 +163,35 @@ def traces(figure):
 
 def figure_of(shown, axis):
     return next(figure for figure in shown.figures if figure["layout"]["yaxis"].get("title", {}).get("text") == axis)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shares", [False, True])
+def test_more_agents_than_are_told_apart_are_rows_of_a_heat_map(shares):
+    values = np.arange(1.0, 82.0).reshape(3, 27)
+    metrics = [{"step": step, "x": list(row)} for step, row in zip(STEPS, values, strict=True)]
+    trial = Trial({}, metrics, 600, {}, None, "")
+    figure = figures.agents({"one": [trial], "two": [trial]}, "x", "level", shares=shares)
+    assert [trace.type for trace in figure.data] == ["heatmap"] * 2
+    assert [trace.visible for trace in figure.data] == [True, False]
+    expected = values / values.sum(axis=1, keepdims=True) if shares else values
+    np.testing.assert_allclose(figure.data[0].z, expected.T, rtol=1e-6)
+    np.testing.assert_array_equal(figure.data[0].x, STEPS)
+    assert figure.layout.height > 27 * 12 and figure.layout.yaxis.title.text == "agent"
+    few = figures.agents({"one": [trial._replace(rows=rows())]}, "allocation/budget", "share", shares=shares)
+    assert [trace.type for trace in few.data] == ["scatter"] * 2
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("agents", "areas", "curves"), [(2, 2, 2), (27, 1, 0)])
+def test_the_plot_draws_few_agents_as_curves_and_many_as_rows(agents, areas, curves):
+    for stacked in (True, False):
+        axis = Figure().subplots()
+        plots._draw_agents(axis, STEPS, np.ones((agents, 3)).tolist(), stacked=stacked)
+        many = agents > plots.MANY
+        assert len(axis.collections) == (areas if stacked or many else 0)
+        assert len(axis.lines) == (0 if stacked else curves)
+        assert axis.get_ylabel() == ("agent" if many else "")
 
 
 @pytest.mark.quick

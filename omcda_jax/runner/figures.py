@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from omcda_jax.runner.outcomes import Curve, Trial, curve, series
+from omcda_jax.runner.plots import MANY
 
 # Okabe and Ito's; further curves repeat them in other dashes
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
@@ -64,34 +65,33 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
 def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
     """Draw a metric of every agent over training, with a menu of the groups where there are several.
 
+    Each agent is a curve or, where there are more than `MANY`, a row of a heat map.
+
     Args:
         groups: trials by what they have in common; each shows its mean over trials.
         key: of the metric.
         title: of its axis.
-        shares: draw shares of the sum, stacked.
+        shares: draw shares of the sum; as curves they are stacked.
     """
     found = {name: series(trials, key) for name, trials in groups.items()}
     found = {name: one for name, one in found.items() if one is not None}
     if not found:
         return None
     figure = go.Figure()
-    number, counts = sum(values.shape[1] for _, values in found.values()), []
+    agents = [values.shape[1] for _, values in found.values()]
+    draw, counts = _rows if max(agents) > MANY else _stack if shares else _lines, []
     for place, (steps, values) in enumerate(found.values()):
         values = values / values.sum(axis=1, keepdims=True) if shares else values
-        kept, count = _thinned(len(steps), number), values.shape[1]
-        counts.append(count)
-        for agent in range(count):
-            style = {"stackgroup": "all", "line": _line(agent, 0.5)} if shares else {"line": _line(agent)}
-            figure.add_scatter(
-                x=_small(steps[kept]),
-                y=_small(values[kept, agent]),
-                name=f"agent {agent}",
-                mode="lines",
-                visible=place == 0,
-                **style,
-            )
+        kept = _thinned(len(steps), sum(agents))
+        traces = draw(_small(steps[kept]), _small(values[kept]), place == 0)
+        figure.add_traces(traces)
+        counts.append(len(traces))
     _lay_out(figure, title)
-    if shares:
+    if draw is _rows:
+        figure.update_traces(colorbar={"title": {"text": title, "side": "right"}})
+        figure.update_yaxes(title={"text": "agent"}, autorange="reversed")
+        figure.update_layout(height=120 + 14 * max(agents))
+    elif draw is _stack:
         figure.update_yaxes(range=[0, 1])
     if len(found) > 1:
         shown = np.repeat(np.arange(len(counts)), counts)
@@ -260,6 +260,26 @@ def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
     _lay_out(figure, title)
     figure.update_layout(showlegend=len(curves) > 1)
     return figure
+
+
+def _lines(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scatter]:
+    """A curve for each agent; values [T, N]."""
+    return [
+        go.Scatter(x=steps, y=own, name=f"agent {agent}", mode="lines", visible=visible, line=_line(agent))
+        for agent, own in enumerate(values.T)
+    ]
+
+
+def _stack(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scatter]:
+    """The same, one upon the other."""
+    lines = _lines(steps, values, visible)
+    return [line.update(stackgroup="all", line=_line(agent, 0.5)) for agent, line in enumerate(lines)]
+
+
+def _rows(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Heatmap]:
+    """A row for each agent; brighter is more."""
+    hover = "agent %{y}, %{x} updates: %{z:.3g}<extra></extra>"
+    return [go.Heatmap(x=steps, z=values.T, colorscale="Viridis", visible=visible, hovertemplate=hover)]
 
 
 def _level(figure: go.Figure, value: float, text: str) -> None:

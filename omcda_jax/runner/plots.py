@@ -7,6 +7,8 @@ from typing import Any
 from omcda_jax import metrics
 from omcda_jax.types import ConfigError
 
+MANY = 12  # agents; more are rows of a heat map, as so many curves are not told apart
+
 
 def plot(directory: str, result: Mapping[str, Any]) -> str:
     """Draw the return over training and, per agent, budget shares, levels and influence.
@@ -34,18 +36,31 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
     if learning:
         steps = [row["step"] for row in learning]
         shares = [[value / sum(row["allocation/budget"]) for value in row["allocation/budget"]] for row in learning]
-        agents = [f"agent {agent}" for agent in range(len(shares[0]))]
-        axes[1].stackplot(steps, list(zip(*shares, strict=True)), labels=agents)
-        axes[1].set(title="budget share", xlabel="updates", ylim=(0, 1))
-        axes[1].legend(loc="lower left")
-        for axis, key in ((axes[2], "allocation/alpha"), (axes[3], "allocation/influence")):
-            axis.plot(steps, [row[key] for row in learning])
-            axis.set(title=f"{key.split('/')[1]} (scaled reward per nat)", xlabel="updates")
+        drawn = {"budget share": shares}
+        for key in ("allocation/alpha", "allocation/influence"):
+            drawn[f"{key.split('/')[1]} (scaled reward per nat)"] = [row[key] for row in learning]
+        for axis, (title, values) in zip(axes[1:], drawn.items(), strict=True):
+            _draw_agents(axis, steps, list(zip(*values, strict=True)), stacked=values is shares)
+            axis.set(title=title, xlabel="updates")
     for axis in axes:
         axis.locator_params(axis="x", nbins=5)
     path = os.path.join(directory, "curves.png")
     figure.savefig(path, dpi=120)
     return path
+
+
+def _draw_agents(axis: Any, steps: Sequence[int], values: Sequence[Sequence[float]], stacked: bool) -> None:
+    """Curves of every agent's values, or the rows of a heat map where there are many agents."""
+    if len(values) > MANY:
+        axis.figure.colorbar(axis.pcolormesh(steps, range(len(values)), values, shading="nearest"))
+        axis.set(ylabel="agent")
+        axis.invert_yaxis()
+    elif stacked:
+        axis.stackplot(steps, values, labels=[f"agent {agent}" for agent in range(len(values))])
+        axis.set(ylim=(0, 1))
+        axis.legend(loc="lower left")
+    else:
+        axis.plot(steps, list(zip(*values, strict=True)))
 
 
 def _draw_returns(axis: Any, evaluations: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
