@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         TrainState,
     )
 
+    __version__: str
+
 __all__ = [
     "ALGORITHMS",
     "Actor",
@@ -79,6 +81,12 @@ _PLACES = (
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        metadata = importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("omcda-jax")
+        except metadata.PackageNotFoundError:
+            return "0+unknown"  # a checkout that was never installed
     if name in __all__:
         for place in _PLACES:
             module = importlib.import_module(f"omcda_jax.{place}")

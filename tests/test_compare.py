@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from stability import missing
 from test_run import command, run, stop_when
 
 from benchmarks.toy import SPEC
@@ -49,6 +50,8 @@ def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
     assert "cell 1 of 2: bc on smac_3m, seeds (0, 3)" in out and "cell 2 of 2: omiga" in out
     found = results()
     assert set(found) == {"bc", "omiga"}
+    files = [path.name for path in OUT.iterdir() if path.is_file()]
+    assert missing(files, "Files", "a comparison") == []
     table = (OUT / "comparison.md").read_text()
     assert table in out
     for name, result in found.items():

@@ -33,7 +33,11 @@ from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "api")]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "api"),
+]
 # how long an example trains and plays in these tests
 REDUCED = {
     "updates=20_000": "updates=20, updates_per_call=10, log_every=10, checkpoint_every=10, evaluate_every=10",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stability import missing_metrics
 from test_algorithms import CASES, CONFIGS, SPEC, UPDATE, make_batch
 
 import omcda_jax
@@ -32,6 +33,7 @@ def test_every_algorithm_keeps_its_types_in_a_scan(name):
     config, spec = CASES[name]
     batch = make_batch(0, spec=spec)
     expected = jax.eval_shape(lambda b: learn_and_act(config, spec, b), batch)
+    assert missing_metrics(expected[1]) == []
     with jax.enable_x64(True):
         batch = widened(batch)
         assert batch.obs.dtype == np.float64

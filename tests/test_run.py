@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from stability import missing, missing_metrics
 
 from benchmarks.toy import SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs
@@ -70,7 +71,9 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
         "curves.png",
         "lock",
     }
+    assert missing([path.name for path in DIRECTORY.iterdir()], "Files", "a run") == []
     result = result_of()
+    assert missing(result, "Files", "result.json") == []
     assert (result["step"], result["finished"]) == (60, True)
     assert result["evaluation"]["episodes"] == 4
     assert 1.0 <= result["evaluation"]["return_mean"] <= 2.0, "agent 0 was cloned at least"
@@ -79,6 +82,7 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
     assert result["config"] == json.loads((DIRECTORY / "config.json").read_text())
     assert result["versions"]["jax"] == jax.__version__
     assert result["best_during_training"]["step"] == 30
+    assert missing_metrics({key for row in read(DIRECTORY / "metrics.jsonl") for key in row}) == []
     rows = learning_curve()
     assert [row["step"] for row in rows if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
     assert [row["step"] for row in rows if "evaluation/return_mean" in row] == [30]

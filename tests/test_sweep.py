@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from stability import missing
 
 from benchmarks.toy import arguments, write
 from omcda_jax.algorithms import ALGORITHMS
@@ -418,6 +419,8 @@ def collected(directory, capsys):
         (size, seed) for size in ("8", "16") for seed in ("0", "1")
     ]
     assert len((directory / "trials.csv").read_text().splitlines()) == 5
+    assert missing([path.name for path in directory.iterdir()], "Files", "a sweep") == []
+    assert missing([path.name for path in directory.glob("logs/*/*")], "Files", "a row's log") == []
     groups = json.loads((directory / "seeds.json").read_text())
     for group, pair in zip(groups, (ends[:2], ends[2:]), strict=True):
         assert (group["seeds"], group["diverged"]) == (2, 0)

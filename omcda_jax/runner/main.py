@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+import omcda_jax
+
 # each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
 COMMANDS = {
     "run": ("omcda_jax.runner.run", "train an algorithm on a preset's task, evaluate it and report"),
@@ -58,6 +60,9 @@ def _help(name: str) -> int:
     text = "\n".join(["usage: omcda-jax COMMAND ...; omcda-jax COMMAND --help explains one", "", *lines])
     if name in ("-h", "--help", "help"):
         print(text)
+        return os.EX_OK
+    if name == "--version":
+        print(f"omcda-jax {omcda_jax.__version__}")
         return os.EX_OK
     print(f"error: no command {name!r}\n{text}", file=sys.stderr)
     return os.EX_CONFIG

@@ -16,6 +16,9 @@ from omcda_jax.types import ConfigError, suggestion
 GRACE = 120  # seconds to save: one training call, and a checkpoint of a few megabytes
 RESTARTS = 100
 
+# An image of docker/Dockerfile for TPUs or GPUs, by what its accelerator is called.
+BUILD = "docker build --file docker/Dockerfile --build-arg ACCELERATOR={} --tag {} ."
+
 # What each file is told by --engine_options; None must be given. `mount` is where hosts see the folder they share.
 JOBSET = {
     "name": "omcda-sweep",
@@ -34,7 +37,8 @@ SKYPILOT = {
     "accelerator": None,
     "bucket": None,
     "mount": "/shared",
-    "setup": "pip install 'omcda-jax[smax]'",
+    "image": "",
+    "setup": "",
     "spot": "true",
 }
 
@@ -100,6 +104,8 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         given: values of SKYPILOT, complete.
     """
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
+    image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
+    install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"
     # any other error would not go away: the sweep starts rows that crash again by itself
     recovery = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [os.EX_TEMPFAIL]}
     return {
@@ -109,9 +115,10 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
             "accelerators": given["accelerator"],
             "use_spot": given["spot"] == "true",
             "job_recovery": recovery,
+            **image,
         },
         "file_mounts": {given["mount"]: {"source": given["bucket"], "mode": "MOUNT"}},
-        "setup": given["setup"],
+        "setup": given["setup"] or install,
         # the signal that a host is taken away goes to the shell's whole group
         "run": f"exec {shlex.join(words)} {own}",
     }
@@ -144,14 +151,22 @@ def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: M
     given = {**defaults, **options}
     missing = [key for key, value in given.items() if value is None]
     if missing:
-        raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none")
+        build = f"; an image: {BUILD.format('tpu', 'NAME')}" if "image" in missing else ""
+        raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none{build}")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given["name"]):
         raise ConfigError(f"{flag}: name: expected up to 40 small letters, digits and dashes, found {given['name']!r}")
     if os.path.commonpath([directory, given["mount"]]) != os.path.normpath(given["mount"]):
         raise ConfigError(
             f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"
         )
-    return "\n".join(_yaml(build(words, hosts, given))) + "\n"
+    wheel = _wheel(given["accelerator"])
+    told = [f"# the image: {BUILD.format(wheel, shlex.quote(given['image']))}"] if given["image"] else []
+    return "\n".join([*told, *_yaml(build(words, hosts, given))]) + "\n"
+
+
+def _wheel(accelerator: str) -> str:
+    """The extra of jax that drives an accelerator of this name."""
+    return "tpu" if accelerator.lower().startswith("tpu") else "cuda13"
 
 
 def _yaml(value: Any) -> Iterator[str]:
