@@ -29,6 +29,9 @@ from omcda_jax.runner.collect import _flags as collect_flags
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.train_behaviour import _flags as train_behaviour_flags
+from omcda_jax.runner.zoo import COMMANDS as ZOO_COMMANDS
+from omcda_jax.runner.zoo import _flags as zoo_flags
+from omcda_jax.system import read_flags
 from omcda_jax.training import CriticSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -205,6 +208,9 @@ def check(words):
     """Fail unless the command names a script or module that is there, with flags that it takes."""
     if words[0] == "srun":
         words = words[1:]
+    if words[:2] == ["omcda-jax", "zoo"]:
+        command, *names = read_flags(zoo_flags(), words[1:])
+        assert command in ZOO_COMMANDS and bool(names) == bool(ZOO_COMMANDS[command])
     if not words[0].endswith("python"):
         return
     target, *arguments = words[1:]

@@ -17,6 +17,7 @@ import omcda_jax
 from omcda_jax import config, data, system
 from omcda_jax.data.__main__ import COMMANDS as DATA_COMMANDS
 from omcda_jax.evaluate import EpisodeResults, summarise
+from omcda_jax.runner import zoo
 from omcda_jax.runner.main import COMMANDS
 
 pytestmark = pytest.mark.quick
@@ -46,7 +47,7 @@ def test_every_flag_of_a_command_is_listed_and_no_other(command, monkeypatch):
 def test_every_command_is_listed():
     section = PAGE.partition(f"## {SECTION}")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set(COMMANDS)
-    assert all(f"`{word}`" in section for word in [*DATA_COMMANDS, "omcda-jax --version"])
+    assert all(f"`{word}`" in section for word in [*DATA_COMMANDS, *zoo.COMMANDS, "omcda-jax --version"])
 
 
 @pytest.mark.parametrize(

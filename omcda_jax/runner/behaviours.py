@@ -16,7 +16,7 @@ import numpy as np
 from omcda_jax import algorithms, envs
 from omcda_jax.behaviour import acts, policies
 from omcda_jax.checkpoint import Checkpoints, digest, load_policy
-from omcda_jax.config import assignments
+from omcda_jax.config import ExperimentConfig, assignments
 from omcda_jax.data.collect import describe, of_stages
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.runner.jobs import Job
@@ -166,14 +166,7 @@ def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint
     Raises:
         ConfigError: the run is at work, has no such checkpoint or several trials, or was made for another task.
     """
-    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
-        try:
-            saved = json.load(file)
-            config = resolve(saved["name"], assignments(saved), flag=f"{directory}: config.json")
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(
-                f"{directory}: expected the settings of a run in config.json: {one_line(error)}"
-            ) from error
+    config = settings_of_run(directory)
     if config.learner.mode != "data":
         raise ConfigError(f"--policy: expected a run of one trial, found several in {directory}")
     trained_in = config.data.environment
@@ -186,6 +179,22 @@ def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint
     if restored is None:
         raise ConfigError(f"{directory}: expected the {checkpoint} checkpoint of a run, found none")
     return job.algorithm.policy(restored[0]), updates_done(restored[0])
+
+
+def settings_of_run(directory: str) -> ExperimentConfig:
+    """Return what a run's config.json holds.
+
+    Raises:
+        ConfigError: there is none, or it holds other settings than this version has.
+    """
+    try:
+        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+            saved = json.load(file)
+        return resolve(saved["name"], assignments(saved), flag=f"{directory}: config.json")
+    except OSError as error:
+        raise ConfigError(f"{directory}: expected the directory of a run, found no config.json in it") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{directory}: expected the settings of a run in config.json: {one_line(error)}") from error
 
 
 def _of_actor(actor: Actor, text: str, game: Environment | HostEnvironment, greedy: bool, how: str) -> Source:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -72,11 +72,22 @@ def ready(job: Job, environment: Environment | HostEnvironment, source: Source |
             )
     source = source or read(job, path, begins=begins)
     data.require_spec(source.path, environment.spec, source.spec)
-    for package, version in source.metadata.get("versions", {}).items():
+    warn_of_versions("the data", source.metadata.get("versions", {}), environment)
+    return source
+
+
+def warn_of_versions(what: str, versions: Mapping[str, str], environment: Environment | HostEnvironment) -> None:
+    """Say which versions of a simulator something was made with, where this one has others.
+
+    Args:
+        what: was made, a plural.
+        versions: by package.
+        environment: the simulator.
+    """
+    for package, version in versions.items():
         here = environment.versions.get(package, version)
         if here != version:
-            say(f"warning: the data were made with {package} {version}, evaluation uses {here}")
-    return source
+            say(f"warning: {what} were made with {package} {version}, evaluation uses {here}")
 
 
 def path_of(config: ExperimentConfig) -> str:

@@ -22,6 +22,7 @@ COMMANDS = {
     "collect": ("omcda_jax.runner.collect", "make an offline dataset in a simulator"),
     "data": ("omcda_jax.data.__main__", "check, describe, convert and download datasets"),
     "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),
+    "zoo": ("omcda_jax.runner.zoo", "list, get, evaluate and add policies that were trained"),
     "report": ("omcda_jax.runner.report", "print a finished run's table again and write its page"),
 }
 

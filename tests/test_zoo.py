@@ -1,0 +1,188 @@
+"""The zoo: an entry is made, unpacked and evaluated; what is damaged or does not hold is said; what is shipped."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stability import missing
+from test_hub import NAME, Hub
+
+import omcda_jax
+from benchmarks.zoo import main as zoo_of_table
+from omcda_jax.checkpoint import Checkpoints, digest, load_policy
+from omcda_jax.config import to_dict
+from omcda_jax.runner import zoo
+from omcda_jax.runner.jobs import write_json
+from omcda_jax.runner.presets import resolve
+
+SETTINGS = [
+    "algorithm.name=bc",
+    "algorithm.hidden_sizes=8",
+    "data.environment=benchmarks.toy/any",
+    "learner.updates=60",
+    "learner.updates_per_call=10",
+    "learner.log_every=10",
+    "learner.evaluate_every=60",
+    "learner.checkpoint_every=60",
+    "evaluation.episodes=4",
+]
+TRIALS = ["learner.mode=trials", "learner.trials=seed=3,5"]
+
+
+def leave_a_run(directory, *more, step=60):
+    """The directory of a run that ended after `step` updates, which changed nothing."""
+    config = resolve("smac_3m", [*SETTINGS, *more])
+    directory.mkdir(parents=True)
+    write_json(directory / "config.json", to_dict(config))
+    job = zoo.job_of_run(str(directory))
+    state = job.fresh(zoo.envs.make("benchmarks.toy/any").spec)
+    state = state.replace(step=jnp.full_like(state.step, step))
+    write_json(directory / "config.json", to_dict(job.config))
+    metadata = {"config": to_dict(job.config), "data": {"statistics": {"episodes": 6}}, "seconds": 1.0}
+    with Checkpoints(job.checkpoints()) as checkpoints:
+        checkpoints.save(state, metadata)
+    return job, state
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of entries with one of two seeds, and the state that they are from."""
+    place = tmp_path_factory.mktemp("zoo")
+    _, state = leave_a_run(place / "run", *TRIALS)
+    command = ["zoo", "add", str(place / "run"), f"--zoo={place / 'zoo'}", "--name=toy/bc"]
+    assert zoo.main(command) == 0
+    return place / "zoo", state
+
+
+def run(folder, *words):
+    return zoo.main(["zoo", *map(str, words), f"--zoo={folder}"])
+
+
+def test_an_entry_is_listed_unpacked_and_reaches_what_its_card_says(made, tmp_path, capsys):
+    folder, state = made
+    assert run(folder, "list") == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    archive = folder / "toy" / "bc.zip"
+    said = (folder / "toy" / "bc.zip.sha256").read_text()
+    assert line[:6] == ["toy/bc", "benchmarks.toy/any", "medium", "bc", "60", "2"] and said.startswith(line[-1])
+    for _ in range(2):  # the second time it is there
+        assert run(folder, "get", "toy/bc", f"--out={tmp_path}") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'toy' / 'bc'}\n" * 2
+    entry = tmp_path / "toy" / "bc"
+    assert sorted(path.name for path in entry.iterdir()) == ["card.json", "seed_3", "seed_5"]
+    assert missing(["card.json"], "Files", "an entry of a zoo") == []
+    second = omcda_jax.policy(jax.tree.map(lambda leaf: leaf[1], state))
+    assert digest(load_policy(entry / "seed_5")) == digest(second)
+    assert run(folder, "evaluate", "toy/bc") == 0
+    assert run(folder, "evaluate", entry, "--episodes=3", "--seed=1") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert " in 4 episodes of 2 policies; the card says " in out[0] and "which is within " in out[0]
+    assert " in 3 episodes of 2 policies" in out[1]
+    card = json.loads((entry / "card.json").read_text())
+    assert card["settings"]["learner"]["trials"] == "seed=3,5" and card["data"]["statistics"]["episodes"] == 6
+    means = [each["return_mean"] for each in card["policies"].values()]
+    assert card["evaluation"]["return_mean"] == np.mean(means) and card["evaluation"]["episodes"] == 4
+    with zipfile.ZipFile(archive) as file:
+        assert all(info.date_time[0] == 1980 for info in file.infolist()), "equal contents give equal bytes"
+
+
+def test_a_return_that_is_not_reached_ends_with_1_after_all_were_played(made, tmp_path, capsys):
+    folder, _ = made
+    assert run(folder, "get", "toy/bc", f"--out={tmp_path}") == 0
+    path = tmp_path / "toy" / "bc" / "card.json"
+    card = json.loads(path.read_text())
+    card["evaluation"]["return_mean"] += 0.1
+    card["environment_versions"] = {"toysim": "0.9"}
+    path.write_text(json.dumps(card))
+    capsys.readouterr()
+    assert run(folder, "evaluate", path.parent, "toy/bc") == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("which is outside") == 1 and shown.out.count("which is within") == 1
+    assert "were made with toysim 0.9, evaluation uses 1.0" in shown.out
+
+
+def test_what_is_damaged_or_missing_is_one_line(made, tmp_path, capsys):
+    folder, _ = made
+    content = bytearray((folder / "toy" / "bc.zip").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.zip").write_bytes(content)
+    (tmp_path / "flipped.zip.sha256").write_text(
+        (folder / "toy" / "bc.zip.sha256").read_text().replace("bc.zip", "flipped.zip")
+    )
+    (tmp_path / "alone.zip").write_bytes(content)
+    for name, expected in [
+        ("flipped", "expected SHA-256"),
+        ("alone", "alone.zip.sha256, found none"),
+        ("../up", "expected a name such as"),
+        ("other", f"no such entry of {tmp_path}"),
+    ]:
+        assert run(tmp_path, "evaluate", name) == 78
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+    (tmp_path / "text.zip").write_text("no archive")
+    for words, expected in [
+        (["list"], "text.zip: expected an entry of a zoo with a card.json"),
+        (["evaluate"], "expected one of list; get NAME; evaluate NAME ...; add RUN, found 'evaluate'"),
+        (["get", "a", "b"], "found 'get a b'"),
+        (["evaluate", "alone", "--episodes=0"], "--episodes: expected at least 1, found 0"),
+    ]:
+        assert run(tmp_path, *words) == 78
+        assert expected in capsys.readouterr().err
+    assert run(tmp_path / "nowhere", "list") == 78
+    assert "--zoo: expected a folder of entries, found none" in capsys.readouterr().err
+
+
+def test_only_finished_runs_of_one_setting_become_entries(made, tmp_path, capsys):
+    folder, _ = made
+    leave_a_run(tmp_path / "short", step=40)
+    leave_a_run(tmp_path / "several", "learner.mode=trials", "learner.trials=algorithm.learning_rate=0.1,0.2")
+    for name, more, expected in [
+        ("short", [], "short: expected a finished run of 60 updates, found 40"),
+        ("several", [], "expected trials that differ by their seed alone"),
+        ("short", ["--name=toy/bc"], "--name: expected a new entry, found"),
+        ("nothing", [], "nothing: expected the directory of a run, found no config.json in it"),
+    ]:
+        assert run(folder, "add", tmp_path / name, *more) == 78
+        assert expected in capsys.readouterr().err
+    assert [path.name for path in (folder / "toy").iterdir()] == ["bc.zip", "bc.zip.sha256"]
+
+
+def test_the_cell_of_a_table_becomes_an_entry(tmp_path, capsys):
+    job, state = leave_a_run(tmp_path / "table" / "smac_3m-good" / "bc" / "final" / "rate=1", *TRIALS)
+    config = json.loads((Path(job.directory) / "config.json").read_text())
+    config["learner"]["trials"] = "settings=rate=1; seeds=3,5"
+    write_json(Path(job.directory) / "config.json", config)
+    with Checkpoints(job.checkpoints()) as checkpoints:
+        checkpoints.save(state, {"config": config, "data": {}, "seconds": 1.0}, replace=True)
+    assert zoo_of_table(["zoo", f"--directory={tmp_path / 'table'}", f"--zoo={tmp_path / 'zoo'}"]) == 0
+    assert list(zoo.entries(tmp_path / "zoo")["smac_3m:good/bc"]["policies"]) == ["seed_3", "seed_5"]
+
+
+def test_an_entry_comes_from_the_hub(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    folder, _ = made
+    served = Hub((folder / "toy" / "bc.zip").read_bytes())
+    where = ["--repository=InstaDeepAI/og-marl", f"--endpoint={served.endpoint}", f"--out={tmp_path}"]
+    try:
+        assert run(folder, "get", NAME, *where) == 0
+    finally:
+        served.server.shutdown()
+        served.server.server_close()
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / NAME}: toy/bc"
+    assert run(folder, "evaluate", tmp_path / NAME) == 0
+
+
+@pytest.mark.quick
+def test_the_interval_holds_99_of_100_returns_that_differ_by_chance(random):
+    inside = []
+    for sample in random.normal(5.0, 2.0, (2000, 2, 64)):
+        mean, error = sample.mean(-1), sample.std(-1, ddof=1) / 8
+        card = {"evaluation": {"return_mean": mean[0], "return_se": error[0]}}
+        inside.append(zoo.holds(card, zoo.Played([], mean[1], error[1]))[2])
+    assert 0.98 <= np.mean(inside) <= 0.995
+    low, high, held = zoo.holds({"evaluation": {"return_mean": 7.0, "return_se": 0.1}}, zoo.Played([], 6.0, 0.0))
+    assert not held and (low, high) == pytest.approx((6 - 0.2583, 6 + 0.2583), abs=1e-3)
