@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stability import missing
-from test_hub import NAME, Hub
+from test_hub import NAME, Hub, hub_name
 
 import omcda_jax
 from benchmarks.zoo import main as zoo_of_table
@@ -166,14 +166,22 @@ def test_an_entry_comes_from_the_hub(made, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     folder, _ = made
     served = Hub((folder / "toy" / "bc.zip").read_bytes())
-    where = ["--repository=InstaDeepAI/og-marl", f"--endpoint={served.endpoint}", f"--out={tmp_path}"]
+    where = [f"--repository={hub_name}", f"--endpoint={served.endpoint}", f"--out={tmp_path}"]
     try:
+        assert run(folder, "list", *where) == 0
         assert run(folder, "get", NAME, *where) == 0
+        assert run(folder, "evaluate", NAME, *where) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0] == NAME and str(tmp_path / NAME) in shown and "toy/bc: " in shown[-1]
+        assert run(folder, "list", "--repository=not/there", *where[1:]) == 78
+        assert "not/there at main: expected a repository of datasets on the hub" in capsys.readouterr().err
     finally:
         served.server.shutdown()
         served.server.server_close()
-    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / NAME}: toy/bc"
-    assert run(folder, "evaluate", tmp_path / NAME) == 0
+    card = tmp_path / NAME / "card.json"
+    card.write_text(card.read_text().replace('"updates": 60', '"update": 60'))
+    assert run(folder, "evaluate", tmp_path / NAME) == 78
+    assert "found no updates" in capsys.readouterr().err
 
 
 @pytest.mark.quick

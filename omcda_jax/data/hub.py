@@ -4,6 +4,7 @@ Archives are large, so an interrupted download resumes where it stopped; `huggin
 begins again each time (version 2), hence the transfer here.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,42 @@ def _require() -> Any:
     return huggingface_hub
 
 
-def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | None) -> dict[str, Any]:
-    """Where the archive lies, how large it is and its SHA-256, which the hub keeps of every large file."""
-    where = f"{repository}/{name}.zip at {revision}"
+def archives(repository: str, *, revision: str = "main", endpoint: str | None = None) -> list[str]:
+    """Return the names that `download` takes from a repository, in order.
+
+    Args:
+        repository, revision, endpoint: as of `download`.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed, or there is no such repository.
+        DatasetError: the hub does not answer.
+    """
+    hub = _require()
+    with _answering(hub, f"{repository} at {revision}", "a repository of datasets"):
+        files = hub.HfApi(endpoint=endpoint).list_repo_files(repository, repo_type="dataset", revision=revision)
+    return sorted(name.removesuffix(".zip") for name in files if name.endswith(".zip"))
+
+
+@contextlib.contextmanager
+def _answering(hub: Any, where: str, expected: str) -> Iterator[None]:
+    """Turn whatever a question to the hub raises into one line."""
     try:
-        url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
-        answer = hub.get_hf_file_metadata(url, endpoint=endpoint)
+        yield
     except hub.errors.LocalEntryNotFoundError as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        raise ConfigError(f"{where}: expected an archive on the hub, found: {one_line(error)}") from error
+        raise ConfigError(f"{where}: expected {expected} on the hub, found: {one_line(error)}") from error
     # whatever the hub's client is built on has errors of its own
     except Exception as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
+
+
+def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | None) -> dict[str, Any]:
+    """Where the archive lies, how large it is and its SHA-256, which the hub keeps of every large file."""
+    where = f"{repository}/{name}.zip at {revision}"
+    with _answering(hub, where, "an archive"):
+        url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
+        answer = hub.get_hf_file_metadata(url, endpoint=endpoint)
     etag = (answer.etag or "").lower()
     if len(etag) != 64 or answer.size is None:
         raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {answer.size} and {etag!r}")

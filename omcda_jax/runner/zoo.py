@@ -7,7 +7,7 @@
 
 An entry is NAME.zip in a folder, beside it NAME.zip.sha256. In the archive are card.json and a saved policy for each
 seed, seed_0 and so on, for `omcda_jax.checkpoint.load_policy`. NAME may also be an unpacked entry. With --repository,
-`get` takes NAME.zip from a repository of datasets on the Hugging Face Hub.
+entries are those of a repository of datasets on the Hugging Face Hub, which `get` and `evaluate` unpack into OUT/NAME.
 """
 
 import contextlib
@@ -45,6 +45,7 @@ from omcda_jax.types import Actor, ConfigError, DatasetError, updates_done
 
 COMMANDS = {"list": "", "get": "NAME", "evaluate": "NAME ...", "add": "RUN"}
 CARD = "card.json"
+KEYS = ("name", "environment", "quality", "algorithm", "updates", "evaluation", "policies", "environment_versions")
 FORMAT = 1  # of the card; raised by whoever changes what a key means
 WIDE = 2.576  # standard errors on each side of an interval that holds 99 of 100 means
 USUAL = 1.96  # likewise 95
@@ -204,11 +205,13 @@ def _card(place: Path) -> dict[str, Any]:
             with zipfile.ZipFile(place) as file:
                 text = file.read(CARD)
         card = json.loads(text)
-        found = card["format"]
+        found, missing = card["format"], [key for key in KEYS if key not in card]
     except (OSError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{place}: expected an entry of a zoo with a {CARD}: {one_line(error)}") from error
     if found != FORMAT:
         raise DatasetError(f"{place}: format: expected {FORMAT}, found {found}; take the version that wrote it")
+    if missing:
+        raise DatasetError(f"{place}: {CARD}: expected the keys {', '.join(KEYS)}, found no {missing[0]}")
     return card
 
 
@@ -352,7 +355,7 @@ def _flags() -> flags.FlagValues:
     define("string", "name", None, "Of the new entry; by default PRESET/ALGORITHM.")
     define("integer", "episodes", None, "Of each policy, instead of as many as on the card.")
     define("integer", "seed", None, "Of the episodes, instead of the card's.")
-    define("string", "repository", None, "Of datasets on the Hub, to get an entry from.")
+    define("string", "repository", None, "Of datasets on the Hub, whose entries are meant.")
     define("string", "revision", "main", "Branch, tag or commit there.")
     define("string", "endpoint", None, "Address of the Hub or of its mirror.")
     return values
@@ -372,20 +375,26 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _list(values: Any, names: Sequence[str]) -> int:
-    print(table(values.zoo))
+    print(table(values.zoo) if values.repository is None else "\n".join(hub.archives(**_where(values))))
     return os.EX_OK
 
 
 def _get(values: Any, names: Sequence[str]) -> int:
     [name] = names
-    if values.repository is None:
-        print(get(values.zoo, name, values.out))
-        return os.EX_OK
-    where = {"repository": values.repository, "revision": values.revision, "endpoint": values.endpoint}
-    hub.download(name, values.out, **where)
-    target = Path(values.out, name)
-    print(f"{target}: {_card(target)['name']}")
+    print(get(values.zoo, name, values.out) if values.repository is None else _downloaded(values, name))
     return os.EX_OK
+
+
+def _where(values: Any) -> dict[str, Any]:
+    return {"repository": values.repository, "revision": values.revision, "endpoint": values.endpoint}
+
+
+def _downloaded(values: Any, name: str) -> Path:
+    """The folder of an entry from the Hub, fetched unless it is there."""
+    hub.download(name, values.out, log=say, **_where(values))
+    target = Path(values.out, name)
+    _card(target)
+    return target
 
 
 def _evaluate(values: Any, names: Sequence[str]) -> int:
@@ -393,8 +402,11 @@ def _evaluate(values: Any, names: Sequence[str]) -> int:
         raise ConfigError(f"--episodes: expected at least 1, found {values.episodes}")
     with contextlib.ExitStack() as places:
         # all are there before the first one plays
-        opened_ones = [places.enter_context(opened(values.zoo, name)) for name in names]
-        held = [evaluate(place, values.episodes, values.seed) for place in opened_ones]
+        if values.repository is None:
+            folders = [places.enter_context(opened(values.zoo, name)) for name in names]
+        else:
+            folders = [_downloaded(values, name) for name in names]
+        held = [evaluate(folder, values.episodes, values.seed) for folder in folders]
     return os.EX_OK if all(held) else 1
 
 
