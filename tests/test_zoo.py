@@ -1,5 +1,6 @@
 """The zoo: an entry is made, unpacked and evaluated; what is damaged or does not hold is said; what is shipped."""
 
+import csv
 import json
 import zipfile
 from pathlib import Path
@@ -19,6 +20,8 @@ from omcda_jax.runner import zoo
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.presets import resolve
 
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "benchmarks" / "zoo"
 SETTINGS = [
     "algorithm.name=bc",
     "algorithm.hidden_sizes=8",
@@ -194,3 +197,31 @@ def test_the_interval_holds_99_of_100_returns_that_differ_by_chance(random):
     assert 0.98 <= np.mean(inside) <= 0.995
     low, high, held = zoo.holds({"evaluation": {"return_mean": 7.0, "return_se": 0.1}}, zoo.Played([], 6.0, 0.0))
     assert not held and (low, high) == pytest.approx((6 - 0.2583, 6 + 0.2583), abs=1e-3)
+
+
+@pytest.mark.quick
+def test_what_is_shipped_loads_and_is_what_the_tables_say():
+    cards = zoo.entries(SHIPPED)
+    assert len(cards) >= 3 and all(card["name"] == name for name, card in cards.items())
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 4e6
+    with open(ROOT / "benchmarks" / "results" / "table.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["returns"]]
+    for name, card in cards.items():
+        # a cell of other settings may have come since
+        for seed, summary in card["policies"].items():
+            cell = [
+                float(row["return_mean"])
+                for row in rows
+                if [row["task"], row["algorithm"]] == name.split("/") and f"seed_{row['seed']}" == seed
+            ]
+            assert not cell or min(abs(mean / summary["return_mean"] - 1) for mean in cell) < 1e-4
+        with zoo.opened(SHIPPED, name) as place:
+            actor = load_policy(place / next(iter(card["policies"])))
+        spec = actor.spec
+        action = omcda_jax.act(actor, jnp.zeros((1, spec.num_agents, spec.obs_dim)))
+        assert np.isfinite(action).all() and actor.config.name == card["algorithm"]
+
+
+@pytest.mark.slow
+def test_every_shipped_entry_holds_here():
+    assert run(SHIPPED, "evaluate", *zoo.entries(SHIPPED)) == 0
