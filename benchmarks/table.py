@@ -14,7 +14,7 @@ A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every
 transitions and hidden layers of 256 on SMAX, 30,000 of 64 and layers of 128 on MuJoCo; everything else is the preset's.
 `--config.KEY=VALUE` overrides a setting for all.
 
-One task after another, all algorithms; the six settings are one population by vmap, and so are the final seeds. Every
+One task after another, all algorithms; the six settings are one population, and so are the final seeds. Every
 finished population goes into table.csv in --results, beside the rows that are there. Where its rows are it is not
 trained again, on another machine either; to train it again, delete them. Running the same command again resumes a
 stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of experiments/run.py.

@@ -157,12 +157,13 @@ def prepare(case: Case) -> Program:
     compiled = lowered.compile()
     seconds = clock() - began
     flops = None if layout.spread else count_flops(lowered, compiled)
+    side_by_side = 1 if jax.default_backend() == "cpu" else case.trials  # on a CPU trials are a loop, counted once
     return Program(
         compiled,
         state,
         dataset,
         case.updates * case.trials,
-        flops and flops / case.trials,
+        flops and flops / side_by_side,
         peak_megabytes(compiled),
         seconds,
     )
@@ -179,7 +180,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def count_flops(lowered: Any, compiled: Any) -> float | None:
-    """Return the FLOPs of one update: XLA counts the body of a scan once.
+    """Return the FLOPs of one update: XLA counts the body of a loop once.
 
     On an accelerator the program is counted before it is optimised, about a tenth too much: afterwards its products
     are calls of a library, which count as nothing.

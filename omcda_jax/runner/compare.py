@@ -5,7 +5,7 @@
     python experiments/compare.py --report_only
 
 `omcda-jax compare` is the same command, wherever the package is installed. A task is a preset, with `:quality` for
-another dataset. A cell is one algorithm on one task; its seeds train together, by vmap, each on the batches that
+another dataset. A cell is one algorithm on one task; its seeds train together, as one program, each on the batches that
 `run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are evaluated after the last update
 only, greedily. Running the same command again resumes a stopped comparison and skips what is finished. It writes
 comparison.md, comparison.csv and comparison.json into --directory. A seed that diverges is counted and left out of the
