@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from omcda_jax import data, envs
+from omcda_jax.envs import mpe
 from omcda_jax.envs.pettingzoo import _Single
 from omcda_jax.runner import run
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, EnvSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,12 +194,56 @@ def test_pettingzoo_masks_in_infos_and_rewards_of_one_entry():
 
 
 def test_pettingzoo_simple_spread_collects_by_name(tmp_path):
+    assert envs.make("mpe/simple_spread").spec == EnvSpec(3, 18, 54, 5, discrete=False)
     environment = envs.make("pettingzoo/mpe2.simple_spread_v3?N=2")
     assert environment.horizon == 25
     episodes = random_episodes(environment, 3)
     np.testing.assert_array_equal(episodes.length, [25, 25, 25])
     assert not episodes.terminated.any()
     data.from_arrays(environment.spec, episodes)
+
+
+def test_the_prey_of_simple_tag_flees_from_the_nearest_and_stays_inside():
+    see = lambda position, predators: np.concatenate([[0, 0], position, [9] * 4, np.ravel(predators)])
+    far = [[5, 5], [-5, 5]]
+    # thrust to the left against thrust to the right, and down against up
+    ways = lambda thrust: np.array([thrust[2] - thrust[1], thrust[4] - thrust[3]])
+    np.testing.assert_allclose(ways(mpe.flee(see([0, 0], [[0.3, 0], *far]))), [-mpe.THRUST, 0], atol=1e-6)
+    np.testing.assert_allclose(ways(mpe.flee(see([0, 0], [*far, [0, -0.3]]))), [0, mpe.THRUST], atol=1e-6)
+    # with its back to the border it slips away along it
+    cornered = ways(mpe.flee(see([-mpe.BORDER, 0.1], [[0.3, 0], *far])))
+    assert abs(cornered[1]) > abs(cornered[0])
+    assert (mpe.flee(see([0.2, 0.1], [[0.3, 0], *far])) >= 0).all()
+
+
+def test_simple_tag_pays_predators_for_touches_and_nearness():
+    environment = envs.make("mpe/simple_tag")
+    assert (environment.spec.num_agents, environment.spec.discrete, environment.horizon) == (3, False, 25)
+    assert environment.name == "mpe/simple_tag" and environment.spec.state_dim == 48
+    env = mpe.parallel_env()
+    single = _Single(env, "tag")
+    single.reset(0)
+    *predators, prey = env.unwrapped.world.agents
+    touches = 0
+    for step in range(25):
+        if step == 20:
+            predators[0].state.p_pos = prey.state.p_pos + 0.05
+        shown = single.step(np.zeros((3, 5)))
+        distance = np.array([np.linalg.norm(own.state.p_pos - prey.state.p_pos) for own in predators])
+        touching = (distance < 0.125).sum()
+        assert shown.reward == pytest.approx(10 * touching - mpe.PER_DISTANCE * distance.sum(), abs=1e-4)
+        touches += touching
+        assert shown.truncated == (step == 24) and not shown.terminated
+        assert np.abs(prey.state.p_pos).max() < 1.2
+    assert touches and shown.obs.shape == (3, 16)
+
+
+def test_an_mpe_world_that_is_not_there_is_named(monkeypatch):
+    with pytest.raises(ConfigError, match="mpe: no scenario 'simple_tog'; did you mean 'simple_tag'"):
+        envs.make("mpe/simple_tog")
+    monkeypatch.setitem(sys.modules, "mpe2", None)
+    with pytest.raises(ConfigError, match=r"environment mpe needs a package .*: pip install 'omcda-jax\[mpe\]'"):
+        envs.make("mpe/simple_spread")
 
 
 def broken(name):

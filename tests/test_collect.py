@@ -15,6 +15,7 @@ from omcda_jax.behaviour import policies
 from omcda_jax.data import rollouts
 from omcda_jax.data.episodes import check
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.runner import behaviours
 from omcda_jax.runner import collect as script
 from omcda_jax.system import sha256
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
@@ -433,8 +434,23 @@ def test_ensure_counts_transitions(toy_shop):
     assert "--transitions=100 --seed=5" in metadata["generator"]
 
 
+def test_random_play_is_a_quality_of_every_environment(toy_shop, monkeypatch):
+    path = data.ensure("toy/sum", "random", 40, 5, log=lambda line: None)
+    _, episodes, metadata = data.read(path, environment="toy/sum")
+    assert metadata["quality"] == "random" and metadata["description"].startswith("actions drawn at random")
+    assert "--policy=random --quality=random --episodes=40" in metadata["generator"]
+    legal = episodes.avail.sum(-1) > 1
+    assert (np.bincount(episodes.action[legal], minlength=3) > 0.1 * legal.sum()).all()
+    # the command names the same dataset by its quality and by its policy
+    monkeypatch.setattr(behaviours.envs, "make", make_toy)
+    for words in ({"quality": "random"}, {"policy": "random", "quality": None}):
+        name, found = behaviours.behaviour(environment="toy/sum", **words)
+        assert name == "random" and found.facts["description"] == metadata["description"]
+        assert list(found.flags) == ["--policy=random", "--quality=random"]
+
+
 def test_ensure_refuses_what_it_cannot_make(toy_shop):
-    with pytest.raises(ConfigError, match="quality: expected one of medium, found 'godo' of 'toy/sum'"):
+    with pytest.raises(ConfigError, match="quality: expected one of medium, random, found 'godo' of 'toy/sum'"):
         data.ensure("toy/sum", "godo", 3, 0)
     (toy_shop / "blocked").write_text("a file")
     with pytest.raises(ConfigError, match="blocked: expected a folder to write datasets to"):
@@ -451,8 +467,19 @@ def test_ensure_refuses_what_it_cannot_make(toy_shop):
 def test_every_quality_has_its_weights(environment, quality):
     for stage in policies.QUALITIES[environment, quality].stages:
         params = policies.load(environment, stage)
-        assert isinstance(params, policies.Gaussian) == environment.startswith("mamujoco/")
+        assert isinstance(params, policies.Gaussian) == environment.startswith(("mamujoco/", "mpe/"))
         assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("environment", dict.fromkeys(environment for environment, _ in policies.QUALITIES))
+def test_better_stages_earn_more(environment):
+    def earned(stage):
+        with np.load(policies.weights_path(environment, stage)) as file:
+            return float(file["return_mean"])
+
+    names = {name for where, name in policies.QUALITIES if where == environment}
+    order = ("poor", "medium", "good") if "good" in names else ("replay_1", "medium", "expert")
+    assert earned(order[0]) < earned(order[1]) < earned(order[2])
 
 
 def test_real_battles(tmp_path):

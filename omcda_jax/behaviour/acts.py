@@ -12,6 +12,8 @@ import numpy as np
 from omcda_jax.behaviour.policies import Quality, sample
 from omcda_jax.types import ConfigError
 
+CHANCE = "actions drawn at random from the legal ones"
+
 # act(params, obs [N, O], avail [N, A], key) -> action [N] or [N, A]
 Act = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
 

@@ -90,7 +90,7 @@ def staged(replay: Sequence[str]) -> dict[str, Quality]:
     }
 
 
-def _mujoco(environment: str) -> dict[tuple[str, str], Quality]:
+def _staged(environment: str) -> dict[tuple[str, str], Quality]:
     """The four datasets of a scenario."""
     qualities = staged(("replay_1", "replay_2", "replay_3", "replay_4"))
     return {(environment, name): quality for name, quality in qualities.items()}
@@ -108,12 +108,14 @@ def _smax(environment: str, won_only: bool = False) -> dict[tuple[str, str], Qua
 QUALITIES = {
     **_smax("smax/3m"),
     **_smax("smax/2s3z"),
+    **_smax("smax/8m"),
     **_smax("smax/5m_vs_6m", won_only=True),
     **_smax("smax/6h_vs_8z"),
     **_smax("smax/corridor", won_only=True),
-    **_mujoco("mamujoco/Hopper_3x1"),
-    **_mujoco("mamujoco/HalfCheetah_6x1"),
-    **_mujoco("mamujoco/Ant_2x4"),
+    **_staged("mpe/simple_spread"),
+    **_staged("mamujoco/Hopper_3x1"),
+    **_staged("mamujoco/HalfCheetah_6x1"),
+    **_staged("mamujoco/Ant_2x4"),
 }
 
 
@@ -135,7 +137,8 @@ def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
         offered = {stage: Quality((stage,)) for stage in found} | staged(replay) | known
         known = {key: quality for key, quality in offered.items() if set(quality.stages) <= set(found)}
     if name not in known:
-        expected = f"one of {', '.join(known)}" if known else "an environment with behaviour policies"
+        always = () if folder else ("random",)
+        expected = f"one of {', '.join([*known, *always])}" if known else "an environment with behaviour policies"
         if not known and folder is None:
             expected += f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))}), or --policy or --weights"
         place = "" if folder is None else f" in {folder}"

@@ -78,6 +78,8 @@ GENERAL = Settings(
     shared=True,
 )
 
+MPE = dataclasses.replace(GENERAL, gamma=0.95)
+
 RECIPES = {
     "smax/3m": Recipe(
         phases=(Phase(Settings(steps=1_500_000)),),
@@ -88,6 +90,11 @@ RECIPES = {
         phases=(Phase(Settings(steps=1_600_000)),),
         stages={"poor": 81_920, "medium": 0.35, "good": 1_600_000},
         check_every=40_960,
+    ),
+    "smax/8m": Recipe(
+        phases=(Phase(Settings(steps=1_200_000)),),
+        stages={"poor": 81_920, "medium": 0.35, "good": 1_200_000},
+        check_every=16_384,
     ),
     "smax/5m_vs_6m": Recipe(
         phases=(
@@ -120,6 +127,19 @@ RECIPES = {
         stages={"poor": 0.04, "medium": 0.3, "good": 4_450_000},
         check_every=81_920,
         check_episodes=200,
+    ),
+    # the learning rate falls as in a training twice as long
+    "mpe/simple_spread": Recipe(
+        phases=(Phase(dataclasses.replace(MPE, steps=400_000)),),
+        stages={
+            "replay_1": 16_000,
+            "replay_2": 32_000,
+            "replay_3": 48_000,
+            "replay_4": 64_000,
+            "medium": 80_000,
+            "expert": 208_000,
+        },
+        episodes=40,
     ),
     # a hopper with the shorter horizon, or with a narrower policy, stays with short hops
     "mamujoco/Hopper_3x1": Recipe(

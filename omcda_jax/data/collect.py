@@ -169,7 +169,7 @@ def ensure(
 
     Args:
         environment: for instance `smax/3m`.
-        quality: for instance `medium`; see `policies.QUALITIES`, but with a behaviour any name for the dataset.
+        quality: of `policies.QUALITIES`, for instance `medium`, or `random`; with a behaviour any name for the dataset.
         episodes: how many; or
         transitions: how many at least, in whole episodes.
         seed: of the collection.
@@ -188,7 +188,8 @@ def ensure(
         return path
     h5.require()
     simulator = make(environment)
-    behaviour = behaviour or of_stages(environment, quality)
+    if behaviour is None:
+        behaviour = of_chance(simulator) if quality == "random" else of_stages(environment, quality)
     _require_folder(path.parent)
     log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
     began = time.monotonic()
@@ -223,6 +224,17 @@ def of_stages(environment: str, quality: str, folder: Path | None = None) -> act
         {"description": describe(recipe), "weights": {stage: sha256(file) for stage, file in files.items()}},
         (*(() if folder is None else (f"--weights={shlex.quote(str(folder))}",)), f"--quality={quality}"),
     )
+
+
+def of_chance(environment: Environment | HostEnvironment) -> acts.Behaviour:
+    """Return the behaviour of the dataset `random`: every legal action is as likely as any other.
+
+    Args:
+        environment: where to play.
+    """
+    facts = {"description": f"{acts.CHANCE}; every episode kept", "policy": "random", "temperature": None}
+    flags = ("--policy=random", "--quality=random")
+    return acts.Behaviour(policies.Quality(("random",)), ((),), acts.uniform(environment.spec.discrete), facts, flags)
 
 
 class _Progress:

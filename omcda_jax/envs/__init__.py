@@ -14,6 +14,7 @@ FAMILIES = {
     "smax": "omcda_jax.envs.smax",
     "mamujoco": "omcda_jax.envs.mamujoco",
     "smac": "omcda_jax.envs.smac",
+    "mpe": "omcda_jax.envs.mpe",
     "pettingzoo": "omcda_jax.envs.pettingzoo",
 }
 

@@ -57,8 +57,8 @@ def behaviour(
 
     Args:
         environment: for instance `smax/3m`.
-        quality: of the datasets that stages of training give; with a policy any name for the dataset, None for the
-            policy's own.
+        quality: of the datasets that stages of training give, or `random`; with a policy any name for the dataset,
+            None for the policy's own.
         policy: `random`, the directory of a finished run, the folder of a saved policy, an npz file of a behaviour
             policy, or `module:function`; None: stages of training.
         weights: folder of the stages; None is the package's own.
@@ -74,6 +74,8 @@ def behaviour(
     if policy is not None and weights is not None:
         raise ConfigError("--policy, --weights: expected one of them, found both")
     game = envs.make(environment)
+    if policy is None and weights is None and quality == "random":
+        policy = quality
     if policy is None:
         found, name = of_stages(environment, quality or "medium", folder(weights)), quality or "medium"
         for stage, params in zip(found.recipe.stages, found.params, strict=True):
@@ -150,7 +152,7 @@ def find(policy: str, game: Environment | HostEnvironment, checkpoint: str, gree
         raise ConfigError(f"--greedy: expected a policy with likelier actions, found {policy}")
     if policy == "random":
         act = acts.uniform(game.spec.discrete)
-        return Source(policy, "actions drawn at random from the legal ones", (), act, None)
+        return Source(policy, acts.CHANCE, (), act, None)
     act = _of_function(policy, _imported(policy, module, function), game)
     return Source(function, f"actions of {policy}", (), act, None)
 

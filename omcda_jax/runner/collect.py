@@ -103,7 +103,12 @@ def run(request: dict, out: str | None = None, found: Behaviour | None = None) -
 def _flags() -> flags.FlagValues:
     values, define = frame.new_flags()
     define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
-    define("string", "quality", None, "Which dataset of the stages, medium by default; with --policy any name for it.")
+    define(
+        "string",
+        "quality",
+        None,
+        "Of the stages, medium by default, or random; with --policy any name for the dataset.",
+    )
     define("string", "weights", None, "Folder of the stages, as train_behaviour.py made it; by default the package's.")
     define("string", "policy", None, "random, a run, a saved policy, an npz file or module:function; see above.")
     flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which one of a run.", flag_values=values)

@@ -46,13 +46,21 @@ class Preset(NamedTuple):
     algorithm: str = "omcda"
 
 
-def _smac(scenario: str, description: str, *, priming: int = 4_000, updates: int = 8_000) -> Preset:
-    """1000 episodes of the medium behaviour. Critics see them some 20 times or more before a policy follows them."""
+def _smac(
+    scenario: str,
+    description: str,
+    *,
+    priming: int = 4_000,
+    updates: int = 8_000,
+    episodes: int = 1000,
+    batch_size: int = 256,
+) -> Preset:
+    """Episodes of the medium behaviour. Critics see them some 20 times or more before a policy follows them."""
     return Preset(
         description=f"SMAX {scenario}: {description}",
         # SMAX returns are at most 2, SMAC's 20
-        data=DataConfig(environment=f"smax/{scenario}", quality="medium", episodes=1000, reward_scale=10.0),
-        learner=LearnerConfig(updates=updates, batch_size=256),
+        data=DataConfig(environment=f"smax/{scenario}", quality="medium", episodes=episodes, reward_scale=10.0),
+        learner=LearnerConfig(updates=updates, batch_size=batch_size),
         evaluation=EvaluationConfig(episodes=256),
         settings={
             "omcda": dict(d_tot=0.6, critic_warmup=priming, critics=1),
@@ -104,13 +112,11 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
     )
 
 
-def _spread(description: str, options: str = "", normalise: bool = False) -> Preset:
-    """1000 episodes of your own collecting, docs/simulator.md; returns are about as large as SMAC's."""
+def _mpe(environment: str, description: str, *, normalise: bool = True) -> Preset:
+    """1000 episodes of 25 steps; returns are about as large as SMAC's."""
     return Preset(
-        description=f"MPE simple spread, three agents and three landmarks, {description}",
-        data=DataConfig(
-            environment=f"pettingzoo/mpe2.simple_spread_v3{options}", quality="medium_replay", normalise=normalise
-        ),
+        description=f"MPE {description}",
+        data=DataConfig(environment=environment, quality="medium_replay", normalise=normalise),
         learner=LearnerConfig(updates=10_000, evaluate_every=2_000, checkpoint_every=2_000),
         evaluation=EvaluationConfig(episodes=256),
         settings={"omcda": dict(critic_warmup=3_000)},
@@ -138,9 +144,16 @@ PRESETS: dict[str, Preset] = {
     "smac_corridor": _smac(
         "corridor", "six zealots against 24 zerglings, episodes of about 50 steps", priming=6_000, updates=14_000
     ),
-    "mpe_spread": _spread("on a dataset of your own collecting"),
-    "mpe_spread_continuous": _spread(
-        "continuous actions, on a dataset of your own collecting", "?continuous_actions=True", normalise=True
+    "smac_8m": _smac("8m", "eight marines against eight, episodes of about 17 steps"),
+    "mpe_spread": _mpe("mpe/simple_spread", "simple spread: three agents share out three landmarks"),
+    "pettingzoo_spread": _mpe(
+        "pettingzoo/mpe2.simple_spread_v3",
+        "simple spread, discrete actions, on a dataset of your own collecting",
+        normalise=False,
+    ),
+    "pettingzoo_spread_continuous": _mpe(
+        "pettingzoo/mpe2.simple_spread_v3?continuous_actions=True",
+        "simple spread, continuous actions, on a dataset of your own collecting",
     ),
 } | {
     f"mujoco_{name}_{quality}": _mujoco(scenario, quality, description)
