@@ -227,14 +227,15 @@ def test_simple_tag_pays_predators_for_touches_and_nearness():
     touches = 0
     for step in range(25):
         if step == 20:
-            predators[0].state.p_pos = prey.state.p_pos + 0.05
+            predators[0].state.p_pos, predators[0].state.p_vel = prey.state.p_pos + [0.1, 0.0], np.array([-1.0, 0.0])
         shown = single.step(np.zeros((3, 5)))
         distance = np.array([np.linalg.norm(own.state.p_pos - prey.state.p_pos) for own in predators])
         touching = (distance < 0.125).sum()
         assert shown.reward == pytest.approx(10 * touching - mpe.PER_DISTANCE * distance.sum(), abs=1e-4)
         touches += touching
         assert shown.truncated == (step == 24) and not shown.terminated
-        assert np.abs(prey.state.p_pos).max() < 1.2
+        # until a predator is thrown at it
+        assert step >= 20 or np.abs(prey.state.p_pos).max() < 1.1
     assert touches and shown.obs.shape == (3, 16)
 
 
