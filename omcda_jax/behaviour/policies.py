@@ -113,6 +113,7 @@ QUALITIES = {
     **_smax("smax/6h_vs_8z"),
     **_smax("smax/corridor", won_only=True),
     **_staged("mpe/simple_spread"),
+    **_staged("mpe/simple_tag"),
     **_staged("mamujoco/Hopper_3x1"),
     **_staged("mamujoco/HalfCheetah_6x1"),
     **_staged("mamujoco/Ant_2x4"),

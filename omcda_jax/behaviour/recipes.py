@@ -141,6 +141,18 @@ RECIPES = {
         },
         episodes=40,
     ),
+    "mpe/simple_tag": Recipe(
+        phases=(Phase(dataclasses.replace(MPE, steps=400_000)),),
+        stages={
+            "replay_1": 64_000,
+            "replay_2": 128_000,
+            "replay_3": 192_000,
+            "replay_4": 256_000,
+            "medium": 304_000,
+            "expert": 400_000,
+        },
+        episodes=40,
+    ),
     # a hopper with the shorter horizon, or with a narrower policy, stays with short hops
     "mamujoco/Hopper_3x1": Recipe(
         phases=(Phase(dataclasses.replace(MUJOCO, steps=1_200_000, gamma=0.995, trace=0.97, log_std_floor=-1.6)),),

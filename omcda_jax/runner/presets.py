@@ -146,6 +146,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "smac_8m": _smac("8m", "eight marines against eight, episodes of about 17 steps"),
     "mpe_spread": _mpe("mpe/simple_spread", "simple spread: three agents share out three landmarks"),
+    "mpe_tag": _mpe("mpe/simple_tag", "simple tag: three predators chase a prey that follows a rule"),
     "pettingzoo_spread": _mpe(
         "pettingzoo/mpe2.simple_spread_v3",
         "simple spread, discrete actions, on a dataset of your own collecting",
