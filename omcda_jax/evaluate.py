@@ -1,11 +1,12 @@
-"""Greedy episodes of a policy in a simulator, compiled once and played side by side; one of them as a video."""
+"""Greedy episodes of a policy in a simulator, compiled once and played side by side; some of them to look at."""
 
+import contextlib
 import importlib.util
 import math
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -35,6 +36,24 @@ class EpisodeResults(NamedTuple):
     won: chex.Array
     length: chex.Array
     truncated: chex.Array
+
+
+class Seen(NamedTuple):
+    """One episode of L steps to look at.
+
+    Attributes:
+        reward: [L].
+        action: [L, N] or [L, N, A].
+        won: the team reached the task's goal.
+        units: arrays [L + 1, U, ...] of what is on the map; None where the environment has no map.
+        frames: pictures [H, W, 3] uint8, none unless they were asked for.
+    """
+
+    reward: np.ndarray
+    action: np.ndarray
+    won: bool
+    units: Units | None = None
+    frames: Sequence[np.ndarray] = ()
 
 
 class _Carry(NamedTuple):
@@ -177,12 +196,18 @@ def check_video(environment: Environment | HostEnvironment, path: str) -> None:
         if needed and importlib.util.find_spec(package) is None:
             name = package.replace("_", "-")
             raise ConfigError(f"video: {path} needs a package: pip install {name}")
-    simulators = environment.open(1)
-    try:
+    with _simulator(environment) as simulators:
         simulators.reset(np.arange(1), np.zeros(1, int))
         simulators.render()
-    finally:
-        simulators.close()
+
+
+def greedily(act: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return what `watch` takes, of an algorithm that acts greedily.
+
+    Args:
+        act: as for `make_evaluate`.
+    """
+    return lambda state, obs, avail, key: act(state, obs[None], avail[None])[0]
 
 
 def record(
@@ -199,53 +224,87 @@ def record(
     Raises:
         ConfigError: no graphics.
     """
-    simulators, index, jitted = environment.open(1), np.arange(1), jax.jit(act)
+    jitted = jax.jit(greedily(act))
+    with _simulator(environment) as simulators:
+        return list(_seen_on_host(jitted, environment, simulators, state, seed, jax.random.key(seed), every).frames)
+
+
+def watch(
+    act: Callable[..., jax.Array],
+    environment: Environment | HostEnvironment,
+    state: Any,
+    *,
+    seed: int,
+    episodes: int = 1,
+    places: Sequence[int] = (0,),
+    every: int = 0,
+) -> list[Seen]:
+    """Play episodes of an evaluation and return what there is to see of them.
+
+    Args:
+        act: `act(state, obs [N, O], avail [N, A], key) -> action [N] or [N, A]`; see `greedily`.
+        environment: the simulator.
+        state: first argument of `act`.
+        seed: of the evaluation.
+        episodes: of that evaluation.
+        places: which of them are played.
+        every: steps from one frame to the next; 0: no frames. For simulators on the host only.
+
+    Raises:
+        ConfigError: frames are asked for, and there are no graphics.
+    """
+    key, jitted, chosen = jax.random.key(seed), jax.jit(act), list(places)
+    keys = [jax.random.split(key, episodes)[place] for place in chosen]
+    if isinstance(environment, Environment):
+        return [_seen_in_jax(jitted, environment, state, one) for one in keys]
+    seeds = np.asarray(jax.random.bits(key, (episodes,)))[chosen]
+    with _simulator(environment) as simulators:
+        played = zip(seeds, keys, strict=True)
+        return [_seen_on_host(jitted, environment, simulators, state, *one, every) for one in played]
+
+
+def _seen_in_jax(act, environment: Environment, state: Any, key: jax.Array) -> Seen:
+    units = jax.jit(environment.map.units) if environment.map else lambda env_state: None
+    step = jax.jit(environment.step)
+    env_state, timestep = jax.jit(environment.reset)(key)
+    seen, actions, rewards = [units(env_state)], [], []
+    for time in range(1, environment.horizon + 1):
+        step_key = jax.random.fold_in(key, time)
+        actions.append(act(state, timestep.obs, timestep.avail, jax.random.fold_in(step_key, 0)))
+        env_state, timestep = step(step_key, env_state, actions[-1])
+        seen.append(units(env_state))
+        rewards.append(timestep.reward)
+        if timestep.terminated | timestep.truncated:
+            break
+    stacked = lambda moments: jax.tree.map(lambda *each: np.stack(each), *jax.device_get(moments))
+    return Seen(stacked(rewards), stacked(actions), bool(timestep.won), stacked(seen))
+
+
+@contextlib.contextmanager
+def _simulator(environment: HostEnvironment) -> Iterator[Simulators]:
+    simulators = environment.open(1)
     try:
-        timestep, frames = simulators.reset(index, np.array([seed])), [simulators.render()]
-        for time in range(1, environment.horizon + 1):
-            timestep = simulators.step(index, np.asarray(jitted(state, timestep.obs, timestep.avail)))
-            over = bool(timestep.terminated[0] | timestep.truncated[0])
-            if over or time % every == 0 or time == environment.horizon:
-                frames.append(simulators.render())
-            if over:
-                break
-        return frames
+        yield simulators
     finally:
         simulators.close()
 
 
-def watch(
-    act: Callable[..., jax.Array], environment: Environment, state: Any, *, seed: int, episodes: int = 1
-) -> tuple[Units, np.ndarray]:
-    """Play one greedy episode and return what there is to see of it.
-
-    Args:
-        act: as for `make_evaluate`.
-        environment: one with a map.
-        state: first argument of `act`.
-        seed: of an evaluation.
-        episodes: of that evaluation; its first one is played.
-
-    Returns:
-        The units, arrays [L + 1, U, ...], and the rewards [L] of the steps between.
-    """
-
-    @jax.jit
-    def step(state, env_state, timestep, key):
-        action = act(state, timestep.obs[None], timestep.avail[None])[0]
-        env_state, timestep = environment.step(key, env_state, action)
-        return env_state, timestep, environment.map.units(env_state)
-
-    key = jax.random.split(jax.random.key(seed), episodes)[0]
-    env_state, timestep = jax.jit(environment.reset)(key)
-    seen, rewards = [environment.map.units(env_state)], []
+def _seen_on_host(act, environment, simulators, state, seed, key, every) -> Seen:
+    index, won = np.arange(1), False
+    timestep, actions, rewards = simulators.reset(index, np.array([seed])), [], []
+    frames = [simulators.render()] if every else []
     for time in range(1, environment.horizon + 1):
-        env_state, timestep, units = step(state, env_state, timestep, jax.random.fold_in(key, time))
-        seen.append(units)
-        rewards.append(float(timestep.reward))
-        if timestep.terminated | timestep.truncated:
+        action = act(state, timestep.obs[0], timestep.avail[0], jax.random.fold_in(key, time))
+        actions.append(np.asarray(action))
+        timestep = simulators.step(index, actions[-1][None])
+        rewards.append(float(timestep.reward[0]))
+        won |= bool(timestep.won[0])
+        over = bool(timestep.terminated[0] | timestep.truncated[0]) or time == environment.horizon
+        if every and (over or time % every == 0):
+            frames.append(simulators.render())
+        if over:
             break
-    return jax.tree.map(lambda *moments: np.stack(moments), *jax.device_get(seen)), np.array(rewards)
+    return Seen(np.array(rewards), np.stack(actions), won, frames=frames)
 
 
 def record_video(

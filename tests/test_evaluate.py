@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from omcda_jax.envs.base import Environment, HostEnvironment, Map, Simulators, TimeStep
-from omcda_jax.evaluate import EpisodeResults, check_video, make_evaluate, record, record_video, summarise, watch
+from omcda_jax.evaluate import (
+    EpisodeResults,
+    check_video,
+    greedily,
+    make_evaluate,
+    record,
+    record_video,
+    summarise,
+    watch,
+)
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError, EnvSpec
 
@@ -262,7 +271,21 @@ def test_a_standard_deviation_divides_by_one_less_than_the_number():
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_watched_is_the_first_episode_of_an_evaluation(seed):
     seen = dataclasses.replace(countdown(truncates_itself=False), map=Map((), lambda env_state: env_state))
-    moments, rewards = watch(first_agent_acts, seen, jnp.float32(1.0), seed=seed, episodes=5)
+    shown = watch(greedily(first_agent_acts), seen, jnp.float32(1.0), seed=seed, episodes=5, places=[0, 3])
     episodes = make_evaluate(first_agent_acts, seen, 5)(jnp.float32(1.0), jax.random.key(seed))
-    assert rewards.sum() == episodes.returns[0] and len(rewards) == episodes.length[0]
-    np.testing.assert_array_equal(moments[1], np.arange(len(rewards) + 1))
+    for place, (reward, action, won, units, _) in zip((0, 3), shown, strict=True):
+        assert reward.sum() == episodes.returns[place] and len(reward) == episodes.length[place]
+        assert won == episodes.won[place]
+        np.testing.assert_array_equal(action, [[1, 0]] * len(reward))
+        np.testing.assert_array_equal(units[1], np.arange(len(reward) + 1))
+
+
+def test_what_is_watched_on_the_host_are_the_episodes_of_an_evaluation():
+    log = []
+    environment = host_countdown(truncates_itself=False, log=log)
+    shown = watch(greedily(first_agent_acts), environment, jnp.float32(1.0), seed=2, episodes=5, places=range(5))
+    episodes = make_evaluate(first_agent_acts, environment, 5)(jnp.float32(1.0), jax.random.key(2))
+    for place, seen in enumerate(shown):
+        assert seen.reward.sum() == episodes.returns[place] and len(seen.reward) == episodes.length[place]
+        assert seen.won == episodes.won[place] and not len(seen.frames) and seen.units is None
+    assert log[:1] == [("open", 1)] and ("close",) in log

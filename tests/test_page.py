@@ -444,7 +444,9 @@ def test_an_episode_is_played_again_from_the_checkpoint(run, monkeypatch, capsys
     """On a map, as a film, and not at all; the page is the same command's."""
     assert run.main(command(updates=10)) == 0
     assert report.main(["report", str(DIRECTORY)]) == 0
-    assert "No replay: environment smax/toy has no map to draw." in read(DIRECTORY / "report.html").text
+    assert figure_of(read(DIRECTORY / "report.html"), "return")["layout"]["yaxis2"], (
+        "without a map, rewards and actions"
+    )
     monkeypatch.setattr(envs, "make", lambda name: with_map())
     assert report.main(["report", str(DIRECTORY)]) == 0
     shown = read(DIRECTORY / "report.html")

@@ -2,13 +2,14 @@
 
     python -m omcda_jax.data verify PATH              check everything there is to check
     python -m omcda_jax.data card PATH --out=FOLDER   describe it: card.md, card.json, card.png
+    omcda-jax data card PATH --html=FILE              show it on one page: figures, and episodes to look at
     python -m omcda_jax.data convert FROM TO          write it in another format
     python -m omcda_jax.data download NAME            fetch an archive of OG-MARL's, core/smac_v1/5m_vs_6m for instance
 
 PATH is a file or folder of any format of omcda_jax.data.formats. The commands name what a foreign file does
 differently, and flags correct it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
 Downloads need the extra `hub` and resume where they stopped; --endpoint or HF_ENDPOINT, --repository and --revision
-choose where they come from.
+choose where they come from. `omcda-jax data` is the same program; only there the card can be a page.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -29,16 +30,21 @@ from omcda_jax.types import ConfigError
 COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
 
 
-def main(argv: Sequence[str]) -> int:
+# write_page(path, name, contents, environment or None) -> path
+WritePage = Callable[[str, str, formats.Contents, str | None], str]
+
+
+def main(argv: Sequence[str], write_page: WritePage | None = None) -> int:
     """Run one command and return its exit status.
 
     Args:
         argv: the program's name, the command, its paths and flags.
+        write_page: writes the page of --html; None refuses the flag.
     """
-    return exit_status(functools.partial(_run, argv))
+    return exit_status(functools.partial(_run, argv, write_page))
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(argv: Sequence[str], write_page: WritePage | None) -> None:
     values = _flags()
     words = read_flags(values, argv)
     if values.help or not words:
@@ -48,7 +54,10 @@ def _run(argv: Sequence[str]) -> None:
     if command not in COMMANDS or len(paths) != len(COMMANDS[command]):
         known = "; ".join(" ".join((name, *needed)) for name, needed in COMMANDS.items())
         raise ConfigError(f"expected one of {known}, found {' '.join(words)!r}")
-    {"verify": verify, "card": describe, "convert": convert, "download": download}[command](*paths, values)
+    if values.html is not None and (command != "card" or write_page is None):
+        raise ConfigError(f"--html: expected omcda-jax data card PATH --html=FILE, found {' '.join([argv[0], *words])}")
+    card_of = functools.partial(describe, write_page=write_page)
+    {"verify": verify, "card": card_of, "convert": convert, "download": download}[command](*paths, values)
 
 
 def verify(path: str, values: Any) -> None:
@@ -71,19 +80,24 @@ def verify(path: str, values: Any) -> None:
         print(f"  {key:<16} {value:.6g}")
 
 
-def describe(path: str, values: Any) -> None:
-    """Write a dataset's card.
+def describe(path: str, values: Any, write_page: WritePage | None = None) -> None:
+    """Write a dataset's card, as a folder or as a page.
 
     Args:
         path: the dataset.
         values: parsed flags.
+        write_page: as of `main`.
 
     Raises:
         DatasetError, ConfigError: whatever is wrong.
     """
     dataset = _read(path, values)
-    numbers = card.describe(dataset.spec, dataset.episodes)
     name = os.path.basename(os.path.normpath(path))
+    if values.html is not None:
+        print(f"wrote {write_page(values.html, name, dataset, values.environment)}")
+        if values.out is None:
+            return
+    numbers = card.describe(dataset.spec, dataset.episodes)
     written = card.write(values.out or f"{os.path.normpath(path)}.card", name, numbers, dataset.metadata, dataset.notes)
     print(card.markdown(name, numbers, dataset.metadata, dataset.notes))
     print(f"wrote {', '.join(str(file) for file in written)}")
@@ -153,7 +167,8 @@ def _flags() -> flags.FlagValues:
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
     define("string", "out", None, "Folder of the card, PATH.card by default; of downloads, datasets/REPOSITORY.")
     enumeration("format", "omcda", list(formats.WRITTEN), "What to convert to.")
-    define("string", "environment", None, "Name of the environment to write into the converted file.")
+    define("string", "html", None, "The card as one page, this file; a folder only if --out is given too.")
+    define("string", "environment", None, "Name of the environment, for the converted file or for the page's episodes.")
     define("string", "quality", None, "Name of the quality to write into the converted file.")
     define("string", "repository", hub.REPOSITORY, "Repository of datasets to download from.")
     define("string", "revision", "main", "Branch, tag or commit to download.")

@@ -12,6 +12,7 @@ from omcda_jax.data.episodes import Episodes, final_rows, returns, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 BINS = 20
+FITTED = 1_000  # vectors that principal directions are fitted to
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -52,6 +53,30 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
     }
 
 
+def principal(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Project vectors onto the two directions in which they vary most.
+
+    Args:
+        values: [K, D]; every feature is brought to zero mean and unit spread, one that never changes is left out.
+
+    Returns:
+        Their coordinates [K, 2], and the shares [2] of the whole variance in these directions; zeros where there are
+        fewer than two.
+    """
+    spread = values.std(axis=0, dtype=np.float64)
+    varying = spread > 1e-6 * np.abs(values).max(axis=0, initial=1e-30)
+    scaled = (values[:, varying] - values[:, varying].mean(axis=0, dtype=np.float64)) / spread[varying]
+    points, shares = np.zeros((len(values), 2)), np.zeros(2)
+    if varying.any():
+        # directions of a sample: as many products as the shorter side asks for
+        sample = scaled[np.linspace(0, len(scaled) - 1, min(len(scaled), FITTED)).astype(int)]
+        _, size, directions = np.linalg.svd(sample, full_matrices=False)
+        count = min(2, len(size))
+        points[:, :count] = scaled @ directions[:count].T
+        shares[:count] = size[:count] ** 2 / (size**2).sum()
+    return points, shares
+
+
 def write(
     path: str | os.PathLike, name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]
 ) -> list[Path]:
@@ -86,14 +111,14 @@ def write(
     return [folder / f"card.{kind}" for kind in ("md", "json", "png")]
 
 
-def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """Return the card as Markdown.
+def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what there is to say in a line each, by name.
 
     Args:
-        name, numbers, metadata, notes: as of `write`.
+        numbers, metadata: as of `write`.
     """
     spec, totals = numbers["spec"], numbers["statistics"]
-    facts = {
+    known = {
         "made from": metadata.get("description"),
         "policies": ", ".join(f"{stage} (SHA-256 {sha[:12]})" for stage, sha in metadata.get("weights", {}).items()),
         "made by": metadata.get("generator"),
@@ -109,13 +134,22 @@ def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any],
         "ended by the task": f"{totals['terminated_rate']:.1%}",
         "won": f"{totals['win_rate']:.1%}",
     }
+    return {key: value for key, value in known.items() if value not in (None, "")}
+
+
+def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        name, numbers, metadata, notes: as of `write`.
+    """
     quantiles = numbers["return_quantiles"]
     row = lambda *cells: f"| {' | '.join(str(cell) for cell in cells)} |"
     agents = zip(numbers["coverage"]["agents"], numbers["action_entropy"], strict=True)
     lines = [
         f"# {name}",
         "",
-        *(f"- {key}: {value}" for key, value in facts.items() if value not in (None, "")),
+        *(f"- {key}: {value}" for key, value in facts(numbers, metadata).items()),
         "",
         row("return at percentile", *quantiles),
         row("---", *("---" for _ in quantiles)),

@@ -59,10 +59,13 @@ class Map(NamedTuple):
     Attributes:
         kinds: names of the kinds of units.
         units: `units(env_state) -> Units`.
+        recorded: `recorded(global_state [L + 1, S], action [L, N] or [L, N, A]) -> Units [L + 1, U, ...]` brings an
+            episode of a dataset onto the map, as far as its arrays tell; None where they do not.
     """
 
     kinds: tuple[str, ...]
     units: Callable[[Any], Units]
+    recorded: Callable[[Any, Any], Units] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

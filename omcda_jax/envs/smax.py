@@ -15,6 +15,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omcda_jax.envs.base import Environment, Map, TimeStep, Units
 from omcda_jax.envs.versions import installed
@@ -56,7 +57,7 @@ def make(
         versions=installed("jaxmarl", "jax"),
         reset=_allow_rank_promotion(functools.partial(_reset, env, shift, fewer)),
         step=_allow_rank_promotion(functools.partial(_step, env)),
-        map=Map(tuple(env.unit_type_names), functools.partial(_units, env)),
+        map=Map(tuple(env.unit_type_names), functools.partial(_units, env), functools.partial(_recorded, env)),
     )
 
 
@@ -123,6 +124,23 @@ def _units(env, env_state):
         kind=kind.astype(jnp.int32),
         target=jnp.where(attack >= 0, target, index),
     )
+
+
+def _recorded(env, global_state, action):
+    """The units of an episode by its global states [L + 1, S]; what the enemies shoot at is not in them."""
+    allies, count = env.num_allies, env.num_allies + env.num_enemies
+    moments, index = np.arange(len(global_state))[:, None], np.arange(count)
+    units = np.asarray(global_state)[:, : _FEATURES * count].reshape(-1, count, _FEATURES)
+    teams, kinds = np.split(np.asarray(global_state)[:, _FEATURES * count :], 2, axis=1)
+    health, kind = units[..., 0], np.rint(5 * kinds).astype(np.int32)
+    # a dead unit's features are zeros: it stays where it fell
+    seen = np.maximum.accumulate(np.where(health > 0, moments, 0), axis=0)
+    position = np.take_along_axis(units[..., 1:3], seen[..., None], axis=0) * [env.map_width, env.map_height]
+    target = np.tile(index, (len(units), 1))
+    attack = np.asarray(action) - env.num_movement_actions
+    target[1:, :allies] = np.where(attack >= 0, allies + attack, index[:allies])
+    radius = np.asarray(env.unit_type_radiuses)[kind]
+    return Units(position, radius, health, np.rint(teams).astype(np.int32), kind, target)
 
 
 def _moved(env_state, chance_key, distance_key, shift, num_agents):

@@ -10,7 +10,7 @@ import numpy as np
 from omcda_jax.config import assignments, differences, to_dict
 from omcda_jax.runner import figures, page
 from omcda_jax.runner.compare import DEFAULTS
-from omcda_jax.runner.outcomes import Trial, load, trials_of
+from omcda_jax.runner.outcomes import Trial, best, load, trials_of
 from omcda_jax.runner.page import Page, Part, Section
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.tables import performance_profile, probability_of_improvement
@@ -58,7 +58,7 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
             (i for i, entry in enumerate(entries) if entry["task"] == tasks[0]), key=lambda i: entries[i]["iqm"]
         )
         name, config = f"{entries[place]['algorithm']} on {tasks[0]}", results[place]["config"]
-        sections.append(Section("An episode", page.episode(page.best(cells[place]), config, name)))
+        sections.append(Section("An episode", page.episode(best(cells[place]), config, name)))
     for entry, result in zip(entries, results, strict=True):
         parts = [page.settings(result["config"]), page.made_with(result)]
         sections.append(Section(f"Settings of {entry['algorithm']} on {entry['task']}", parts, folded=True))

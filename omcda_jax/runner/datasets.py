@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from omcda_jax import data
-from omcda_jax.config import ExperimentConfig
+from omcda_jax.config import DataConfig, ExperimentConfig
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Layout
 from omcda_jax.runner.jobs import Job
@@ -41,7 +41,7 @@ def read_if_there(job: Job) -> Source | None:
     Raises:
         ConfigError, DatasetError: as `read`.
     """
-    path = path_of(job.config)
+    path = path_of(job.config.data)
     return read(job, path, begins=True) if job.config.data.path or os.path.exists(path) else None
 
 
@@ -58,7 +58,7 @@ def ready(job: Job, environment: Environment | HostEnvironment, source: Source |
         ConfigError, DatasetError: as `data.ensure` and `read`; or the simulator has other sizes.
     """
     settings = job.config.data
-    path = path_of(job.config)
+    path = path_of(job.config.data)
     if settings.path is None:
         # all processes ask, whatever is there on their own disks; where the file exists nothing is done
         sizes = {"episodes": settings.episodes, "transitions": settings.transitions}
@@ -90,9 +90,8 @@ def warn_of_versions(what: str, versions: Mapping[str, str], environment: Enviro
             say(f"warning: {what} were made with {package} {version}, evaluation uses {here}")
 
 
-def path_of(config: ExperimentConfig) -> str:
+def path_of(settings: DataConfig) -> str:
     """Return the path of the dataset, the one given or the default place."""
-    settings = config.data
     if settings.path is not None:
         return settings.path
     sizes = {"episodes": settings.episodes, "transitions": settings.transitions}

@@ -82,11 +82,11 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
     draw, counts = _rows if max(agents) > MANY else _stack if shares else _lines, []
     for place, (steps, values) in enumerate(found.values()):
         values = values / values.sum(axis=1, keepdims=True) if shares else values
-        kept = _thinned(len(steps), sum(agents))
-        traces = draw(_small(steps[kept]), _small(values[kept]), place == 0)
+        kept = thinned(len(steps), sum(agents))
+        traces = draw(small(steps[kept]), small(values[kept]), place == 0)
         figure.add_traces(traces)
         counts.append(len(traces))
-    _lay_out(figure, title)
+    lay_out(figure, title)
     if draw is _rows:
         figure.update_traces(colorbar={"title": {"text": title, "side": "right"}})
         figure.update_yaxes(title={"text": "agent"}, autorange="reversed")
@@ -128,7 +128,7 @@ def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
             name=entry["algorithm"],
         )
     figure.add_vline(x=entries[0]["data_mean"], line={"color": "#8C8C8C", "dash": "dash", "width": 1.5})
-    _lay_out(figure, "", "return")
+    lay_out(figure, "", "return")
     figure.update_layout(showlegend=False, height=120 + 32 * len(entries))
     return figure
 
@@ -165,7 +165,7 @@ def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: S
                 "marker": {"color": _line(place)["color"], "size": 12, "symbol": "diamond"},
             }
         figure.add_scatter(x=steps, y=[means[step] for step in steps], **means_style, **style)
-    _lay_out(figure, "return", name)
+    lay_out(figure, "return", name)
     numbers = [value for value in values if not isinstance(value, str)]
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 30:
         figure.update_xaxes(type="log")
@@ -215,7 +215,7 @@ def improvement(names: Sequence[str], chances: Mapping[tuple[str, str], tuple[fl
             showscale=False,
         )
     )
-    _lay_out(figure, "", "")
+    lay_out(figure, "", "")
     figure.update_layout(yaxis={"autorange": "reversed"}, height=120 + 40 * len(names))
     return figure
 
@@ -234,13 +234,13 @@ def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
         return None
     figure = go.Figure()
     for place, (name, one) in enumerate(curves.items()):
-        kept = _thinned(len(one.step), 3 * len(curves))
-        steps, colour = _small(one.step[kept]), COLOURS[place % len(COLOURS)]
+        kept = thinned(len(one.step), 3 * len(curves))
+        steps, colour = small(one.step[kept]), COLOURS[place % len(COLOURS)]
         if one.low is not None:
             edges = np.concatenate([one.high[kept], one.low[kept][::-1]])
             figure.add_scatter(
                 x=np.concatenate([steps, steps[::-1]]),
-                y=_small(edges),
+                y=small(edges),
                 mode="lines",
                 fill="toself",
                 fillcolor=_faint(colour),
@@ -251,13 +251,13 @@ def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
             )
         figure.add_scatter(
             x=steps,
-            y=_small(one.mean[kept]),
+            y=small(one.mean[kept]),
             name=name or "policy",
             legendgroup=name,
             mode="lines+markers" if len(kept) <= 60 else "lines",
             line=_line(place),
         )
-    _lay_out(figure, title)
+    lay_out(figure, title)
     figure.update_layout(showlegend=len(curves) > 1)
     return figure
 
@@ -291,7 +291,14 @@ def _level(figure: go.Figure, value: float, text: str) -> None:
     )
 
 
-def _lay_out(figure: go.Figure, title: str, below: str = "updates") -> None:
+def lay_out(figure: go.Figure, title: str, below: str = "updates") -> None:
+    """Give a figure the look that all have.
+
+    Args:
+        figure: to change.
+        title: of the vertical axis.
+        below: of the horizontal axis.
+    """
     figure.update_layout(
         xaxis={"title": {"text": below}, "automargin": True},
         yaxis={"title": {"text": title}, "automargin": True},
@@ -312,12 +319,18 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.2)"
 
 
-def _thinned(count: int, curves: int) -> np.ndarray:
-    """Which of a curve's points are drawn: evenly spaced ones, the last among them, where there are too many."""
+def thinned(count: int, curves: int) -> np.ndarray:
+    """Return which of a curve's points are drawn: evenly spaced ones, the last too, where there are too many.
+
+    Args:
+        count: of the curve's points.
+        curves: of the figure.
+    """
     most = int(np.clip(TOGETHER // curves, 50, LARGEST))
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _small(numbers: Any) -> np.ndarray:
+def small(numbers: Any) -> np.ndarray:
+    """Return numbers in 32 bits, which make a shorter file."""
     numbers = np.asarray(numbers)
     return numbers.astype(np.int32 if numbers.dtype.kind == "i" else np.float32)

@@ -16,6 +16,7 @@ from omcda_jax.checkpoint import Checkpoints, digest
 from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_dict
 from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
+from omcda_jax.runner.outcomes import Trial
 from omcda_jax.runner.processes import by_first, is_first
 from omcda_jax.system import check_free, exclusive, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
@@ -216,6 +217,31 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = N
     if which == "latest":
         _refuse_changes(job, metadata["config"])
     return Saved(broadcast(newest()[0] if is_first() else job.fresh(spec)), metadata)
+
+
+def restore_trial(
+    trial: Trial, config: ExperimentConfig, spec: EnvSpec, which: str = "latest"
+) -> tuple[Job, TrainState]:
+    """Return what was trained in a directory, and a trial's state.
+
+    Args:
+        trial: which.
+        config: its settings.
+        spec: of its task.
+        which: checkpoint, latest or best.
+
+    Raises:
+        ConfigError: a process is at work there, or there is no such checkpoint, or one of other settings.
+    """
+    place, count = trial.place or (0, 1)
+    job = Job([config] * count, trial.directory, population=trial.place is not None)
+    check_free(trial.directory)
+    refuse_other_settings(job)
+    with Checkpoints(job.checkpoints(which)) as checkpoints:
+        found = checkpoints.restore(job.template(spec))
+    if found is None:
+        raise ConfigError(f"{trial.directory}: expected a checkpoint, found none")
+    return job, jax.tree.map(lambda leaf: leaf[place], found[0]) if job.population else found[0]
 
 
 def fingerprints(job: Job, state: TrainState) -> dict[str, str]:

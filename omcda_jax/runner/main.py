@@ -20,9 +20,10 @@ COMMANDS = {
     "compare": ("omcda_jax.runner.compare", "algorithms on tasks over seeds, in one table"),
     "sweep": ("omcda_jax.runner.sweep.command", "many trials by one command, on one machine or a pod"),
     "collect": ("omcda_jax.runner.collect", "make an offline dataset in a simulator"),
-    "data": ("omcda_jax.data.__main__", "check, describe, convert and download datasets"),
+    "data": ("omcda_jax.runner.card", "check, describe, convert and download datasets"),
     "train-behaviour": ("omcda_jax.runner.train_behaviour", "train the policies that datasets are collected with"),
     "zoo": ("omcda_jax.runner.zoo", "list, get, evaluate and add policies that were trained"),
+    "watch": ("omcda_jax.runner.watch", "show a policy's episodes beside those of its data, on one page"),
     "report": ("omcda_jax.runner.report", "print a finished run's table again and write its page"),
 }
 

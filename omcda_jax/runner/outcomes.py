@@ -96,6 +96,12 @@ def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     return groups
 
 
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the trial with the highest last return among those that stayed finite, or the first."""
+    sound = [trial for trial in trials if not trial.diverged] or trials[:1]
+    return max(sound, key=lambda trial: trial.final["return_mean"])
+
+
 def curve(trials: Sequence[Trial], key: str, error: str | None = None, scale: float = 1.0) -> Curve | None:
     """Return how a metric went, or None where no trial that stayed finite has it.
 

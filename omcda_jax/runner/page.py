@@ -4,6 +4,7 @@ The file needs no network. Plotly draws, and is in it.
 """
 
 import base64
+import functools
 import gzip
 import importlib.resources
 import os
@@ -19,10 +20,11 @@ from plotly.offline import get_plotlyjs
 
 from omcda_jax.config import assignments, differences, to_dict
 from omcda_jax.runner import figures, report
-from omcda_jax.runner.outcomes import Trial, by_setting, load, trials_of
+from omcda_jax.runner.outcomes import Trial, best, by_setting, load, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
-from omcda_jax.runner.replay import replay
+from omcda_jax.runner.replay import Replay, replay
 from omcda_jax.system import replacing
+from omcda_jax.types import ConfigError
 
 NAME = "report.html"
 Part = dict[str, Any]
@@ -35,6 +37,8 @@ AGENTS = {
     "allocation/influence": ("Influence, scaled reward per nat", "influence"),
     "policy/divergence": ("Divergence of the policies, nats per step", "nats"),
 }
+MOVES = "Circles are filled by health, lines go from a unit to the one it attacks."
+FLOWS = "Return so far, and below it the action of every agent at every step."
 VALUES = ("critic/q_return", "critic/q")
 
 
@@ -55,20 +59,33 @@ class Page(NamedTuple):
     sections: Sequence[Section]
 
 
-def write(directory: str, page: Page) -> str:
+def write(directory: str, page: Page, name: str = NAME) -> str:
     """Write a page into a directory and return the file's path.
 
     Args:
-        directory: where it goes, as report.html.
+        directory: where it goes.
         page: what it says.
+        name: of the file.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
     template = importlib.resources.files("omcda_jax.runner").joinpath("page.html").read_text(encoding="utf-8")
-    library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    path = os.path.join(directory, NAME)
-    with replacing(path) as partial:
-        partial.write_text(html.render(page=page, library=Markup(library)), encoding="utf-8")
+    path = os.path.join(directory, name)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(html.render(page=page, library=Markup(_library())), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write the page: {error.strerror}") from error
     return path
+
+
+@functools.cache
+def _library() -> str:
+    """Plotly's own source, packed."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = True) -> Page:
@@ -182,12 +199,6 @@ def _any(groups: figures.Groups, key: str) -> go.Figure | None:
     return figures.metric(groups, key, key)
 
 
-def best(trials: Sequence[Trial]) -> Trial:
-    """Return the trial with the highest last return among those that stayed finite, or the first."""
-    sound = [trial for trial in trials if not trial.diverged] or trials[:1]
-    return max(sound, key=lambda trial: trial.final["return_mean"])
-
-
 def episode(trial: Trial, config: Mapping[str, Any], name: str = "") -> list[Part]:
     """Return an episode of a trial to look at, or a word why there is none.
 
@@ -198,10 +209,18 @@ def episode(trial: Trial, config: Mapping[str, Any], name: str = "") -> list[Par
     """
     shown = replay(trial, config)
     label = ", ".join(filter(None, [name, *(f"{key}={value}" for key, value in trial.label.items())]))
-    parts: list[Part] = [words(f"{label}: {shown.words}" if label else shown.words)]
+    return looked_at(shown._replace(words=f"{label}: {shown.words}") if label else shown)
+
+
+def looked_at(shown: Replay) -> list[Part]:
+    """Return an episode with words about it.
+
+    Args:
+        shown: the episode.
+    """
+    parts: list[Part] = [words(shown.words)]
     if shown.figure is not None:
-        text = "Circles are filled by health, lines go from a unit to the one it attacks."
-        parts.append({"kind": "figures", "figures": [drawing(text, shown.figure)]})
+        parts.append({"kind": "figures", "figures": [drawing(MOVES if shown.figure.frames else FLOWS, shown.figure)]})
     if shown.film is not None:
         parts.append({"kind": "film", "source": Markup(shown.film), "text": "film of the episode"})
     return parts
@@ -281,4 +300,9 @@ def drawing(caption: str, figure: go.Figure) -> Part:
     """Return a figure with a caption."""
     text = plotly.io.json.to_json_plotly(figures.as_dict(figure))
     # nothing in it may end the element that holds it
-    return {"caption": caption, "json": Markup(text.replace("<", "\\u003c")), "height": figure.layout.height}
+    return {
+        "caption": caption,
+        "json": Markup(text.replace("<", "\\u003c")),
+        "height": figure.layout.height,
+        "moves": bool(figure.frames),
+    }

@@ -1,9 +1,9 @@
-"""One episode of a trained policy to look at: a map that moves, a film, or a word why there is neither."""
+"""Episodes to look at: a map that moves, a film, or rewards and actions over time."""
 
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +11,15 @@ import numpy as np
 import plotly.graph_objects as go
 
 from omcda_jax import envs
-from omcda_jax.checkpoint import Checkpoints
-from omcda_jax.config import ExperimentConfig, assignments
+from omcda_jax.config import assignments
+from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.envs.base import Environment, HostEnvironment, Map, Units
-from omcda_jax.evaluate import record, watch
-from omcda_jax.runner.jobs import Job, refuse_other_settings
+from omcda_jax.evaluate import Seen, greedily, watch
+from omcda_jax.runner import dataset_figures
+from omcda_jax.runner.jobs import restore_trial
 from omcda_jax.runner.outcomes import Trial
 from omcda_jax.runner.presets import resolve
-from omcda_jax.system import check_free
-from omcda_jax.types import ConfigError, EnvSpec, TrainState, updates_done
+from omcda_jax.types import ConfigError, updates_done
 
 FRAMES = 150  # of a film, of an episode as long as the horizon
 RATE = 15  # of a film, frames a second
@@ -45,41 +45,77 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
         saved: its settings, as result.json has them.
 
     Returns:
-        The episode; words why there is none where the checkpoint, the simulator or graphics are missing.
+        The episode; words why there is none where the checkpoint or the simulator is missing.
     """
     try:
         config = resolve(saved["name"], assignments(saved), "result.json")
         environment = envs.make(config.data.environment)
-        if isinstance(environment, Environment) and environment.map is None:
-            return Replay(f"No replay: environment {environment.name} has no map to draw.")
-        job, state = _restored(trial, config, environment.spec)
-        if isinstance(environment, HostEnvironment):
-            return _film(job, environment, state)
-        seed, episodes = config.evaluation.seed, config.evaluation.episodes
-        units, rewards = watch(job.algorithm.act, environment, state, seed=seed, episodes=episodes)
+        job, state = restore_trial(trial, config, environment.spec)
+        sizes = {"seed": config.evaluation.seed, "episodes": config.evaluation.episodes}
+        (seen,), note = play(greedily(job.algorithm.act), environment, state, **sizes)
     except ConfigError as error:
         return Replay(f"No replay: {error}.")
-    words = f"Greedy episode after {updates_done(state)} updates: {len(rewards)} steps, return {rewards.sum():.3g}."
-    return Replay(words, moving(environment.map, units, rewards))
+    shown = show(seen, environment)
+    return shown._replace(words=f"Greedy episode after {updates_done(state)} updates: {shown.words}{note}")
 
 
-def _restored(trial: Trial, config: ExperimentConfig, spec: EnvSpec) -> tuple[Job, TrainState]:
-    """What was trained there, and the trial's state."""
-    place, count = trial.place or (0, 1)
-    job = Job([config] * count, trial.directory, population=trial.place is not None)
-    check_free(trial.directory)
-    refuse_other_settings(job)
-    with Checkpoints(job.checkpoints()) as checkpoints:
-        restored = checkpoints.restore(job.template(spec))
-    if restored is None:
-        raise ConfigError(f"{trial.directory}: expected a checkpoint, found none")
-    state = restored[0]
-    return job, jax.tree.map(lambda leaf: leaf[place], state) if job.population else state
+def play(
+    act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, **which: Any
+) -> tuple[list[Seen], str]:
+    """Play episodes, with a film of each where the simulator has a renderer.
+
+    Args:
+        act, environment, state: as of `evaluate.watch`.
+        which: `seed`, `episodes` and `places`, likewise.
+
+    Returns:
+        The episodes, and a sentence why there is no film, or nothing.
+    """
+    if isinstance(environment, Environment):
+        return watch(act, environment, state, **which), ""
+    try:
+        return watch(act, environment, state, every=_every(environment), **which), ""
+    except ConfigError as error:
+        return watch(act, environment, state, **which), f" No film: {error}."
 
 
-def _film(job: Job, environment: HostEnvironment, state: TrainState) -> Replay:
-    every = math.ceil(environment.horizon / FRAMES)
-    frames = record(job.algorithm.act, environment, state, seed=job.config.evaluation.seed, every=every)
+def _every(environment: HostEnvironment) -> int:
+    return math.ceil(environment.horizon / FRAMES)
+
+
+def show(seen: Seen, environment: Environment | HostEnvironment | None) -> Replay:
+    """Return an episode to look at: a map that moves, a film, or rewards and actions over time.
+
+    Args:
+        seen: the episode.
+        environment: where it took place; None where that is not known.
+    """
+    won = ", won" if seen.won else ""
+    words = f"{len(seen.reward)} steps, return {seen.reward.sum():.3g}{won}."
+    if len(seen.frames):
+        return Replay(f"{words} Every {_every(environment)} steps a picture.", film=_film(seen.frames))
+    if seen.units is not None:
+        return Replay(words, moving(environment.map, seen.units, seen.reward))
+    return Replay(words, dataset_figures.timeline(seen.reward, seen.action))
+
+
+def recorded(episodes: Episodes, place: int, map: Map | None) -> Seen:
+    """Return an episode of a dataset.
+
+    Args:
+        episodes: the data.
+        place: of the episode in it.
+        map: of its environment.
+    """
+    length = int(episodes.length[place])
+    first = int(final_rows(episodes.length[: place + 1])[-1]) - length
+    state, action = episodes.global_state[first : first + length + 1], episodes.action[first : first + length]
+    units = map.recorded(state, action) if map is not None and map.recorded is not None else None
+    return Seen(episodes.reward[first : first + length], action, bool(episodes.won[place]), units)
+
+
+def _film(frames: Sequence[np.ndarray]) -> str:
+    """A film as a data URI."""
     try:
         from PIL import Image
     except ImportError:
@@ -87,8 +123,7 @@ def _film(job: Job, environment: HostEnvironment, state: TrainState) -> Replay:
     first, *others = map(Image.fromarray, frames)
     file = io.BytesIO()
     first.save(file, "WEBP", save_all=True, append_images=others, duration=1000 // RATE, loop=0, quality=50)
-    film = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Replay(f"Greedy episode after {updates_done(state)} updates, every {every} steps a picture.", film=film)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:

@@ -119,7 +119,7 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     Raises:
         ConfigError, DatasetError: as `datasets.load` and `data.split`; or the run was trained on other data.
     """
-    config, path = job.config, datasets.path_of(job.config)
+    config, path = job.config, datasets.path_of(job.config.data)
     dataset, metadata = datasets.load(config, path)
     if saved.metadata["data"].get("digest") != metadata.get("digest"):
         raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found other data")

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omcda_jax.runner import figures, page
+from omcda_jax.runner import figures, outcomes, page
 from omcda_jax.runner.comparison_page import across, normalised
 from omcda_jax.runner.outcomes import Trial, by_setting, trials_of
 from omcda_jax.runner.page import Page, Part, Section
@@ -58,7 +58,7 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
         sections.append(Section("Across tasks", across({name: own for name, own in scores.items() if own})))
     if with_replay:
         first = next(iter(tasks))
-        trial = page.best([trial for trial, _ in tasks[first]])
+        trial = outcomes.best([trial for trial, _ in tasks[first]])
         config = next(result for one, result in tasks[first] if one is trial)["config"]
         sections.append(Section("An episode", page.episode(trial, config, first)))
     for task, groups in best.items():

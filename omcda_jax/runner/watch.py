@@ -1,0 +1,173 @@
+"""Episodes of a learned policy beside those of the behaviour that made its data, on one page that moves.
+
+    omcda-jax watch runs/smac_3m/medium/omcda/seed_0
+    omcda-jax watch runs/smac_3m/medium/omcda/trials --trial=2 --episodes=6 --out=third.html
+    omcda-jax watch runs/smac_3m/medium/omcda/trials/selected
+    omcda-jax watch POLICY --environment=smax/3m --quality=medium
+
+The directory is that of a run, of trials or of a cell of a comparison, or the folder of a saved policy. A policy that
+lies in no run needs --environment, and --quality or --data to be shown beside something. Of trials, the one with the
+highest last return is shown, or the one that --trial names. The policy acts greedily, from the starts of the run's
+evaluation. The behaviour is the policy that comes with the package for the dataset, from the same starts; where there
+is none, the dataset's own episodes are shown.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from omcda_jax import algorithms, envs
+from omcda_jax.checkpoint import load_policy
+from omcda_jax.config import DataConfig, EvaluationConfig, to_dict
+from omcda_jax.data.hdf5 import require_spec
+from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.evaluate import greedily
+from omcda_jax.runner import report
+from omcda_jax.runner.behaviours import settings_of_run
+from omcda_jax.runner.command import WHICH
+from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.jobs import restore_trial
+from omcda_jax.runner.outcomes import Trial, best, load, trials_of
+from omcda_jax.system import exit_status, read_flags
+from omcda_jax.types import ConfigError, updates_done
+
+
+class Watched(NamedTuple):
+    """A policy to watch.
+
+    Attributes:
+        title: what it is.
+        text: which state of it.
+        environment: where it acts.
+        data: what it learned from.
+        evaluation: whose starts its episodes have.
+        act: as of `evaluate.watch`.
+        state: first argument of `act`.
+        result: of its run, if that ended with this state.
+    """
+
+    title: str
+    text: str
+    environment: Environment | HostEnvironment
+    data: DataConfig | None
+    evaluation: EvaluationConfig
+    act: Callable[..., Any]
+    state: Any
+    result: Mapping[str, Any] | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    return exit_status(functools.partial(_run, argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    values = _flags()
+    words = read_flags(values, argv)
+    if values.help:
+        print(f"{__doc__}\n{values.get_help()}")
+        return
+    if len(words) != 1:
+        raise ConfigError(f"expected the directory of one run or policy, found {' '.join(words) or 'none'}")
+    try:
+        from omcda_jax.runner import page, watch_page
+    except ImportError as error:
+        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
+    watched = find(words[0], values)
+    made = watch_page.of_episodes(watched, values.episodes, print)
+    folder, name = os.path.split(values.out or os.path.join(words[0], "watch.html"))
+    print(f"page: {page.write(folder, made, name)}")
+
+
+def find(directory: str, values: flags.FlagValues) -> Watched:
+    """Return what is to be watched.
+
+    Args:
+        directory: of the run or of the policy.
+        values: parsed flags.
+
+    Raises:
+        ConfigError: there is neither, or flags do not fit it.
+    """
+    if os.path.isfile(os.path.join(directory, "policy.json")):
+        for flag in ("trial", "checkpoint"):
+            if values[flag].present:
+                raise ConfigError(f"--{flag}: expected a run, found the saved policy {directory}")
+        return _policy(directory, values)
+    for flag in ("environment", "quality", "data"):
+        if values[flag].present:
+            raise ConfigError(f"--{flag}: expected a saved policy, found {directory}, which says that itself")
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        raise ConfigError(
+            f"{directory}: expected the directory of a run, with config.json, or of a saved policy, with policy.json"
+        )
+    return _trial(directory, values)
+
+
+def _trial(directory: str, values: flags.FlagValues) -> Watched:
+    """A run, or one of several trials."""
+    path = os.path.join(directory, "result.json")
+    result = load(path) if os.path.isfile(path) else None
+    config = settings_of_run(directory)
+    if result is None and config.learner.mode != "data":
+        raise ConfigError(f"{directory}: expected finished trials, with result.json")
+    trials = trials_of(directory, result) if result else [Trial({}, [], 0, {}, None, directory)]
+    if values.trial is not None and values.trial >= len(trials):
+        raise ConfigError(f"--trial: expected less than {len(trials)}, the trials of {directory}, found {values.trial}")
+    trial = trials[values.trial] if values.trial is not None else best(trials) if len(trials) > 1 else trials[0]
+    environment = envs.make(config.data.environment)
+    job, state = restore_trial(trial, config, environment.spec, values.checkpoint)
+    label = "".join(f", {key}={value}" for key, value in trial.label.items())
+    return Watched(
+        title=f"{report.title(to_dict(config))}{label}",
+        text=f"{job.config.algorithm.name} after {updates_done(state)} updates",
+        environment=environment,
+        data=config.data,
+        evaluation=config.evaluation,
+        act=greedily(job.algorithm.act),
+        state=state,
+        result=result and {**result, "evaluation": trial.final} if values.checkpoint == "latest" else None,
+    )
+
+
+def _policy(directory: str, values: flags.FlagValues) -> Watched:
+    """A saved policy; what it learned from is that of the run it lies in, or as flags say."""
+    parent, data, evaluation = os.path.dirname(os.path.abspath(directory)), None, EvaluationConfig()
+    if os.path.isfile(os.path.join(parent, "config.json")) and values.environment is None:
+        config = settings_of_run(parent)
+        data, evaluation = config.data, config.evaluation
+    elif values.environment is None:
+        raise ConfigError(f"{directory}: expected --environment, for the policy lies in no run")
+    environment = envs.make(values.environment or data.environment)
+    given = {"quality": values.quality, "path": values.data}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given:
+        data = dataclasses.replace(data or DataConfig(environment.name), **given)
+    actor = load_policy(directory)
+    require_spec(directory, environment.spec, actor.spec)
+    return Watched(
+        title=f"{os.path.normpath(directory)}: {actor.config.name} on {environment.name}",
+        text=f"{actor.config.name} as saved",
+        environment=environment,
+        data=data,
+        evaluation=evaluation,
+        act=greedily(algorithms.act),
+        state=actor,
+    )
+
+
+def _flags() -> flags.FlagValues:
+    values, define = new_flags()
+    flags.DEFINE_integer("episodes", 4, "Episodes of each.", lower_bound=1, upper_bound=32, flag_values=values)
+    define("string", "out", None, "File of the page, watch.html in the directory by default.")
+    number = "Which of the trials, the first being 0."
+    flags.DEFINE_integer("trial", None, number, lower_bound=0, flag_values=values)
+    flags.DEFINE_enum("checkpoint", "latest", WHICH, "Which one of a run.", flag_values=values)
+    define("string", "environment", None, "Where a saved policy acts, for instance smax/3m.")
+    define("string", "quality", None, "Behaviour that a saved policy is shown beside, for instance medium.")
+    define("string", "data", None, "Dataset whose episodes a saved policy is shown beside.")
+    return values
