@@ -28,7 +28,13 @@ def contents(spec, episodes, **more):
 
 
 def drawn(part):
-    return {figure["caption"]: go.Figure(json.loads(figure["json"])) for figure in part["figures"]}
+    figures = {figure["caption"]: json.loads(figure["json"])["data"] for figure in part["figures"]}
+    return {caption: [{**trace, **numbers_of(trace)} for trace in data] for caption, data in figures.items()}
+
+
+def numbers_of(trace):
+    """Its coordinates, where they are numbers."""
+    return {key: numbers(trace[key]) for key in ("x", "y", "customdata") if isinstance(trace.get(key), dict)}
 
 
 def section(made, title):
@@ -53,10 +59,13 @@ def test_the_command_writes_one_page_of_a_file_and_says_where(tmp_path, monkeypa
 
 def test_what_the_reader_found_odd_and_repaired_is_on_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_omiga("far.h5", make_continuous(CONTINUOUS))
+    falling = np.array([3, 2, 1, 0, 5, 4, 3, 2, 0], np.float32)
+    write_omiga("far.h5", make_continuous(CONTINUOUS, (3, 4), (True, True))._replace(reward=falling))
     assert main(["data", "card", "far.h5", "--html=far.html"]) == 0
-    notes = formats.read("far.h5").notes
-    assert notes and all(f"Note: {note}." in read("far.html").text for note in notes)
+    assert "Note: rewards never rise within any episode" in read("far.html").text
+    assert main(["data", "card", "far.h5", "--html=far.html", "--rewards=return_to_go"]) == 0
+    shown = read("far.html")
+    assert "Note:" not in shown.text and ["repaired", "rewards=return_to_go"] in shown.tables[0]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,7 @@ def test_actions_by_hand():
     action[[0, 1, 3, 4]] = [[1, 2], [1, 2], [1, 2], [3, 2]]
     avail[:, 0, [0, 1]], avail[[4], 0, 3], avail[:, 1, 2] = True, True, True
     made = dataset_page.of_dataset("it", contents(SPEC, episodes._replace(action=action, avail=avail)))
-    taken, legal, ratio = (np.array(one.data[0].z, float) for one in drawn(section(made, "Actions")[0]).values())
+    taken, legal, ratio = (np.array(one[0]["z"], float) for one in drawn(section(made, "Actions")[0]).values())
     np.testing.assert_array_equal(taken, [[0, 0.75, 0, 0.25], [0, 0, 1, 0]])
     np.testing.assert_array_equal(legal, [[1, 1, 0, 0.25], [0, 0, 1, 0]])
     np.testing.assert_array_equal(ratio, [[0, 0.75, np.nan, 1], [np.nan, np.nan, 1, np.nan]])
@@ -126,8 +135,8 @@ def test_continuous_actions_are_histograms_of_the_dimensions_that_agents_have():
     action[:4, 1, 1], avail[:, 1, 1] = 0, False
     made = dataset_page.of_dataset("it", contents(CONTINUOUS, episodes._replace(action=action, avail=avail)))
     ((caption, figure),) = drawn(section(made, "Actions")[0]).items()
-    shares = np.array(figure.data[0].z, float)
-    assert list(figure.data[0].y) == ["agent 0: 0", "agent 0: 1", "agent 1: 0"]
+    shares = np.array(figure[0]["z"], float)
+    assert figure[0]["y"] == ["agent 0: 0", "agent 0: 1", "agent 1: 0"]
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     np.testing.assert_allclose(shares[0, [0, 20, 39]], [0.5, 0.25, 0.25])
     assert "25.0% of all values lie within 0.01 of a bound" in caption, "three of twelve"
@@ -137,15 +146,15 @@ def test_returns_lengths_and_rewards_by_hand():
     episodes = make_episodes((2, 3, 3), (True, False, True))._replace(won=np.array([True, False, False]))
     made = dataset_page.of_dataset("it", contents(SPEC, episodes))
     returned, lengths, order = drawn(section(made, "Episodes")[0]).values()
-    assert [trace.name for trace in lengths.data] == ["won", "ended by the task", "cut"]
-    assert [list(trace.x) for trace in lengths.data] == [[2, 3]] * 3
-    assert [list(trace.y) for trace in lengths.data] == [[1, 0], [0, 1], [0, 1]]
-    assert sum(np.sum(trace.y) for trace in returned.data) == 3
+    assert [trace["name"] for trace in lengths] == ["won", "ended by the task", "cut"]
+    assert [list(trace["x"]) for trace in lengths] == [[2, 3]] * 3
+    assert [list(trace["y"]) for trace in lengths] == [[1, 0], [0, 1], [0, 1]]
+    assert sum(np.sum(trace["y"]) for trace in returned) == 3
     # rewards are the numbers of the rows: 1, 2; 4, 5, 6; 8, 9, 10
-    np.testing.assert_array_equal(order.data[0].y, [3, 15, 27])
+    np.testing.assert_array_equal(order[0]["y"], [3, 15, 27])
     _, over_time = drawn(section(made, "Rewards")[0]).values()
-    np.testing.assert_allclose(over_time.data[0].y, [13 / 3, 16 / 3, 8])
-    np.testing.assert_array_equal(over_time.data[0].customdata, [3, 3, 2])
+    np.testing.assert_allclose(over_time[0]["y"], [13 / 3, 16 / 3, 8])
+    np.testing.assert_array_equal(over_time[0]["customdata"], [3, 3, 2])
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.full(3, 7), np.array([1.5, 1.5])])

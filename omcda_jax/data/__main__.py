@@ -93,6 +93,8 @@ def describe(path: str, values: Any, write_page: WritePage | None = None) -> Non
     """
     dataset = _read(path, values)
     name = os.path.basename(os.path.normpath(path))
+    if dataset.format != "omcda":
+        dataset = dataset._replace(metadata=dataset.metadata | {"repairs": _given(values)})
     if values.html is not None:
         print(f"wrote {write_page(values.html, name, dataset, values.environment)}")
         if values.out is None:
@@ -117,8 +119,7 @@ def convert(path: str, target: str, values: Any) -> None:
     dataset = _read(path, values)
     given = {key: values[key].value for key in ("environment", "quality") if values[key].value is not None}
     origin = {"description": f"converted from {dataset.format}"} if dataset.format != "omcda" else {}
-    repairs = {key: value for key, value in dataclasses.asdict(_repairs(values)).items() if value is not None}
-    metadata = {**dataset.metadata, **origin, **({"repairs": repairs} if origin else {}), **given}
+    metadata = {**dataset.metadata, **origin, **({"repairs": _given(values)} if origin else {}), **given}
     metadata = {key: value for key, value in metadata.items() if key not in ("statistics", "spec", "digest", "format")}
     lost = formats.write(target, values.format, dataset.spec, dataset.episodes, metadata)
     print(f"wrote {target}: {len(dataset.episodes.length)} episodes, format {values.format}")
@@ -153,6 +154,11 @@ def _read(path: str, values: Any) -> formats.Contents:
 
 def _repairs(values: Any) -> Repairs:
     return Repairs(**{field.name: values[field.name].value for field in dataclasses.fields(Repairs)})
+
+
+def _given(values: Any) -> dict[str, Any]:
+    """The repairs as a file's attributes have them."""
+    return {key: value for key, value in dataclasses.asdict(_repairs(values)).items() if value is not None}
 
 
 def _flags() -> flags.FlagValues:

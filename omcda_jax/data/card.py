@@ -1,5 +1,6 @@
 """What is in a dataset, as numbers, a Markdown page and a picture."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from omcda_jax.config import Repairs
 from omcda_jax.data.episodes import Episodes, final_rows, returns, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
@@ -118,6 +120,7 @@ def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         numbers, metadata: as of `write`.
     """
     spec, totals = numbers["spec"], numbers["statistics"]
+    repairs, usual = metadata.get("repairs", {}), dataclasses.asdict(Repairs())
     known = {
         "made from": metadata.get("description"),
         "policies": ", ".join(f"{stage} (SHA-256 {sha[:12]})" for stage, sha in metadata.get("weights", {}).items()),
@@ -125,6 +128,7 @@ def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "environment": metadata.get("environment"),
         "quality": metadata.get("quality"),
         "versions": ", ".join(f"{key} {value}" for key, value in metadata.get("versions", {}).items()),
+        "repaired": ", ".join(f"{key}={value}" for key, value in repairs.items() if value != usual.get(key)),
         "sizes": f"{spec['agents']} agents, {spec['observation']} observation and {spec['state']} state features,"
         f" {spec['actions']} {'discrete actions' if spec['discrete'] else 'action dimensions'}",
         "episodes": totals["episodes"],

@@ -119,19 +119,24 @@ def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = Tru
 
 def outcome_tables(result: Mapping[str, Any]) -> list[Part]:
     """Return the tables of a run: its policy beside the data, and its agents."""
-    final, data = result["evaluation"], result["data"]["statistics"]
-    rows = [
-        _outcome(result["config"]["algorithm"]["name"], final["return_mean"], final["return_se"], final),
-        _outcome("data", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data),
-    ]
-    heading = ["", "return", "95 % from", "to", "win rate", "episode length", "episodes"]
-    parts = [table(heading, rows, "Greedy policy after the last update, and the data: mean return over episodes.")]
+    parts = [outcome_table(result)]
     agents = report.agent_rows(result["metrics"])
     if agents:
         scale = result["config"]["data"]["reward_scale"]
         units = f"Budgets and divergences in nats per step, levels and influence in reward × {scale:g} per nat."
         parts.append(table(agents[0], agents[1:], units))
     return parts
+
+
+def outcome_table(result: Mapping[str, Any]) -> Part:
+    """Return the table of a policy beside its data, of a run's result or of one in its form."""
+    final, data = result["evaluation"], result["data"]["statistics"]
+    rows = [
+        _outcome(result["config"]["algorithm"]["name"], final["return_mean"], final["return_se"], final),
+        _outcome("data", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data),
+    ]
+    heading = ["", "return", "95 % from", "to", "win rate", "episode length", "episodes"]
+    return table(heading, rows, "Greedy policy after the last update, and the data: mean return over episodes.")
 
 
 def _outcome(label: str, mean: float, error: float, source: Mapping[str, Any]) -> list[str]:

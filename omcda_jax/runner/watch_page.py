@@ -58,7 +58,7 @@ def of_episodes(watched: Watched, count: int, say: Callable[[str], None]) -> Pag
         say(f"note: {note}")
     parts += [page.words(note) for note in notes]
     if watched.result is not None:
-        parts += page.outcome_tables(watched.result)[:1]
+        parts.append(page.outcome_table(watched.result))
     sections = [Section("Returns", parts)]
     for place in range(count):
         for side in sides:
