@@ -95,6 +95,35 @@ def test_a_scan_carries_the_state_without_a_second_trace(environment):
     assert len(traced) == 1
 
 
+def test_an_episode_of_a_dataset_is_brought_onto_the_map_as_it_was_played(environment, start, step):
+    env_state, now = start
+    states, shown, actions = [env_state], [now.global_state], []
+    for index in range(20):
+        avail = np.asarray(now.avail)
+        actions.append(np.where(avail[..., 5:].any(-1), 5 + avail[..., 5:].argmax(-1), 4).astype(np.int32))
+        env_state, now = step(keys(index + 1), env_state, jnp.asarray(actions[-1]))
+        states.append(env_state)
+        shown.append(now.global_state)
+    played = jax.vmap(jax.vmap(environment.map.units))(jax.tree.map(lambda *each: jnp.stack(each), *states))
+    targets, dead = 0, 0
+    for episode in range(EPISODES):
+        own = jax.tree.map(lambda values: np.asarray(values[:, episode]), played)  # noqa: B023 called at once
+        action = np.stack(actions)[:, episode]
+        found = environment.map.recorded(np.stack(shown)[:, episode], action)
+        there = own.health > 0
+        for key in ("radius", "health", "team", "kind"):
+            np.testing.assert_allclose(getattr(found, key), getattr(own, key), rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(found.position[there], own.position[there], rtol=1e-5)
+        alive = there[:, :ALLIES]
+        np.testing.assert_array_equal(found.target[:, :ALLIES][alive], own.target[:, :ALLIES][alive])
+        np.testing.assert_array_equal(found.target[:, ALLIES:], np.arange(ALLIES, ALLIES + ENEMIES)[None].repeat(21, 0))
+        targets, dead = targets + (found.target >= ALLIES)[:, :ALLIES].sum(), dead + (~there).sum()
+        # whoever falls stays where it was last seen
+        fallen = ~there[1:] & ~there[:-1]
+        np.testing.assert_array_equal(found.position[1:][fallen], found.position[:-1][fallen])
+    assert targets > 100 and dead > 100
+
+
 def test_the_horizon_truncates(start, step):
     _, then = step(keys(3), with_battle(start[0], step=np.int32(98)), STOP)
     assert not then.terminated.any() and not then.truncated.any()

@@ -16,7 +16,7 @@ from omcda_jax.behaviour import acts
 from omcda_jax.behaviour.policies import Quality
 from omcda_jax.checkpoint import save_policy
 from omcda_jax.runner import watch, watch_page
-from omcda_jax.runner.behaviours import config_of_run
+from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.jobs import restore_trial
 from omcda_jax.runner.outcomes import Trial
 from omcda_jax.types import ConfigError
@@ -46,7 +46,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     assert sum("yaxis2" in figure["layout"] for figure in shown.figures) == 6, "no map: rewards and actions"
 
     # a saved policy, alone and beside a dataset
-    config = config_of_run(DIRECTORY)
+    config = settings_of_run(DIRECTORY)
     job, state = restore_trial(Trial({}, [], 0, {}, None, str(DIRECTORY)), config, environment().spec)
     save_policy("saved", job.algorithm.policy(state))
     watched("saved", "--environment=smax/toy", "--episodes=1")
@@ -98,7 +98,7 @@ def mistakes(monkeypatch, capsys):
         ([str(DIRECTORY), "--trial=1"], "--trial: expected less than 1, the trials of"),
         ([str(DIRECTORY), "--quality=good"], "--quality: expected a saved policy, found"),
         (["saved", "--trial=0"], "--trial: expected a run, found the saved policy saved"),
-        (["saved"], "saved: expected --environment, for the policy lies in no run"),
+        (["saved"], "saved: expected --environment, for the policy lies neither in a run nor in the zoo"),
         ([str(DIRECTORY), "--episodes=0"], "episodes"),
         ([str(DIRECTORY), "--out=data.h5/it.html"], "data.h5/it.html: cannot write the page"),
     ):

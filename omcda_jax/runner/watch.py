@@ -6,10 +6,10 @@
     omcda-jax watch POLICY --environment=smax/3m --quality=medium
 
 The directory is that of a run, of trials or of a cell of a comparison, or the folder of a saved policy. A policy that
-lies in no run needs --environment, and --quality or --data to be shown beside something. Of trials, the one with the
-highest last return is shown, or the one that --trial names. The policy acts greedily, from the starts of the run's
-evaluation. The behaviour is the policy that comes with the package for the dataset, from the same starts; where there
-is none, the dataset's own episodes are shown.
+lies neither in a run nor in the zoo needs --environment, and --quality or --data to be shown beside something. Of
+trials, the one with the highest last return is shown, or the one that --trial names. The policy acts greedily, from the
+starts of the run's evaluation. The behaviour is the policy that comes with the package for the dataset, from the same
+starts; where there is none, the dataset's own episodes are shown.
 """
 
 import dataclasses
@@ -137,11 +137,15 @@ def _trial(directory: str, values: flags.FlagValues) -> Watched:
 def _policy(directory: str, values: flags.FlagValues) -> Watched:
     """A saved policy; what it learned from is that of the run it lies in, or as flags say."""
     parent, data, evaluation = os.path.dirname(os.path.abspath(directory)), None, EvaluationConfig()
-    if os.path.isfile(os.path.join(parent, "config.json")) and values.environment is None:
+    card = os.path.join(parent, "card.json")
+    if values.environment is None and os.path.isfile(os.path.join(parent, "config.json")):
         config = settings_of_run(parent)
         data, evaluation = config.data, config.evaluation
+    elif values.environment is None and os.path.isfile(card):
+        known = load(card)
+        data = DataConfig(known["environment"], known["quality"])
     elif values.environment is None:
-        raise ConfigError(f"{directory}: expected --environment, for the policy lies in no run")
+        raise ConfigError(f"{directory}: expected --environment, for the policy lies neither in a run nor in the zoo")
     environment = envs.make(values.environment or data.environment)
     given = {"quality": values.quality, "path": values.data}
     given = {key: value for key, value in given.items() if value is not None}
