@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from omcda_jax.config import LearnerConfig, require
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, check_seed, updates_done
@@ -206,26 +208,27 @@ def make_train_step(
     parts = len(layout.devices) if over_rows else 1
     require(batch_size % parts == 0, "learner.batch_size", f"a multiple of the {parts} devices", batch_size)
 
-    def update_once(state: TrainState, dataset: Any) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
+    def update_once(state: TrainState, dataset: Any) -> tuple[TrainState, tuple[Partial, jax.Array]]:
         part = jax.lax.axis_index(_AXIS) if over_rows else 0
         batch = _draw(sample, dataset, state, batch_size, part, parts)
         new, metrics = algorithm.update(state, batch, axis_name=_AXIS if over_rows else None)
         finite = _all_finite(metrics)
+        numbers, shaped = ravel_pytree(metrics)
         learnt = ("params", "target_params", "opt_state", "extra")
         after, before = ({name: getattr(which, name) for name in learnt} for which in (new, state))
         kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), after, before)
-        return state.replace(**kept, step=state.step + 1), (metrics, finite)
+        return state.replace(**kept, step=state.step + 1), (Partial(shaped, numbers), finite)
 
     def train_step(state: TrainState, dataset: Any) -> tuple[TrainState, Report]:
         def one(carry, _):
             return update_once(carry, dataset)
 
+        # all metrics are one vector here: a handful of kernels to compile, not a handful for each of them
         state, (metrics, finite) = jax.lax.scan(one, state, None, length=updates_per_call)
-        return state, Report(
-            metrics={name: _mean_where(finite, values) for name, values in metrics.items()},
-            skipped=~finite,
-            suspects={name: ~jnp.all(jnp.isfinite(values)) for name, values in metrics.items()},
-        )
+        shaped, (numbers,) = metrics.func, metrics.args
+        mean = jnp.sum(jnp.where(finite[:, None], numbers, 0.0), axis=0) / jnp.sum(finite)
+        suspect = jnp.any(~jnp.isfinite(numbers), axis=0).astype(mean.dtype)
+        return state, Report(shaped(mean), ~finite, jax.tree.map(lambda flags: jnp.any(flags > 0), shaped(suspect)))
 
     if layout.population:
         train_step = _of_every_trial(train_step, layout.devices[0].platform)
@@ -282,12 +285,7 @@ def _draw(sample: Any, dataset: Any, state: TrainState, batch_size: int, part: A
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _mean_where(kept: jax.Array, values: jax.Array) -> jax.Array:
-    mask = kept.reshape(-1, *[1] * (values.ndim - 1))
-    return jnp.sum(jnp.where(mask, values, 0.0), axis=0) / jnp.sum(kept)
+    return jnp.all(jnp.isfinite(ravel_pytree(tree)[0]))
 
 
 class Guard:
