@@ -6,7 +6,8 @@
 
 The runs train on the simulator of `benchmarks/toy.py`, which costs nothing, so that what is left is the machinery. A
 row passes when all tries did and there was one. Prints Markdown; exit status 1 if a row fails. F9 mounts a small file
-system, for which one must be root. Left to clusters: Slurm and Ray, other file systems, NCCL and TPU networks.
+system, for which one must be root; F18c starts a Slurm of this one machine, and installs Debian's if there is none.
+Left to clusters: other file systems, NCCL and TPU networks.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks import swept, toy
+from benchmarks import cluster, swept, toy
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import SCHEMA, Checkpoints, digest
@@ -604,6 +605,15 @@ def sweep_killed(place: pathlib.Path, full: bool) -> Outcome:
     return Outcome(*swept.killed(place, *((12, 24, 2) if full else (3, 2, 1))))
 
 
+def preempted(place: pathlib.Path, full: bool) -> Outcome:
+    """F18c Slurm takes the node away from rows of a sweep: they save, are requeued, resume, and end bit-equal."""
+    toy.write(place / "data.h5", "benchmarks.toy/any")
+    try:
+        return Outcome(*cluster.preempted(place, 6 if full else 2))
+    except cluster.NotThere as reason:
+        raise NotRun(str(reason)) from reason
+
+
 def earlier_schema(place: pathlib.Path, full: bool) -> Outcome:
     """F19 a checkpoint of an earlier schema: refused with what to do, and left as it is."""
     directory = place / "schema" / "latest"
@@ -637,6 +647,7 @@ FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
     "F16": second_run,
     "F17": no_place,
     "F18": sweep_killed,
+    "F18c": preempted,
     "F19": earlier_schema,
 }
 

@@ -8,24 +8,41 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
 from benchmarks import toy
 from omcda_jax.metrics import read
 
-UPDATES, LOGGED, EVALUATED = 1000, 50, 250
+UPDATES, LOGGED = 1000, 50
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def start(place: pathlib.Path, rows: int) -> subprocess.Popen:
-    """Start, or go on with, a sweep of so many runs in PLACE/sweep, two at a time."""
-    settings = {"updates": UPDATES, "log_every": LOGGED, "evaluate_every": EVALUATED, "checkpoint_every": LOGGED}
-    line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *toy.arguments(place / "data.h5")]
+def start(
+    directory: pathlib.Path,
+    rows: int,
+    *more: str,
+    updates: int = UPDATES,
+    logged: int = LOGGED,
+    surroundings: Mapping[str, str] = os.environ,
+) -> subprocess.Popen:
+    """Start, or go on with, a sweep of so many runs on the data beside its directory.
+
+    Args:
+        directory: of the sweep.
+        rows: of it, a seed each.
+        more: words of its command line.
+        updates: of each run, which is evaluated four times.
+        logged: updates between two rows of metrics, and between two checkpoints.
+        surroundings: variables that its processes see.
+    """
+    settings = {"updates": updates, "log_every": logged, "evaluate_every": updates // 4, "checkpoint_every": logged}
+    line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *toy.arguments(directory.parent / "data.h5")]
     line += [f"--config.learner.{key}={value}" for key, value in settings.items()]
     line += ["--config.data.environment=benchmarks.toy/any", f"--grid=seed=0..{rows - 1}", "--population=1"]
-    line += [f"--directory={place / 'sweep'}", "--jobs=2", "--retries=1000"]
+    line += [f"--directory={directory}", "--retries=1000", *more]
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick}
-    return subprocess.Popen(line, env=surroundings, stdout=subprocess.DEVNULL, cwd=ROOT)
+    seen = {**surroundings, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick}
+    return subprocess.Popen(line, env=seen, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int, int, str]:
@@ -42,7 +59,7 @@ def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int
     """
     toy.write(place / "data.h5", "benchmarks.toy/any")
     rng, done, restarts = random.Random(0), 0, 0
-    process = start(place, rows)
+    process = start(place / "sweep", rows, "--jobs=2")
     while process.poll() is None:
         time.sleep(rng.uniform(0.5, 3))
         at_work = _children(process.pid)
@@ -53,9 +70,9 @@ def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int
                 _kill(process.pid)
                 process.wait()
                 restarts += 1
-                process = start(place, rows)
+                process = start(place / "sweep", rows, "--jobs=2")
     ends = sorted((place / "sweep" / "runs").iterdir())
-    passed = sum(map(_whole, ends)) if process.returncode == os.EX_OK and len(ends) == rows else 0
+    passed = sum(map(whole, ends)) if process.returncode == os.EX_OK and len(ends) == rows else 0
     return passed, rows, f"{done} rows and {restarts} sweeps killed"
 
 
@@ -73,14 +90,14 @@ def _kill(pid: int) -> None:
         return
 
 
-def _whole(run: pathlib.Path) -> bool:
-    """Whether a run came to its end, with every row of its metrics once."""
+def whole(run: pathlib.Path, updates: int = UPDATES, logged: int = LOGGED) -> bool:
+    """Return whether a run of `start` came to its end, with every row of its metrics once."""
     result = run / "result.json"
     if not result.exists() or not json.loads(result.read_text())["finished"]:
         return False
-    rows = read(run / "metrics.jsonl")
+    rows, evaluated = read(run / "metrics.jsonl"), updates // 4
     learning = [row["step"] for row in rows if "policy/loss" in row]
     evaluations = [row["step"] for row in rows if "evaluation/return_mean" in row]
-    return learning == list(range(LOGGED, UPDATES + 1, LOGGED)) and evaluations == list(
-        range(EVALUATED, UPDATES, EVALUATED)
+    return learning == list(range(logged, updates + 1, logged)) and evaluations == list(
+        range(evaluated, updates, evaluated)
     )

@@ -18,12 +18,54 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from omcda_jax.types import ConfigError
 
 _VALUE = re.compile(r"\[[^]]*\]|\w+\([^)]*\)|[^,]+")
-_RANGE = re.compile(r"(uniform|loguniform)\(([^,]*),([^,]*),([^,]*)\)")
+_RANGE = re.compile(r"(uniform|loguniform)\(([^,]*),([^,]*)(?:,([^,]*))?\)")
 _PLAIN = re.compile(r"[^][(),;|=]+")
+
+
+class Range(NamedTuple):
+    """A range of numbers.
+
+    Attributes:
+        kind: uniform or loguniform.
+        low: smallest number.
+        high: largest number, above `low`.
+        count: how many random numbers stand for it, or None where the text does not say.
+    """
+
+    kind: str
+    low: float
+    high: float
+    count: int | None
+
+
+def axes(text: str, flag: str) -> dict[str, list[str] | Range]:
+    """Return what each key of one product may be: texts of values, or a range, whose count may be left out.
+
+    Args:
+        text: the product.
+        flag: that gave it, for messages.
+
+    Raises:
+        ConfigError: a key has no values or comes twice, or a range is not one.
+    """
+    found: dict[str, list[str] | Range] = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        key, _, listed = (word.strip() for word in part.partition("="))
+        if key in found:
+            raise ConfigError(f"{flag}: {key}: expected each key once, found {text.strip()!r}")
+        span = _RANGE.fullmatch(listed.replace(" ", ""))
+        if span:
+            found[key] = _range(*span.groups(), f"{flag}: {key}")
+            continue
+        found[key] = [value for word in _VALUE.findall(listed) for value in _values(word.strip(), f"{flag}: {key}")]
+        if not key or not found[key]:
+            raise ConfigError(f"{flag}: {key}: expected key=value,value,..., found {part!r}")
+    return found
 
 
 def points(text: str, flag: str) -> list[dict[str, str]]:
@@ -43,29 +85,23 @@ def points(text: str, flag: str) -> list[dict[str, str]]:
 
 
 def _product(text: str, flag: str) -> Iterator[dict[str, str]]:
-    axes: dict[str, list[str]] = {}
-    drawn: dict[str, list[str]] = {}
-    for part in filter(None, map(str.strip, text.split(";"))):
-        key, _, listed = (word.strip() for word in part.partition("="))
-        if key in axes | drawn:
-            raise ConfigError(f"{flag}: {key}: expected each key once, found {text.strip()!r}")
-        span = _RANGE.fullmatch(listed.replace(" ", ""))
-        if span:
-            drawn[key] = _draw(key, *span.groups(), f"{flag}: {key}")
-            continue
-        axes[key] = [value for word in _VALUE.findall(listed) for value in _values(word.strip(), f"{flag}: {key}")]
-        if not key or not axes[key]:
-            raise ConfigError(f"{flag}: {key}: expected key=value,value,..., found {part!r}")
-    counts = {key: len(values) for key, values in drawn.items()}
+    found = axes(text, flag)
+    listed = {key: values for key, values in found.items() if not isinstance(values, Range)}
+    ranges = {key: span for key, span in found.items() if isinstance(span, Range)}
+    counts = {key: span.count for key, span in ranges.items()}
+    for key, span in ranges.items():
+        if span.count is None:
+            raise ConfigError(f"{flag}: {key}: expected {span.kind}(low,high,n), with a count, found none")
     if len(set(counts.values())) > 1:
         raise ConfigError(
             f"{flag}: expected ranges with one number of points, for they are drawn together, found {counts}"
         )
-    together = [dict(zip(drawn, values, strict=True)) for values in zip(*drawn.values(), strict=True)] or [{}]
-    if axes or drawn:
+    drawn = [_draw(key, span) for key, span in ranges.items()]
+    together = [dict(zip(ranges, values, strict=True)) for values in zip(*drawn, strict=True)] or [{}]
+    if found:
         for joint in together:
-            for values in itertools.product(*axes.values()):
-                yield dict(zip(axes, values, strict=True)) | joint
+            for values in itertools.product(*listed.values()):
+                yield dict(zip(listed, values, strict=True)) | joint
 
 
 def _values(text: str, place: str) -> list[str]:
@@ -81,21 +117,32 @@ def _values(text: str, place: str) -> list[str]:
         raise ConfigError(f"{place}: expected two whole numbers around '..', found {text!r}") from None
 
 
-def _draw(key: str, kind: str, low: str, high: str, count: str, place: str) -> list[str]:
-    text = f"{kind}({low},{high},{count})"
+def _range(kind: str, low: str, high: str, count: str | None, place: str) -> Range:
+    text = f"{kind}({low},{high}{'' if count is None else f',{count}'})"
     try:
-        first, last, number = float(low), float(high), int(count)
+        span = Range(kind, float(low), float(high), None if count is None else int(count))
     except ValueError:
         raise ConfigError(f"{place}: expected {kind}(low,high,n) with two numbers and a count, found {text}") from None
-    if not (math.isfinite(first) and math.isfinite(last) and first < last and number >= 1):
+    finite = math.isfinite(span.low) and math.isfinite(span.high)
+    if not (finite and span.low < span.high and (span.count is None or span.count >= 1)):
         raise ConfigError(f"{place}: expected {kind}(low,high,n) with low < high and n of at least 1, found {text}")
-    if kind == "loguniform" and first <= 0:
+    if kind == "loguniform" and span.low <= 0:
         raise ConfigError(f"{place}: expected loguniform(low,high,n) with low above 0, found {text}")
+    return span
+
+
+def _draw(key: str, span: Range) -> list[str]:
     # a generator seeded by text draws the same on every machine
-    generator = random.Random(f"{key}={kind}({first},{last})")
-    if kind == "uniform":
-        return [f"{generator.uniform(first, last):.4g}" for _ in range(number)]
-    return [f"{math.exp(generator.uniform(math.log(first), math.log(last))):.4g}" for _ in range(number)]
+    generator = random.Random(f"{key}={span.kind}({span.low},{span.high})")
+    numbers = range(span.count or 0)
+    if span.kind == "uniform":
+        return [number(generator.uniform(span.low, span.high)) for _ in numbers]
+    return [number(math.exp(generator.uniform(math.log(span.low), math.log(span.high)))) for _ in numbers]
+
+
+def number(value: float) -> str:
+    """Return the text of a number drawn from a range."""
+    return f"{value:.4g}"
 
 
 def compose(varied: Sequence[Mapping[str, str]]) -> str:

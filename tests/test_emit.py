@@ -1,7 +1,10 @@
 """Files that have a sweep run by what starts pods, held against the schemas of those who read them."""
 
+import argparse
 import json
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +22,7 @@ LINE = ["sweep", "--config=smac_3m", f"--grid={GRID}", "--claim", "--jobs=2", "-
 OPTIONS = {
     "jobset": "image=registry/omcda:1,claim=disk,accelerator=tpu-v5-lite-podslice,topology=2x4,chips=8,queue=q",
     "skypilot": "bucket=gs://bucket,accelerator=tpu-v6e-8",
+    "xpk": "cluster=pods,tpu_type=v5litepod-8,image=registry/omcda:1,storage=disk,slices=2",
 }
 
 
@@ -27,7 +31,9 @@ def emitted(capsys, kind, *more, options=None, directory="/shared/budgets"):
     given = OPTIONS[kind] if options is None else options
     line = [*LINE, f"--emit={kind}", f"--engine_options={given}", f"--directory={directory}", "--hosts=4", *more]
     status, said = sweep.main(line), capsys.readouterr()
-    return yaml.safe_load(said.out) if status == 0 else (status, said.err)
+    if status:
+        return status, said.err
+    return shlex.split(said.out, comments=True) if kind == "xpk" else yaml.safe_load(said.out)
 
 
 def of_one_host(words, host):
@@ -37,7 +43,7 @@ def of_one_host(words, host):
     return command
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if (SCHEMAS / f"{kind}.json").exists()])
 def test_a_file_is_what_its_reader_expects(kind, capsys):
     schema = json.loads((SCHEMAS / f"{kind}.json").read_text())
     content = emitted(capsys, kind)
@@ -85,6 +91,36 @@ def test_skypilot_itself_reads_the_file(capsys, tmp_path):
     assert task.num_nodes == 4 and resources.use_spot and list(resources.accelerators) == ["tpu-v6e-8"]
 
 
+@pytest.mark.parametrize("more", [[], ["--distributed"]])
+def test_hosts_of_xpk_get_the_sweep_with_their_numbers(capsys, more):
+    *words, command = emitted(capsys, "xpk", *more)
+    assert words[:3] == ["xpk", "workload", "create"]
+    given = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
+    assert (given["tpu-type"], given["num-slices"]) == ("v5litepod-8", "2")
+    assert (given["max-restarts"], given["restart-on-exit-codes"]) == ("100", "75")
+    assert given["termination-grace-period-seconds"] == "120"
+    line = command.removeprefix("--command=").replace("exec ", "exec printf '%s\n' ")
+    for (piece, index), host in {("0", "0"): 0, ("0", "1"): 1, ("1", "1"): 3}.items():
+        seen = {"MEGASCALE_SLICE_ID": piece, "JOB_COMPLETION_INDEX": index, "PATH": os.environ["PATH"]}
+        said = subprocess.run(["bash", "-c", f"({line})"], env=seen, capture_output=True, text=True, check=True).stdout
+        ordered = of_one_host(said.splitlines(), host)
+        assert ordered.order.grids == [GRID] and ordered.options.hosts == 4 and ordered.order.distributed == bool(more)
+
+
+def test_xpk_itself_reads_the_command_line(capsys):
+    core = pytest.importorskip("xpk.parser.core")
+    parser = argparse.ArgumentParser(prog="xpk")
+    core.set_parser(parser=parser)
+    read = parser.parse_args(emitted(capsys, "xpk")[1:])
+    assert (read.workload, read.cluster, read.tpu_type, read.num_slices) == ("omcda-sweep", "pods", "v5litepod-8", 2)
+    assert (read.max_restarts, read.restart_on_exit_codes, read.termination_grace_period_seconds) == (
+        "100",
+        "75",
+        "120",
+    )
+    assert (read.docker_image, read.storage) == ("registry/omcda:1", ["disk"])
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "directory", "error"),
     [
@@ -96,6 +132,7 @@ def test_skypilot_itself_reads_the_file(capsys, tmp_path):
         ),
         ("skypilot", OPTIONS["skypilot"] + ",buckt=a", "/shared/a", "buckt: no such option of --emit=skypilot; "),
         ("skypilot", OPTIONS["skypilot"], "/elsewhere", "--directory: expected one below mount=/shared"),
+        ("xpk", OPTIONS["xpk"] + ",slices=3", "/shared/a", "--hosts: expected a multiple of slices=3, found 4"),
         ("jobset", OPTIONS["jobset"] + ",name=A_b", "/shared/a", "name: expected up to 40 small letters"),
     ],
 )

@@ -4,8 +4,12 @@ import pytest
 
 from benchmarks import faults
 
+SLOW = {"F18c"}  # installs Slurm
 
-@pytest.mark.parametrize("name", faults.FAULTS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in faults.FAULTS]
+)
 def test_a_run_survives(name):
     try:
         outcome = faults.do(name, full=False)

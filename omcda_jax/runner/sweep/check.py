@@ -1,16 +1,19 @@
 """What can be known to be wrong with rows before any of them runs, and what they will cost."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
 from omcda_jax import envs
 from omcda_jax.metrics import duration
+from omcda_jax.runner import select
 from omcda_jax.runner.command import parse
 from omcda_jax.runner.jobs import refuse_other_settings
 from omcda_jax.runner.run import job_of
+from omcda_jax.runner.sweep import manifest
 from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.runner.sweep.state import result_of
 from omcda_jax.runner.sweep.task import command
 from omcda_jax.types import ConfigError, DatasetError
 
@@ -47,8 +50,29 @@ def check(directory: str, rows: Sequence[Row]) -> None:
             if data.environment not in specs:
                 specs[data.environment] = envs.make(data.environment).spec
             job.template(specs[data.environment])
+            if ordered.select:
+                select.check(ordered.select, job, specs[data.environment])
         except (ConfigError, DatasetError) as error:
             raise type(error)(f"{row.name}: {error}") from None
+
+
+def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[Row]:
+    """Add rows to a sweep's manifest, checked with all that wait before any is written, and return all.
+
+    Args:
+        directory: of the sweep, made if missing.
+        more: given the rows there are, returns those to add.
+
+    Raises:
+        ConfigError, DatasetError: as `check` and `manifest.extend`.
+    """
+
+    def checked(present: Sequence[Row]) -> list[Row]:
+        added = more(present)
+        check(directory, [row for row in [*present, *added] if not result_of(directory, row)])
+        return added
+
+    return manifest.extend(directory, checked)
 
 
 def estimate(

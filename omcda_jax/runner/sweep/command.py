@@ -30,7 +30,8 @@ from absl import flags
 from omcda_jax.metrics import duration
 from omcda_jax.runner.command import assignment
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, state
+from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, search, state
+from omcda_jax.runner.sweep.study import Search
 from omcda_jax.system import Interruption, read_flags
 from omcda_jax.types import ConfigError
 
@@ -50,6 +51,7 @@ class Command(NamedTuple):
         rates: directory of another sweep to estimate by, or None.
         emit: kind of a file to print instead of running anything, or None.
         words: of the command line that every host gets, without its number.
+        search: what is searched for, or None: all points of the grid are run.
     """
 
     directory: str
@@ -61,6 +63,7 @@ class Command(NamedTuple):
     rates: str | None
     emit: str | None = None
     words: Sequence[str] = ()
+    search: Search | None = None
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -94,7 +97,25 @@ def parse(argv: Sequence[str]) -> Command | None:
         rates=values.rates,
         emit=values.emit,
         words=["omcda-jax", "sweep", *_same_for_all(values), *words],
+        search=_search(values, order) if act in ("run", "dry_run") else None,
     )
+
+
+def _search(values: flags.FlagValues, order: plan.Order) -> Search | None:
+    own = ("metric", "direction", "trials", "parallel", "select_updates")
+    if not values.search:
+        for name in own:
+            if values[name].present:
+                raise ConfigError(f"--{name}: expected --search beside it, found none")
+        return None
+    if values.emit or values.rows:
+        raise ConfigError(f"--{'emit' if values.emit else 'rows'}: expected none with --search")
+    if values.engine == "slurm" or (values.engine == "local" and values.hosts > 1):
+        found = f"--engine={values.engine}" + (f" --hosts={values.hosts}" if values.hosts > 1 else "")
+        raise ConfigError(
+            f"--search: expected an engine that stays until its rows end, of one host or Ray, found {found}"
+        )
+    return Search(order, *(values[name].value for name in own))
 
 
 def _same_for_all(values: flags.FlagValues) -> list[str]:
@@ -138,6 +159,12 @@ def _flags() -> flags.FlagValues:
     switch("dry_run", False, "print rows and what they will cost, and write nothing")
     real("rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
     text("rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
+    flags.DEFINE_enum("search", None, ["optuna"], "let it choose among what the grid says", flag_values=values)
+    text("metric", "evaluation/return_mean", "that --search is by, a mean over seeds; see docs/sweeps.md")
+    flags.DEFINE_enum("direction", "maximize", ["maximize", "minimize"], "of the metric", flag_values=values)
+    number("trials", 32, "settings that --search tries in all", lower_bound=1)
+    number("parallel", 8, "settings that --search tries at a time", lower_bound=1)
+    number("select_updates", None, "as of a run, for --metric=select/...", lower_bound=0)
     text("status", None, "print where the rows of the sweep in this directory stand")
     text("collect", None, "write the tables of the sweep in this directory")
     flags.DEFINE_enum("engine", "local", ENGINES, "what works the rows off", flag_values=values)
@@ -166,8 +193,12 @@ def execute(command: Command, interruption: Interruption) -> int:
     add = lambda rows: plan.rows(command.order, rows) if command.order else []
     if command.act == "dry_run":
         present = manifest.read(directory)
-        rows = [*present, *add(present)]
-        _show(command, rows, len(present))
+        if command.search:
+            added, said = search.ahead(directory, command.search)
+            _show(command, [*present, *added], len(present))
+            say(said)
+        else:
+            _show(command, [*present, *add(present)], len(present))
         return os.EX_OK
     if command.emit:
         if command.order:
@@ -175,34 +206,60 @@ def execute(command: Command, interruption: Interruption) -> int:
         options = command.options
         say(emit.emit(command.emit, command.words, directory, options.hosts, options.engine))
         return os.EX_OK
-    rows = manifest.read(directory) if command.act != "run" else manifest.extend(directory, add)
-    if not rows:
-        raise ConfigError(f"{directory}: expected a sweep, found no manifest.jsonl; give --config, --grid or --rows")
-    if command.act == "status":
-        say(state.status(directory, rows))
-        return os.EX_OK
-    if command.act == "collect":
-        say(collect.collect(directory, rows))
-        missing = sum(state.result_of(directory, row) is None for row in rows)
-        say(f"tables: {os.path.join(directory, '{seeds,trials}.{md,csv,json}')}; rows not done: {missing}")
-        return os.EX_OK
-    waiting = [row for row in rows if not state.result_of(directory, row)]
-    check.check(directory, waiting)
-    say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
+    if command.act in ("status", "collect"):
+        return _report(command)
     began = time.monotonic()
     with interruption.deferring():
         engine = importlib.import_module(f"omcda_jax.runner.sweep.{command.engine}")
-        statuses = engine.run(directory, waiting, command.options, interruption)
-    say(state.status(directory, rows))
-    programs = {(row.program, len(row.trials)) for row in waiting if row.name in statuses}
+        statuses: dict[str, int] = {}
+
+        def work(rows):
+            statuses.update(engine.run(directory, rows, command.options, interruption))
+            return statuses
+
+        if command.search:
+            ended = search.run(directory, command.search, work, interruption)
+            rows = manifest.read(directory)
+        else:
+            rows = _some(directory, check.extend(directory, add))
+            waiting = [row for row in rows if not state.result_of(directory, row)]
+            say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
+            work(waiting)
+            ended = _status(list(statuses.values()), interruption.requested)
+    say(_standing(directory, rows))
+    programs = {(row.program, len(row.trials)) for row in rows if row.name in statuses}
     say(f"{duration(time.monotonic() - began)} for {len(statuses)} rows of {len(programs)} different programs")
-    return _status(list(statuses.values()), interruption.requested)
+    if ended == os.EX_TEMPFAIL:
+        say("stopped and saved; the same command goes on")
+    return ended
+
+
+def _some(directory: str, rows: list[manifest.Row]) -> list[manifest.Row]:
+    if not rows:
+        raise ConfigError(f"{directory}: expected a sweep, found no manifest.jsonl; give --config, --grid or --rows")
+    return rows
+
+
+def _report(command: Command) -> int:
+    directory = command.directory
+    rows = _some(directory, manifest.read(directory))
+    if command.act == "status":
+        say(_standing(directory, rows))
+        return os.EX_OK
+    say(collect.collect(directory, rows))
+    missing = sum(state.result_of(directory, row) is None for row in rows)
+    say(f"tables: {os.path.join(directory, '{seeds,trials}.{md,csv,json}')}; rows not done: {missing}")
+    return os.EX_OK
+
+
+def _standing(directory: str, rows: Sequence[manifest.Row]) -> str:
+    searched = search.read(directory)
+    return "\n".join([state.status(directory, rows), *([search.status(searched)] if searched else [])])
 
 
 def _status(statuses: Sequence[int], stopped: bool) -> int:
     """The exit status of a sweep whose rows ended with these."""
     if stopped or os.EX_TEMPFAIL in statuses:
-        say("stopped and saved; the same command goes on")
         return os.EX_TEMPFAIL
     failed = {status for status in statuses if status != os.EX_OK}
     return os.EX_OK if not failed else os.EX_CONFIG if failed == {os.EX_CONFIG} else 1

@@ -1,4 +1,4 @@
-"""Files that have a sweep run by what starts pods: a JobSet for Kubernetes and a task for SkyPilot.
+"""What has a sweep run by what starts pods: a JobSet for Kubernetes, a task for SkyPilot and a command line of xpk.
 
 They are printed, not run. Every host gets the command of the sweep with its own number, 75 has it start again, 78 ends
 all, and a host that is taken away has time to save.
@@ -29,6 +29,17 @@ JOBSET = {
     "topology": None,
     "chips": None,
     "queue": "",
+    "restarts": RESTARTS,
+    "grace": GRACE,
+}
+XPK = {
+    "name": "omcda-sweep",
+    "cluster": None,
+    "tpu_type": None,
+    "image": None,
+    "storage": None,
+    "mount": "/shared",
+    "slices": 1,
     "restarts": RESTARTS,
     "grace": GRACE,
 }
@@ -124,14 +135,54 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
     }
 
 
-KINDS: dict[str, tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]] = {
+def xpk(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> str:
+    """Return a command line of xpk, which makes a JobSet with a job for each slice and a pod for each of its hosts.
+
+    xpk starts all pods again when one of them ends with 75 or is killed; any other status ends the JobSet.
+
+    Args:
+        words: of the sweep's command, without the host's number.
+        hosts: how many there are, on all slices together.
+        given: values of XPK, complete.
+
+    Raises:
+        ConfigError: the hosts are no multiple of the slices.
+    """
+    slices = given["slices"]
+    if not isinstance(slices, int) or slices < 1 or hosts % slices:
+        raise ConfigError(f"--hosts: expected a multiple of slices={slices}, found {hosts}")
+    # the cluster sets these variables; one that is not set counts as 0
+    number = f"$((MEGASCALE_SLICE_ID * {hosts // slices} + JOB_COMPLETION_INDEX))"
+    own = f"exec {shlex.join(words)} --hosts={hosts} --host={number}"
+    if "--distributed" not in words:
+        # with it the slices of independent hosts would wait for each other
+        own = f"HOST={number}; unset MEGASCALE_COORDINATOR_ADDRESS MEGASCALE_NUM_SLICES MEGASCALE_SLICE_ID; " + (
+            f'exec {shlex.join(words)} --hosts={hosts} --host="$HOST"'
+        )
+    flags = {
+        "workload": given["name"],
+        "cluster": given["cluster"],
+        "tpu-type": given["tpu_type"],
+        "num-slices": slices,
+        "docker-image": given["image"],
+        "storage": given["storage"],
+        "max-restarts": given["restarts"],
+        "restart-on-exit-codes": os.EX_TEMPFAIL,
+        "termination-grace-period-seconds": given["grace"],
+        "command": own,
+    }
+    return shlex.join(["xpk", "workload", "create", *(f"--{key}={value}" for key, value in flags.items())])
+
+
+KINDS: dict[str, tuple[Callable[..., dict[str, Any] | str], Mapping[str, Any]]] = {
     "jobset": (jobset, JOBSET),
     "skypilot": (skypilot, SKYPILOT),
+    "xpk": (xpk, XPK),
 }
 
 
 def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: Mapping[str, Any]) -> str:
-    """Return a file of one of KINDS.
+    """Return a file, or the command line, of one of KINDS.
 
     Args:
         kind: which.
@@ -159,9 +210,10 @@ def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: M
         raise ConfigError(
             f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"
         )
-    wheel = _wheel(given["accelerator"])
+    wheel = _wheel(given.get("accelerator", "tpu"))
     told = [f"# the image: {BUILD.format(wheel, shlex.quote(given['image']))}"] if given["image"] else []
-    return "\n".join([*told, *_yaml(build(words, hosts, given))]) + "\n"
+    built = build(words, hosts, given)
+    return "\n".join([*told, *([built] if isinstance(built, str) else _yaml(built))]) + "\n"
 
 
 def _wheel(accelerator: str) -> str:

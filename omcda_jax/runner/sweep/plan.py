@@ -28,6 +28,7 @@ class Order(NamedTuple):
         file: of one point a line, JSON objects or CSV with a heading, or None.
         distributed: every trial is spread over all hosts.
         population: largest number of trials in one row.
+        words: of every row's command line, beside its settings.
     """
 
     task: str | None
@@ -36,6 +37,7 @@ class Order(NamedTuple):
     file: str | None = None
     distributed: bool = False
     population: int = 16
+    words: Sequence[str] = ()
 
 
 class Trial(NamedTuple):
@@ -51,20 +53,20 @@ def rows(order: Order, present: Sequence[Row]) -> list[Row]:
     Raises:
         ConfigError: as `trials`.
     """
-    known = {_identity(said) for row in present for said in row.trials}
+    known = {identity(said) for row in present for said in row.trials}
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in trials(order):
-        identity = _identity(trial.said)
-        if identity not in known:
-            known.add(identity)
+        own = identity(trial.said)
+        if own not in known:
+            known.add(own)
             # a trial over all hosts has a row of its own
-            alone = identity if "distributed" in trial.said else ""
+            alone = own if "distributed" in trial.said else ""
             # of the same keys, so that two trials of one row are never the same in other words
             groups.setdefault((_digest(_structure(trial.config)), alone, *trial.said), []).append(trial)
     added: list[Row] = []
     for group in groups.values():
         for first in range(0, len(group), order.population):
-            added.append(_row(len(present) + len(added), group[first : first + order.population]))
+            added.append(_row(len(present) + len(added), group[first : first + order.population], order.words))
     return added
 
 
@@ -168,11 +170,12 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _identity(said: Mapping[str, str]) -> str:
+def identity(said: Mapping[str, str]) -> str:
+    """Return a text that is the same for the same trial alone."""
     return json.dumps(said, sort_keys=True)
 
 
-def _row(number: int, members: Sequence[Trial]) -> Row:
+def _row(number: int, members: Sequence[Trial], more: Sequence[str]) -> Row:
     """The row of trials that share a program."""
     first = members[0]
     spread = "distributed" in first.said
@@ -193,7 +196,7 @@ def _row(number: int, members: Sequence[Trial]) -> Row:
     return Row(
         number=number,
         name=_name(number, fixed, first.said["task"]),
-        command=[*words, *(["--distributed"] if spread else [])],
+        command=[*words, *(["--distributed"] if spread else []), *more],
         shape="slice" if spread else "host",
         updates=first.config.learner.updates,
         program=program(first.config),

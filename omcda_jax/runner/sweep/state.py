@@ -33,10 +33,16 @@ class State(NamedTuple):
 def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
     """Return what a row's run wrote when it was done, or None."""
     path = os.path.join(directory, row.directory, "result.json")
-    if not os.path.exists(path):
+    selects = any(word.startswith("--select=") for word in row.command)
+    if not os.path.exists(path) or (selects and not os.path.exists(selection_path(directory, row))):
         return None
     result = load(path)
     return result if result.get("finished") else None
+
+
+def selection_path(directory: str, row: Row) -> str:
+    """Return where a row that selects among its trials writes what it found."""
+    return os.path.join(directory, row.directory, "selection.json")
 
 
 def outcome_path(directory: str, row: Row, part: str = "") -> str:

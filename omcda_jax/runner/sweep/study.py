@@ -1,0 +1,229 @@
+"""What a search may try, and Optuna's memory of what it tried."""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omcda_jax import grid
+from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.select import ESTIMATES
+from omcda_jax.runner.sweep import plan
+from omcda_jax.runner.sweep.manifest import Row
+from omcda_jax.types import ConfigError, suggestion
+
+SELECTION = "select/"  # begins metrics that are estimates of --select
+EVALUATION = "evaluation/"
+
+
+class Search(NamedTuple):
+    """What is searched for, and how.
+
+    Attributes:
+        order: of the sweep; its one grid says what may be tried.
+        metric: `evaluation/KEY` of the final evaluation, `select/ESTIMATE` of --select, or a key of metrics.jsonl.
+        direction: maximize or minimize.
+        trials: that are made in all.
+        parallel: of them at a time.
+        select_updates: for --select, or None.
+    """
+
+    order: plan.Order
+    metric: str
+    direction: str
+    trials: int
+    parallel: int
+    select_updates: int | None = None
+
+    @property
+    def offline(self) -> bool:
+        """Whether the metric is made from the data alone."""
+        return not self.metric.startswith(EVALUATION)
+
+
+class Space(NamedTuple):
+    """What may be tried.
+
+    Attributes:
+        axes: by key, texts of values or a range.
+        seeds: that every trial is a mean over; none stands for the one of the settings.
+        order: of any trial, but for its grid.
+    """
+
+    axes: Mapping[str, list[str] | grid.Range]
+    seeds: Sequence[str]
+    order: plan.Order
+
+    def of(self, settings: Mapping[str, str]) -> list[plan.Trial]:
+        """Return the sweep's trials, one for each seed, of one setting."""
+        return plan.trials(self.order._replace(grids=[self.grid(settings)]))
+
+    def grid(self, settings: Mapping[str, str]) -> str:
+        """Return one setting and its seeds in the words of a grid."""
+        seeds = {"seed": ",".join(self.seeds)} if self.seeds else {}
+        return "; ".join(f"{key}={text}" for key, text in {**settings, **seeds}.items())
+
+    def rows(self, settings: Sequence[Mapping[str, str]], present: Sequence[Row]) -> list[Row]:
+        """Return the rows that these settings add to those present."""
+        return plan.rows(self.order._replace(grids=[" | ".join(map(self.grid, settings))]), present)
+
+
+def space_of(search: Search) -> Space:
+    """Return what may be tried.
+
+    Raises:
+        ConfigError: the grid is not one space, or one of its values is no setting.
+    """
+    order, selects = search.order, search.metric.startswith(SELECTION)
+    for start, known in ((EVALUATION, SHOWN), (SELECTION, ESTIMATES)):
+        if search.metric.startswith(start) and search.metric.removeprefix(start) not in known:
+            choices = [start + name for name in known]
+            raise ConfigError(f"--metric={search.metric}: no such metric; {suggestion(search.metric, choices)}")
+    if len(order.grids) != 1 or "|" in order.grids[0]:
+        raise ConfigError("--grid: expected one grid without | to search, found none or several")
+    axes = grid.axes(order.grids[0], "--grid")
+    seeds = axes.pop("seed", [])
+    if isinstance(seeds, grid.Range):
+        raise ConfigError("--grid: seed: expected the seeds of every trial, found a range")
+    if not axes:
+        raise ConfigError(f"--grid: expected a setting to search, found {order.grids[0]!r}")
+    for key in axes:
+        if key in ("task", "distributed"):
+            raise ConfigError(f"--grid: {key}: expected a setting of the one task to search, found {key}")
+        if selects and (key == "algorithm.gamma" or key.startswith("data.")):
+            raise ConfigError(f"--grid: {key}: expected one value for --metric={search.metric}, to compare by")
+    words = [f"--select={search.metric.removeprefix(SELECTION)}"] if selects else []
+    if selects and search.select_updates is not None:
+        words += [f"--select_updates={search.select_updates}"]
+    if selects and len(seeds) < 2:
+        raise ConfigError(f"--grid: seed: expected two seeds or more for --metric={search.metric}, found {len(seeds)}")
+    # the seeds of a trial stay together, for a row of a single one has nothing to select among
+    together = order.population // max(len(seeds), 1) * len(seeds) or order.population
+    space = Space(axes, seeds, order._replace(words=words, population=together))
+    first = {key: _ends(axis)[0] for key, axis in axes.items()}
+    for key, axis in axes.items():
+        for text in _ends(axis):
+            space.of({**first, key: text})
+    return space
+
+
+def _ends(axis: list[str] | grid.Range) -> list[str]:
+    """Values that are settings if all are: of a range its ends and one that is no whole number."""
+    if not isinstance(axis, grid.Range):
+        return axis
+    return [grid.number(value) for value in (axis.low, axis.high, axis.low + 0.3719 * (axis.high - axis.low))]
+
+
+class Asked(NamedTuple):
+    """One trial that was asked for: its number, its settings, its value, and whether it has ended."""
+
+    number: int
+    settings: Mapping[str, str]
+    value: float | None
+    ended: bool
+
+
+class Study:
+    """Optuna's study in a sweep's directory.
+
+    Trials are drawn by a sampler that knows only those before, so a search that was stopped asks for what it would have
+    asked for anyway.
+
+    Args:
+        directory: of the sweep.
+        search: what is searched for.
+        space: of it.
+        kept: in the directory; else a copy, which leaves nothing there.
+
+    Raises:
+        ConfigError: Optuna is not there, or the directory holds another search.
+    """
+
+    def __init__(self, directory: str, search: Search, space: Space, *, kept: bool = True):
+        self._optuna = _optuna()
+        self._space, self._direction = space, search.direction
+        path = os.path.join(directory, "search.db")
+        given = {"direction": search.direction, "study_name": "search", "load_if_exists": True}
+        self._study = self._optuna.create_study(**given)
+        if kept or os.path.exists(path):
+            there = self._optuna.create_study(storage=f"sqlite:///{path}", **given)
+            _refuse_other(directory, there, search, space)
+            if kept:
+                self._study = there
+                there.set_user_attr("search", described(search, space))
+            else:
+                self._study.add_trials(there.get_trials())
+        distributions = self._optuna.distributions
+        self._distributions = {
+            key: distributions.FloatDistribution(axis.low, axis.high, log=axis.kind == "loguniform")
+            if isinstance(axis, grid.Range)
+            else distributions.CategoricalDistribution(axis)
+            for key, axis in space.axes.items()
+        }
+
+    def trials(self) -> list[Asked]:
+        """Return every trial whose settings are complete, in order."""
+        found = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.params.keys() == self._space.axes.keys():
+                settings = {key: self._text(trial.params[key]) for key in self._space.axes}
+                found.append(Asked(trial.number, settings, trial.value, trial.state.is_finished()))
+        return found
+
+    def ask(self, count: int) -> list[Asked]:
+        """Return so many new trials."""
+        for trial in self._study.get_trials(deepcopy=False):
+            # one that was being asked for when the search ended
+            if not trial.state.is_finished() and trial.params.keys() != self._space.axes.keys():
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+        before = len(self.trials())
+        for _ in range(count):
+            number = len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=number)
+            self._study.ask(self._distributions)
+        return self.trials()[before:]
+
+    def tell(self, number: int, value: float | None) -> None:
+        """Tell a trial's value; None counts as worse than any."""
+        state = self._optuna.trial.TrialState
+        self._study.tell(number, value, state=state.PRUNED if value is None else state.COMPLETE)
+
+    def _text(self, value: str | float) -> str:
+        return value if isinstance(value, str) else grid.number(value)
+
+
+def described(search: Search, space: Space) -> dict[str, Any]:
+    """Return what must stay the same for values to compare, in JSON's types."""
+    ranges = {key: list(axis[:3]) if isinstance(axis, grid.Range) else axis for key, axis in space.axes.items()}
+    return {
+        "metric": search.metric,
+        "direction": search.direction,
+        "select_updates": search.select_updates,
+        "config": search.order.task,
+        "settings": sorted(search.order.assignments),
+        "distributed": search.order.distributed,
+        "seeds": list(space.seeds),
+        "grid": ranges,
+    }
+
+
+def _refuse_other(directory: str, study: Any, search: Search, space: Space) -> None:
+    begun, now = study.user_attrs.get("search"), described(search, space)
+    if not begun:
+        return
+    if not any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
+        begun["metric"] = now["metric"]  # nothing was told yet
+    changed = [f"{key} was {begun[key]}, is {now[key]}" for key in now if begun[key] != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{directory}: holds another search ({'; '.join(changed)}); choose another --directory, or search as before"
+        )
+
+
+def _optuna() -> Any:
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError:
+        raise ConfigError("--search=optuna: expected Optuna, found none; pip install 'omcda-jax[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
