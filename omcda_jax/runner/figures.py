@@ -173,6 +173,21 @@ def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: S
     return figure
 
 
+def course(metric: str, points: Sequence[tuple[int, float, float]]) -> go.Figure:
+    """Draw how a search went: its trials one after the other, and the best so far.
+
+    Args:
+        metric: that is searched by.
+        points: number, value and best value so far of each trial.
+    """
+    numbers, values, best = zip(*points, strict=True)
+    figure = go.Figure()
+    figure.add_scatter(x=numbers, y=values, mode="markers", name="trial", marker={"color": COLOURS[0], "opacity": 0.6})
+    figure.add_scatter(x=numbers, y=best, mode="lines", name="best so far", line={**_line(1), "shape": "hv"})
+    _lay_out(figure, metric, "trial")
+    return figure
+
+
 def profile(shares: Mapping[str, np.ndarray], thresholds: np.ndarray) -> go.Figure:
     """Draw performance profiles with their intervals.
 

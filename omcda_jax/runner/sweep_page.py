@@ -9,7 +9,7 @@ from omcda_jax.runner import figures, outcomes, page
 from omcda_jax.runner.comparison_page import across, normalised
 from omcda_jax.runner.outcomes import Trial, by_setting, trials_of
 from omcda_jax.runner.page import Page, Part, Section
-from omcda_jax.runner.sweep import collect, manifest
+from omcda_jax.runner.sweep import collect, manifest, search
 from omcda_jax.runner.sweep.state import result_of
 
 CURVES = 12  # settings of a task whose training is drawn, and which are compared in pairs
@@ -41,6 +41,9 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     data = {task: own[0][1] for task, own in tasks.items()}
 
     sections = [Section("Result", [_table(collect.over_seeds(records), "Over seeds."), _warning()])]
+    searched = search.read(directory)
+    if searched:
+        sections.insert(0, Section("Search", _search(searched)))
     drawn = _settings(records)
     if drawn:
         sections.append(Section("Return by setting", [{"kind": "figures", "figures": drawn}]))
@@ -78,6 +81,17 @@ def _warning() -> Part:
         "The returns come from the simulator. A setting chosen by them was tuned online, which a report of offline "
         "learning has to say."
     )
+
+
+def _search(searched: Mapping[str, Any]) -> list[Part]:
+    parts = [page.words(search.status(searched) + ".")]
+    course = search.best_so_far(searched)
+    if course:
+        figure = figures.course(searched["metric"], course)
+        drawn = page.drawing(f"{searched['metric']} of every trial of the search, a mean over its seeds", figure)
+        parts.append({"kind": "figures", "figures": [drawn]})
+    parts.append(page.words(search.HONEST[searched["offline"]]))
+    return [*parts, _table(search.records(searched), "Every trial of the search.")]
 
 
 def _table(records: Sequence[Mapping[str, Any]], caption: str) -> Part:

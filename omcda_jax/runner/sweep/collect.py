@@ -12,6 +12,7 @@ import numpy as np
 from omcda_jax.metrics import read, standard_deviation
 from omcda_jax.runner.evaluation import SHOWN
 from omcda_jax.runner.outcomes import load
+from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import result_of
 from omcda_jax.runner.tables import bootstrap_interval, interquartile_mean
@@ -162,7 +163,9 @@ def _csv(records: Sequence[Record]) -> str:
 
 
 def collect(directory: str, rows: Sequence[Row]) -> str:
-    """Write trials and seeds, each .csv, .json and .md, and marl_eval.json; return the table over seeds.
+    """Write the tables and marl_eval.json, and return the table over seeds.
+
+    Tables are trials, seeds and, for a search, search, each .csv, .json and .md.
 
     Args:
         directory: of the sweep.
@@ -177,7 +180,11 @@ def collect(directory: str, rows: Sequence[Row]) -> str:
     files = {"marl_eval.json": json.dumps(marl_eval(directory, records), indent=2)}
     shown = [{key: value for key, value in record.items() if key != "place"} for record in records]
     groups = over_seeds(records)
-    for name, entries in (("trials", shown), ("seeds", groups)):
+    tables = {"trials": shown, "seeds": groups}
+    searched = search.read(directory)
+    if searched:
+        tables["search"] = search.records(searched)
+    for name, entries in tables.items():
         files |= {f"{name}.csv": _csv(entries), f"{name}.json": json.dumps(entries, indent=2)}
         files[f"{name}.md"] = markdown(entries)
     try:

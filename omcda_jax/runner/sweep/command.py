@@ -248,7 +248,8 @@ def _report(command: Command) -> int:
         return os.EX_OK
     say(collect.collect(directory, rows))
     missing = sum(state.result_of(directory, row) is None for row in rows)
-    say(f"tables: {os.path.join(directory, '{seeds,trials}.{md,csv,json}')}; rows not done: {missing}")
+    names = "{seeds,trials,search}" if search.read(directory) else "{seeds,trials}"
+    say(f"tables: {os.path.join(directory, names + '.{md,csv,json}')}; rows not done: {missing}")
     return os.EX_OK
 
 

@@ -82,7 +82,7 @@ def trials(order: Order) -> list[Trial]:
         preset, _, quality = (task or "").partition(":")
         assignments = [*order.assignments, *([f"data.quality={quality}"] if quality else [])]
         assignments += [f"{key}={value}" for key, value in point.items() if key not in ("task", "distributed")]
-        assignments = [_from_anywhere(text) for text in assignments]
+        assignments = [from_anywhere(text) for text in assignments]
         for key in (text.partition("=")[0] for text in assignments):
             if key in OWN:
                 raise ConfigError(f"{place}: {key}: expected {OWN[key]} in its place")
@@ -96,8 +96,8 @@ def trials(order: Order) -> list[Trial]:
     return found
 
 
-def _from_anywhere(assignment: str) -> str:
-    """The same assignment for a process in another working directory."""
+def from_anywhere(assignment: str) -> str:
+    """Return the same assignment for a process in another working directory."""
     key, _, path = assignment.partition("=")
     return f"{key}={os.path.abspath(path)}" if key == "data.path" and path != "none" else assignment
 

@@ -23,6 +23,13 @@ from omcda_jax.runner.sweep.study import SELECTION, Asked, Search, Space, Study,
 from omcda_jax.system import Interruption, exclusive
 from omcda_jax.types import ConfigError, suggestion
 
+# what a search by a metric is, by whether it is made from the data alone
+HONEST = {
+    False: "This search tried its settings in the simulator: tuning by online return is not offline evaluation, and a "
+    "report of offline learning has to say so.",
+    True: "This search went by a number made from the data alone. The returns beside it come from the simulator and "
+    "played no part.",
+}
 Work = Callable[[Sequence[Row]], Mapping[str, int]]
 
 
@@ -200,13 +207,13 @@ def status(search: Mapping[str, Any]) -> str:
 
 
 def records(search: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a record of every trial: its number, settings, value, and how it stands.
+    """Return a record of every trial: its number, settings, and value or why there is none.
 
     Args:
         search: as `read` returns it.
     """
-    stands = lambda trial: "open" if not trial["ended"] else "" if trial["value"] is not None else "no value"
+    stands = lambda trial: "no value" if trial["ended"] else "open"
+    value = lambda trial: stands(trial) if trial["value"] is None else trial["value"]
     return [
-        {"trial": trial["number"], **trial["settings"], search["metric"]: trial["value"], "": stands(trial)}
-        for trial in search["trials"]
+        {"trial": trial["number"], **trial["settings"], search["metric"]: value(trial)} for trial in search["trials"]
     ]

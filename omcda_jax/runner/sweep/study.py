@@ -200,7 +200,7 @@ def described(search: Search, space: Space) -> dict[str, Any]:
         "direction": search.direction,
         "select_updates": search.select_updates,
         "config": search.order.task,
-        "settings": sorted(search.order.assignments),
+        "settings": sorted(map(plan.from_anywhere, search.order.assignments)),
         "distributed": search.order.distributed,
         "seeds": list(space.seeds),
         "grid": ranges,
