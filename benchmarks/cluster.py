@@ -106,6 +106,8 @@ def slurm(place: pathlib.Path) -> Iterator[Mapping[str, str]]:
     finally:
         if len(daemons) == len(PROGRAMS):
             said(surroundings, "scancel", "--user=root")
+            with contextlib.suppress(NotThere):
+                until(lambda: not said(surroundings, "squeue", "--noheader"), "jobs to end", 60)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait()
