@@ -19,7 +19,7 @@ from benchmarks.toy import LENGTH, SPEC, environment
 from omcda_jax import envs
 from omcda_jax.config import to_dict
 from omcda_jax.envs.base import HostEnvironment, Map, Simulators, TimeStep, Units
-from omcda_jax.runner import figures, page, plots, replay, report, tables
+from omcda_jax.runner import figures, page, plots, replay, report, sweep_page, tables
 from omcda_jax.runner.outcomes import Trial, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.sweep import manifest
@@ -348,6 +348,24 @@ def leave_sweep(directory):
         (folder / "result.json").write_text(json.dumps(result | {"finished": True, "config": config}))
         (folder / "config.json").write_text(json.dumps(config))
     return str(directory)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_page_of_a_search_shows_its_trials_and_says_what_it_went_by(offline):
+    values = [1.0, None, 3.0, 2.0, None]
+    trials = [
+        {"number": number, "settings": {"algorithm.d_tot": str(number)}, "value": value, "ended": number < 4}
+        for number, value in enumerate(values)
+    ]
+    searched = {"metric": "x", "direction": "maximize", "wanted": 5, "offline": offline, "trials": trials}
+    said, drawn, honest, listed = sweep_page.search_parts(searched)
+    assert said["text"] == "search by x: 4 of 5 trials ended, the best 3 with algorithm.d_tot=2."
+    [figure] = drawn["figures"]
+    course, best = json.loads(figure["json"])["data"]
+    assert (course["x"], course["y"], best["y"]) == ([0, 2, 3], [1.0, 3.0, 2.0], [1.0, 3.0, 3.0])
+    assert ("tuning by online return is not offline evaluation" in honest["text"]) == (not offline)
+    assert [row[-1] for row in listed["rows"]] == ["1", "no value", "3", "2", "open"]
 
 
 @pytest.mark.quick

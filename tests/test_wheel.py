@@ -101,6 +101,7 @@ SERVES = {
     "export": POLICY + "assert len(omcda_jax.export(actor).serialize()) > 1000",
     "slurm": "from omcda_jax.runner.sweep import slurm; import submitit; submitit.AutoExecutor",
     "ray": "from omcda_jax.runner.sweep import ray; from ray.train.v2.jax import JaxTrainer",
+    "search": "from omcda_jax.runner.sweep import study; study._optuna().create_study(storage='sqlite:///study.db')",
     "docs": "from mkdocs.__main__ import cli; import material, mkdocstrings, mkdocstrings_handlers.python, pymdownx",
 }
 

@@ -43,7 +43,7 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     sections = [Section("Result", [_table(collect.over_seeds(records), "Over seeds."), _warning()])]
     searched = search.read(directory)
     if searched:
-        sections.insert(0, Section("Search", _search(searched)))
+        sections.insert(0, Section("Search", search_parts(searched)))
     drawn = _settings(records)
     if drawn:
         sections.append(Section("Return by setting", [{"kind": "figures", "figures": drawn}]))
@@ -83,7 +83,12 @@ def _warning() -> Part:
     )
 
 
-def _search(searched: Mapping[str, Any]) -> list[Part]:
+def search_parts(searched: Mapping[str, Any]) -> list[Part]:
+    """Return what the page of a search begins with.
+
+    Args:
+        searched: as `search.read` returns it.
+    """
     parts = [page.words(search.status(searched) + ".")]
     course = search.best_so_far(searched)
     if course:
