@@ -184,7 +184,7 @@ def course(metric: str, points: Sequence[tuple[int, float, float]]) -> go.Figure
     figure = go.Figure()
     figure.add_scatter(x=numbers, y=values, mode="markers", name="trial", marker={"color": COLOURS[0], "opacity": 0.6})
     figure.add_scatter(x=numbers, y=best, mode="lines", name="best so far", line={**_line(1), "shape": "hv"})
-    _lay_out(figure, metric, "trial")
+    lay_out(figure, metric, "trial")
     return figure
 
 
