@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks import cluster, swept, toy
+from benchmarks import cluster, quick, swept, toy
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import SCHEMA, Checkpoints, digest
@@ -70,9 +70,7 @@ class Run:
 
     def start(self, *first: str) -> list[subprocess.Popen]:
         """Starts the processes; `first` goes before the runner's own arguments."""
-        # what is compiled runs for seconds only
-        quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-        flags = f"--xla_force_host_platform_device_count={self._devices} {quick}"
+        flags = f"--xla_force_host_platform_device_count={self._devices} {quick.flags()}"
         environment = os.environ | {
             "XLA_FLAGS": flags,
             "JAX_PLATFORMS": "cpu",

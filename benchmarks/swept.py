@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from benchmarks import toy
+from benchmarks import quick, toy
 from omcda_jax.metrics import read
 
 UPDATES, LOGGED = 1000, 50
@@ -40,8 +40,7 @@ def start(
     line += [f"--config.learner.{key}={value}" for key, value in settings.items()]
     line += ["--config.data.environment=benchmarks.toy/any", f"--grid=seed=0..{rows - 1}", "--population=1"]
     line += [f"--directory={directory}", "--retries=1000", *more]
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    seen = {**surroundings, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick}
+    seen = {**surroundings, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags()}
     return subprocess.Popen(line, env=seen, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 

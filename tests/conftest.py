@@ -7,11 +7,10 @@ import shutil
 import signal
 import tempfile
 
-# most of what tests compute is compiled once and run once, and fusion emitters take two thirds of the compilation; set
-# before jax is imported, for processes of tests as well
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
-).strip()
+from benchmarks import quick
+
+# most of what tests compute is compiled once and run once; set before jax is imported, for processes of tests as well
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.flags()}".strip()
 
 import hypothesis
 import jax
