@@ -102,6 +102,7 @@ SERVES = {
     "slurm": "from omcda_jax.runner.sweep import slurm; import submitit; submitit.AutoExecutor",
     "ray": "from omcda_jax.runner.sweep import ray; from ray.train.v2.jax import JaxTrainer",
     "search": "from omcda_jax.runner.sweep import study; study._optuna().create_study(storage='sqlite:///study.db')",
+    "notebook": "import jupytext, nbclient, ipykernel, nbformat",
     "docs": "from mkdocs.__main__ import cli; import material, mkdocstrings, mkdocstrings_handlers.python, pymdownx",
 }
 
