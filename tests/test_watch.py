@@ -40,9 +40,9 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     shown = read(DIRECTORY / "watch.html")
     assert titles(shown) == [(name, number) for number in "123" for name in ("Policy", "Data")]
     (_, policy, data), (_, evaluated, _) = shown.tables[:2]
-    assert policy[1] == "bc after 10 updates, greedy" and float(policy[2]) == pytest.approx(final)
-    assert data[2:] == ["1.500", "1.5, 1.5, 1.5", "0 of 3", "4.0"] and "of data.h5" in data[1]
-    assert evaluated[1] == f"{final:.3f}" and policy[1] in out
+    assert policy[5] == "bc after 10 updates, greedy" and float(policy[1]) == pytest.approx(final)
+    assert data[1:5] == ["1.500", "1.5, 1.5, 1.5", "0 of 3", "4.0"] and "of data.h5" in data[5]
+    assert evaluated[1] == f"{final:.3f}" and policy[5] in out
     assert sum("yaxis2" in figure["layout"] for figure in shown.figures) == 6, "no map: rewards and actions"
 
     # a saved policy, alone and beside a dataset
@@ -52,7 +52,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     watched("saved", "--environment=smax/toy", "--episodes=1")
     shown = read("saved/watch.html")
     assert titles(shown) == [("Policy", "1")] and "--quality names one, or --data a dataset" in shown.text
-    assert float(shown.tables[0][1][2]) == pytest.approx(final)
+    assert float(shown.tables[0][1][1]) == pytest.approx(final)
     watched("saved", "--environment=smax/toy", "--data=data.h5", "--episodes=2", "--out=there/it.html")
     assert titles(read("there/it.html"))[1] == ("Data", "1")
     save_policy(DIRECTORY / "selected", job.algorithm.policy(state))
@@ -67,7 +67,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     monkeypatch.setattr(watch_page, "of_stages", lambda name, quality: stages)
     watched("saved", "--environment=smax/toy", "--quality=medium", "--episodes=3")
     shown = read("saved/watch.html")
-    assert shown.tables[0][2][1:5] == ["a policy of two", "1.333", "2, 0, 2", "2 of 3"]
+    assert shown.tables[0][2][1:] == ["1.333", "2, 0, 2", "2 of 3", "4.0", "a policy of two"]
     assert sum("frames" in figure for figure in shown.figures) == 6
     assert "keeps the episodes that it won only" in shown.text
 
@@ -115,7 +115,7 @@ def test_the_trial_that_is_named_is_watched_or_else_the_best(run, capsys):
         watched(str(directory), f"--trial={number}", "--episodes=4")
         shown = read(directory / "watch.html")
         assert f"seed={one['trial']['seed']}" in shown.text
-        assert float(shown.tables[0][1][2]) == pytest.approx(one["evaluation"]["return_mean"], abs=1e-3)
+        assert float(shown.tables[0][1][1]) == pytest.approx(one["evaluation"]["return_mean"], abs=1e-3)
     os.remove(directory / "result.json")
     assert watch.main(["watch", str(directory)]) == 78
     assert "expected finished trials, with result.json" in capsys.readouterr().err

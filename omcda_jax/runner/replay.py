@@ -158,7 +158,7 @@ def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:
         yaxis={"range": [bottom, top], "visible": False, "scaleanchor": "x", "constrain": "domain"},
         updatemenus=[menu | {"x": 0, "xanchor": "left", "y": -0.02, "yanchor": "top"}],
         sliders=[{"steps": steps, "y": -0.1, "len": 1, "currentvalue": {"visible": False}}],
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right", "itemsizing": "constant"},
         margin={"l": 10, "r": 10, "t": 50, "b": 10},
         height=(top - bottom) * pixels + 160,
     )

@@ -48,11 +48,12 @@ def of_episodes(watched: Watched, count: int, say: Callable[[str], None]) -> Pag
     learned = Side("policy", f"{watched.text}, greedy", *_played(watched, watched.act, watched.state, range(count)))
     behaviour = _behaviour(watched, count)
     sides = [side for side in (learned, behaviour) if side.episodes]
-    rows = [_row(side) for side in sides]
-    heading = ["", "what it is", "mean return", "returns", "won", "mean length"]
-    say(report.align([heading, *rows]))
-    caption = f"{count} episodes say little: how good the policy is, many tell."
-    parts = [page.table(heading, rows, caption)]
+    rows = [["", "mean return", "returns", "won", "mean length", "what it is"], *map(_row, sides)]
+    if watched.environment.max_return is None:  # no goal to win
+        rows = [row[:3] + row[4:] for row in rows]
+    say(report.align(rows))
+    caption = f"{count} episodes say little about how good a policy is."
+    parts = [page.table(rows[0], rows[1:], caption)]
     notes = [f"{side.name.capitalize()}: {side.note.strip()}" for side in (learned, behaviour) if side.note]
     for note in notes:
         say(f"note: {note}")
@@ -73,7 +74,7 @@ def _row(side: Side) -> list[str]:
     returns = [float(seen.reward.sum()) for seen in side.episodes]
     won, length = sum(seen.won for seen in side.episodes), np.mean([len(seen.reward) for seen in side.episodes])
     each = ", ".join(f"{value:.3g}" for value in returns)
-    return [side.name, side.text, f"{np.mean(returns):.3f}", each, f"{won} of {len(returns)}", f"{length:.1f}"]
+    return [side.name, f"{np.mean(returns):.3f}", each, f"{won} of {len(returns)}", f"{length:.1f}", side.text]
 
 
 def _played(watched: Watched, act: Callable[..., Any], state: Any, places: Sequence[int]) -> tuple[list[Seen], str]:
