@@ -603,6 +603,11 @@ def sweep_killed(place: pathlib.Path, full: bool) -> Outcome:
     return Outcome(*swept.killed(place, *((12, 24, 2) if full else (3, 2, 1))))
 
 
+def host_lost(place: pathlib.Path, full: bool) -> Outcome:
+    """F18b one of several hosts is killed: the others end their rows, and its command, issued again, ends its own."""
+    return Outcome(*swept.host_lost(place, *((8, 32) if full else (2, 4))))
+
+
 def preempted(place: pathlib.Path, full: bool) -> Outcome:
     """F18c Slurm takes the node away from rows of a sweep: they save, are requeued, resume, and end bit-equal."""
     toy.write(place / "data.h5", "benchmarks.toy/any")
@@ -645,6 +650,7 @@ FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
     "F16": second_run,
     "F17": no_place,
     "F18": sweep_killed,
+    "F18b": host_lost,
     "F18c": preempted,
     "F19": earlier_schema,
 }

@@ -75,6 +75,35 @@ def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int
     return passed, rows, f"{done} rows and {restarts} sweeps killed"
 
 
+def host_lost(place: pathlib.Path, hosts: int, rows: int) -> tuple[int, int, str]:
+    """Have processes share a sweep as hosts, kill the first with its row, and issue its command again at the end.
+
+    Args:
+        place: with an empty folder's room.
+        hosts: that share the rows.
+        rows: of the sweep, a multiple of the hosts.
+
+    Returns:
+        How many rows ended well, if the other hosts ended theirs without the first; how many there are; and what was
+        done to them.
+    """
+    toy.write(place / "data.h5", "benchmarks.toy/any")
+    host = lambda number: start(place / "sweep", rows, f"--host={number}", f"--hosts={hosts}")
+    lost, *others = map(host, range(hosts))
+    while not (at_work := _children(lost.pid)) and lost.poll() is None:
+        time.sleep(0.2)
+    for pid in (lost.pid, *at_work):
+        _kill(pid)
+    lost.wait()
+    without = [process.wait() for process in others] == [os.EX_OK] * (hosts - 1)
+    runs = [place / "sweep" / "runs" / f"{row:05d}-smac_3m-bc" for row in range(rows)]
+    theirs = sum(whole(run) for number, run in enumerate(runs) if number % hosts)
+    own = sum(whole(run) for number, run in enumerate(runs) if not number % hosts)
+    again = host(0).wait() == os.EX_OK
+    passed = sum(map(whole, runs)) if without and again and theirs == rows - rows // hosts and not own else 0
+    return passed, rows, f"{hosts} hosts, of which one was killed; the others' {theirs} rows ended without it"
+
+
 def _children(pid: int) -> list[int]:
     try:
         return list(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import faults
 
-SLOW = {"F18c"}  # installs Slurm
+SLOW = {"F18b", "F18c"}  # several processes for minutes; installs Slurm
 
 
 @pytest.mark.parametrize(

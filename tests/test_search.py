@@ -182,6 +182,10 @@ def test_what_diverged_or_failed_has_no_value_and_a_round_of_failures_ends_the_s
     engine(status=lambda row: 1 if row.number < 2 else 0)
     assert sweep.main(line) == 0
     assert [trial["value"] is None for trial in written("failing")["trials"]] == [True] * 4 + [False] * 2
+    # a row that failed in an earlier round is no row of this one
+    engine(status=lambda row: 1 if row.number in (0, 2, 3) else 0)
+    assert sweep.main([*toy, f"--grid={GRID}", "--trials=8", "--directory=mixed"]) == 1
+    assert [trial["ended"] for trial in written("mixed")["trials"]] == [True] * 4 + [False] * 4
     # what needs fixing is told to nobody
     engine(status=lambda row: 78)
     assert sweep.main([*toy, f"--grid={GRID}", "--directory=refused"]) == 78

@@ -214,8 +214,9 @@ def execute(command: Command, interruption: Interruption) -> int:
         statuses: dict[str, int] = {}
 
         def work(rows):
-            statuses.update(engine.run(directory, rows, command.options, interruption))
-            return statuses
+            ended = engine.run(directory, rows, command.options, interruption)
+            statuses.update(ended)
+            return ended
 
         if command.search:
             ended = search.run(directory, command.search, work, interruption)
