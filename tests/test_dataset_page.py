@@ -95,11 +95,11 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, command, message):
 def test_an_environment_that_a_file_names_is_imported_only_if_it_comes_with_the_package(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine.py").write_text("open('imported', 'w')\nmake = None\n")
-    data.write("data.h5", SPEC, make_episodes(), METADATA | {"environment": "mine/easy"})
+    (tmp_path / "named_in_a_file.py").write_text("open('imported', 'w')\nmake = None\n")
+    data.write("data.h5", SPEC, make_episodes(), METADATA | {"environment": "named_in_a_file/easy"})
     assert main(["data", "card", "data.h5", "--html=page.html"]) == 0
     assert not (tmp_path / "imported").exists()
-    assert main(["data", "card", "data.h5", "--html=page.html", "--environment=mine/easy"]) != 0
+    assert main(["data", "card", "data.h5", "--html=page.html", "--environment=named_in_a_file/easy"]) != 0
     assert (tmp_path / "imported").exists()
 
 
