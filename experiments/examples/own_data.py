@@ -18,7 +18,7 @@
 # # Your own simulator and your own data
 #
 # You have logs of a team, and maybe a simulator to evaluate in. Here the team are two robots on a line who are paid
-# for being close to its middle, and the logs are those of a clumsy heuristic.
+# for being close to its middle, and the logs are those of a heuristic that drifts.
 #
 #     pip install 'omcda-jax[data,report,notebook]'
 
@@ -96,7 +96,8 @@ environment = Environment("line/13", spec, LONGEST, None, {}, reset, step)
 # ## The data
 #
 # Logs become `Episodes`: rows one after the other, an episode of L steps takes L + 1 of them, the last with the final
-# observation and zeros for action and reward. Here a heuristic that blunders makes the logs.
+# observation and zeros for action and reward. Here a heuristic that drifts to the left makes the logs: what it does
+# most often is no good, and to clone it greedily is none either.
 
 # %%
 random = np.random.default_rng(0)
@@ -109,7 +110,7 @@ def play(key):
     rows, ended = [], False
     while not ended:
         toward = 1 - np.sign(np.asarray(state[0]))
-        action = np.where(random.random(2) < 0.4, random.integers(0, 3, 2), toward)
+        action = np.where(random.random(2) < 0.55, 0, toward)  # more often than not it drifts to the left
         state, after = take(key, state, action)
         rows.append((now, action, after.reward))
         now, ended = after, bool(after.terminated | after.truncated)
@@ -128,7 +129,7 @@ episodes = data.Episodes(
     terminated=np.array([log[-1][0].terminated for log in logs]),
     won=np.array([log[-1][0].won for log in logs]),
 )
-data.write("line.h5", spec, episodes, {"environment": environment.name, "quality": "blunders"})
+data.write("line.h5", spec, episodes, {"environment": environment.name, "quality": "drift"})
 data.statistics(episodes)
 
 # %% [markdown]
@@ -187,7 +188,7 @@ print(f"logs   return {data.returns(episodes).mean():.3f}")
 # command line does all this, resumes after a stop and writes reports:
 #
 #     omcda-jax run --config=smac_3m --config.data.environment=line/13 --config.data.path=line.h5 \
-#         --config.data.quality=blunders --config.data.reward_scale=1 --workdir=runs/line
+#         --config.data.quality=drift --config.data.reward_scale=1 --workdir=runs/line
 #     omcda-jax watch runs/line
 #
 # `experiments/examples/environment_in_jax.py` is such a file, `own_algorithm.py` beside it an algorithm of your own.

@@ -55,7 +55,7 @@ def order(values: np.ndarray, title: str) -> go.Figure:
     kept, width = thinned(len(values), 100), max(1, len(values) // 100)
     edges = np.arange(0, len(values) - width + 1, width)
     figure = go.Figure()
-    marker = {"color": COLOURS[0], "size": 4, "opacity": 0.4}
+    marker = {"color": COLOURS[0], "size": 5, "opacity": 0.6}
     figure.add_scatter(x=small(kept), y=small(values[kept]), mode="markers", marker=marker, name="episode")
     if width > 1:
         means = [values[edge : edge + width].mean() for edge in edges]
