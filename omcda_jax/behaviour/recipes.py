@@ -96,6 +96,11 @@ RECIPES = {
         stages={"poor": 81_920, "medium": 0.35, "good": 1_200_000},
         check_every=16_384,
     ),
+    "smax/3s5z": Recipe(
+        phases=(Phase(Settings(steps=1_000_000)),),
+        stages={"poor": 81_920, "medium": 0.35, "good": 1_000_000},
+        check_every=40_960,
+    ),
     "smax/5m_vs_6m": Recipe(
         phases=(
             Phase(
@@ -127,6 +132,12 @@ RECIPES = {
         stages={"poor": 0.04, "medium": 0.3, "good": 4_450_000},
         check_every=81_920,
         check_episodes=200,
+    ),
+    # the test of scale, trained briefly: a step costs about ten times one of 8m
+    "smax/27m_vs_30m": Recipe(
+        phases=(Phase(Settings(steps=153_600, num_envs=32, rollout=32)),),
+        stages={"poor": 10_240, "medium": 40_960, "good": 143_360},
+        episodes=64,
     ),
     # the learning rate falls as in a training twice as long
     "mpe/simple_spread": Recipe(

@@ -145,6 +145,14 @@ PRESETS: dict[str, Preset] = {
         "corridor", "six zealots against 24 zerglings, episodes of about 50 steps", priming=6_000, updates=14_000
     ),
     "smac_8m": _smac("8m", "eight marines against eight, episodes of about 17 steps"),
+    "smac_3s5z": _smac(
+        "3s5z",
+        "three stalkers and five zealots on each side, episodes of about 77 steps",
+        priming=6_000,
+        updates=14_000,
+    ),
+    # 32 steps of 27 agents are as many rows as 288 of three
+    "smac_27m30m": _smac("27m_vs_30m", "27 marines against 30, the test of scale", episodes=300, batch_size=32),
     "mpe_spread": _mpe("mpe/simple_spread", "simple spread: three agents share out three landmarks"),
     "mpe_tag": _mpe("mpe/simple_tag", "simple tag: three predators chase a prey that follows a rule"),
     "pettingzoo_spread": _mpe(
