@@ -113,9 +113,11 @@ def test_a_search_asks_for_settings_and_is_told_means_over_their_seeds(toy, engi
     assert sweep.main(["sweep", "--status=sweep"]) == 0 and sweep.main(["sweep", "--collect=sweep"]) == 0
     said = capsys.readouterr().out
     assert said.count("search by evaluation/return_mean: 12 of 12 trials ended") == 2
-    lines = Path("sweep/search.csv").read_text().splitlines()
+    lines = Path("sweep/tried.csv").read_text().splitlines()
     assert lines[0] == "trial,algorithm.learning_rate,algorithm.hidden_sizes,evaluation/return_mean"
-    assert len(lines) == 13 and "{seeds,trials,search}" in said
+    assert len(lines) == 13 and "{seeds,trials,tried}" in said
+    # tables are written beside what the search knows, not over it
+    assert sweep.main(["sweep", "--collect=sweep"]) == 0 and len(written()["trials"]) == 12
 
 
 class Killed(BaseException):

@@ -165,7 +165,7 @@ def _csv(records: Sequence[Record]) -> str:
 def collect(directory: str, rows: Sequence[Row]) -> str:
     """Write the tables and marl_eval.json, and return the table over seeds.
 
-    Tables are trials, seeds and, for a search, search, each .csv, .json and .md.
+    Tables are trials, seeds and, for a search, tried, each .csv, .json and .md.
 
     Args:
         directory: of the sweep.
@@ -183,7 +183,7 @@ def collect(directory: str, rows: Sequence[Row]) -> str:
     tables = {"trials": shown, "seeds": groups}
     searched = search.read(directory)
     if searched:
-        tables["search"] = search.records(searched)
+        tables["tried"] = search.records(searched)
     for name, entries in tables.items():
         files |= {f"{name}.csv": _csv(entries), f"{name}.json": json.dumps(entries, indent=2)}
         files[f"{name}.md"] = markdown(entries)

@@ -249,7 +249,7 @@ def _report(command: Command) -> int:
         return os.EX_OK
     say(collect.collect(directory, rows))
     missing = sum(state.result_of(directory, row) is None for row in rows)
-    names = "{seeds,trials,search}" if search.read(directory) else "{seeds,trials}"
+    names = "{seeds,trials,tried}" if search.read(directory) else "{seeds,trials}"
     say(f"tables: {os.path.join(directory, names + '.{md,csv,json}')}; rows not done: {missing}")
     return os.EX_OK
 
