@@ -63,7 +63,7 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
 
 
 def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
-    """Draw a metric of every agent over training, with a menu of the groups where there are several.
+    """Draw a metric of every agent over training, with a menu of the groups where there are several; None of one row.
 
     Each agent is a curve or, where there are more than `MANY`, a row of a heat map.
 
@@ -74,7 +74,7 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
         shares: draw shares of the sum; as curves they are stacked.
     """
     found = {name: series(trials, key) for name, trials in groups.items()}
-    found = {name: one for name, one in found.items() if one is not None}
+    found = {name: one for name, one in found.items() if one is not None and len(one[0]) > 1}
     if not found:
         return None
     figure = go.Figure()
