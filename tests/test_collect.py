@@ -467,7 +467,7 @@ def test_ensure_refuses_what_it_cannot_make(toy_shop):
 def test_every_quality_has_its_weights(environment, quality):
     for stage in policies.QUALITIES[environment, quality].stages:
         params = policies.load(environment, stage)
-        assert isinstance(params, policies.Gaussian) == environment.startswith(("mamujoco/", "mpe/"))
+        assert isinstance(params, policies.Gaussian) == environment.startswith(("mamujoco/", "mjx/", "mpe/"))
         assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 

@@ -91,6 +91,7 @@ SERVES = {
     "data": DATASET,
     "smax": DATASET + "from omcda_jax import envs; assert envs.make('smax/3m').spec.num_agents == 3",
     "mujoco": DATASET + "from omcda_jax import envs; assert envs.make('mamujoco/Hopper_3x1').spec.num_agents == 3",
+    "mjx": "from omcda_jax import envs; assert envs.make('mjx/HalfCheetah_6x1').spec.num_agents == 6",
     "pettingzoo": DATASET + "import pettingzoo; from omcda_jax.envs import pettingzoo; from gymnasium import spaces",
     "mpe": DATASET + "from omcda_jax import envs; assert envs.make('mpe/simple_tag').spec.num_agents == 3",
     "minari": DATASET + "import gymnasium, minari; from omcda_jax.data.formats import minari",

@@ -119,6 +119,7 @@ QUALITIES = {
     **_staged("mamujoco/Hopper_3x1"),
     **_staged("mamujoco/HalfCheetah_6x1"),
     **_staged("mamujoco/Ant_2x4"),
+    **_staged("mjx/HalfCheetah_6x1"),
 }
 
 
@@ -185,7 +186,9 @@ def weights_path(environment: str, stage: str, folder: Path | None = None) -> Pa
     Raises:
         ConfigError: no such file; the message lists the environment's stages.
     """
-    folder = WEIGHTS if folder is None else folder
+    if folder is None:
+        # a robot is the same in both simulators
+        folder, environment = WEIGHTS, re.sub("^mjx/", "mamujoco/", environment)
     path = folder / file_name(environment, stage)
     if not path.is_file():
         found = ", ".join(stages(environment, folder)) or "none"

@@ -13,6 +13,7 @@ from omcda_jax.types import ConfigError, suggestion
 FAMILIES = {
     "smax": "omcda_jax.envs.smax",
     "mamujoco": "omcda_jax.envs.mamujoco",
+    "mjx": "omcda_jax.envs.mjx",
     "smac": "omcda_jax.envs.smac",
     "mpe": "omcda_jax.envs.mpe",
     "pettingzoo": "omcda_jax.envs.pettingzoo",

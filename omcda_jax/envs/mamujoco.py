@@ -14,6 +14,7 @@ import io
 import os
 import re
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,7 @@ SCENARIOS = (
     "Swimmer_2x1",
     "Walker2d_2x3",
 )
+PACKAGES = ("mujoco", "gymnasium", "gymnasium-robotics")
 PICTURE_SIZE = 320  # pixels, both ways
 _SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments of each
 
@@ -54,6 +56,42 @@ def make(scenario: str) -> HostEnvironment:
         known = (*SCENARIOS, "ManySegmentAnt_<N>x<M>", "ManySegmentSwimmer_<N>x<M>")
         raise ConfigError(f"mamujoco: no scenario {scenario!r}; {suggestion(scenario, known)}")
     env = build(scenario)
+    team = shared_out(env)
+    env.close()
+    return HostEnvironment(
+        name=f"mamujoco/{scenario}",
+        spec=team.spec,
+        horizon=team.horizon,
+        max_return=None,
+        versions=installed(*PACKAGES),
+        open=lambda copies: _Robots(scenario, team, copies).simulators(),
+    )
+
+
+class Team(NamedTuple):
+    """How a robot is shared out among agents.
+
+    Attributes:
+        spec: sizes.
+        horizon: steps after which an episode is truncated.
+        selection: [N, O], index into [state, 0] of what each agent observes, or None where that is no selection.
+        has: [N, A] bool, which of its dimensions of action move a joint.
+        joint: [J], the joint that each of these moves, in the order of `has`.
+    """
+
+    spec: EnvSpec
+    horizon: int
+    selection: np.ndarray | None
+    has: np.ndarray
+    joint: np.ndarray
+
+
+def shared_out(env) -> Team:
+    """Return how a robot is shared out; leaves `env` in a state that is to be reset.
+
+    Args:
+        env: as `build` returns it.
+    """
     parts = [[node.act_ids for node in part] for part in env.agent_action_partitions]
     spec = EnvSpec(
         num_agents=len(parts),
@@ -62,31 +100,21 @@ def make(scenario: str) -> HostEnvironment:
         action_dim=max(map(len, parts)),
         discrete=False,
     )
-    horizon, selection = env.single_agent_env._max_episode_steps, _selection(env, spec)
-    env.close()
-    return HostEnvironment(
-        name=f"mamujoco/{scenario}",
-        spec=spec,
-        horizon=horizon,
-        max_return=None,
-        versions=installed("mujoco", "gymnasium", "gymnasium-robotics"),
-        open=lambda copies: _Robots(scenario, spec, horizon, selection, copies).simulators(),
-    )
+    has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
+    horizon = env.single_agent_env._max_episode_steps
+    return Team(spec, horizon, _selection(env, spec), has, np.concatenate(parts))
 
 
 class _Robots:
     """Copies of one robot, stepped in threads."""
 
-    def __init__(self, scenario: str, spec: EnvSpec, horizon: int, selection: np.ndarray | None, copies: int):
-        self._spec, self._horizon, self._selection = spec, horizon, selection
+    def __init__(self, scenario: str, team: Team, copies: int):
+        self._team = team
         self._envs = [build(scenario) for _ in range(copies)]
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
         self._threads = min(copies, len(cores()) or os.cpu_count() or 1)
         self._pool = concurrent.futures.ThreadPoolExecutor(self._threads)
-        parts = [[node.act_ids for node in part] for part in self._envs[0].agent_action_partitions]
-        self._has = np.array([[k < len(part) for k in range(spec.action_dim)] for part in parts])
-        self._joint = np.concatenate(parts)
         self._renderer = None
 
     def simulators(self) -> Simulators:
@@ -94,7 +122,7 @@ class _Robots:
 
     def reset(self, index: np.ndarray, seed: np.ndarray) -> TimeStep:
         index = np.asarray(index)
-        state = np.empty((len(index), self._spec.state_dim))
+        state = np.empty((len(index), self._team.spec.state_dim))
         for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
             state[row], _ = self._bodies[copy].reset(seed=int(number))
         self._time[index] = 0
@@ -103,10 +131,10 @@ class _Robots:
     def step(self, index: np.ndarray, action: np.ndarray) -> TimeStep:
         index, action = np.asarray(index), np.asarray(action, np.float64)
         space = self._bodies[0].action_space
-        whole = np.empty((len(index), len(self._joint)))
-        whole[:, self._joint] = np.clip(action, -1.0, 1.0)[:, self._has]
+        whole = np.empty((len(index), len(self._team.joint)))
+        whole[:, self._team.joint] = np.clip(action, -1.0, 1.0)[:, self._team.has]
         whole = (space.high + space.low) / 2.0 + (space.high - space.low) / 2.0 * whole
-        state = np.empty((len(index), self._spec.state_dim))
+        state = np.empty((len(index), self._team.spec.state_dim))
         reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
 
         def advance(rows):
@@ -143,17 +171,17 @@ class _Robots:
         return TimeStep(
             obs=self._observe(index, state).astype(np.float32),
             global_state=state.astype(np.float32),
-            avail=np.broadcast_to(self._has, (len(index), *self._has.shape)).copy(),
+            avail=np.broadcast_to(self._team.has, (len(index), *self._team.has.shape)).copy(),
             reward=reward.astype(np.float32),
             terminated=terminated,
-            truncated=(self._time[index] >= self._horizon) & ~terminated,
+            truncated=(self._time[index] >= self._team.horizon) & ~terminated,
             won=np.zeros(len(index), bool),
         )
 
     def _observe(self, index: np.ndarray, state: np.ndarray) -> np.ndarray:
-        if self._selection is not None:
-            return np.concatenate([state, np.zeros((len(state), 1))], axis=1)[:, self._selection]
-        obs = np.zeros((len(index), self._spec.num_agents, self._spec.obs_dim))
+        if self._team.selection is not None:
+            return np.concatenate([state, np.zeros((len(state), 1))], axis=1)[:, self._team.selection]
+        obs = np.zeros((len(index), self._team.spec.num_agents, self._team.spec.obs_dim))
         for row, copy in enumerate(index):
             for agent, values in enumerate(self._envs[copy]._get_obs().values()):
                 obs[row, agent, : len(values)] = values

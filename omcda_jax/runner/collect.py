@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def _collect(values: flags.FlagValues) -> None:
     request = {key: values[key].value for key in ("environment", "quality", "episodes", "transitions", "seed")}
     if request["episodes"] is None and request["transitions"] is None:
-        by_transitions = request["environment"].startswith("mamujoco/")
+        by_transitions = request["environment"].startswith(("mamujoco/", "mjx/"))
         request |= {"transitions": 100_000} if by_transitions else {"episodes": 1000}
     options = {key: values[key].value for key in ("policy", "weights", "checkpoint", "greedy", "random_share")}
     if any(options[key] != values[key].default for key in options):

@@ -1,0 +1,135 @@
+"""HalfCheetah of `mamujoco` in JAX, stepped by MJX, so that its episodes are played where the policy is.
+
+Model, sizes and rewards are those of `mamujoco`, whose robots are Gymnasium's (v5; the rules here follow its
+`half_cheetah_v5.py`), so datasets and policies of `mamujoco/X` serve `mjx/X`. Physics is in single precision: from one
+state both show the same step up to rounding, but two episodes drift apart.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omcda_jax.envs import mamujoco
+from omcda_jax.envs.base import Environment, TimeStep
+from omcda_jax.envs.versions import installed
+from omcda_jax.types import ConfigError, suggestion
+
+# without Ant, whose steps in contact with the ground are not the host's
+SCENARIOS = ("HalfCheetah_2x3", "HalfCheetah_6x1")
+
+
+class State(NamedTuple):
+    """What of one robot's past bears on its future.
+
+    Attributes:
+        qpos: [nq] positions of the joints.
+        qvel: [nv] their velocities.
+        warm: [nv] accelerations, where the solver starts from.
+        time: [] int32, steps since the reset.
+    """
+
+    qpos: chex.Array
+    qvel: chex.Array
+    warm: chex.Array
+    time: chex.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Robot:
+    """One robot, shared out; `model` and `data` hold NumPy's arrays, so that no device is theirs."""
+
+    gym: Any  # Gymnasium's simulator, for its constants
+    team: mamujoco.Team
+    model: Any
+    data: Any
+
+
+def make(scenario: str) -> Environment:
+    """Build one robot with one partition of its joints as two pure functions.
+
+    Args:
+        scenario: robot, underscore, partition: one of `SCENARIOS`.
+
+    Raises:
+        ConfigError: unknown scenario, or MJX or gymnasium-robotics is not installed.
+    """
+    if scenario not in SCENARIOS:
+        raise ConfigError(f"mjx: no scenario {scenario!r}; {suggestion(scenario, SCENARIOS)}")
+    mjx = _mjx()
+    env = mamujoco.build(scenario)
+    gym = env.single_agent_env.unwrapped
+    model = mjx.put_model(gym.model, impl="jax")
+    model, data = jax.tree.map(np.asarray, (model, mjx.make_data(model, impl="jax")))
+    robot = _Robot(gym, mamujoco.shared_out(env), model, data)
+    return Environment(
+        name=f"mjx/{scenario}",
+        spec=robot.team.spec,
+        horizon=robot.team.horizon,
+        max_return=None,
+        versions=installed(*mamujoco.PACKAGES, "mujoco-mjx", "jax"),
+        reset=functools.partial(_reset, robot),
+        step=_exact(functools.partial(_step, robot)),
+    )
+
+
+def _mjx():
+    try:
+        # it prints which of its optional packages are not there
+        with contextlib.redirect_stdout(io.StringIO()):
+            import mujoco.mjx
+    except ImportError as error:
+        raise ConfigError(f"environment mjx needs a package ({error}): pip install 'omcda-jax[mjx]'") from error
+    return mujoco.mjx
+
+
+def _reset(robot, key):
+    gym, scale = robot.gym, robot.gym._reset_noise_scale
+    position_key, velocity_key = jax.random.split(key)
+    noise = jax.random.uniform(position_key, gym.init_qpos.shape, jnp.float32, -scale, scale)
+    qvel = scale * jax.random.normal(velocity_key, gym.init_qvel.shape, jnp.float32)
+    qpos = jnp.asarray(gym.init_qpos, jnp.float32) + noise
+    state = State(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
+    return state, _show(robot, state, jnp.float32(0.0))
+
+
+def _step(robot, key, state, action):
+    mjx, team, gym = _mjx(), robot.team, robot.gym
+    model, data = jax.tree.map(jnp.asarray, (robot.model, robot.data))
+    torque = jnp.zeros(len(team.joint)).at[team.joint].set(jnp.clip(action, -1.0, 1.0)[team.has])
+    data = data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warm, ctrl=torque)
+    data = jax.lax.fori_loop(0, gym.frame_skip, lambda _, data: mjx.step(model, data), data)
+    after = State(data.qpos, data.qvel, data.qacc_warmstart, state.time + 1)
+    speed = (after.qpos[0] - state.qpos[0]) / gym.dt
+    reward = gym._forward_reward_weight * speed - gym._ctrl_cost_weight * jnp.sum(torque**2)
+    return after, _show(robot, after, reward)
+
+
+def _show(robot, state, reward):
+    seen = jnp.concatenate([state.qpos[robot.gym.observation_structure["skipped_qpos"] :], state.qvel])
+    return TimeStep(
+        obs=jnp.append(seen, 0.0)[robot.team.selection],
+        global_state=seen,
+        avail=jnp.asarray(robot.team.has),
+        reward=reward,
+        terminated=jnp.zeros((), bool),
+        truncated=state.time >= robot.team.horizon,
+        won=jnp.zeros((), bool),
+    )
+
+
+def _exact(function):
+    """Multiply in single precision on accelerators too, and let MJX broadcast where the caller makes JAX refuse it."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments):
+        with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
+            return function(*arguments)
+
+    return wrapped

@@ -1,0 +1,96 @@
+"""HalfCheetah in JAX against that on the host: the same steps from the same states."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from omcda_jax import envs
+from omcda_jax.envs import mamujoco
+from omcda_jax.types import ConfigError
+
+pytest.importorskip("mujoco.mjx")
+
+from omcda_jax.envs import mjx as adapter
+
+KEY = jax.random.key(0)
+NAME = "HalfCheetah_6x1"
+
+
+def violent(spec, random, steps):
+    """Half of the actions at the limits, each held for five steps: [steps, N, A]."""
+    shape = (steps // 5, spec.num_agents, spec.action_dim)
+    return np.where(random.random(shape) < 0.5, random.uniform(-2, 2, shape), 1.0).astype(np.float32).repeat(5, axis=0)
+
+
+@pytest.fixture
+def host():
+    """One robot of mamujoco."""
+    robots = mamujoco._Robots(NAME, mamujoco.shared_out(mamujoco.build(NAME)), 1)
+    yield robots
+    robots.close()
+
+
+def state_of(host):
+    """What the next step of a robot of mamujoco starts from, as the adapter has it."""
+    data = host._bodies[0].data
+    return adapter.State(*map(np.float32, (data.qpos, data.qvel, data.qacc_warmstart)), np.int32(host._time[0]))
+
+
+@pytest.mark.slow
+def test_a_step_is_that_of_the_host(host, random, strict_ranks):
+    """From the host's own states, on the ground and in the air; one compilation, with the horizon's cut in it."""
+    environment, index = envs.make(f"mjx/{NAME}"), np.arange(1)
+    step, touched = jax.jit(environment.step), 0
+    for seed in range(6):
+        host.reset(index, np.array([seed]))
+        for action in violent(environment.spec, random, 40):
+            after, shown = step(KEY, state_of(host), action)
+            expected = jax.tree.map(lambda leaf: leaf[0], host.step(index, action[None]))
+            np.testing.assert_array_equal(shown.avail, expected.avail)
+            np.testing.assert_allclose(shown.obs, expected.obs, atol=5e-3)
+            np.testing.assert_allclose(shown.global_state, expected.global_state, atol=5e-3)
+            np.testing.assert_allclose(shown.reward, expected.reward, atol=1e-3)
+            np.testing.assert_allclose(after.qpos, state_of(host).qpos, atol=5e-3)
+            assert not (shown.terminated or shown.truncated or shown.won)
+            touched += host._bodies[0].data.ncon > 0
+    assert 0 < touched < 240
+    last = [step(KEY, state_of(host)._replace(time=np.int32(time)), action)[1] for time in (998, 999)]
+    assert [(bool(shown.terminated), bool(shown.truncated)) for shown in last] == [(False, False), (False, True)]
+
+
+@pytest.mark.slow
+def test_nothing_is_printed():
+    program = f"from omcda_jax import envs; envs.make('mjx/{NAME}')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_sizes_and_starts_are_the_hosts():
+    environment, host = envs.make(f"mjx/{NAME}"), envs.make(f"mamujoco/{NAME}")
+    assert (environment.spec, environment.horizon, environment.name) == (host.spec, host.horizon, f"mjx/{NAME}")
+    assert environment.versions.items() > host.versions.items() and "mujoco-mjx" in environment.versions
+    _, shown = jax.vmap(environment.reset)(jax.random.split(KEY, 400))
+    simulators = host.open(400)
+    expected = simulators.reset(np.arange(400), np.arange(400))
+    simulators.close()
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shown)] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(expected)
+    ]
+    np.testing.assert_array_equal(shown.avail, expected.avail)
+    # positions are uniform in [-0.1, 0.1], velocities normal with a standard deviation of 0.1
+    for of in (np.mean, np.std, lambda values, axis: np.quantile(np.abs(values), 0.98, axis)):
+        np.testing.assert_allclose(of(shown.obs, axis=0), of(expected.obs, axis=0), atol=0.04)
+
+
+def test_unknown_scenarios_are_named_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"mjx: no scenario 'HalfCheeta_6x1'; did you mean 'HalfCheetah_6x1'\?"):
+        envs.make("mjx/HalfCheeta_6x1")
+
+
+def test_without_the_package_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco.mjx", None)
+    with pytest.raises(ConfigError, match=r"mujoco.mjx.*pip install 'omcda-jax\[mjx\]'"):
+        envs.make("mjx/HalfCheetah_6x1")
