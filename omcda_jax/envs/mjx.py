@@ -21,7 +21,7 @@ from omcda_jax.envs.base import Environment, TimeStep
 from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, suggestion
 
-# without Ant, whose steps in contact with the ground are not the host's
+# without Ant: MJX turns the friction pyramid of a steep capsule, so that its steps on the ground are not the host's
 SCENARIOS = ("HalfCheetah_2x3", "HalfCheetah_6x1")
 
 
