@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from omcda_jax import envs
+from omcda_jax import data, envs
 from omcda_jax.envs import mamujoco
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, DatasetError
 
 pytest.importorskip("mujoco.mjx")
 
@@ -83,6 +83,17 @@ def test_sizes_and_starts_are_the_hosts():
     # positions are uniform in [-0.1, 0.1], velocities normal with a standard deviation of 0.1
     for of in (np.mean, np.std, lambda values, axis: np.quantile(np.abs(values), 0.98, axis)):
         np.testing.assert_allclose(of(shown.obs, axis=0), of(expected.obs, axis=0), atol=0.04)
+
+
+def test_data_of_the_host_serve(tmp_path):
+    rows = [np.zeros((2, *shape), np.float32) for shape in ((6, 9), (17,))]
+    ends = np.array([1], np.int32), np.array([True]), np.array([False])
+    action = np.zeros((2, 6, 1), np.float32)
+    episodes = data.Episodes(*rows, np.ones((2, 6, 1), bool), action, np.zeros(2, np.float32), *ends)
+    data.write(tmp_path / "a.h5", envs.make(f"mamujoco/{NAME}").spec, episodes, {"environment": f"mamujoco/{NAME}"})
+    assert data.read(tmp_path / "a.h5", environment=f"mjx/{NAME}")[0].num_agents == 6
+    with pytest.raises(DatasetError, match="environment: expected 'mjx/HalfCheetah_2x3'"):
+        data.read(tmp_path / "a.h5", environment="mjx/HalfCheetah_2x3")
 
 
 def test_unknown_scenarios_are_named_with_the_known_ones():

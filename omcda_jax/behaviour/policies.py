@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omcda_jax.envs.base import task
 from omcda_jax.system import one_line, replacing
 from omcda_jax.types import ConfigError, EnvSpec
 
@@ -187,8 +188,7 @@ def weights_path(environment: str, stage: str, folder: Path | None = None) -> Pa
         ConfigError: no such file; the message lists the environment's stages.
     """
     if folder is None:
-        # a robot is the same in both simulators
-        folder, environment = WEIGHTS, re.sub("^mjx/", "mamujoco/", environment)
+        folder, environment = WEIGHTS, task(environment)
     path = folder / file_name(environment, stage)
     if not path.is_file():
         found = ", ".join(stages(environment, folder)) or "none"

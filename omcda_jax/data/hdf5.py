@@ -44,6 +44,7 @@ import numpy as np
 from omcda_jax.data import guess, h5
 from omcda_jax.data.dataset import aligned
 from omcda_jax.data.episodes import Episodes, as_arrays, check, statistics
+from omcda_jax.envs.base import task
 from omcda_jax.system import replacing
 from omcda_jax.types import DatasetError, EnvSpec
 
@@ -261,7 +262,7 @@ def _attributes(file: Any, path: str | os.PathLike, environment: str | None) -> 
             f"{path}: format_version: expected {VERSION}, found {guess.value(attributes.get('format_version'))};"
             " collect the dataset again"
         )
-    if environment is not None and attributes.get("environment") != environment:
+    if environment is not None and task(str(attributes.get("environment"))) != task(environment):
         found = guess.value(attributes.get("environment"))
         raise DatasetError(f"{path}: environment: expected {environment!r}, found {found}")
     return attributes

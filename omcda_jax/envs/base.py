@@ -1,6 +1,7 @@
 """What an environment is: data types of a simulator written in JAX and of one that runs on the host."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,15 @@ import chex
 import flax.struct
 
 from omcda_jax.types import EnvSpec
+
+
+def task(name: str) -> str:
+    """Return the name of an environment's task, which simulators of the same robot share: `mamujoco/X` of `mjx/X`.
+
+    Args:
+        name: of the environment.
+    """
+    return re.sub("^mjx/", "mamujoco/", name)
 
 
 @flax.struct.dataclass
