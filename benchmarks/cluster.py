@@ -100,29 +100,36 @@ def slurm(place: pathlib.Path) -> Iterator[Mapping[str, str]]:
             output = subprocess.DEVNULL
             daemons.append(subprocess.Popen(words, env=surroundings, stdout=output, stderr=output))
             if words is munged:
-                until(lambda: (place / "munge.socket").exists(), "munged to answer")
-        until(lambda: "idle" in said(surroundings, "sinfo", "-h", "-o", "%t"), "an idle node")
+                _started(lambda: (place / "munge.socket").exists(), "munged to answer")
+        _started(lambda: "idle" in said(surroundings, "sinfo", "-h", "-o", "%t"), "an idle node")
         yield surroundings
     finally:
         if len(daemons) == len(PROGRAMS):
             said(surroundings, "scancel", "--user=root")
-            with contextlib.suppress(NotThere):
+            with contextlib.suppress(TimeoutError):
                 until(lambda: not said(surroundings, "squeue", "--noheader"), "jobs to end", 60)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait()
 
 
+def _started(met: Callable[[], object], what: str) -> None:
+    try:
+        until(met, what)
+    except TimeoutError as error:
+        raise NotThere(str(error)) from error
+
+
 def until(met: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition.
 
     Raises:
-        NotThere: it does not come to be; `what` says what was waited for.
+        TimeoutError: it does not come to be; `what` says what was waited for.
     """
     deadline = time.monotonic() + patience
     while not met():
         if time.monotonic() > deadline:
-            raise NotThere(f"waited {patience:.0f} s for {what}")
+            raise TimeoutError(f"waited {patience:.0f} s for {what}")
         time.sleep(0.2)
 
 
@@ -146,6 +153,7 @@ def preempted(place: pathlib.Path, rounds: int) -> tuple[int, int, str]:
 
     Raises:
         NotThere: as `slurm`.
+        TimeoutError: the jobs do not go on or end.
     """
     lasting = {"updates": UPDATES, "logged": LOGGED}
     options = ["--engine=slurm", "--cores=1", "--engine_options=slurm_partition=low,timeout_min=60"]

@@ -615,6 +615,8 @@ def preempted(place: pathlib.Path, full: bool) -> Outcome:
         return Outcome(*cluster.preempted(place, 6 if full else 2))
     except cluster.NotThere as reason:
         raise NotRun(str(reason)) from reason
+    except TimeoutError as error:
+        return Outcome(0, cluster.ROWS, str(error))
 
 
 def earlier_schema(place: pathlib.Path, full: bool) -> Outcome:

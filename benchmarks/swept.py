@@ -48,7 +48,7 @@ def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int
     """Kill processes of rows, and some of the sweep itself, which is then issued again, until all rows are done.
 
     Args:
-        place: with an empty folder's room.
+        place: an empty folder.
         rows: of the sweep.
         kills: of a row's process, at random.
         sweeps: how often the sweep itself is killed.
@@ -79,7 +79,7 @@ def host_lost(place: pathlib.Path, hosts: int, rows: int) -> tuple[int, int, str
     """Have processes share a sweep as hosts, kill the first with its row, and issue its command again at the end.
 
     Args:
-        place: with an empty folder's room.
+        place: an empty folder.
         hosts: that share the rows.
         rows: of the sweep, a multiple of the hosts.
 

@@ -8,6 +8,7 @@ from omcda_jax.data import __main__ as commands
 from omcda_jax.data.formats import Contents
 from omcda_jax.data.hdf5 import require_spec
 from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.runner.frame import importing_pages
 from omcda_jax.types import ConfigError, DatasetError
 
 
@@ -33,10 +34,8 @@ def write_page(path: str, name: str, contents: Contents, environment: str | None
         ConfigError: plotly is not installed, no such environment, or the page cannot be written.
         DatasetError: the environment that was named has other sizes.
     """
-    try:
+    with importing_pages():
         from omcda_jax.runner import dataset_page, page
-    except ImportError as error:
-        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
     made = dataset_page.of_dataset(name, contents, _environment(name, contents, environment))
     return page.write(os.path.dirname(path), made, os.path.basename(path))
 

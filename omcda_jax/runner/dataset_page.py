@@ -103,9 +103,10 @@ def _chosen(action: np.ndarray, avail: np.ndarray) -> dict[str, Any]:
     legal = avail.mean(axis=0)
     names = figures.labels(agents)
     show = lambda values, top: figures.grid(values, names, list(range(actions)), "action", top)
-    drawn = {"Share of the steps at which an agent took an action": show(taken, None)}
-    if legal.all() and (legal == 1).all():
-        return {"Share of the steps at which an agent took an action; all are legal at all times": show(taken, None)}
+    caption = "Share of the steps at which an agent took an action"
+    if (legal == 1).all():
+        return {f"{caption}; all are legal at all times": show(taken, None)}
+    drawn = {caption: show(taken, None)}
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(legal > 0, taken / legal, np.nan)
     drawn["Share of the steps at which an action was legal"] = show(legal, 1.0)

@@ -63,9 +63,9 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
 
 
 def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
-    """Draw a metric of every agent over training, with a menu of the groups where there are several; None of one row.
+    """Draw a metric of every agent over training, with a menu of the groups where there are several.
 
-    Each agent is a curve or, where there are more than `MANY`, a row of a heat map.
+    None where no group has two rows. Each agent is a curve or, where there are more than `MANY`, a row of a heat map.
 
     Args:
         groups: trials by what they have in common; each shows its mean over trials.

@@ -1,7 +1,8 @@
 """What the commands that take flags alone have in common."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -19,6 +20,19 @@ def new_flags() -> tuple[flags.FlagValues, Callable[..., None]]:
 
     flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
     return values, define
+
+
+@contextlib.contextmanager
+def importing_pages() -> Iterator[None]:
+    """Turn the lack of a package, while modules of pages are imported in the block, into one line.
+
+    Raises:
+        ConfigError: a package of the extra `report` is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
 
 
 def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callable[[flags.FlagValues], None]) -> int:

@@ -20,7 +20,7 @@ import jax
 
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner import plots
-from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.frame import importing_pages, new_flags
 from omcda_jax.runner.outcomes import load
 from omcda_jax.system import exit_status, read_flags
 from omcda_jax.types import ConfigError
@@ -286,10 +286,8 @@ def _show_again(argv: Sequence[str]) -> None:
             print(file.read())
     else:
         result = _shown(directory)
-    try:
+    with importing_pages():
         from omcda_jax.runner import comparison_page, page, sweep_page
-    except ImportError as error:
-        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
     if kind == "sweep":
         made = sweep_page.of_sweep(directory, rows, with_replay=values.replay)
     elif kind == "comparison":

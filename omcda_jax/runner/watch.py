@@ -29,7 +29,7 @@ from omcda_jax.evaluate import greedily
 from omcda_jax.runner import report
 from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.command import WHICH
-from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.frame import importing_pages, new_flags
 from omcda_jax.runner.jobs import restore_trial
 from omcda_jax.runner.outcomes import Trial, best, load, trials_of
 from omcda_jax.system import exit_status, read_flags
@@ -73,10 +73,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     if len(words) != 1:
         raise ConfigError(f"expected the directory of one run or policy, found {' '.join(words) or 'none'}")
-    try:
+    with importing_pages():
         from omcda_jax.runner import page, watch_page
-    except ImportError as error:
-        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
     watched = find(words[0], values)
     made = watch_page.of_episodes(watched, values.episodes, print)
     folder, name = os.path.split(values.out or os.path.join(words[0], "watch.html"))
