@@ -42,13 +42,13 @@ from omcda_jax.config import (
 )
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.metrics import read
-from omcda_jax.runner.command import assignment
+from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.compare import trained
 from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, claimed, refuse_other_settings, write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption, read_flags
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, EnvSpec, TrainState, check_seed, updates_done
 
 # short calls, because a stop signal waits for one, of a whole population
@@ -118,14 +118,11 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    words = read_flags(values, argv, known_only=True)
+    given = read_settings(values, argv)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    assignments = [
-        *DEFAULTS,
-        *(assignment(word, [*(f"--{name}" for name in values), "--config.KEY"]) for word in words),
-    ]
+    assignments = [*DEFAULTS, *given]
     name = values.name or values.preset
     directory = os.path.join(os.path.abspath(values.directory), name)
     taken = [text for text in assignments if text.startswith(("seed=", "learner.mode=", "algorithm.allocation="))]

@@ -38,13 +38,13 @@ from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.metrics import read
 from omcda_jax.runner import report
-from omcda_jax.runner.command import assignment
+from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.compare import read_seeds, trained
 from omcda_jax.runner.evaluation import make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption, read_flags
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, suggestion, updates_done
 
 TASKS = (
@@ -184,11 +184,10 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    words = read_flags(values, argv, known_only=True)
+    given = read_settings(values, argv)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    given = [assignment(word, [*(f"--{name}" for name in values), "--config.KEY"]) for word in words]
     keys = [text.partition("=")[0] for text in given]
     for key in keys:
         if key in OWN:

@@ -71,9 +71,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    known = [f"--{name}" for name in values if name not in ("h", "help")]
-    words = read_flags(values, argv, known_only=True)
-    assignments = [assignment(word, [*known, "--config.KEY"]) for word in words]
+    assignments = read_settings(values, argv)
     if values.config == "list" or (values.help and values.config is None):
         if values.help:
             say(f"{usage}\n{values.get_help()}\nConfigs:")
@@ -119,16 +117,22 @@ def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:
     return run, which, int(rest[0]) if rest else None
 
 
-def assignment(argument: str, known: Sequence[str]) -> str:
-    """Return `key=value` of an argument `--config.key=value`.
+def read_settings(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Read flags into `values` and return the settings, `key=value` of every `--config.key=value`.
 
     Args:
-        argument: of the command line.
-        known: flags there are, to name the nearest one.
+        values: the flags' definitions.
+        argv: a command line, the program's name first.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: as `read_flags`; or a word that is neither a flag nor a setting.
     """
+    words = read_flags(values, argv, known_only=True)
+    known = [*(f"--{name}" for name in values if name not in ("h", "help")), "--config.KEY"]
+    return [_assignment(word, known) for word in words]
+
+
+def _assignment(argument: str, known: Sequence[str]) -> str:
     prefix = "--config."
     if argument.startswith(prefix) and "=" in argument:
         return argument[len(prefix) :]

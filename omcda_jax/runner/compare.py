@@ -27,14 +27,14 @@ from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.runner import datasets, report, sinks
-from omcda_jax.runner.command import assignment
+from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, Saved, Switches, claimed, refuse_other_settings, restore, write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
-from omcda_jax.system import Interruption, read_flags
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
@@ -58,12 +58,11 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    words = read_flags(values, argv, known_only=True)
+    given = read_settings(values, argv)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    known = [*(f"--{name}" for name in values if name not in ("h", "help")), "--config.KEY"]
-    assignments = [*DEFAULTS, *(assignment(word, known) for word in words)]
+    assignments = [*DEFAULTS, *given]
     for key in (text.partition("=")[0] for text in assignments):
         if key in OWN:
             raise ConfigError(f"--config.{key}: expected the flag {OWN[key]} in its place")

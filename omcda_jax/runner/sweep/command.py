@@ -28,11 +28,11 @@ from typing import NamedTuple
 from absl import flags
 
 from omcda_jax.metrics import duration
-from omcda_jax.runner.command import assignment
+from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, search, state
 from omcda_jax.runner.sweep.study import Search
-from omcda_jax.system import Interruption, read_flags
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError
 
 ENGINES = ("local", "slurm", "ray")  # modules of this package, imported when they are asked for
@@ -73,12 +73,10 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    known = [f"--{name}" for name in values if name not in ("h", "help")]
-    words = read_flags(values, argv, known_only=True)
+    assignments = read_settings(values, argv)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    assignments = [assignment(word, [*known, "--config.KEY"]) for word in words]
     shown = [(act, values[act].value) for act in ("status", "collect") if values[act].value]
     if len(shown) > 1:
         raise ConfigError("--status, --collect: expected one of the two, found both")
@@ -96,7 +94,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         rate=values.rate,
         rates=values.rates,
         emit=values.emit,
-        words=["omcda-jax", "sweep", *_same_for_all(values), *words],
+        words=["omcda-jax", "sweep", *_same_for_all(values), *(f"--config.{text}" for text in assignments)],
         search=_search(values, order) if act in ("run", "dry_run") else None,
     )
 
