@@ -1,12 +1,12 @@
 """OMCDA on the problem of `benchmarks/exact.py`, its levels, budgets, influence and true value beside the exact ones.
 
     python -m benchmarks.probe [--actions=continuous] [--updates=8000] [--batch_size=256] [--num_samples=4]
-        [--value_target=in_sample] [--rules=uniform,softmax]
+        [--value_target=in_sample] [--rules=uniform,softmax] [--episodes=1200]
 
-The learner sees 60,000 transitions of the behaviour policies and nothing of the problem. Its policy is then evaluated
-exactly in the rings. `value` is V(pi), `gain` its share of what the exact solution of the same rule adds to the
-behaviour's value; alpha, influence and budget are means over the last quarter of the updates, value and KL means over
-ten policies within it, each evaluated by itself. The exact rows hold the split the same rule reaches with perfect
+The learner sees episodes of 50 transitions of the behaviour policies and nothing of the problem. Its policy is then
+evaluated exactly in the rings. `value` is V(pi), `gain` its share of what the exact solution of the same rule adds to
+the behaviour's value; alpha, influence and budget are means over the last quarter of the updates, value and KL means
+over ten policies within it, each evaluated by itself. The exact rows hold the split the same rule reaches with perfect
 values, the budget counted by the account that the value form implies (see `benchmarks/exact.py`).
 """
 
@@ -33,6 +33,7 @@ _ACTIONS = flags.DEFINE_enum("actions", "discrete", list(PROBLEMS), "Kind of the
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Actions drawn for an expectation, continuous.", lower_bound=2)
 _UPDATES = flags.DEFINE_integer("updates", 8_000, "Updates of each run.", lower_bound=40)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Transitions in a batch.", lower_bound=2)
+_EPISODES = flags.DEFINE_integer("episodes", NUM_EPISODES, "Episodes of the data.", lower_bound=1)
 _VALUE_TARGET = flags.DEFINE_enum("value_target", "expectation", ["expectation", "in_sample"], "Form of the values.")
 _RULES = flags.DEFINE_list("rules", list(RULES), "Allocation rules to run.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the networks and the batches.")
@@ -221,7 +222,7 @@ def main(argv: Sequence[str]) -> None:
     """Train under every rule and print the table."""
     del argv
     problem = PROBLEMS[_ACTIONS.value]()
-    dataset = rollouts(problem)
+    dataset = rollouts(problem, _EPISODES.value)
     behaviour = exact.behaviour_value(problem)
     counted = account(settings("uniform", 8, _VALUE_TARGET.value), dataset.spec.discrete)
     print(
