@@ -99,7 +99,8 @@ def table(result: Mapping[str, Any]) -> str:
     agents = agent_rows(result["metrics"])
     if agents:
         scale = config["data"]["reward_scale"]
-        parts += ["", align(agents), f"budget and divergences in nats per step, levels in reward x {scale:g} per nat"]
+        unit = "reward" if scale == 1 else f"reward x {scale:g}"
+        parts += ["", align(agents), f"budget and divergences in nats per step, levels in {unit} per nat"]
     if "critic/q_return" in result["metrics"] and result["data"].get("max_return_to_go") is not None:
         value = result["metrics"]["critic/q_return"] / config["data"]["reward_scale"]
         bound = result["data"]["max_return_to_go"]
