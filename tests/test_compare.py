@@ -181,6 +181,7 @@ def test_other_settings_need_another_directory(compare, monkeypatch, capsys):
         ("--config.algorithm.name=bc", "--config.algorithm.name: expected the flag --algorithms in its place"),
         ("--tasks=", "--tasks: expected names separated by commas, found none"),
         ("--taks=smac_3m", "--taks: no such flag; did you mean '--tasks'?"),
+        ("--algorithm=bc", "--algorithm: no such flag; did you mean '--algorithms'?"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(compare, capsys, argument, message):

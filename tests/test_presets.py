@@ -64,6 +64,7 @@ def test_a_preset_for_an_algorithm_takes_assignments_in_any_order():
         ("smac_3n", [], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
         (None, [], "--config: expected a config, found none; valid: mpe_spread"),
         ("smac_3m", ["algorithm.name=omgia"], "algorithm.name: no algorithm 'omgia'; did you mean 'omiga'?"),
+        ("smac_3m", ["algorithm=bc"], "algorithm: expected algorithm.name=NAME or a setting of it, found"),
         ("smac_3m", ["algorithm.name=bc", "algorithm.d_tot=1"], "algorithm.d_tot: no such key"),
         ("smac_3m", ["algorithm.d_min=0.7"], "d_min"),
     ],

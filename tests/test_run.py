@@ -174,6 +174,8 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--mode=eval"], "expected a run to evaluate, found none"),
         (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
         (["stray"], "stray: no such flag"),
+        (["--algorithm=bc"], "--algorithm: no such flag; did you mean '--config.algorithm.name'?"),
+        (["--learner.updates=5"], "--learner.updates: no such flag; did you mean '--config.learner.updates'?"),
         (["--workdir=data.h5/below"], "cannot write the run directory"),
     ],
 )

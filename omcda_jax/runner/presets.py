@@ -201,6 +201,9 @@ def resolve(name: str | None, assignments: Sequence[str], flag: str = "--config"
     if name not in PRESETS:
         problem = f"no config {name!r}" if name else "expected a config, found none"
         raise ConfigError(f"{flag}: {problem}; {suggestion(name or '', PRESETS)}")
+    for text in assignments:
+        if text.startswith("algorithm="):
+            raise ConfigError(f"algorithm: expected algorithm.name=NAME or a setting of it, found {text!r}")
     preset, key = PRESETS[name], "algorithm.name="
     algorithms = [text.removeprefix(key) for text in assignments if text.startswith(key)]
     settings = algorithm_settings(preset, algorithms[-1] if algorithms else preset.algorithm)
