@@ -408,6 +408,20 @@ def toy_shop(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_time_left_counts_from_the_first_line_on(monkeypatch):
+    lines, clock = [], [0.0]
+    monkeypatch.setattr(collect.time, "monotonic", lambda: clock[0])
+    show = collect._Progress("episodes", lines.append)
+    for seconds, kept in ((36, 1), (38, 100), (42, 301), (56, 1000)):
+        clock[0] = seconds
+        show(kept, 1000, 2 * kept)
+    assert lines == [
+        "  kept 1 of 1000 episodes, episodes played: 2, 36 s",
+        "  kept 301 of 1000 episodes, episodes played: 602, 42 s, left 14 s",
+        "  kept 1000 of 1000 episodes, episodes played: 2000, 56 s, left 0 s",
+    ]
+
+
 def test_ensure_collects_once(toy_shop):
     lines = []
     path = data.ensure("toy/sum", "medium", 12, 5, log=lines.append)

@@ -296,6 +296,10 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
     result = result_of()
     result["metrics"] |= {"critic/q_return": 30.0, "allocation/alpha": [0.25, 4.0], "policy/divergence": [0.5, 0.125]}
     lines = report.table(result).splitlines()
+    assert "win rate" not in lines[1], "nobody won"
+    result["evaluation"]["win_rate"] = 0.25
+    won = report.table(result).splitlines()
+    assert "win rate" in won[1] and "  0.250  " in won[2] and "  0.000  " in won[3]
     heading = next(index for index, line in enumerate(lines) if line.startswith("agent"))
     assert [line.split() for line in lines[heading : heading + 3]] == [
         ["agent", "alpha", "policy", "KL"],
@@ -326,7 +330,8 @@ def test_mujoco_end_to_end(run, monkeypatch, capsys):
         "--config.evaluation.episodes=2",
     ]
     assert run.main(asked) == 0
-    assert "collecting" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "collecting" in printed and "win rate" not in printed, "nobody wins where there is no goal"
     directory = Path("runs/mujoco_hopper_medium/medium/omcda/seed_0")
     result = result_of(directory)
     assert (result["step"], result["finished"]) == (40, True)

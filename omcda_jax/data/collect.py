@@ -238,20 +238,24 @@ def of_chance(environment: Environment | HostEnvironment) -> acts.Behaviour:
 
 
 class _Progress:
-    """Progress lines: one about every five seconds, and one at the end."""
+    """Progress lines: one about every five seconds, and one at the end.
+
+    The time left is estimated from the second line on, by the rate since the first: before it a simulator compiles.
+    """
 
     def __init__(self, unit: str, log: Callable[[str], None]):
         self._unit, self._log = unit, log
         self._began = self._logged = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, kept: int, wanted: int, played: int) -> None:
         now = time.monotonic()
         if kept < wanted and now - self._logged <= 5:
             return
         self._logged, seconds = now, now - self._began
-        left = seconds * max(0, wanted - kept) / max(1, kept)
-        counts = f"kept {kept} of {wanted} {self._unit}, played {played} episodes"
-        self._log(f"  {counts}, {seconds:.0f} s, left {left:.0f} s")
+        since, before = self._first = self._first or (now, kept)
+        left = f", left {(now - since) * max(0, wanted - kept) / (kept - before):.0f} s" if kept > before else ""
+        self._log(f"  kept {kept} of {wanted} {self._unit}, episodes played: {played}, {seconds:.0f} s{left}")
 
 
 def _size(episodes: int | None, transitions: int | None) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.config import assignments, differences, to_dict
-from omcda_jax.runner import figures, page
+from omcda_jax.runner import figures, page, report
 from omcda_jax.runner.compare import DEFAULTS
 from omcda_jax.runner.outcomes import Trial, best, load, trials_of
 from omcda_jax.runner.page import Page, Part, Section
@@ -70,18 +70,19 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
 
 
 def _table(entries: Sequence[Entry]) -> Part:
-    rows = []
+    heading = ["task", "algorithm", "mean", "sd", "IQM", "95 % from", "to", report.WINS, "data"]
+    rows = [[*heading, "seeds", "diverged", "updates", "updates/s"]]
     for entry in entries:
         low, high = entry["interval"]
         numbers = [f"{(entry | {'low': low, 'high': high})[key]:.3f}" for key in COLUMNS]
         counts = [str(entry[key]) for key in ("seeds", "diverged", "updates")]
         rows.append([entry["task"], entry["algorithm"], *numbers, *counts, f"{entry['updates_per_second']:.1f}"])
-    heading = ["task", "algorithm", "mean", "sd", "IQM", "95 % from", "to", "win rate", "data"]
+    heading, *rows = report.if_won(rows)
     caption = (
         "Return of the greedy policy after the last update: mean and standard deviation of the seeds' means, "
         "interquartile mean of all episodes with its bootstrap interval; mean return of the data."
     )
-    return page.table([*heading, "seeds", "diverged", "updates", "updates/s"], rows, caption)
+    return page.table(heading, rows, caption)
 
 
 def _intervals(entries: Sequence[Entry]) -> Part:

@@ -122,9 +122,10 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     if metadata.get("quality", settings.quality) != settings.quality:
         raise DatasetError(f"{path}: quality: expected {settings.quality!r}, found {metadata['quality']!r}")
     totals = metadata["statistics"]
+    wins = f", win rate {totals['win_rate']:.3f}" if totals["win_rate"] else ""
     say(
         f"data {path}: {totals['transitions']} transitions in {totals['episodes']} episodes, return "
-        f"{totals['return_mean']:.3f} ± {totals['return_sd']:.3f} (sd), win rate {totals['win_rate']:.3f}, "
+        f"{totals['return_mean']:.3f} ± {totals['return_sd']:.3f} (sd){wins}, "
         f"{data.memory_bytes(dataset) / 1e6:.1f} MB on the {settings.placement}"
     )
     return dataset, metadata

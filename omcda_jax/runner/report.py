@@ -32,6 +32,7 @@ AGENT_COLUMNS = {
     "policy KL": "policy/divergence",
     "weight divergence": "allocation/weight_divergence",
 }
+WINS = "win rate"  # the heading
 # a file that tells what a directory is, but for a run's
 KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
@@ -91,11 +92,11 @@ def table(result: Mapping[str, Any]) -> str:
     algorithm = config["algorithm"]["name"]
     data_error = data["return_sd"] / data["episodes"] ** 0.5
     rows = [
-        ["", "return (mean ± se)", "win rate", "episode length", "episodes", ""],
+        ["", "return (mean ± se)", WINS, "episode length", "episodes", ""],
         _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
         _row("data", data["return_mean"], data_error, data, "as recorded"),
     ]
-    parts = [f"{title(config)}, seed {config['seed']}", align(rows)]
+    parts = [f"{title(config)}, seed {config['seed']}", align(if_won(rows))]
     agents = agent_rows(result["metrics"])
     if agents:
         scale = config["data"]["reward_scale"]
@@ -158,7 +159,7 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """
     listed, data = result["trials"], result["data"]["statistics"]
     varied = list(listed[0]["trial"])
-    rows = [[*varied, "return (mean ± se)", "win rate", "episode length", "skipped", ""]]
+    rows = [[*varied, "return (mean ± se)", WINS, "episode length", "skipped", ""]]
     for one in listed:
         final = one["evaluation"]
         _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
@@ -166,7 +167,7 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
-    return rows
+    return if_won(rows)
 
 
 def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -182,8 +183,8 @@ def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
     if len(groups) == len(listed):
         return []
     varied = [key for key in listed[0]["trial"] if key != "seed"]
-    heading = [*varied, "return (mean ± sd over seeds)", "win rate", "trials", "diverged"]
-    return [heading, *(_group_row(group, members) for group, members in groups.items())]
+    heading = [*varied, "return (mean ± sd over seeds)", WINS, "trials", "diverged"]
+    return if_won([heading, *(_group_row(group, members) for group, members in groups.items())])
 
 
 def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -232,6 +233,18 @@ def share_folders(directory: str) -> list[str]:
 def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
     spread = f"{mean:.3f} ± {error:.3f}"
     return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
+
+
+def if_won(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a table without its column WINS where nobody won, as in all tasks without a goal.
+
+    Args:
+        rows: the heading first.
+    """
+    place = rows[0].index(WINS)
+    if any(row[place].strip("0.-") for row in rows[1:]):
+        return [list(row) for row in rows]
+    return [[*row[:place], *row[place + 1 :]] for row in rows]
 
 
 def agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
