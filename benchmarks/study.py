@@ -20,6 +20,7 @@ run keeps bounded:
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,17 +45,7 @@ VARIANTS = {
     "weighted": ["algorithm.extraction=weighted"],
     "gradient": ["algorithm.extraction=gradient"],
     "unpriced": ["algorithm.price=0"],
-    # everything as the papers write it
-    "paper": [
-        "algorithm.value_target=in_sample",
-        "algorithm.conservative_mixing=monotonic",
-        "algorithm.influence_scale=raw",
-        "algorithm.extraction=weighted",
-        "algorithm.critics=1",
-        "algorithm.critic_warmup=0",
-        "algorithm.priming=0",
-        "algorithm.price=0",
-    ],
+    "paper": re.findall("^--config.(.*)$", (ROOT / "experiments" / "paper.flags").read_text(), re.MULTILINE),
 }
 
 FLAGS = flags.FLAGS

@@ -11,6 +11,7 @@ import pytest
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.config import expand_trials, to_dict
 from omcda_jax.runner import report, settings
+from omcda_jax.runner.command import parse
 from omcda_jax.runner.presets import PRESETS, algorithm_settings, resolve
 from omcda_jax.types import ConfigError
 
@@ -210,3 +211,13 @@ def test_the_console_script_names_its_commands():
         assert f"  {name} " in shown.stdout
     mistaken = run("rnu")
     assert mistaken.returncode == 78 and "no command 'rnu'" in mistaken.stderr
+
+
+def test_a_file_of_flags_holds_every_setting_that_brings_the_papers_form_back():
+    flags = ROOT / "experiments" / "paper.flags"
+    found = parse(["run.py", "--config=mujoco_hopper_medium", f"--flagfile={flags}"]).config.algorithm
+    usual = resolve("mujoco_hopper_medium", []).algorithm
+    changed = {key for key in vars(found) if getattr(found, key) != getattr(usual, key)}
+    column = (ROOT / "docs" / "algorithm.md").read_text().partition("## What is ours")[2]
+    named = set(re.findall(r"`(\w+)=[^`]*`", column))
+    assert changed == named == {line.split("=")[0].rpartition(".")[2] for line in flags.read_text().splitlines()[1:]}
