@@ -139,6 +139,7 @@ def _assignment(argument: str, known: Sequence[str]) -> str:
     if argument.startswith(prefix):
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     name = argument.partition("=")[0]
+    # `--algorithm` stands for a setting of a run, but for `--algorithms` of a comparison
     setting = "algorithm.name" if name == "--algorithm" else name.removeprefix("--")
     if setting.partition(".")[0] in ExperimentConfig.__dataclass_fields__ and f"{name}s" not in known:
         raise ConfigError(f"{name}: no such flag; did you mean '{prefix}{setting}'?")

@@ -77,7 +77,7 @@ def _table(entries: Sequence[Entry]) -> Part:
         numbers = [f"{(entry | {'low': low, 'high': high})[key]:.3f}" for key in COLUMNS]
         counts = [str(entry[key]) for key in ("seeds", "diverged", "updates")]
         rows.append([entry["task"], entry["algorithm"], *numbers, *counts, f"{entry['updates_per_second']:.1f}"])
-    heading, *rows = report.if_won(rows)
+    heading, *rows = report.without_empty_wins(rows)
     caption = (
         "Return of the greedy policy after the last update: mean and standard deviation of the seeds' means, "
         "interquartile mean of all episodes with its bootstrap interval; mean return of the data."

@@ -136,7 +136,7 @@ def outcome_table(result: Mapping[str, Any]) -> Part:
         _outcome("data", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data),
     ]
     heading = ["", "return", "95 % from", "to", report.WINS, "episode length", "episodes"]
-    heading, *rows = report.if_won([heading, *rows])
+    heading, *rows = report.without_empty_wins([heading, *rows])
     return table(heading, rows, "Greedy policy after the last update, and the data: mean return over episodes.")
 
 

@@ -32,7 +32,7 @@ AGENT_COLUMNS = {
     "policy KL": "policy/divergence",
     "weight divergence": "allocation/weight_divergence",
 }
-WINS = "win rate"  # the heading
+WINS = "win rate"  # a column's heading
 # a file that tells what a directory is, but for a run's
 KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
@@ -96,7 +96,7 @@ def table(result: Mapping[str, Any]) -> str:
         _row(algorithm, final["return_mean"], final["return_se"], final, f"greedy, after {result['step']} updates"),
         _row("data", data["return_mean"], data_error, data, "as recorded"),
     ]
-    parts = [f"{title(config)}, seed {config['seed']}", align(if_won(rows))]
+    parts = [f"{title(config)}, seed {config['seed']}", align(without_empty_wins(rows))]
     agents = agent_rows(result["metrics"])
     if agents:
         scale = config["data"]["reward_scale"]
@@ -167,7 +167,7 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
-    return if_won(rows)
+    return without_empty_wins(rows)
 
 
 def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -184,7 +184,7 @@ def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
         return []
     varied = [key for key in listed[0]["trial"] if key != "seed"]
     heading = [*varied, "return (mean ± sd over seeds)", WINS, "trials", "diverged"]
-    return if_won([heading, *(_group_row(group, members) for group, members in groups.items())])
+    return without_empty_wins([heading, *(_group_row(group, members) for group, members in groups.items())])
 
 
 def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -235,7 +235,7 @@ def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note:
     return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
 
 
-def if_won(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def without_empty_wins(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return a table without its column WINS where nobody won, as in all tasks without a goal.
 
     Args:
