@@ -116,7 +116,7 @@ def health(directory: pathlib.Path, result: dict) -> list[float]:
     rows = [row for row in rows if "critic/q_return" in row]
     if not rows:
         return [float("nan")] * 4
-    bound = result["data"]["max_return_to_go"] * result["config"]["data"]["reward_scale"]
+    bound = (result["data"]["max_return_to_go"] or float("nan")) * result["config"]["data"]["reward_scale"]
     budget = np.array(rows[-1]["allocation/budget"])
     return [
         max(abs(row["critic/q_return"]) for row in rows) / bound,

@@ -87,7 +87,8 @@ def test_returns_to_go_are_sums_to_the_end_and_unknown_near_a_time_limit():
         batch = data.gather(dataset, dataset.rows, gamma)
         np.testing.assert_array_equal(batch.return_to_go, dataset.return_to_go[dataset.rows, column])
     assert data.gather(data.from_arrays(SPEC, make_episodes()), dataset.rows).return_to_go is None
-    assert data.max_return_to_go(dataset, 1.0) == pytest.approx(4 + 5 + 6)
+    assert data.max_return_to_go(dataset, 1.0) == 3, "of the episode that was not cut"
+    assert data.max_return_to_go(dataset, 0.1) == pytest.approx(5.6)
 
 
 def test_trials_of_several_discount_factors_draw_their_own_returns():
@@ -190,13 +191,15 @@ def test_one_step_episode():
 
 
 def test_max_return_to_go_stops_at_episode_ends():
-    dataset = data.from_arrays(SPEC, make_episodes(), reward_scale=2.0)
+    dataset = data.from_arrays(SPEC, make_episodes(terminated=(True, True)), reward_scale=2.0)
     # rewards 1 2 | 4 5 6, doubled: the best row is the fourth, 8 + 10 + 12 or 8 + 5 + 3 at discount 1/2
     assert data.max_return_to_go(dataset, 1.0) == 30
     assert data.max_return_to_go(dataset, 0.5) == 16
     worse = data.from_arrays(SPEC, make_episodes(), reward_scale=-1.0)
     # the least bad is row 0 at discount 0
     assert data.max_return_to_go(worse, 0.0) == -1
+    cut = data.from_arrays(SPEC, make_episodes(terminated=(False, False)))
+    assert jnp.isnan(data.max_return_to_go(cut, 0.9))
 
 
 def test_statistics_by_hand():

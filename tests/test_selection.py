@@ -286,6 +286,9 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     held_out = data.split(data.load("data.h5")[0], select.HELD_OUT)[1]
     rewards = np.asarray(held_out.reward)[held_out.rows].reshape(12, toy.LENGTH)
     assert found["recorded"] == pytest.approx((rewards @ 0.99 ** np.arange(toy.LENGTH)).mean(), rel=1e-5)
+    assert "as recorded" in select.table(found)
+    cut = select.table(found | {"recorded": None, "largest_return_to_go": None}).splitlines()
+    assert any(line.startswith("data") and "-  " in line and "cut by the time limit" in line for line in cut)
     actor = load_policy(DIRECTORY / "selected")
     played = omcda_jax.act(actor, jnp.zeros((2, 3)))
     np.testing.assert_array_equal(played, [1, 1])

@@ -346,16 +346,18 @@ def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
 
 
 def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
-    """Return the largest sum of discounted rewards from any row to its episode's end, in scaled reward units.
+    """Return the largest sum of discounted rewards from a row to its episode's end, in scaled reward units.
 
-    No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data.
+    No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data. Rows whose
+    sum a time limit cut short do not count, see `returns_to_go`; nan where there are no others.
 
     Args:
         dataset: the data.
         gamma: discount factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
     """
-    value, _ = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, jnp.array([gamma], jnp.float32))
-    return jnp.max(value[dataset.rows])
+    value, unseen = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, jnp.array([gamma], jnp.float32))
+    largest = jnp.max(jnp.where(unseen > _UNSEEN, -jnp.inf, value)[dataset.rows])
+    return jnp.where(jnp.isfinite(largest), largest, jnp.nan)
 
 
 def normaliser(dataset: Dataset) -> Normaliser:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig
@@ -145,7 +146,7 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     config, settings = job.config, job.config.data
     dataset, metadata = load(config, path)
     largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
-    metadata["max_return_to_go"] = float(largest) / settings.reward_scale
+    metadata["max_return_to_go"] = None if np.isnan(largest) else float(largest) / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))
     if settings.held_out:

@@ -84,7 +84,7 @@ class Cut(NamedTuple):
         fitted: episodes that critics and clones are fitted on, with returns-to-go.
         held_out: the E other ones.
         gamma: discount factor of the fitted estimates.
-        largest: return-to-go in all of the data, scaled.
+        largest: return-to-go in all of the data, scaled; nan where a time limit cuts every one short.
     """
 
     fitted: data.Dataset
@@ -100,11 +100,9 @@ class Cut(NamedTuple):
 
     @property
     def returns(self) -> np.ndarray:
-        """Discounted returns of the held-out episodes as they were recorded, scaled, [E]."""
-        ends = np.cumsum(self.lengths)
-        steps = np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths)
-        rewards = np.asarray(self.held_out.reward, np.float64)[np.asarray(self.held_out.rows)]
-        return np.add.reduceat(rewards * self.gamma**steps, ends - self.lengths)
+        """Discounted returns of the held-out episodes as they were recorded, scaled; [at most E], none cut short."""
+        found = np.asarray(self.starts.return_to_go, np.float64)
+        return found[~np.isnan(found)]
 
     @property
     def starts(self) -> Batch:
@@ -314,8 +312,8 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         "gamma": parts.gamma,
         "episodes": saved.metadata["data"]["statistics"]["episodes"],
         "held_out_episodes": len(parts.lengths),
-        "largest_return_to_go": parts.largest / scale,
-        "recorded": float(parts.returns.mean()) / scale,
+        "largest_return_to_go": None if np.isnan(parts.largest) else parts.largest / scale,
+        "recorded": float(parts.returns.mean()) / scale if parts.returns.size else None,
         "chosen": chosen,
         "trials": [_entry(dict(label), index, compared, found) for index, label in enumerate(labels)],
     }
@@ -357,12 +355,13 @@ def table(result: Mapping[str, Any]) -> str:
         cells = [figure, f"{judged['best']:.0%}"]
         cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
         cells += [f"{one['effective_share']:.1%}"] if share else []
-        over = judged["value"] is not None and judged["value"] > largest
+        over = None not in (judged["value"], largest) and judged["value"] > largest
         note = "above every return-to-go in the data: overestimated, perhaps" if over else ""
         rows.append([*map(text, one["trial"].values()), *cells, note])
     cells = [""] * (len(rows[0]) - 3)
-    cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}")
-    rows.append(["data", *cells, "as recorded"])
+    whole = result["recorded"] is not None
+    cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}" if whole else "-")
+    rows.append(["data", *cells, "as recorded" if whole else "cut by the time limit, which estimates go on after"])
     who = (
         "which the policies and their critics learned from too" if by == "critic" else "which no estimate was fitted on"
     )
