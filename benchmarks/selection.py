@@ -16,7 +16,6 @@ A trial that diverged counts nowhere; an estimate that lacks a figure for a tria
 comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128",learner.batch_size=64'.
 """
 
-import csv
 import json
 import pathlib
 import subprocess
@@ -27,10 +26,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.rows import put
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.select import ESTIMATES
-from omcda_jax.system import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMNS = (
@@ -137,19 +136,6 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows to a CSV file in the place of those it has of the same tasks and algorithms; others stay."""
-    of = lambda row: (row["task"], row["algorithm"])
-    new, kept = set(map(of, rows)), []
-    if pathlib.Path(path).exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if of(row) not in new]
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
-
-
 def work(values: flags.FlagValues) -> None:
     """Runs what is missing, writes the CSV and prints the table."""
     finished: dict[str, list[dict[str, Any]]] = {}
@@ -158,14 +144,15 @@ def work(values: flags.FlagValues) -> None:
         ordered = (directory, values.select, values.select_updates, values.select_gamma)
         if values.run and read_finished(*ordered) is None:
             run(preset, directory, values)
-        rows = read_finished(*ordered)
-        if rows:
-            finished[preset] = rows
-    write_rows(values.csv, [row for rows in finished.values() for row in rows])
+        found = read_finished(*ordered)
+        if found:
+            finished[preset] = found
+    of = lambda row: (row["task"], row["algorithm"])
+    put(values.csv, COLUMNS, [row for found in finished.values() for row in found], of)
     titles = ["task", "estimate", "trials", "rank correlation", "chosen", "its return", "best return", "regret"]
     titles += ["of the range", "by chance"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    print("\n".join(line for rows in finished.values() for line in lines(rows)))
+    print("\n".join(line for found in finished.values() for line in lines(found)))
 
 
 if __name__ == "__main__":

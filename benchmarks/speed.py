@@ -23,7 +23,6 @@ fastest large float32 product at JAX's default precision. All numbers go to RESU
 section; a section that runs again replaces its rows.
 """
 
-import csv
 import importlib.metadata
 import json
 import os
@@ -39,10 +38,10 @@ from typing import Any
 from absl import flags
 
 from benchmarks import rivals
+from benchmarks.rows import put
 from omcda_jax.config import require
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.frame import new_flags
-from omcda_jax.system import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMING = ROOT / "benchmarks" / "timing.py"
@@ -97,14 +96,8 @@ class Document:
         if not any("values" in row for row in rows):
             return
         device = re.sub(r"\W+", "_", self.facts["device"]).strip("_").lower()
-        kept, path = [], self._folder / f"speed_{device}.csv"
-        if path.exists():
-            with open(path, encoding="utf-8", newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["section"] != section]
-        with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows([*kept, *flat(section, rows)])
+        path = self._folder / f"speed_{device}.csv"
+        put(path, COLUMNS, flat(section, rows), lambda row: row["section"])
 
 
 def flat(section: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@
     python -m benchmarks.study --presets=mujoco_hopper_medium,mujoco_hopper_medium_expert --variants=bc,softmax \\
         --overrides=learner.updates=100000
 
-Each cell is one run in its own directory, pinned to one core; a finished cell is not run again and an interrupted one
-goes on, so the same command continues a study. Prints Markdown. Columns: the greedy policy's return (mean over seeds
-± standard deviation over seeds) and win rate, with the data's own; the return averaged over the evaluations of the
-last half of the training as well, which says more where single checkpoints swing, as on MuJoCo; then what a healthy
-run keeps bounded:
+Each cell is one run in its own directory, pinned to one core, and a row of --csv when it is done. What has a row there
+is not run again, on another machine either, and an interrupted cell goes on, so the same command continues a study.
+Prints Markdown. Columns: the greedy policy's return (mean over seeds ± standard deviation over seeds) and win rate,
+with the data's own; the return averaged over the evaluations of the last half of the training as well, which says more
+where single checkpoints swing, as on MuJoCo; then what a healthy run keeps bounded:
 
     Q^r / bound     largest |mean Q^r| ever logged over the data's largest return-to-go (healthy: below 2)
     max Q^c         largest mean Q^{c,i} ever logged, in nats (healthy: not above a small tolerance)
@@ -23,13 +23,20 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from benchmarks.rows import Row, put, read
+from omcda_jax.config import require
 from omcda_jax.metrics import standard_deviation
+from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.frame import new_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {
@@ -48,45 +55,62 @@ VARIANTS = {
     "paper": re.findall("^--config.(.*)$", (ROOT / "experiments" / "paper.flags").read_text(), re.MULTILINE),
 }
 
-FLAGS = flags.FLAGS
-flags.DEFINE_list("presets", ["smac_3m", "smac_2s3z", "smac_5m6m"], "presets of experiments/run.py")
-flags.DEFINE_list("variants", ["bc", "softmax", "uniform", "projected", "in_sample"], f"among {', '.join(VARIANTS)}")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the algorithm; the dataset is the same for all")
-flags.DEFINE_string("quality", None, "of the datasets, instead of the presets' own")
-flags.DEFINE_list("overrides", [], "further settings for every cell, for instance algorithm.d_tot=1.8")
-flags.DEFINE_string("directory", "runs/study", "where the cells' run directories lie")
-flags.DEFINE_integer("jobs", os.cpu_count(), "cells at a time, one core each")
-flags.DEFINE_boolean("run", True, "False: only the table of the cells already finished")
+KEY = ("task", "variant", "overrides", "seed")
+HEALTH = ("q_bound", "q_deviation", "spent", "divergence")
+NUMBERS = ("return_mean", "late_return", "win_rate", "data_return", "data_win_rate", *HEALTH)
+COLUMNS = (*KEY, "updates", *NUMBERS)
+
+FLAGS, define = new_flags()  # of its own, for tests import several benchmarks
+define("list", "presets", ["smac_3m", "smac_2s3z", "smac_5m6m"], "presets of experiments/run.py")
+define("list", "variants", ["bc", "softmax", "uniform", "projected", "in_sample"], f"among {', '.join(VARIANTS)}")
+define("list", "seeds", ["0", "1", "2"], "seeds of the algorithm; the dataset is the same for all")
+define("string", "quality", None, "of the datasets, instead of the presets' own")
+define("list", "overrides", [], "further settings for every cell, for instance algorithm.d_tot=1.8")
+define("string", "directory", "runs/study", "where the cells' run directories lie")
+define("string", "csv", "benchmarks/results/study.csv", "file for the row of every cell")
+define("integer", "jobs", os.cpu_count(), "cells at a time, one core each")
+define("boolean", "run", True, "False: only the table of the cells that have a row")
 
 
-def cell_directory(preset: str, variant: str, seed: str) -> pathlib.Path:
-    """Run directory of one cell."""
-    return pathlib.Path(FLAGS.directory) / preset / (FLAGS.quality or "") / variant / f"seed_{seed}"
+class Cell(NamedTuple):
+    """One run: a preset, a variant and a seed, under the settings of the command line."""
+
+    preset: str
+    variant: str
+    seed: str
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """Of the run."""
+        return pathlib.Path(FLAGS.directory) / self.preset / (FLAGS.quality or "") / self.variant / f"seed_{self.seed}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells its row from others."""
+        task = f"{self.preset}:{FLAGS.quality}" if FLAGS.quality else self.preset
+        return task, self.variant, " ".join(FLAGS.overrides), self.seed
 
 
-def run_cell(preset: str, variant: str, seed: str, cores: SimpleQueue) -> None:
-    """Runs one cell to its end on a free core, unless it is finished; its output goes to a log beside it."""
-    directory = cell_directory(preset, variant, seed)
-    if read_result(directory):
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = [*VARIANTS[variant], *FLAGS.overrides, f"seed={seed}"]
-    settings += [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={preset}", f"--workdir={directory}"]
-    command += [f"--config.{setting}" for setting in settings]
-    core = cores.get()
-    try:
-        with open(directory / "log.txt", "a") as log:
-            code = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-                check=False,
-            ).returncode
-    finally:
-        cores.put(core)
-    print(f"{preset} {variant} seed {seed}: exit {code}", file=sys.stderr, flush=True)
+def key_of(row: Row) -> tuple[str, ...]:
+    """What tells a row of the CSV from others, as `Cell.key`."""
+    return tuple(row[name] for name in KEY)
+
+
+def run_cell(cell: Cell, core: int) -> Row | None:
+    """Runs one cell to its end, unless it is finished, its output going to a log beside it; returns its row."""
+    if read_result(cell.directory) is None:
+        cell.directory.mkdir(parents=True, exist_ok=True)
+        settings = [*VARIANTS[cell.variant], *FLAGS.overrides, f"seed={cell.seed}"]
+        settings += [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
+        program = [sys.executable, str(ROOT / "experiments" / "run.py")]
+        command = [*program, f"--config={cell.preset}", f"--workdir={cell.directory}"]
+        command += [f"--config.{setting}" for setting in settings]
+        pin = lambda: os.sched_setaffinity(0, {core})
+        with open(cell.directory / "log.txt", "a") as log:
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin, check=False).returncode
+        print(f"{' '.join(cell)}: exit {code}", file=sys.stderr, flush=True)
+    result = read_result(cell.directory)
+    return result and row_of(cell, result)
 
 
 def read_result(directory: pathlib.Path) -> dict | None:
@@ -98,24 +122,27 @@ def read_result(directory: pathlib.Path) -> dict | None:
     return result if result["finished"] else None
 
 
-def logged(directory: pathlib.Path) -> list[dict]:
-    """The rows of a cell's metrics file."""
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+def row_of(cell: Cell, result: dict) -> Row:
+    """The row of a finished cell."""
+    rows = [json.loads(line) for line in (cell.directory / "metrics.jsonl").read_text().splitlines()]
+    data, last = result["data"]["statistics"], result["evaluation"]
+    numbers = (last["return_mean"], late_return(rows, result), last["win_rate"], data["return_mean"], data["win_rate"])
+    shown = zip(NUMBERS, (*numbers, *health(rows, result)), strict=True)
+    return dict(zip(KEY, cell.key, strict=True)) | {"updates": result["step"]} | {k: f"{x:.6g}" for k, x in shown}
 
 
-def late_return(directory: pathlib.Path, result: dict) -> float:
+def late_return(rows: Sequence[Row], result: dict) -> float:
     """Mean return over the evaluations of the last half of the training, the final one included."""
-    rows = [row for row in logged(directory) if "evaluation/return_mean" in row and 2 * row["step"] >= result["step"]]
+    rows = [row for row in rows if "evaluation/return_mean" in row and 2 * row["step"] >= result["step"]]
     late = [row["evaluation/return_mean"] for row in rows if row["step"] < result["step"]]
     return float(np.mean([*late, result["evaluation"]["return_mean"]]))
 
 
-def health(directory: pathlib.Path, result: dict) -> list[float]:
+def health(rows: Sequence[Row], result: dict) -> list[float]:
     """The four bounded quantities of the module docstring; not-a-numbers for an algorithm without them."""
-    rows = logged(directory)
     rows = [row for row in rows if "critic/q_return" in row]
     if not rows:
-        return [float("nan")] * 4
+        return [float("nan")] * len(HEALTH)
     bound = (result["data"]["max_return_to_go"] or float("nan")) * result["config"]["data"]["reward_scale"]
     budget = np.array(rows[-1]["allocation/budget"])
     return [
@@ -126,46 +153,52 @@ def health(directory: pathlib.Path, result: dict) -> list[float]:
     ]
 
 
-def line(preset: str, variant: str, directories: list[pathlib.Path]) -> str:
-    """One row of the table, over the finished seeds."""
-    results = [read_result(directory) for directory in directories]
-    returns = np.array([result["evaluation"]["return_mean"] for result in results])
-    late = np.array([late_return(*pair) for pair in zip(directories, results, strict=True)])
-    wins = np.array([result["evaluation"]["win_rate"] for result in results])
-    data = results[0]["data"]["statistics"]
-    measured = np.mean([health(*pair) for pair in zip(directories, results, strict=True)], axis=0)
-    cells = [
-        preset,
-        variant,
-        str(len(results)),
-        f"{returns.mean():.3f} ± {standard_deviation(returns):.3f}",
-        f"{late.mean():.3f} ± {standard_deviation(late):.3f}",
-        f"{wins.mean():.3f}",
-        f"{data['return_mean']:.3f} ({data['win_rate']:.3f})",
-        *("" if np.isnan(value) else f"{value:.2f}" for value in measured),
-    ]
+def line(rows: Sequence[Row]) -> str:
+    """One line of the table, over the seeds of one variant."""
+    numbers = {name: np.array([float(row[name]) for row in rows]) for name in NUMBERS}
+    spread = lambda values: f"{values.mean():.3f} ± {standard_deviation(values):.3f}"
+    mean = {name: values.mean() for name, values in numbers.items()}
+    cells = [rows[0]["task"], rows[0]["variant"], str(len(rows))]
+    cells += [spread(numbers["return_mean"]), spread(numbers["late_return"]), f"{mean['win_rate']:.3f}"]
+    cells.append(f"{mean['data_return']:.3f} ({mean['data_win_rate']:.3f})")
+    cells += ["" if np.isnan(mean[name]) else f"{mean[name]:.2f}" for name in HEALTH]
     return f"| {' | '.join(cells)} |"
 
 
-def main(_):
+def work(values: flags.FlagValues) -> None:
     """Runs what is missing and prints the table."""
-    cells = [(p, v, s) for s in FLAGS.seeds for p in FLAGS.presets for v in FLAGS.variants]
-    if FLAGS.run:
-        cores = SimpleQueue()
-        for core in sorted(os.sched_getaffinity(0))[: FLAGS.jobs]:
+    for variant in values.variants:
+        require(variant in VARIANTS, "--variants", f"some of {', '.join(VARIANTS)}", variant)
+    cells = [Cell(p, v, s) for s in values.seeds for p in values.presets for v in values.variants]
+    cores, lock = SimpleQueue(), threading.Lock()
+    for core in sorted(os.sched_getaffinity(0))[: values.jobs]:
+        cores.put(core)
+    finished = set(map(key_of, read(values.csv)))
+
+    def one(cell: Cell) -> None:
+        core = cores.get()
+        try:
+            row = run_cell(cell, core)
+        finally:
             cores.put(core)
-        with ThreadPoolExecutor(FLAGS.jobs) as pool:
-            list(pool.map(lambda cell: run_cell(*cell, cores), cells))
+        if row is not None:
+            with lock:
+                put(values.csv, COLUMNS, [row], key_of)
+
+    if values.run:
+        with ThreadPoolExecutor(values.jobs) as pool:
+            list(pool.map(one, [cell for cell in cells if cell.key not in finished]))
     titles = ["task", "variant", "seeds", "return", "return, last half", "win rate", "data"]
     titles += ["Q^r / bound", "max Q^c", "spent / budget", "KL / budget"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    for preset in FLAGS.presets:
-        for variant in FLAGS.variants:
-            directories = [cell_directory(preset, variant, seed) for seed in FLAGS.seeds]
-            finished = [directory for directory in directories if read_result(directory)]
-            if finished:
-                print(line(preset, variant, finished))
+    found = {key_of(row): row for row in read(values.csv)}
+    for preset in values.presets:
+        for variant in values.variants:
+            keys = [Cell(preset, variant, seed).key for seed in values.seeds]
+            rows = [found[key] for key in keys if key in found]
+            if rows:
+                print(line(rows))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(sys.argv, __doc__, FLAGS, work))

@@ -14,6 +14,7 @@ from test_algorithms import CASES, make_batch
 import omcda_jax
 from benchmarks import exact, probe, toy
 from benchmarks import selection as study
+from benchmarks.rows import put
 from omcda_jax import data, envs, selection
 from omcda_jax.algorithms import bc
 from omcda_jax.checkpoint import load_policy
@@ -425,8 +426,9 @@ def test_regret_of_a_choice():
 def test_rows_of_other_tasks_stay_in_the_file(tmp_path):
     path = tmp_path / "rows.csv"
     row = lambda task, value: {"task": task, "algorithm": "omcda", "return_mean": value}
-    study.write_rows(path, [row("a", 1), row("b", 2)])
-    study.write_rows(path, [row("b", 3), row("b", 4)])
+    of = lambda row: row["task"]
+    put(path, study.COLUMNS, [row("a", 1), row("b", 2)], of)
+    put(path, study.COLUMNS, [row("b", 3), row("b", 4)], of)
     read = [line.split(",") for line in path.read_text().splitlines()]
     place = read[0].index("return_mean")
     assert [(line[0], line[place]) for line in read[1:]] == [("a", "1"), ("b", "3"), ("b", "4")]
