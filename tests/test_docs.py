@@ -233,7 +233,8 @@ def check(words):
     elif module.startswith("benchmarks."):
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         for argument in arguments:
-            assert re.search(rf'DEFINE_\w+\(\s*"{argument[2:].partition("=")[0]}"', source), argument
+            name = argument[2:].partition("=")[0]
+            assert re.search(rf'(DEFINE_\w+\(\s*|define\("\w+", )"{name}"', source), argument
     else:
         assert module in ("mkdocs", "pytest"), module
 
