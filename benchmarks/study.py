@@ -33,10 +33,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks.rows import Row, put, read
-from omcda_jax.config import require
+from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.frame import new_flags
+from omcda_jax.runner.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {
@@ -85,6 +86,12 @@ class Cell(NamedTuple):
         return pathlib.Path(FLAGS.directory) / self.preset / (FLAGS.quality or "") / self.variant / f"seed_{self.seed}"
 
     @property
+    def settings(self) -> list[str]:
+        """What differs from the preset."""
+        quality = [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
+        return [*VARIANTS[self.variant], *FLAGS.overrides, f"seed={self.seed}", *quality]
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What tells its row from others."""
         task = f"{self.preset}:{FLAGS.quality}" if FLAGS.quality else self.preset
@@ -98,28 +105,27 @@ def key_of(row: Row) -> tuple[str, ...]:
 
 def run_cell(cell: Cell, core: int) -> Row | None:
     """Runs one cell to its end, unless it is finished, its output going to a log beside it; returns its row."""
-    if read_result(cell.directory) is None:
+    if read_result(cell) is None:
         cell.directory.mkdir(parents=True, exist_ok=True)
-        settings = [*VARIANTS[cell.variant], *FLAGS.overrides, f"seed={cell.seed}"]
-        settings += [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
         program = [sys.executable, str(ROOT / "experiments" / "run.py")]
         command = [*program, f"--config={cell.preset}", f"--workdir={cell.directory}"]
-        command += [f"--config.{setting}" for setting in settings]
+        command += [f"--config.{setting}" for setting in cell.settings]
         pin = lambda: os.sched_setaffinity(0, {core})
         with open(cell.directory / "log.txt", "a") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin, check=False).returncode
         print(f"{' '.join(cell)}: exit {code}", file=sys.stderr, flush=True)
-    result = read_result(cell.directory)
+    result = read_result(cell)
     return result and row_of(cell, result)
 
 
-def read_result(directory: pathlib.Path) -> dict | None:
-    """The finished result of a cell, or None."""
-    path = directory / "result.json"
+def read_result(cell: Cell) -> dict | None:
+    """The finished result of a cell, or None; a run of other settings in its directory is none of it."""
+    path = cell.directory / "result.json"
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    return result if result["finished"] else None
+    asked = json.loads(json.dumps(to_dict(resolve(cell.preset, cell.settings, "--presets"))))
+    return result if result["finished"] and result["config"] == asked else None
 
 
 def row_of(cell: Cell, result: dict) -> Row:

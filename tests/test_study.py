@@ -6,7 +6,9 @@ import types
 import pytest
 
 from benchmarks import study
+from omcda_jax.config import to_dict
 from omcda_jax.runner import frame
+from omcda_jax.runner.presets import resolve
 
 pytestmark = pytest.mark.quick
 
@@ -24,7 +26,7 @@ def order(tmp_path, monkeypatch):
             return types.SimpleNamespace(returncode=75)
         statistics = {"return_mean": 1.0, "win_rate": 0.5}
         last = {"return_mean": 2.0 + seed, "win_rate": 0.75}
-        config = {"data": {"reward_scale": 10.0}}
+        config = to_dict(resolve("smac_3m", [word[9:] for word in command if word.startswith("--config.")]))
         data = {"statistics": statistics, "max_return_to_go": 2.0}
         result = {"finished": True, "step": 40, "evaluation": last, "config": config, "data": data}
         learning = {
@@ -65,7 +67,16 @@ def test_what_has_a_row_is_not_run_again(order, capsys):
     assert give("--directory=elsewhere") == 0 and len(runs) == 5, "only the one without a row"
     assert give("--norun") == 0 and len(runs) == 5
     assert capsys.readouterr().out.splitlines()[-2:] == lines
-    assert give("--overrides=learner.updates=50", "--directory=longer") == 0 and len(runs) == 9, "other settings"
+    assert give("--overrides=learner.updates=500", "--directory=longer") == 0 and len(runs) == 9, "other settings"
+
+
+def test_a_run_of_other_settings_gives_no_row(order, monkeypatch):
+    give, runs = order
+    assert give("--variants=softmax", "--seeds=0") == 0 and len(runs) == 1
+    refused = lambda command, **_: runs.append(command) or types.SimpleNamespace(returncode=78)
+    monkeypatch.setattr(study.subprocess, "run", refused)
+    assert give("--variants=softmax", "--seeds=0", "--overrides=learner.updates=500") == 0 and len(runs) == 2
+    assert len(study.read("rows.csv")) == 1
 
 
 def test_an_unknown_variant_is_told(order, capsys):
