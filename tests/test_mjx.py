@@ -1,5 +1,6 @@
-"""HalfCheetah in JAX against that on the host: the same steps from the same states."""
+"""Robots in JAX against those on the host: the same steps from the same states."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -26,23 +27,29 @@ def violent(spec, random, steps):
 
 
 @pytest.fixture
-def host():
-    """One robot of mamujoco."""
-    robots = mamujoco._Robots(NAME, mamujoco.shared_out(mamujoco.build(NAME)), 1)
-    yield robots
-    robots.close()
+def opened():
+    """Opens one robot of mamujoco."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one(name):
+            robots = mamujoco._Robots(name, mamujoco.shared_out(mamujoco.build(name)), 1)
+            stack.callback(robots.close)
+            return robots
+
+        yield open_one
 
 
 def state_of(host):
     """What the next step of a robot of mamujoco starts from, as the adapter has it."""
     data = host._bodies[0].data
-    return adapter.State(*map(np.float32, (data.qpos, data.qvel, data.qacc_warmstart)), np.int32(host._time[0]))
+    x = data.xpos[1, 0] if host._bodies[0].spec.id.startswith("Ant") else data.qpos[0]
+    return adapter.State(*map(np.float32, (data.qpos, data.qvel, data.qacc_warmstart, x)), np.int32(host._time[0]))
 
 
 @pytest.mark.slow
-def test_a_step_is_that_of_the_host(host, random, strict_ranks):
+def test_a_step_is_that_of_the_host(opened, random, strict_ranks):
     """From the host's own states, on the ground and in the air; one compilation, with the horizon's cut in it."""
-    environment, index = envs.make(f"mjx/{NAME}"), np.arange(1)
+    environment, index, host = envs.make(f"mjx/{NAME}"), np.arange(1), opened(NAME)
     step, touched = jax.jit(environment.step), 0
     for seed in range(6):
         host.reset(index, np.array([seed]))
@@ -62,17 +69,53 @@ def test_a_step_is_that_of_the_host(host, random, strict_ranks):
 
 
 @pytest.mark.slow
+def test_an_ants_step_is_that_of_the_host(opened, random, strict_ranks, monkeypatch):
+    """With friction in cones, which need no directions, until it falls; forces of contact round the worst."""
+    pyramids = mamujoco.build
+
+    def cones(scenario):
+        env = pyramids(scenario)
+        env.single_agent_env.unwrapped.model.opt.cone = 1
+        return env
+
+    monkeypatch.setattr(mamujoco, "build", cones)
+    environment, index, host = envs.make("mjx/Ant_2x4"), np.arange(1), opened("Ant_2x4")
+    step, errors, falls, touched = jax.jit(environment.step), [], 0, 0
+    for seed in range(4):
+        host.reset(index, np.array([seed]))
+        for action in violent(environment.spec, random, 40):
+            after, shown = step(KEY, state_of(host), action)
+            expected = jax.tree.map(lambda leaf: leaf[0], host.step(index, action[None]))
+            assert (shown.terminated, shown.truncated, shown.won) == (expected.terminated, False, False)
+            np.testing.assert_array_equal(shown.avail, expected.avail)
+            pairs = [(shown.obs, expected.obs), (shown.global_state, expected.global_state)]
+            pairs += [(shown.reward, expected.reward), (after.qpos, state_of(host).qpos)]
+            pairs += [(after.qvel, state_of(host).qvel), (after.x, state_of(host).x)]
+            errors.append([np.abs(np.asarray(ours) - theirs).max() for ours, theirs in pairs])
+            touched += host._bodies[0].data.ncon > 0
+            if expected.terminated:
+                falls += 1
+                break
+    assert falls and 0 < touched < len(errors)
+    contacts, motion = np.split(np.array(errors), [2], axis=1)
+    np.testing.assert_array_less(motion, 5e-3)
+    np.testing.assert_array_less(np.quantile(contacts, 0.9, axis=0), 1e-2)
+    np.testing.assert_array_less(contacts, 0.2)
+
+
+@pytest.mark.slow
 def test_nothing_is_printed():
     program = f"from omcda_jax import envs; envs.make('mjx/{NAME}')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
 
 
-def test_sizes_and_starts_are_the_hosts():
-    environment, host = envs.make(f"mjx/{NAME}"), envs.make(f"mamujoco/{NAME}")
-    assert (environment.spec, environment.horizon, environment.name) == (host.spec, host.horizon, f"mjx/{NAME}")
+@pytest.mark.parametrize("name", [NAME, "Ant_4x2"])
+def test_sizes_and_starts_are_the_hosts(name):
+    environment, host = envs.make(f"mjx/{name}"), envs.make(f"mamujoco/{name}")
+    assert (environment.spec, environment.horizon, environment.name) == (host.spec, host.horizon, f"mjx/{name}")
     assert environment.versions.items() > host.versions.items() and "mujoco-mjx" in environment.versions
-    _, shown = jax.vmap(environment.reset)(jax.random.split(KEY, 400))
+    state, shown = jax.vmap(environment.reset)(jax.random.split(KEY, 400))
     simulators = host.open(400)
     expected = simulators.reset(np.arange(400), np.arange(400))
     simulators.close()
@@ -83,6 +126,7 @@ def test_sizes_and_starts_are_the_hosts():
     # positions are uniform in [-0.1, 0.1], velocities normal with a standard deviation of 0.1
     for of in (np.mean, np.std, lambda values, axis: np.quantile(np.abs(values), 0.98, axis)):
         np.testing.assert_allclose(of(shown.obs, axis=0), of(expected.obs, axis=0), atol=0.04)
+    np.testing.assert_array_equal(state.x, state.qpos[:, 0])
 
 
 def test_data_of_the_host_serve(tmp_path):

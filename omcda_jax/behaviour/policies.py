@@ -121,6 +121,7 @@ QUALITIES = {
     **_staged("mamujoco/HalfCheetah_6x1"),
     **_staged("mamujoco/Ant_2x4"),
     **_staged("mjx/HalfCheetah_6x1"),
+    **_staged("mjx/Ant_2x4"),
 }
 
 

@@ -1,8 +1,10 @@
-"""HalfCheetah of `mamujoco` in JAX, stepped by MJX, so that its episodes are played where the policy is.
+"""Ant and HalfCheetah of `mamujoco` in JAX, stepped by MJX, so that their episodes are played where the policy is.
 
-Model, sizes and rewards are those of `mamujoco`, whose robots are Gymnasium's (v5; the rules here follow its
-`half_cheetah_v5.py`), so datasets and policies of `mamujoco/X` serve `mjx/X`. Physics is in single precision: from one
-state both show the same step up to rounding, but two episodes drift apart.
+Models, sizes, rewards and endings are those of `mamujoco`, whose robots are Gymnasium's (v5; the rules here follow its
+`ant_v5.py` and `half_cheetah_v5.py`), so datasets and policies of `mamujoco/X` serve `mjx/X`. Physics is in single
+precision: from one state both show the same step up to rounding, but two episodes drift apart. An exception is an Ant's
+leg that stands within 30 degrees of upright: MuJoCo lays the pyramid of its friction along the leg, MJX along the axes
+of the world.
 """
 
 import contextlib
@@ -21,8 +23,7 @@ from omcda_jax.envs.base import Environment, TimeStep
 from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, suggestion
 
-# without Ant: MJX turns the friction pyramid of a steep capsule, so that its steps on the ground are not the host's
-SCENARIOS = ("HalfCheetah_2x3", "HalfCheetah_6x1")
+SCENARIOS = ("Ant_2x4", "Ant_2x4d", "Ant_4x2", "HalfCheetah_2x3", "HalfCheetah_6x1")
 
 
 class State(NamedTuple):
@@ -32,12 +33,14 @@ class State(NamedTuple):
         qpos: [nq] positions of the joints.
         qvel: [nv] their velocities.
         warm: [nv] accelerations, where the solver starts from.
+        x: [] how far forward it was, which the next reward measures from.
         time: [] int32, steps since the reset.
     """
 
     qpos: chex.Array
     qvel: chex.Array
     warm: chex.Array
+    x: chex.Array
     time: chex.Array
 
 
@@ -45,6 +48,7 @@ class State(NamedTuple):
 class _Robot:
     """One robot, shared out; `model` and `data` hold NumPy's arrays, so that no device is theirs."""
 
+    is_ant: bool
     gym: Any  # Gymnasium's simulator, for its constants
     team: mamujoco.Team
     model: Any
@@ -67,7 +71,7 @@ def make(scenario: str) -> Environment:
     gym = env.single_agent_env.unwrapped
     model = mjx.put_model(gym.model, impl="jax")
     model, data = jax.tree.map(np.asarray, (model, mjx.make_data(model, impl="jax")))
-    robot = _Robot(gym, mamujoco.shared_out(env), model, data)
+    robot = _Robot(scenario.startswith("Ant_"), gym, mamujoco.shared_out(env), model, data)
     return Environment(
         name=f"mjx/{scenario}",
         spec=robot.team.spec,
@@ -95,8 +99,9 @@ def _reset(robot, key):
     noise = jax.random.uniform(position_key, gym.init_qpos.shape, jnp.float32, -scale, scale)
     qvel = scale * jax.random.normal(velocity_key, gym.init_qvel.shape, jnp.float32)
     qpos = jnp.asarray(gym.init_qpos, jnp.float32) + noise
-    state = State(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
-    return state, _show(robot, state, jnp.float32(0.0))
+    state = State(qpos, qvel, jnp.zeros_like(qvel), qpos[0], jnp.int32(0))
+    # Gymnasium shows an Ant's contacts from its first step on
+    return state, _show(robot, state, jnp.zeros((gym.model.nbody, 6)), jnp.float32(0.0), jnp.zeros((), bool))
 
 
 def _step(robot, key, state, action):
@@ -105,21 +110,30 @@ def _step(robot, key, state, action):
     torque = jnp.zeros(len(team.joint)).at[team.joint].set(jnp.clip(action, -1.0, 1.0)[team.has])
     data = data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warm, ctrl=torque)
     data = jax.lax.fori_loop(0, gym.frame_skip, lambda _, data: mjx.step(model, data), data)
-    after = State(data.qpos, data.qvel, data.qacc_warmstart, state.time + 1)
-    speed = (after.qpos[0] - state.qpos[0]) / gym.dt
-    reward = gym._forward_reward_weight * speed - gym._ctrl_cost_weight * jnp.sum(torque**2)
-    return after, _show(robot, after, reward)
+    # Gymnasium takes an Ant's place from its body, which the last substep saw before it moved
+    x = data.xpos[1, 0] if robot.is_ant else data.qpos[0]
+    after = State(data.qpos, data.qvel, data.qacc_warmstart, x, state.time + 1)
+    reward = gym._forward_reward_weight * (x - state.x) / gym.dt - gym._ctrl_cost_weight * jnp.sum(torque**2)
+    if not robot.is_ant:
+        return after, _show(robot, after, None, reward, jnp.zeros((), bool))
+    low, high = gym._healthy_z_range
+    healthy = jnp.isfinite(after.qpos).all() & jnp.isfinite(after.qvel).all()
+    healthy &= (low <= after.qpos[2]) & (after.qpos[2] <= high)
+    contacts = jnp.clip(mjx.rne_postconstraint(model, data)._impl.cfrc_ext, *gym._contact_force_range)
+    reward += gym._healthy_reward * healthy - gym._contact_cost_weight * jnp.sum(contacts**2)
+    return after, _show(robot, after, contacts, reward, ~healthy)
 
 
-def _show(robot, state, reward):
-    seen = jnp.concatenate([state.qpos[robot.gym.observation_structure["skipped_qpos"] :], state.qvel])
+def _show(robot, state, contacts, reward, terminated):
+    parts = [state.qpos[robot.gym.observation_structure["skipped_qpos"] :], state.qvel]
+    seen = jnp.concatenate([*parts, contacts[1:].reshape(-1)] if robot.is_ant else parts)
     return TimeStep(
         obs=jnp.append(seen, 0.0)[robot.team.selection],
         global_state=seen,
         avail=jnp.asarray(robot.team.has),
         reward=reward,
-        terminated=jnp.zeros((), bool),
-        truncated=state.time >= robot.team.horizon,
+        terminated=terminated,
+        truncated=(state.time >= robot.team.horizon) & ~terminated,
         won=jnp.zeros((), bool),
     )
 
