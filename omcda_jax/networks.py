@@ -25,7 +25,7 @@ def initialise(network: nn.Module, key: chex.PRNGKey, *inputs: chex.Array) -> An
     One draw serves the whole network: a draw per array would compile once per shape, seconds in all.
 
     Args:
-        network: made of `nn.Dense` layers only.
+        network: made of dense layers only, each with a kernel and a bias.
         key: typed PRNG key.
         *inputs: arrays of the shapes the network takes.
 
@@ -62,19 +62,30 @@ class AgentNetwork(nn.Module):
     @nn.compact
     def __call__(self, x, action=None):
         """Map [..., N, features] and, with action inputs, [..., N, A] (None: zeros) to [..., N, outputs]."""
-        num_agents = x.shape[-2]
-        # A constant, not computed: what a training loop computes alike twice and hoists apart, XLA no longer merges.
-        identity = jnp.broadcast_to(np.eye(num_agents, dtype=x.dtype), (*x.shape[:-1], num_agents))
-        parts = [x, identity]
         if self.action_inputs:
-            parts.insert(1, jnp.zeros((*x.shape[:-1], self.action_inputs), x.dtype) if action is None else action)
-        x = jnp.concatenate(parts, axis=-1)
-        for size in self.hidden_sizes:
-            x = nn.Dense(size)(x)
-            if self.layer_norm:
-                x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
-            x = nn.relu(x)
-        return nn.Dense(self.outputs)(x)
+            action = jnp.zeros((*x.shape[:-1], self.action_inputs), x.dtype) if action is None else action
+            x = jnp.concatenate([x, action], axis=-1)
+        sizes = [*self.hidden_sizes, self.outputs]
+        for depth, size in enumerate(sizes):
+            x = (nn.Dense if depth else _IndexedDense)(size, name=f"Dense_{depth}")(x)
+            if depth + 1 < len(sizes):
+                x = nn.LayerNorm(use_bias=False, use_scale=False)(x) if self.layer_norm else x
+                x = nn.relu(x)
+        return x
+
+
+class _IndexedDense(nn.Module):
+    """`nn.Dense` of features and one-hot index [..., N, F + N]; the index picks a row of the kernel, no product."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        num_agents, inputs = x.shape[-2:]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs + num_agents, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = x @ kernel[:inputs]
+        return y + jnp.broadcast_to(kernel[inputs:] + bias[None], y.shape)
 
 
 class ReturnMixer(nn.Module):
