@@ -100,7 +100,7 @@ _ANYWHERE = {
 GRID: dict[str, dict[str, dict[str, Values]]] = {
     "smac": _ANYWHERE
     | {
-        "omcda": {"d_tot": Values((0.6, 1.8, 3.0), False), "price": Values((0.0, 0.006), False)},
+        "omcda": {"d_tot": Values((0.6, 1.8, 3.0), False), "learning_rate": Values((0.4, 1))},
         "bc": {"learning_rate": THREE, "policy_average_rate": Values((0.003, 1.0), False)},
         "bcq": {"threshold": Values((1 / 3, 1, 2)), "learning_rate": Values((0.4, 1))},
         "icq": {"policy_temperature": THREE, "value_temperature": Values((0.03, 1))},

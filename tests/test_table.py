@@ -303,7 +303,7 @@ def words(*more, algorithms="bc,omcda"):
     ]
 
 
-BC, OMCDA = "learning_rate=0.0015 policy_average_rate=1", "d_tot=3 price=0.006"  # the last of their grids
+BC, OMCDA = "learning_rate=0.0015 policy_average_rate=1", "d_tot=3 learning_rate=0.0005"  # the last of their grids
 
 
 def test_tasks_are_done_one_after_another_omcda_first_and_only_once(fake, capsys):

@@ -63,7 +63,7 @@ def _smac(
         learner=LearnerConfig(updates=updates, batch_size=batch_size),
         evaluation=EvaluationConfig(episodes=256),
         settings={
-            "omcda": dict(d_tot=0.6, critic_warmup=priming, critics=1),
+            "omcda": dict(d_tot=0.6, price=0.006, critic_warmup=priming, critics=1),
             "cql": dict(penalty=100.0),
             "omar": dict(penalty=100.0),
             "omiga": dict(alpha=1.0),
