@@ -5,6 +5,7 @@ import shutil
 import signal
 import struct
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def expected(directory, population=False):
 
 def timeless(numbers):
     return sorted((step, key, value) for step, key, value in numbers if key not in ("seconds", "updates_per_second"))
+
+
+def test_a_writer_of_the_same_second_has_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1.0e9)
+    for step in (1, 2):
+        sink = sinks.tensorboard(types.SimpleNamespace(directory=str(tmp_path)), "run")
+        sink.write(step, {"policy/loss": 0.5})
+        sink.close()
+    assert sorted(of_tensorboard(tmp_path)) == [(1, "policy/loss", 0.5), (2, "policy/loss", 0.5)]
 
 
 def test_every_row_is_logged_once_through_a_stop_and_a_lost_checkpoint(run, offline, monkeypatch, capsys):

@@ -34,7 +34,10 @@ class Sink(NamedTuple):
 
 def tensorboard(job: Job, name: str) -> Sink:
     """Return a writer of event files in the run's `tensorboard` folder."""
-    writer = importlib.import_module("tensorboardX").SummaryWriter(os.path.join(job.directory, "tensorboard"))
+    # files are named by the second, and a second one of the same name would take the first one's place
+    suffix = f".{uuid.uuid4().hex[:8]}"
+    package = importlib.import_module("tensorboardX")
+    writer = package.SummaryWriter(os.path.join(job.directory, "tensorboard"), filename_suffix=suffix)
 
     def write(step, numbers):
         for key, value in numbers.items():
