@@ -102,7 +102,7 @@ def allocate(
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
             point makes all m_i equal: water-filling, almost the best split of one KL budget.
         uniform: d_tot / N each (the paper's ablation without allocation).
-        random, fixed: `previous` unchanged, see `first_budgets`.
+        random, fixed: everybody's share of what exceeds d_min as in `previous`, see `first_budgets`.
 
     Args:
         influence: [N] m_i; entries that are not finite count as 0, those beyond 1e30 as 1e30.
@@ -130,12 +130,15 @@ def allocate(
     num_agents = influence.shape[0]
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
+    spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
     if rule in ("random", "fixed"):
-        return previous
+        beyond = jnp.maximum(previous - min_budget, 0.0)
+        whole = jnp.sum(beyond)
+        share = jnp.where(whole > 0, beyond / jnp.where(whole > 0, whole, 1.0), 1 / num_agents)
+        return jnp.where(jnp.isclose(jnp.sum(previous), total_budget), previous, min_budget + spread * share)
     scaled = jnp.clip(jnp.where(jnp.isfinite(influence), influence, 0.0), -LARGEST_INFLUENCE, LARGEST_INFLUENCE)
     if influence_scale == "relative":
         scaled = _relative(scaled)
-    spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
     if rule == "softmax":
         # the largest is 0 before the division, which may overflow for the others
         return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)

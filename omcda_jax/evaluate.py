@@ -267,17 +267,18 @@ def _seen_in_jax(act, environment: Environment, state: Any, key: jax.Array) -> S
     units = jax.jit(environment.map.units) if environment.map else lambda env_state: None
     step = jax.jit(environment.step)
     env_state, timestep = jax.jit(environment.reset)(key)
-    seen, actions, rewards = [units(env_state)], [], []
+    seen, actions, rewards, won = [units(env_state)], [], [], False
     for time in range(1, environment.horizon + 1):
         step_key = jax.random.fold_in(key, time)
         actions.append(act(state, timestep.obs, timestep.avail, jax.random.fold_in(step_key, 0)))
         env_state, timestep = step(step_key, env_state, actions[-1])
         seen.append(units(env_state))
         rewards.append(timestep.reward)
+        won |= bool(timestep.won)
         if timestep.terminated | timestep.truncated:
             break
     stacked = lambda moments: jax.tree.map(lambda *each: np.stack(each), *jax.device_get(moments))
-    return Seen(stacked(rewards), stacked(actions), bool(timestep.won), stacked(seen))
+    return Seen(stacked(rewards), stacked(actions), won, stacked(seen))
 
 
 @contextlib.contextmanager

@@ -115,8 +115,8 @@ def critic_value(state: TrainState, batch: Batch) -> jax.Array:
 
 
 def has_density(policy: Actor) -> bool:
-    """Return whether actions of a policy have probabilities or densities: all but continuous ones of BCQ."""
-    return policy.spec.discrete or _has_network(policy)
+    """Return whether actions of a policy have probabilities or densities: all but continuous ones of BCQ and OMAR."""
+    return policy.spec.discrete or (_has_network(policy) and policy.config.name != "omar")
 
 
 def _has_network(policy: Actor) -> bool:

@@ -22,7 +22,7 @@ from omcda_jax import (
     OmigaConfig,
     training,
 )
-from omcda_jax.algorithms import ALGORITHMS
+from omcda_jax.algorithms import ALGORITHMS, omcda
 from omcda_jax.types import BatchError
 
 SPEC = EnvSpec(num_agents=3, obs_dim=6, state_dim=5, action_dim=4, discrete=True)
@@ -385,6 +385,45 @@ def test_an_agent_without_choices_stays_finite_and_teaches_nothing():
     chex.assert_trees_all_equal(new.params["behaviour"], moved.params["behaviour"])
 
 
+@pytest.mark.parametrize("name", ["omcda", "omcda-fixed-gradient"])
+def test_a_batch_without_choices_of_an_agent_leaves_its_level_and_influence(name):
+    state = after(CONFIGS[name])
+    rest = state.extra.replace(influence=jnp.full(3, 0.5))
+    batch = make_batch(13)
+    avail, action = np.array(batch.avail), np.array(batch.action)
+    avail[:, 0], action[:, 0] = np.arange(SPEC.action_dim) == 0, 0
+    moved, _ = UPDATE(state.replace(extra=rest), batch.replace(avail=avail, action=action))
+    for before, now in ((rest.log_alpha, moved.extra.log_alpha), (rest.influence, moved.extra.influence)):
+        assert before[0] == now[0] and np.all(before[1:] != now[1:])
+
+
+def test_a_single_row_cannot_spend_a_budget_and_says_nothing_about_the_level():
+    config = CONFIGS["omcda"]
+    state, batch = after(config), make_batch(13)
+    avail = np.array(batch.avail)
+    avail[1:, 0] = np.eye(SPEC.action_dim)[np.array(batch.action[1:, 0])]
+    avail[0, 0] = True
+    moved, _ = UPDATE(state, batch.replace(avail=avail))
+    assert moved.extra.log_alpha[0] == state.extra.log_alpha[0]
+
+
+def test_the_behaviours_value_is_measured_from_the_first_update_on():
+    config = CONFIGS["omcda"].replace(critic_warmup=4, level_rate=1e-4)
+    sizes = [float(after(config, updates=n).extra.value_size) for n in (1, 2)]
+    state, once = after(config, updates=0), []
+    for i in range(2):
+        estimates = omcda.estimate(state, make_batch(100 + i))
+        once.append(float(jnp.mean(jnp.abs(estimates.return_value))))
+        state, _ = UPDATE(state, make_batch(100 + i))
+    np.testing.assert_allclose(sizes, [once[0], np.mean(once)], rtol=1e-5)
+
+
+def test_continuous_omar_acts_alike_with_and_without_a_key():
+    state, batch = omcda_jax.init(jax.random.key(0), CONTINUOUS, CONFIGS["omar"]), make_batch(0, spec=CONTINUOUS)
+    greedy = omcda_jax.act(state, batch.obs)
+    np.testing.assert_array_equal(omcda_jax.act(state, batch.obs, key=jax.random.key(1)), greedy)
+
+
 def test_the_policy_is_the_behaviours_twin_until_the_warm_up_is_over():
     state = omcda_jax.init(jax.random.key(0), CONTINUOUS, OmcdaConfig(critic_warmup=3, **SMALL))
     for i in range(4):
@@ -472,11 +511,25 @@ def test_the_penalty_enters_the_one_value_when_not_decoupled():
         ({"critic_warmup": -1}, ["critic_warmup", "-1"]),
         ({"critic_warmup": 0, "price": 0.1}, ["price", "0 with critic_warmup=0", "0.1"]),
         ({"num_samples": 1}, ["num_samples", "at least 2", "1"]),
+        ({"alpha_max": float("inf")}, ["alpha_max", "a number above alpha_min=0.001", "inf"]),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(settings, words):
     with pytest.raises(omcda_jax.ConfigError) as error:
         omcda_jax.init(jax.random.key(0), SPEC, OmcdaConfig(**settings))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"priming": 10, "behaviour_updates": 10}, ["priming", "0 or above behaviour_updates=10", "10"]),
+        ({"temperature": float("inf")}, ["temperature", "a number >= 0", "inf"]),
+    ],
+)
+def test_bad_settings_of_cfcql_are_refused_in_one_line(settings, words):
+    with pytest.raises(omcda_jax.ConfigError) as error:
+        omcda_jax.init(jax.random.key(0), SPEC, CfcqlConfig(**settings))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 

@@ -266,6 +266,13 @@ def test_random_and_fixed_keep_their_point_and_uniform_forgets():
     np.testing.assert_allclose(_budget([1, 2, 3, 4], "uniform", previous), EVEN, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["random", "fixed"])
+def test_shares_outlive_a_change_of_the_total(rule):
+    shared = lambda previous, total: allocate(np.zeros(3), previous, rule=rule, total_budget=total, min_budget=0.1)
+    np.testing.assert_allclose(shared(np.array([0.4, 0.2, 0.1]), 1.5), [0.1 + 0.9, 0.1 + 0.3, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(shared(np.full(3, 0.1), 1.5), 0.5, rtol=1e-6, err_msg="nobody had more than the least")
+
+
 def test_shares_written_with_few_digits_still_spend_the_whole_budget():
     config = OmcdaConfig(allocation="fixed", shares=(0.333, 0.333, 0.333), d_tot=0.9, d_min=0.1)
     config.validate()

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib
 import os
@@ -209,6 +210,28 @@ def test_won_only_keeps_exactly_the_won_episodes(plain):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     assert metadata["rollouts"] == np.flatnonzero(plain[0].won)[-1] + 1
     assert metadata["won_only"] and calls[-1] == (wanted, wanted, metadata["rollouts"])
+
+
+def early_win(environment):
+    """The same, but the goal is reached with the second step and never after it."""
+    won = lambda shown: shown.replace(won=shown.global_state[..., 0] == 2)
+    if isinstance(environment, Environment):
+        stepped = lambda env_state, shown: (env_state, won(shown))
+        return dataclasses.replace(environment, step=lambda *inputs: stepped(*environment.step(*inputs)))
+
+    def start(copies):
+        simulators = environment.open(copies)
+        return simulators._replace(step=lambda *inputs: won(simulators.step(*inputs)))
+
+    return dataclasses.replace(environment, open=start)
+
+
+def test_an_episode_is_won_whenever_the_goal_was_reached(monkeypatch, few_compilations):
+    monkeypatch.setattr(rollouts, "_rollout_functions", few_compilations)
+    for environment, params in ((make_toy(), make_params()), (make_host(), make_gaussian())):
+        recipe = policies.Quality(("only",))
+        episodes, *_ = collect.collect(early_win(environment), [params], recipe, episodes=8, seed=0)
+        assert episodes.won.all()
 
 
 def test_hopeless_filter_is_reported(monkeypatch):

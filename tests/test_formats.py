@@ -417,6 +417,20 @@ def test_returns_to_go_are_told_of_and_undone(tmp_path):
     np.testing.assert_allclose(undone.episodes.reward, episodes.reward, atol=1e-5)
 
 
+def test_returns_to_go_of_an_episode_whose_last_step_is_left_out(tmp_path):
+    paid = np.array([1, 2, 3, 4, 5, 6], np.float32)
+    togo = np.array([6, 5, 3, 15, 11, 6], np.float32)
+    ends = {"timeouts": np.arange(6) == 2, "terminals": np.arange(6) == 5}
+    seen = {"observations": np.random.default_rng(0).random((6, 2)), "actions": np.zeros((6, 1))}
+    for name, rewards in (("paid", paid), ("togo", togo)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.update({key: np.float32(values) for key, values in seen.items()} | ends | {"rewards": rewards})
+    plain = formats.read(tmp_path / "paid.h5").episodes
+    undone = formats.read(tmp_path / "togo.h5", repairs=Repairs(rewards="return_to_go")).episodes
+    np.testing.assert_array_equal(plain.reward, [1, 2, 0, 4, 5, 6, 0])
+    np.testing.assert_array_equal(undone.reward, plain.reward)
+
+
 def test_time_limits_are_told_of_and_set_right(tmp_path):
     episodes, path = make_episodes(CONTINUOUS, (60, 20, 60, 60), (True,) * 4), tmp_path / "hopper.hdf5"
     write_omiga(path, episodes)

@@ -398,6 +398,10 @@ def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypa
         assert one["evaluation"]["return_mean"] == pytest.approx(other["evaluation"]["return_mean"])
     assert report.main(["report", str(TRIALS)]) == 0
     assert "3 trials" in capsys.readouterr().out
+    (TRIALS / "share_0_of_3").mkdir()
+    assert len(report.shares(str(TRIALS), 2)["trials"]) == 3
+    assert report.main(["report", str(TRIALS)]) == 78
+    assert "expected the shares of one run, found those of several: share_0_of_2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -435,7 +439,8 @@ def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch
     assert (names("latest"), names("best")) == (["40", "60"], ["20"])
     monkeypatch.setattr(evaluation, "summarise", summarise)
     assert run.main(command("--config.learner.evaluate_every=20", "--mode=eval", "--checkpoint=best")) == 0
-    assert json.loads((DIRECTORY / "result_best.json").read_text())["step"] == 20
+    best = json.loads((DIRECTORY / "result_best.json").read_text())
+    assert best["step"] == best["metrics"]["step"] == 20
     assert result_of()["step"] == 60
 
 

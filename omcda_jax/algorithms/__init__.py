@@ -163,7 +163,8 @@ def act(
         policy: trained state, or what `policy` cut out of one.
         obs: [..., N, O], raw.
         avail: [..., N, A] bool legal actions or dimensions an agent has, None for all.
-        key: samples from a policy network (discrete BCQ, CQL and CFCQL stay greedy); None acts greedily.
+        key: samples from a policy network (discrete BCQ, CQL and CFCQL and continuous OMAR stay greedy); None acts
+            greedily.
 
     Returns:
         [..., N] int32, or [..., N, A] float32 in [-1, 1].

@@ -74,7 +74,7 @@ class BcqConfig:
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require(self, "logit_penalty", lambda x: x >= 0, "0 or more")
+        training.require(self, "logit_penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         counts = ["num_samples", "acting_samples"]
         training.check_numbers(self, positive=["reach"], shares=["threshold", "share"], counts=counts)
 

@@ -49,8 +49,10 @@ class CfcqlConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require(self, "behaviour_updates", lambda x: x >= 0, "a number of updates >= 0")
-        training.require(self, "penalty", lambda x: x >= 0, "0 or more")
-        training.require(self, "temperature", lambda x: x >= 0, "0 or more")
+        waits = f"0 or above behaviour_updates={self.behaviour_updates}, for which the critic waits"
+        training.require(self, "priming", lambda x: x <= 0 or x > self.behaviour_updates, waits)
+        training.require(self, "penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
+        training.require(self, "temperature", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         training.check_numbers(self, counts=["num_samples"])
 
 

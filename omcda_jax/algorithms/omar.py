@@ -40,7 +40,7 @@ from omcda_jax.distributions import (
 )
 from omcda_jax.networks import backbone
 from omcda_jax.training import CriticSettings, static
-from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
+from omcda_jax.types import Actor, Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class OmarConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require(self, "search_elites", lambda x: 2 <= x <= self.search_samples, "2 up to search_samples")
-        training.require(self, "penalty", lambda x: x >= 0, "0 or more")
+        training.require(self, "penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         positive, shares, counts = (
             ["search_spread", "proposal_spread"],
             ["coefficient"],
@@ -232,4 +232,9 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     return training.descend(state, batch, [critic_loss, policy_loss], estimate(state, batch, axis_name), axis_name)
 
 
-ALGORITHM = Algorithm(OmarConfig, init, update, acting.policy_of, acting.act_by_policy)
+def act(actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None) -> chex.Array:
+    """Act as `acting.act_by_policy`; continuous actions are greedy with a key too, for no loss moves their spread."""
+    return acting.act_by_policy(actor, obs, avail, key if actor.spec.discrete else None)
+
+
+ALGORITHM = Algorithm(OmarConfig, init, update, acting.policy_of, act)

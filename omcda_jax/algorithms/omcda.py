@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from omcda_jax import acting, allocation, losses, networks, training
 from omcda_jax.distributions import Policy, Support, expectation, has_choice, moved_expectation, support_rows
 from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
-from omcda_jax.reductions import masked_mean
+from omcda_jax.reductions import masked_mean, total
 from omcda_jax.training import CriticSettings, static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
@@ -117,7 +117,8 @@ class OmcdaConfig(CriticSettings):
             rates=("level_rate", "influence_rate"),
             counts=["critics"],
         )
-        training.require(self, "alpha_max", lambda x: x > self.alpha_min, f"above alpha_min={self.alpha_min}")
+        finite = f"a number above alpha_min={self.alpha_min}"
+        training.require(self, "alpha_max", lambda x: (x > self.alpha_min) & (x < float("inf")), finite)
         training.require(self, "max_weight", lambda x: x > 1, "above 1")
 
 
@@ -299,7 +300,8 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
     spends.
     """
     config, extra, mask, warms = state.config, state.extra, estimates.mask, warms_up(state)
-    lowest, highest = jnp.log(level_floor(state)), jnp.log(config.alpha_max)
+    lowest = jnp.log(level_floor(state))
+    highest = jnp.maximum(jnp.log(config.alpha_max), lowest)
     solution, weights = allocation.conservatism_level(
         estimates.return_advantage,
         estimates.deviation_advantage,
@@ -309,9 +311,13 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
         max_weight=config.max_weight,
         axis_name=axis_name,
     )
+    rows = total(jnp.sum(mask, axis=0), axis_name)
+    # weights over m rows spend log m at most
+    solution = jnp.where(jnp.log(jnp.maximum(rows, 1)) > extra.budget, solution, extra.log_alpha)
     log_alpha = allocation.conservatism_step(extra.log_alpha, solution, config.level_rate)
     if by_gradient(state):
         spent = masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name)
+        spent = jnp.where(rows > 0, spent, extra.budget)
         stepped = allocation.dual_step(extra.log_alpha, spent, extra.budget, config.level_step)
         log_alpha = jnp.where(warms, log_alpha, jnp.clip(stepped, lowest, highest))
     return log_alpha, jnp.where(warms, mask.astype(weights.dtype), weights)
@@ -399,9 +405,12 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
 
 
 def measure(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> chex.Array:
-    """Return the influence m_i [N] on this batch, from the return part's values at the support of the policy."""
+    """Return the influence m_i [N] on this batch, from the return part's values at the support of the policy.
+
+    An agent that has no choice anywhere in the batch keeps its average.
+    """
     policy, behaviour, support = estimates.policy, estimates.behaviour, estimates.support
-    return allocation.influence(
+    influence = allocation.influence(
         estimates.return_weights[..., None] * estimates.returns.support,
         policy.support_log_probs(support) - behaviour.support_log_probs(support),
         support.probabilities,
@@ -409,6 +418,7 @@ def measure(state: TrainState, estimates: Estimates, axis_name: str | None = Non
         epsilon=state.config.influence_epsilon,
         axis_name=axis_name,
     )
+    return jnp.where(total(jnp.sum(estimates.mask, axis=0), axis_name) > 0, influence, state.extra.influence)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
@@ -432,7 +442,8 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     budget = allocation.allocate_by(config, influence, extra.budget)
 
     size = masked_mean(jnp.abs(estimates.return_value), jnp.ones_like(estimates.return_value, bool), axis_name)
-    size = extra.value_size + config.level_rate * jnp.where(warms, size - extra.value_size, 0.0)
+    rate = jnp.maximum(config.level_rate, 1.0 / (state.step + 1))  # the mean of all, as long as they are few
+    size = extra.value_size + rate * jnp.where(warms, size - extra.value_size, 0.0)
     if config.decoupled:
         q_deviation = _q_deviation(state.params, state, batch)
         metrics["critic/q_deviation"] = masked_mean(q_deviation, jnp.ones_like(q_deviation, bool), axis_name)

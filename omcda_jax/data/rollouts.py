@@ -104,7 +104,9 @@ def _play(begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
         )
         last = (terminated | truncated).argmax(axis=1)
         for e, end in enumerate(last):
-            yield _cut(obs[e], state[e], avail[e], action[e], reward[e], end + 1, terminated[e, end], won[e, end])
+            yield _cut(
+                obs[e], state[e], avail[e], action[e], reward[e], end + 1, terminated[e, end], won[e, : end + 1].any()
+            )
         first += chunk
 
 
@@ -139,7 +141,7 @@ def _play_host(
     avail = np.ones((*rows, spec.num_agents, spec.action_dim), bool)  # idle copies choose too
     action = np.zeros(avail.shape[:3], np.int32) if spec.discrete else np.zeros(avail.shape, np.float32)
     reward = np.zeros(rows, np.float32)
-    everyone, running = np.arange(rows[0]), np.zeros(rows[0], bool)
+    everyone, running, won = np.arange(rows[0]), np.zeros(rows[0], bool), np.zeros(rows[0], bool)
     episode, t = np.full(rows[0], first, np.int32), np.zeros(rows[0], np.int32)
     begun = steps = 0
     finished: dict[int, Episodes] = {}
@@ -153,7 +155,8 @@ def _play_host(
         if enough:
             idle = idle[: max(0, enough - begun)] if unit == "episodes" else idle[: copies * (steps < enough)]
         if len(idle):
-            episode[idle], t[idle], running[idle] = first + begun + np.arange(len(idle)), 0, True
+            episode[idle], t[idle] = first + begun + np.arange(len(idle)), 0
+            running[idle], won[idle] = True, False
             begun += len(idle)
             see(idle, simulators.reset(idle, np.array([_reset_seed(seed, e) for e in episode[idle]])))
         who = np.flatnonzero(running)
@@ -162,12 +165,13 @@ def _play_host(
         chosen = np.asarray(choose(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
         after = simulators.step(who, chosen[who])
         action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
+        won[who] |= after.won
         t[who] += 1
         steps += len(who)
         see(who, after)
         for k in np.flatnonzero(after.terminated | after.truncated):
             e = who[k]
-            ending = (t[e], after.terminated[k], after.won[k])
+            ending = (t[e], after.terminated[k], won[e])
             finished[int(episode[e])] = _cut(obs[e], state[e], avail[e], action[e], reward[e], *ending)
             running[e] = False
         while due in finished:

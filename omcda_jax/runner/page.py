@@ -104,7 +104,9 @@ def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = Tru
     tables = trial_tables(result) if population else outcome_tables(result)
     sections = [Section("Result", tables, half=not population)]
     if with_replay:
-        sections.append(Section("An episode", episode(best(trials), config), half=not population))
+        shown = best(trials)
+        own_config = next(own["config"] for folder, own in parts if folder == shown.directory)
+        sections.append(Section("An episode", episode(shown, own_config), half=not population))
     sections.append(Section("Training", training(groups, result)))
     others = other_metrics(groups)
     if others:

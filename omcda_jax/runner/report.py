@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -206,27 +207,35 @@ def title(config: Mapping[str, Any]) -> str:
     return f"{config['name']}: {config['algorithm']['name']} on {data['environment']} {data['quality']}"
 
 
-def shares(directory: str) -> dict[str, Any] | None:
+def shares(directory: str, count: int | None = None) -> dict[str, Any] | None:
     """Return the results of all shares of a population as one, or None while some are missing.
 
-    Args:
-        directory: that holds `share_0_of_N` and so on.
+    Args, Raises: as `share_folders`.
     """
-    folders = share_folders(directory)
+    folders = share_folders(directory, count)
     if not folders or not all(os.path.exists(os.path.join(folder, "result.json")) for folder in folders):
         return None
     results = [load(os.path.join(folder, "result.json")) for folder in folders]
     return {**results[0], "trials": [one for result in results for one in result["trials"]]}
 
 
-def share_folders(directory: str) -> list[str]:
+def share_folders(directory: str, count: int | None = None) -> list[str]:
     """Return where the shares of a population belong, or nothing where it is not shared.
 
     Args:
         directory: that holds `share_0_of_N` and so on.
+        count: N; None: as the folders' names have it.
+
+    Raises:
+        ConfigError: they have several.
     """
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    count = max((int(name.rpartition("_")[2]) for name in names if name.startswith("share_")), default=0)
+    if count is None:
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+        counts = sorted({int(match[1]) for name in names if (match := re.fullmatch(r"share_\d+_of_(\d+)", name))})
+        if len(counts) > 1:
+            found = " and ".join(f"share_0_of_{each}" for each in counts)
+            raise ConfigError(f"{directory}: expected the shares of one run, found those of several: {found}")
+        count = sum(counts)
     return [os.path.join(directory, f"share_{index}_of_{count}") for index in range(count)]
 
 

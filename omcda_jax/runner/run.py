@@ -127,7 +127,7 @@ def finish(
     evaluated = time.monotonic() - began
     if not is_first():
         return {}
-    learning = report.learning_summary(read(job.metrics))
+    learning = report.learning_summary([row for row in read(job.metrics) if row["step"] <= updates_done(state)])
     result = {
         "config": to_dict(config),
         "step": updates_done(state),
@@ -175,15 +175,17 @@ def show(
     """
     if job.population:
         say(report.trials_table(result))
-        shares = report.shares(command.directory)
+        count = command.processes.count
+        shares = None if count is None else report.shares(command.directory, count)
         if shares:
             say(f"all shares of {command.directory}:\n{report.trials_table(shares)}")
     else:
         say(report.table(result))
-        try:
-            say(f"plot: {plots.plot(job.directory, result)}")
-        except ConfigError as error:
-            say(error)
+        if command.which == "latest":
+            try:
+                say(f"plot: {plots.plot(job.directory, result)}")
+            except ConfigError as error:
+                say(error)
     say(f"result: {result_path(job, command.which)}")
     if command.video:
         one = jax.tree.map(lambda leaf: leaf[0], state) if job.population else state

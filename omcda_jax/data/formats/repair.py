@@ -29,7 +29,7 @@ def repaired(episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarr
     final = final_rows(episodes.length)
     if repairs.rewards == "return_to_go":
         reward = columns.single(reward - np.append(reward[1:], 0.0), source, "reward, without the rewards to come")
-        reward[final] = 0.0
+    reward[final] = 0.0
     action = episodes.action
     continuous = action.dtype.kind == "f"
     if not continuous and (repairs.action_scale != 1.0 or repairs.clip_actions):
@@ -69,7 +69,7 @@ def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> Episodes:
 
 def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
     if reward.ndim == 1:
-        return reward
+        return reward.copy()
     if rule is not None:
         return columns.single(getattr(reward, rule)(axis=1, dtype=np.float64), source, f"reward, {rule} over agents")
     different = (reward != reward[:, :1]).any(axis=1)

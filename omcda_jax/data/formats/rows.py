@@ -14,7 +14,7 @@ class Reading(NamedTuple):
     """What a reader makes of a file.
 
     Attributes:
-        episodes: as the file has them; the reward is [T] or, per agent, [T, N].
+        episodes: as the file has them; the reward is [T] or, per agent, [T, N], on final rows that of a step left out.
         notes: lines on what was left out and what was made of the rest.
         stored: [E] bool, the file stores what the team saw after the last step; elsewhere the last observation stands
             for it, which counts for nothing while the task itself ended the episode.
@@ -201,6 +201,8 @@ def without_successors(
     steps = {name: values[is_step] for name, values in (*seen.items(), *taken.items())}
     # after an end nothing counts, so the last observation will do for the one that is not stored
     finals = {name: values[last[kept]] for name, values in seen.items()}
+    # returns-to-go hold the rewards of the steps left out
+    finals["reward"] = np.where(cut.reshape(-1, *[1] * (taken["reward"].ndim - 1)), taken["reward"][last], 0)[kept]
     joined = with_final_rows(steps, finals, length[kept])
     return Reading(episodes(joined, length[kept], terminated[kept]), notes, (cut | stored)[kept])
 
