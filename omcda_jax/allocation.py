@@ -94,13 +94,15 @@ def allocate(
     temperature: chex.Numeric = 1.0,
     step_size: chex.Numeric = 0.005,
     influence_scale: str = "relative",
+    price: chex.Numeric = 0.0,
 ) -> chex.Array:
     """Share one budget of deviation among the agents: d_i >= min_budget, sum_i d_i = total_budget.
 
     Rules:
         softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's.
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
-            point makes all m_i equal: water-filling, almost the best split of one KL budget.
+            point makes all m_i equal: water-filling, almost the best split of one KL budget. Of m only what exceeds
+            the price counts, for where a nat earns no more than its price, a budget is a cap that nobody needs.
         uniform: d_tot / N each (the paper's ablation without allocation).
         random, fixed: everybody's share of what exceeds d_min as in `previous`, see `first_budgets`.
 
@@ -114,6 +116,7 @@ def allocate(
         step_size: step size of the projected rule, relative to an even share.
         influence_scale: "relative" divides m by the mean |m| over agents, which frees the rules of the reward's
             units; "raw" is the paper's literal form (static).
+        price: of a nat, in the units of influence; of the projected rule.
 
     Returns:
         [N] budgets d, nats.
@@ -142,14 +145,16 @@ def allocate(
     if rule == "softmax":
         # the largest is 0 before the division, which may overflow for the others
         return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)
-    target = previous - min_budget + step_size * (total_budget / num_agents) * scaled
+    size = jnp.abs(influence)
+    beyond = jnp.where(size > price, 1.0 - price / jnp.maximum(size, jnp.finfo(size.dtype).tiny), 0.0)
+    target = previous - min_budget + step_size * (total_budget / num_agents) * beyond * scaled
     # The projection ignores shifts, and entries further than `spread` below the largest end at zero wherever they
     # start: both keep huge influences from costing the sum its precision.
     target = jnp.clip(target - jnp.max(target), -spread, 0.0)
     return min_budget + optax.projections.projection_simplex(target, spread)
 
 
-def allocate_by(config: Any, influence: chex.Array, previous: chex.Array) -> chex.Array:
+def allocate_by(config: Any, influence: chex.Array, previous: chex.Array, price: chex.Numeric) -> chex.Array:
     """Return `allocate` by an algorithm's settings: `allocation` names the rule, `d_tot` and `d_min` the budgets."""
     return allocate(
         influence,
@@ -160,6 +165,7 @@ def allocate_by(config: Any, influence: chex.Array, previous: chex.Array) -> che
         temperature=config.temperature,
         step_size=config.step_size,
         influence_scale=config.influence_scale,
+        price=price,
     )
 
 

@@ -263,6 +263,11 @@ def allocate_softmax(influences, total, floor, temperature):
     return floor + (total - len(scores) * floor) * raw / raw.sum()
 
 
+def share_beyond(values, threshold):
+    """The part of each value that lies further from zero than a threshold, as a share of it."""
+    return np.array([(abs(value) - threshold) / abs(value) if abs(value) > threshold else 0.0 for value in values])
+
+
 def allocate_projected(influences, previous, total, floor, step):
     """d <- projection of d + step m on the budget simplex."""
     return project_simplex(previous + step * influences, total, floor)

@@ -45,6 +45,7 @@ CASES = {
     "warming up, primed": dict(priming=5),
     "gradient": dict(extraction="gradient"),
     "gradient priced": dict(extraction="gradient", price=0.1, critics=3),
+    "gradient priced, projected": dict(extraction="gradient", price=0.01, allocation="projected", step_size=0.3),
     "gradient not decoupled in_sample": dict(extraction="gradient", decoupled=False, value_target="in_sample"),
     "gradient warming up": dict(extraction="gradient", price=0.1),
 }
@@ -346,6 +347,7 @@ def test_levels_budgets_and_influence_agree(case):
     scaled = smoothed if state.config.influence_scale == "raw" else reference.relative(smoothed)
     if state.config.allocation == "projected":
         step = float(config.step_size) * 2.4 / 3
+        scaled = scaled * reference.share_beyond(smoothed, 20.0 * float(config.price))
         budget = reference.allocate_projected(scaled, np.asarray(before.budget, np.float64), 2.4, 0.05, step)
     else:
         budget = reference.allocate_softmax(scaled, 2.4, 0.05, 1.0)

@@ -266,6 +266,20 @@ def test_random_and_fixed_keep_their_point_and_uniform_forgets():
     np.testing.assert_allclose(_budget([1, 2, 3, 4], "uniform", previous), EVEN, rtol=1e-6)
 
 
+def test_only_what_exceeds_the_price_moves_projected_budgets():
+    previous = np.array([0.2, 0.4, 0.5, 0.1])
+    move = lambda m, price: _budget(m, "projected", previous, step_size=0.1, price=price)
+    np.testing.assert_allclose(move([0.9, -0.5, 0.3, 1.0], 1.0), previous, rtol=1e-6)
+    m = np.array([3.0, 1.0, 0.5, -1.5])
+    step = 0.1 * TOTAL / AGENTS * reference.relative(m) * [2 / 3, 0, 0, 1 / 3]
+    np.testing.assert_allclose(
+        move(m, 1.0),
+        reference.project_simplex(previous + step, TOTAL, FLOOR),
+        rtol=1e-5,
+        err_msg="the unit is mean |m|",
+    )
+
+
 @pytest.mark.parametrize("rule", ["random", "fixed"])
 def test_shares_outlive_a_change_of_the_total(rule):
     shared = lambda previous, total: allocate(np.zeros(3), previous, rule=rule, total_budget=total, min_budget=0.1)

@@ -328,10 +328,14 @@ def warms_up(state: TrainState) -> chex.Array:
     return state.step < state.config.critic_warmup
 
 
+def price_of_a_nat(state: TrainState) -> chex.Array:
+    """Return the price [] in return per nat, 0 in the critic warm-up."""
+    return jnp.where(warms_up(state), 0.0, state.config.price * state.extra.value_size)
+
+
 def level_floor(state: TrainState) -> chex.Array:
-    """Return the least level [] in return per nat: alpha_min, and after the critic warm-up the price of a nat."""
-    price = jnp.where(warms_up(state), 0.0, state.config.price * state.extra.value_size)
-    return jnp.maximum(state.config.alpha_min, price)
+    """Return the least level [] in return per nat: alpha_min, or the price of a nat."""
+    return jnp.maximum(state.config.alpha_min, price_of_a_nat(state))
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
@@ -439,7 +443,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     after = training.advance(after.replace(params=after.params | {"policy": policy}))
     measured = measure(state, estimates, axis_name)
     influence = extra.influence + config.influence_rate * jnp.where(warms, 0.0, measured - extra.influence)
-    budget = allocation.allocate_by(config, influence, extra.budget)
+    budget = allocation.allocate_by(config, influence, extra.budget, price_of_a_nat(state))
 
     size = masked_mean(jnp.abs(estimates.return_value), jnp.ones_like(estimates.return_value, bool), axis_name)
     rate = jnp.maximum(config.level_rate, 1.0 / (state.step + 1))  # the mean of all, as long as they are few
