@@ -120,10 +120,17 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool):
     return jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if population else evaluate)
 
 
+def _of_every_trial(act):
+    """Act for one trial after the other on a CPU, whose caches hold what one needs; elsewhere for all at once."""
+    if jax.default_backend() == "cpu":
+        return lambda *stacked: jax.lax.map(lambda one: act(*one), stacked)
+    return jax.vmap(act)
+
+
 def _on_host(act, environment: HostEnvironment, episodes: int, population: bool):
     opened: list[Simulators] = []
     # the whole batch every time, ended episodes too, so that there is one shape to compile for
-    jitted = jax.jit(jax.vmap(act) if population else act)
+    jitted = jax.jit(_of_every_trial(act) if population else act)
 
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         shape = (*jax.tree.leaves(state)[0].shape[:1], episodes) if population else (episodes,)
