@@ -19,7 +19,6 @@ Writes the rows to analysis_NAME.csv and the figure to analysis_NAME.png in --re
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -46,14 +45,19 @@ from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.compare import trained
 from omcda_jax.runner.evaluation import Judge, make_judge
 from omcda_jax.runner.jobs import Job, claimed, refuse_other_settings, write_json
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption
+from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError, EnvSpec, TrainState, check_seed, updates_done
 
 # short calls, because a stop signal waits for one, of a whole population
 DEFAULTS = ("learner.evaluate_every=0", "learner.updates_per_call=20", "evaluation.episodes=32")
 RINGS = {"ring": "discrete", "ring_continuous": "continuous"}
+# settings that every trial has of its own, and the flags that give them
+OWN = {"seed": "--seeds", "algorithm.allocation": "--rules"} | dict.fromkeys(
+    ("learner.mode", "learner.trials"), "--seeds, --own, --totals and --rules"
+)
 GIVEN = ("uniform", "random")  # rules whose budgets are known beforehand
 RULES = ("softmax", "projected", *GIVEN)
 
@@ -118,16 +122,13 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    given = read_settings(values, argv)
+    given = read_settings(values, argv, OWN)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
     assignments = [*DEFAULTS, *given]
     name = values.name or values.preset
     directory = os.path.join(os.path.abspath(values.directory), name)
-    taken = [text for text in assignments if text.startswith(("seed=", "learner.mode=", "algorithm.allocation="))]
-    if taken:
-        raise ConfigError(f"--config.{taken[-1]}: expected --seeds, --own, --totals and --rules to say what varies")
     if values.preset in RINGS:
         config = apply_overrides(ring_config(RINGS[values.preset], directory), assignments)
     else:
@@ -149,21 +150,21 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    several = functools.partial(flags.DEFINE_list, flag_values=values)
-    text("preset", None, f"a preset of experiments/run.py, or one of {', '.join(RINGS)}")
-    text("name", None, "of the results and the run's folder, by default the preset's")
-    several("own", ["0.25", "0.5", "1", "2", "4"], "an agent's own budget, in even shares; empty: not varied")
-    several(
-        "totals", ["0.25", "0.5", "1", "2", "4"], "the team's budget, in units of algorithm.d_tot; empty: not varied"
+    values, define = new_flags()
+    define("string", "preset", None, f"a preset of experiments/run.py, or one of {', '.join(RINGS)}")
+    define("string", "name", None, "of the results and the run's folder, by default the preset's")
+    define("list", "own", ["0.25", "0.5", "1", "2", "4"], "an agent's own budget, in even shares; empty: not varied")
+    define(
+        "list",
+        "totals",
+        ["0.25", "0.5", "1", "2", "4"],
+        "the team's budget, in units of algorithm.d_tot; empty: not varied",
     )
-    several("rules", list(RULES), "allocation rules under which the total is varied")
-    several("seeds", ["0", "1", "2"], "seeds of the algorithm")
-    text("directory", "runs/analysis", "where the runs lie")
-    text("results", "benchmarks/results", "folder of the CSV and the figure")
-    flags.DEFINE_boolean("report_only", False, "only words and figure, of the CSV that is there", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    define("list", "rules", list(RULES), "allocation rules under which the total is varied")
+    define("list", "seeds", ["0", "1", "2"], "seeds of the algorithm")
+    define("string", "directory", "runs/analysis", "where the runs lie")
+    define("string", "results", "benchmarks/results", "folder of the CSV and the figure")
+    define("boolean", "report_only", False, "only words and figure, of the CSV that is there")
     return values
 
 
@@ -268,8 +269,7 @@ def finished(job: Job) -> list[dict | None] | None:
     path = os.path.join(job.directory, "result.json")
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        result = json.load(file)
+    result = load(path)
     done = result["step"] >= job.config.learner.updates
     return result["trials"] if done and result["evaluation"] == to_dict(job.config.evaluation) else None
 

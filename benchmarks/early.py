@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 import omcda_jax
 from omcda_jax import data
@@ -32,17 +31,17 @@ from omcda_jax.config import require
 from omcda_jax.learner import initial_state
 from omcda_jax.runner import datasets
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.presets import resolve
+from omcda_jax.system import new_flags
 
 HELD_OUT, LARGEST = 0.2, 8_000
 TITLES, PARTS = ("explained", "sd of A", "worth"), ("held out", "learned")
 
-FLAGS, _ = new_flags()
-flags.DEFINE_string("preset", "smac_5m6m", "of experiments/run.py", flag_values=FLAGS)
-flags.DEFINE_list("overrides", [], "further settings, as learner.batch_size=64", flag_values=FLAGS)
-flags.DEFINE_integer("updates", 4_000, "of the warm-up", flag_values=FLAGS)
-flags.DEFINE_integer("every", 1_000, "updates between two rows", flag_values=FLAGS)
+FLAGS, define = new_flags()
+define("string", "preset", "smac_5m6m", "of experiments/run.py")
+define("list", "overrides", [], "further settings, as learner.batch_size=64")
+define("integer", "updates", 4_000, "of the warm-up")
+define("integer", "every", 1_000, "updates between two rows")
 
 
 def worth(advantage: np.ndarray, excess: np.ndarray, episode: np.ndarray) -> tuple[float, float]:

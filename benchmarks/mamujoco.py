@@ -1,8 +1,8 @@
-"""How fast multi-agent MuJoCo is stepped, and how long an evaluation takes.
+"""How fast multi-agent MuJoCo is stepped.
 
     python -m benchmarks.mamujoco
 
-Prints two Markdown tables. The first holds steps per second of 32 copies under the same random actions, an episode
+Prints a Markdown table: steps per second of 32 copies under the same random actions, an episode
 that falls starting anew, and in brackets the ratio to gymnasium-robotics' own environments: all ways in one run, taking
 turns of ten steps, of which the median counts.
 
@@ -11,9 +11,6 @@ turns of ten steps, of which the median counts.
     processes  the same, shared out to one process per core
     physics    MuJoCo's own two functions, in one thread per core: a bound, no observations, rewards or endings
     omcda_jax  envs.make(...).open(32)
-
-The second holds the wall time of ten greedy episodes by `evaluate.make_evaluate`, in its second call: Hopper with the
-shipped expert, and HalfCheetah, which never falls, with an untrained policy.
 """
 
 import concurrent.futures
@@ -25,13 +22,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
-from omcda_jax import algorithms, envs
-from omcda_jax.behaviour import policies
+from omcda_jax import envs
 from omcda_jax.envs import mamujoco
-from omcda_jax.evaluate import make_evaluate, summarise
 
 SCENARIOS = ("Hopper_3x1", "HalfCheetah_6x1", "Ant_2x4")
 COPIES = 32
@@ -167,25 +161,8 @@ def stepping(scenario: str) -> dict[str, float]:
     return {name: STEPS_PER_TURN * COPIES / statistics.median(taken) for name, taken in seconds.items()}
 
 
-def evaluation(scenario: str) -> tuple[str, dict[str, float], float]:
-    """Ten greedy episodes: whose, their summary, seconds."""
-    environment = envs.make(f"mamujoco/{scenario}")
-    if scenario == "Hopper_3x1":
-        policy, state = "shipped expert", policies.load(environment.name, "expert")
-        act = lambda params, obs, avail: policies.sample(params, obs, avail, jax.random.key(0), 0.0)
-    else:
-        bc = algorithms.ALGORITHMS["bc"]
-        policy, act = "untrained", bc.act
-        state = bc.init(jax.random.key(0), environment.spec, bc.config())
-    play = make_evaluate(act, environment, 10)
-    play(state, jax.random.key(0))
-    began = time.perf_counter()
-    summary = summarise(play(state, jax.random.key(1)))
-    return policy, summary, time.perf_counter() - began
-
-
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}\n")
     for row, scenario in enumerate(SCENARIOS):
         rates = stepping(scenario)
@@ -193,11 +170,6 @@ def main() -> None:
             print(f"| steps/s | {' | '.join(rates)} |\n|{'---|' * (len(rates) + 1)}")
         cells = (f"{rate:,.0f} ({rate / rates['wrapper']:.2f})" for rate in rates.values())
         print(f"| {scenario} | {' | '.join(cells)} |", flush=True)
-    print("\n| ten episodes | policy | return | length | seconds |\n|---|---|---|---|---|")
-    for scenario in SCENARIOS[:2]:
-        policy, summary, seconds = evaluation(scenario)
-        means = f"{summary['return_mean']:.1f} | {summary['length_mean']:.0f}"
-        print(f"| {scenario} | {policy} | {means} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

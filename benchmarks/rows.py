@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from omcda_jax.runner.tables import csv_text
 from omcda_jax.system import replacing
 
 Row = Mapping[str, Any]
@@ -30,8 +31,5 @@ def put(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Row], ke
     rows = list(rows)
     new = set(map(key, rows))
     kept = [row for row in read(path) if key(row) not in new]
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    with replacing(path) as partial:
+        partial.write_text(csv_text(columns, [*kept, *rows]))

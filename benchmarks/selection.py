@@ -24,12 +24,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from absl import flags
 
 from benchmarks.rows import put
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.select import ESTIMATES
+from omcda_jax.system import new_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMNS = (
@@ -45,31 +46,23 @@ COLUMNS = (
     "recorded",
 )
 
-FLAGS, _ = new_flags()  # of its own, for tests import several benchmarks
-flags.DEFINE_list(
-    "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py", flag_values=FLAGS
-)
-flags.DEFINE_string("algorithm", "omcda", "whose trials", flag_values=FLAGS)
-flags.DEFINE_string(
-    "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population", flag_values=FLAGS
-)
-flags.DEFINE_list("overrides", [], "further settings of every run, as learner.updates=12000", flag_values=FLAGS)
-flags.DEFINE_enum("select", "dr", ESTIMATES, "the costliest estimate", flag_values=FLAGS)
-flags.DEFINE_integer("select_updates", 10_000, "updates that critics are fitted for", flag_values=FLAGS)
-flags.DEFINE_float("select_gamma", None, "discount factor of fitted critics, not the trials'", flag_values=FLAGS)
-flags.DEFINE_string("directory", "runs/selection", "where the run directories lie", flag_values=FLAGS)
-flags.DEFINE_string("csv", "benchmarks/results/selection.csv", "file for the row of every trial", flag_values=FLAGS)
-flags.DEFINE_boolean("run", True, "False: only the table of what is finished", flag_values=FLAGS)
+FLAGS, define = new_flags()  # of its own, for tests import several benchmarks
+define("list", "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py")
+define("string", "algorithm", "omcda", "whose trials")
+define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population")
+define("list", "overrides", [], "further settings of every run, as learner.updates=12000")
+define("enum", "select", "dr", ESTIMATES, "the costliest estimate")
+define("integer", "select_updates", 10_000, "updates that critics are fitted for")
+define("float", "select_gamma", None, "discount factor of fitted critics, not the trials'")
+define("string", "directory", "runs/selection", "where the run directories lie")
+define("string", "csv", "benchmarks/results/selection.csv", "file for the row of every trial")
+define("boolean", "run", True, "False: only the table of what is finished")
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rank correlation, ranks of equals averaged; nan where one side is all equal."""
-    ranks = [
-        (np.less.outer(v, v).sum(axis=0) + np.equal.outer(v, v).sum(axis=0) / 2) for v in (np.array(x), np.array(y))
-    ]
-    spread = [rank - rank.mean() for rank in ranks]
-    size = np.sqrt(np.square(spread[0]).sum() * np.square(spread[1]).sum())
-    return float(spread[0] @ spread[1] / size) if size > 0 else float("nan")
+    equal = np.ptp(x) == 0 or np.ptp(y) == 0
+    return float("nan") if equal else float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def read_finished(

@@ -41,7 +41,7 @@ from benchmarks import rivals
 from benchmarks.rows import put
 from omcda_jax.config import require
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.runner.frame import new_flags
+from omcda_jax.system import new_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMING = ROOT / "benchmarks" / "timing.py"
@@ -320,29 +320,17 @@ def missing() -> str:
 
 def known_flags() -> flags.FlagValues:
     """Return the flags of the command."""
-    values, _ = new_flags()
-    flags.DEFINE_list("sections", None, "some of those above; all if none is given", flag_values=values)
-    flags.DEFINE_string("results", "benchmarks/results", "folder of the CSV", flag_values=values)
-    flags.DEFINE_integer("cores", 1, "of a CPU to be pinned to", flag_values=values)
-    flags.DEFINE_integer("rounds", 5, "measurements of everything", flag_values=values)
-    flags.DEFINE_float("seconds", 0.5, "that one measurement takes at least", flag_values=values)
-    flags.DEFINE_float("limit_s", None, "seconds after which nothing new is begun", flag_values=values)
-    flags.DEFINE_string(
-        "against",
-        None,
-        "another checkout to measure in turns with this one, instead of the sections",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "omiga",
-        None,
-        "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure OMIGA beside, likewise",
-        flag_values=values,
-    )
-    flags.DEFINE_string("omiga_python", sys.executable, "the Python that has torch", flag_values=values)
-    flags.DEFINE_boolean(
-        "missing", False, "list the packages that are not here and how to carry them, and stop", flag_values=values
-    )
+    values, define = new_flags()
+    define("list", "sections", None, "some of those above; all if none is given")
+    define("string", "results", "benchmarks/results", "folder of the CSV")
+    define("integer", "cores", 1, "of a CPU to be pinned to")
+    define("integer", "rounds", 5, "measurements of everything")
+    define("float", "seconds", 0.5, "that one measurement takes at least")
+    define("float", "limit_s", None, "seconds after which nothing new is begun")
+    define("string", "against", None, "another checkout to measure in turns with this one, instead of the sections")
+    define("string", "omiga", None, "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure OMIGA beside, likewise")
+    define("string", "omiga_python", sys.executable, "the Python that has torch")
+    define("boolean", "missing", False, "list the packages that are not here and how to carry them, and stop")
     return values
 
 

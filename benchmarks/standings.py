@@ -26,7 +26,7 @@ import numpy as np
 
 from omcda_jax.config import ExperimentConfig, differences, to_dict
 from omcda_jax.metrics import standard_deviation
-from omcda_jax.runner.tables import RESAMPLES, bootstrap_interval, interquartile_mean
+from omcda_jax.runner.tables import RESAMPLES, bootstrap_interval, csv_text, interquartile_mean, markdown_table
 from omcda_jax.system import locked, replacing
 from omcda_jax.types import ConfigError
 
@@ -114,10 +114,8 @@ def merge(path: str | Path, rows: Iterable[Row]) -> list[dict[str, Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock"), lambda holder: None):
         kept = {_key(row): row for row in [*load(path), *rows]}
-        with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_written(kept[key]) for key in sorted(kept))
+        with replacing(path) as partial:
+            partial.write_text(csv_text(FIELDS, (_written(kept[key]) for key in sorted(kept))))
     return load(path)
 
 
@@ -259,7 +257,7 @@ def _table(entries: Mapping[str, Standing | str], finished: Mapping[str, Standin
     ranked = sorted(finished, key=lambda name: (finished[name].iqm is None, -(finished[name].iqm or 0)))
     body = [_line(name, finished) for name in ranked]
     body += [[name, entry, "", "", "", ""] for name, entry in entries.items() if name not in finished]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *body])
+    return markdown_table(header, body)
 
 
 def _line(name: str, finished: Mapping[str, Standing]) -> list[str]:

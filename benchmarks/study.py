@@ -36,8 +36,8 @@ from benchmarks.rows import Row, put, read
 from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.presets import resolve
+from omcda_jax.system import new_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {

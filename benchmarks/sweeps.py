@@ -30,6 +30,7 @@ import scipy.integrate
 import scipy.stats
 
 from omcda_jax.metrics import standard_deviation
+from omcda_jax.runner.tables import csv_text, markdown_table
 from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
@@ -43,11 +44,9 @@ Curve = dict[float, dict[int, float]]  # by budget, by seed
 
 def store(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     """Write rows as CSV, in one piece; numbers with six digits, None as nothing."""
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{row[key]:.6g}" if key in NUMBERS else row[key] for key in FIELDS})
+    written = ({key: f"{row[key]:.6g}" if key in NUMBERS else row[key] for key in FIELDS} for row in rows)
+    with replacing(path) as partial:
+        partial.write_text(csv_text(FIELDS, written))
 
 
 def load(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -157,7 +156,7 @@ def _own_section(rows: Sequence[Row]) -> list[str]:
         f"agents' order is {order(slope)}, by influence {order(predicted)}. "
     )
     text += f"The return rises beyond the interval with the budget of {_listed(gains)}."
-    return [_table(header, body), text]
+    return [markdown_table(header, body), text]
 
 
 def _steps(rows: Sequence[Row], agent: int, source: str) -> float:
@@ -187,7 +186,7 @@ def _total_section(rows: Sequence[Row]) -> list[str]:
         gains = [_pm(*interval(_gain(curves[rule], curves["uniform"], x).values())) for rule in others]
         body.append([f"{x:g}", *cells, *gains])
     header = ["$d_\\text{tot}$", *rules, *(f"{rule} - uniform" for rule in others)]
-    return [_table(header, body), *(_verdict(rule, curves[rule], curves["uniform"]) for rule in others)]
+    return [markdown_table(header, body), *(_verdict(rule, curves[rule], curves["uniform"]) for rule in others)]
 
 
 def _gain(curve: Curve, reference: Curve, x: float) -> dict[int, float]:
@@ -215,11 +214,6 @@ def _verdict(rule: str, curve: Curve, reference: Curve) -> str:
 
 def _pm(mean: float, width: float) -> str:
     return f"{mean:.4g} ± {width:.2g}" if math.isfinite(width) else f"{mean:.4g}"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def draw(path: str | os.PathLike, rows: Sequence[Row]) -> Path:

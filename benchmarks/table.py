@@ -21,7 +21,6 @@ stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of e
 """
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,7 +43,7 @@ from omcda_jax.runner.evaluation import make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption
+from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError, suggestion, updates_done
 
 TASKS = (
@@ -184,14 +183,11 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    given = read_settings(values, argv)
+    given = read_settings(values, argv, OWN)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
     keys = [text.partition("=")[0] for text in given]
-    for key in keys:
-        if key in OWN:
-            raise ConfigError(f"--config.{key}: expected {OWN[key]} in its place")
     for flag in ("tasks", "algorithms"):
         if not values[flag].value:
             raise ConfigError(f"--{flag}: expected names separated by commas, found none")
@@ -214,20 +210,16 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    several = functools.partial(flags.DEFINE_list, flag_values=values)
-    several("tasks", list(TASKS), "presets, each with an optional :quality, in the order of work")
-    several("algorithms", list(ALGORITHMS), f"algorithms to compare; {' and '.join(FIRST)} go first")
+    values, define = new_flags()
+    define("list", "tasks", list(TASKS), "presets, each with an optional :quality, in the order of work")
+    define("list", "algorithms", list(ALGORITHMS), f"algorithms to compare; {' and '.join(FIRST)} go first")
     # as many as settings: with JAX's compilation cache the second stage is not compiled again
-    several("seeds", ["0", "1", "2", "3", "4", "5"], "seeds of the final runs; the dataset is the same for all")
-    several("tuning_seeds", ["100"], "seeds of the runs that settings are chosen by")
-    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
-    number("tuning_updates", 0, "updates of a tuning run; 0: as many as of a final one")
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    text("directory", "runs/table", "where the runs lie")
-    text("results", "benchmarks/results", "folder of table.csv")
-    flags.DEFINE_boolean("report_only", False, "only the tables, of the rows that are there", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    define("list", "seeds", ["0", "1", "2", "3", "4", "5"], "seeds of the final runs; the dataset is the same for all")
+    define("list", "tuning_seeds", ["100"], "seeds of the runs that settings are chosen by")
+    define("integer", "tuning_updates", 0, "updates of a tuning run; 0: as many as of a final one", lower_bound=0)
+    define("string", "directory", "runs/table", "where the runs lie")
+    define("string", "results", "benchmarks/results", "folder of table.csv")
+    define("boolean", "report_only", False, "only the tables, of the rows that are there")
     return values
 
 

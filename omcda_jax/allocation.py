@@ -94,15 +94,13 @@ def allocate(
     temperature: chex.Numeric = 1.0,
     step_size: chex.Numeric = 0.005,
     influence_scale: str = "relative",
-    price: chex.Numeric = 0.0,
 ) -> chex.Array:
     """Share one budget of deviation among the agents: d_i >= min_budget, sum_i d_i = total_budget.
 
     Rules:
         softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's.
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
-            point makes all m_i equal: water-filling, almost the best split of one KL budget. Of m only what exceeds
-            the price counts, for where a nat earns no more than its price, a budget is a cap that nobody needs.
+            point makes all m_i equal: water-filling, almost the best split of one KL budget.
         uniform: d_tot / N each (the paper's ablation without allocation).
         random, fixed: everybody's share of what exceeds d_min as in `previous`, see `first_budgets`.
 
@@ -113,10 +111,9 @@ def allocate(
         total_budget: d_tot > 0, nats over all agents.
         min_budget: d_min >= 0, nats; N d_min <= d_tot.
         temperature: temperature of the softmax rule, in the units of the scaled influence.
-        step_size: step size of the projected rule, relative to an even share.
+        step_size: step size of the projected rule, relative to an even share; or [N], one for each agent.
         influence_scale: "relative" divides m by the mean |m| over agents, which frees the rules of the reward's
             units; "raw" is the paper's literal form (static).
-        price: of a nat, in the units of influence; of the projected rule.
 
     Returns:
         [N] budgets d, nats.
@@ -145,13 +142,26 @@ def allocate(
     if rule == "softmax":
         # the largest is 0 before the division, which may overflow for the others
         return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)
+    return min_budget + _projected(previous - min_budget + step_size * (total_budget / num_agents) * scaled, spread)
+
+
+def _projected(target, total):
+    """Project [N] onto the simplex of this sum.
+
+    That ignores shifts, and entries further than the sum below the largest end at zero wherever they start: both keep
+    huge influences from costing the sum its precision.
+    """
+    return optax.projections.projection_simplex(jnp.clip(target - jnp.max(target), -total, 0.0), total)
+
+
+def beyond_price(influence: chex.Array, price: chex.Numeric) -> chex.Array:
+    """Return which part [N] of each influence exceeds the price of a nat, from 0 to 1.
+
+    The projected rule moves budgets by it alone: where a nat earns no more than its price, a budget is a cap that
+    nobody needs.
+    """
     size = jnp.abs(influence)
-    beyond = jnp.where(size > price, 1.0 - price / jnp.maximum(size, jnp.finfo(size.dtype).tiny), 0.0)
-    target = previous - min_budget + step_size * (total_budget / num_agents) * beyond * scaled
-    # The projection ignores shifts, and entries further than `spread` below the largest end at zero wherever they
-    # start: both keep huge influences from costing the sum its precision.
-    target = jnp.clip(target - jnp.max(target), -spread, 0.0)
-    return min_budget + optax.projections.projection_simplex(target, spread)
+    return jnp.where(size > price, 1.0 - price / jnp.maximum(size, jnp.finfo(size.dtype).tiny), 0.0)
 
 
 def allocate_by(config: Any, influence: chex.Array, previous: chex.Array, price: chex.Numeric) -> chex.Array:
@@ -163,9 +173,8 @@ def allocate_by(config: Any, influence: chex.Array, previous: chex.Array, price:
         total_budget=config.d_tot,
         min_budget=config.d_min,
         temperature=config.temperature,
-        step_size=config.step_size,
+        step_size=config.step_size * beyond_price(influence, price),
         influence_scale=config.influence_scale,
-        price=price,
     )
 
 
@@ -194,6 +203,18 @@ def first_budgets(config: Any, key: chex.PRNGKey, num_agents: int) -> chex.Array
         share = jnp.asarray(config.shares, jnp.float32)
         share = share / jnp.sum(share)
     return config.d_min + (config.d_tot - num_agents * config.d_min) * share
+
+
+def first_state(config: Any, key: chex.PRNGKey, num_agents: int) -> AllocationState:
+    """Return the state before the first update: `first_budgets`, whose raises hold, and levels of `alpha_init`."""
+    budget = first_budgets(config, key, num_agents)
+    log_alpha = jnp.full_like(budget, jnp.log(config.alpha_init))
+    return AllocationState(log_alpha, budget, jnp.zeros_like(budget), jnp.zeros((), jnp.float32))
+
+
+def price_of_a_nat(config: Any, state: AllocationState, warms: chex.Array) -> chex.Array:
+    """Return the price [] in return per nat: `price` of the behaviour's value, 0 while a critic warm-up lasts."""
+    return jnp.where(warms, 0.0, config.price * state.value_size)
 
 
 def are_shares(shares: Sequence[chex.Numeric]) -> chex.Numeric:

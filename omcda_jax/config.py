@@ -289,19 +289,20 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(values))
 
 
+def written(value: Any) -> str:
+    """Return a setting's value as `apply_overrides` reads it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(written, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def assignments(values: Mapping[str, Any]) -> list[str]:
     """Return what `apply_overrides` makes a configuration of, as `to_dict` gives it, without its name.
 
     Args:
         values: the configuration.
     """
-
-    def text(value):
-        if isinstance(value, list):
-            return ",".join(map(text, value))
-        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-    return [f"{key}={text(value)}" for key, value in _flatten(values, "").items() if key != "name"]
+    return [f"{key}={written(value)}" for key, value in _flatten(values, "").items() if key != "name"]
 
 
 def keys(values: Mapping[str, Any]) -> set[str]:

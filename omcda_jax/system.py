@@ -34,6 +34,14 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"\bb(['\"]).*?\1", "bytes", " ".join(str(error).split()))[:300] or type(error).__name__
 
 
+def new_flags() -> tuple[flags.FlagValues, Callable[..., Any]]:
+    """Return empty flags with --help, and `define(kind, name, default, ...)`: absl's DEFINE_KIND, which adds one."""
+    values = flags.FlagValues()
+    define = lambda kind, *arguments, **more: getattr(flags, f"DEFINE_{kind}")(*arguments, flag_values=values, **more)
+    define("boolean", "help", False, "Show this.", short_name="h")
+    return values, define
+
+
 def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:
     """Read flags into `values` and return the words that are not flags.
 

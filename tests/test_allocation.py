@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from omcda_jax import OmcdaConfig, allocate, influence
 from omcda_jax.allocation import (
     ALLOCATION_RULES,
+    beyond_price,
     conservatism_level,
     conservatism_step,
     first_budgets,
@@ -268,7 +269,7 @@ def test_random_and_fixed_keep_their_point_and_uniform_forgets():
 
 def test_only_what_exceeds_the_price_moves_projected_budgets():
     previous = np.array([0.2, 0.4, 0.5, 0.1])
-    move = lambda m, price: _budget(m, "projected", previous, step_size=0.1, price=price)
+    move = lambda m, price: _budget(m, "projected", previous, step_size=0.1 * beyond_price(np.float32(m), price))
     np.testing.assert_allclose(move([0.9, -0.5, 0.3, 1.0], 1.0), previous, rtol=1e-6)
     m = np.array([3.0, 1.0, 0.5, -1.5])
     step = 0.1 * TOTAL / AGENTS * reference.relative(m) * [2 / 3, 0, 0, 1 / 3]

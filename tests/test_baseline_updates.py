@@ -70,19 +70,6 @@ def test_bcq_acts_within_the_actions_it_learns_with():
     np.testing.assert_array_equal(omcda_jax.act(state, batch.obs, batch.avail), expected)
 
 
-def test_the_joint_penalty_is_n_times_the_counterfactual_one_by_enumeration(random):
-    q, weights, bias = random.normal(size=(3, 4)), np.abs(random.normal(size=3)), 0.7
-    chosen = weights * q[np.arange(3), [1, 3, 0]]
-    team = bias + chosen.sum()
-    joint = [bias + sum(weights[i] * q[i, a[i]] for i in range(3)) for a in np.ndindex(4, 4, 4)]
-    alone = [[team - chosen[i] + weights[i] * q[i, a] for a in range(4)] for i in range(3)]
-    counterfactual = np.mean([np.log(np.exp(one).sum()) for one in alone])
-    np.testing.assert_allclose(3 * counterfactual - 3 * team, np.log(np.exp(joint).sum()) - team)
-    gap = np.log(np.exp(weights[:, None] * q).sum(axis=1)) - chosen
-    even = cfcql.counterfactual_penalty(gap, cfcql.agent_weights(jnp.arange(3.0), 0.0))
-    np.testing.assert_allclose(3 * even, np.log(np.exp(joint).sum()) - team, rtol=1e-6)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 5.0, 100.0])
 def test_a_constant_value_costs_cfcql_the_logarithm_of_the_legal_count(temperature):
     state, batch = with_numbers(after(CONFIGS["cfcql"]), temperature=temperature), make_batch(1)
@@ -273,7 +260,7 @@ def test_comadice_s_multiplier_and_weights(spec):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_agents_swapped_with_their_rows_of_the_networks_learn_swapped(name):
+def test_agents_swapped_with_their_rows_of_the_networks_learn_and_act_swapped(name):
     order = np.array([2, 0, 1])
 
     def swap(tree, path=()):
@@ -298,3 +285,5 @@ def test_agents_swapped_with_their_rows_of_the_networks_learn_swapped(name):
         group: swap(mu) if isinstance(mu, dict) else mu for group, mu in moments(UPDATE(state, batch)[0]).items()
     }
     close(moments(UPDATE(other, swapped)[0]), expected, atol=1e-6)
+    chosen = omcda_jax.act(state, batch.obs, batch.avail)
+    np.testing.assert_array_equal(omcda_jax.act(other, swapped.obs, swapped.avail), np.asarray(chosen)[:, order])

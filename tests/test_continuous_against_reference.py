@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from test_against_reference import deviation_mixer, layers, make_state, members, return_mixer
+from test_against_reference import assert_gradients_agree, deviation_mixer, layers, make_state, members, return_mixer
 
 import omcda_jax
 from omcda_jax.distributions import TanhGaussian, support_rows
@@ -198,7 +198,7 @@ def losses(params, batch, fixed, extraction):
 def case(request):
     batch = make_batch(np.random.default_rng(5))
     state = make_state(CONFIG.replace(extraction=request.param), step=7, spec=SPEC)
-    after, metrics = jax.jit(omcda_jax.update, compiler_options={"xla_backend_optimization_level": 0})(state, batch)
+    after, metrics = jax.jit(omcda_jax.update)(state, batch)
     return state, batch, after, jax.device_get(metrics), constants(state, batch)
 
 
@@ -228,23 +228,5 @@ def test_levels_influence_and_divergence_agree(case):
 
 def test_gradients_agree_with_differences_of_the_reference_losses(case, random):
     state, batch, after, _, fixed = case
-    for group in state.params:
-        # after one step Adam's first moment is a tenth of the gradient, clipped to norm one
-        clipped = jax.tree.map(lambda x: np.asarray(x, np.float64) / 0.1, after.opt_state[group][1].mu)
-        leaves, structure = jax.tree.flatten(clipped)
-        length = np.sqrt(sum((x**2).sum() for x in leaves))
-
-        def slope(direction, group=group, structure=structure, h=1e-5):
-            def moved(step):
-                step = jax.tree.unflatten(structure, [step * d for d in direction])
-                tree = jax.tree.map(lambda p, d: np.asarray(p, np.float64) + d, state.params[group], step)
-                return losses({**state.params, group: tree}, batch, fixed, state.config.extraction)[group]
-
-            return (moved(h) - moved(-h)) / (2 * h)
-
-        norm = slope([x / length for x in leaves])
-        assert length == pytest.approx(min(norm, 1.0), rel=1e-3), group
-        for _ in range(3):
-            direction = [random.normal(size=x.shape) for x in leaves]
-            expected = max(norm, 1.0) * sum((x * d).sum() for x, d in zip(leaves, direction, strict=True))
-            assert slope(direction) == pytest.approx(expected, rel=2e-3, abs=2e-3 * norm), group
+    loss = lambda params, group: losses(params, batch, fixed, state.config.extraction)[group]
+    assert_gradients_agree(state, after, loss, random)

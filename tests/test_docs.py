@@ -234,7 +234,7 @@ def check(words):
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         for argument in arguments:
             name = argument[2:].partition("=")[0]
-            assert re.search(rf'(DEFINE_\w+\(\s*|define\("\w+", )"{name}"', source), argument
+            assert re.search(rf'(DEFINE_\w+\(\s*|define\(\s*"\w+",\s*)"{name}"', source), argument
     else:
         assert module in ("mkdocs", "pytest"), module
 

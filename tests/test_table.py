@@ -72,7 +72,7 @@ def test_a_critic_that_waits_for_a_clone_is_primed_after_it():
     assert cfcql.priming == omiga.priming + cfcql.behaviour_updates
     waits = ("--tasks=mujoco_hopper_medium", "--algorithms=cfcql", "--config.algorithm.behaviour_updates=500")
     assert parse(*waits).methods[0].final.algorithm.priming == omiga.priming + 500
-    assert parse(*waits, "--config.algorithm.priming=7").methods[0].final.algorithm.priming == 7
+    assert parse(*waits, "--config.algorithm.priming=507").methods[0].final.algorithm.priming == 507
 
 
 def test_lengths_and_sizes_are_the_same_for_every_method_whatever_the_presets_are():

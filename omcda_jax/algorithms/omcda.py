@@ -153,13 +153,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
     if config.value_target == "in_sample":
         names = ["deviation", "return"] if config.decoupled else ["return"]
         params["value"] = networks.init_params(value_key, spec, **dict.fromkeys(names, nets.value))
-    budget = allocation.first_budgets(config, share_key, spec.num_agents)
-    extra = allocation.AllocationState(
-        log_alpha=jnp.full_like(budget, jnp.log(config.alpha_init)),
-        budget=budget,
-        influence=jnp.zeros_like(budget),
-        value_size=jnp.zeros((), jnp.float32),
-    )
+    extra = allocation.first_state(config, share_key, spec.num_agents)
     return training.new_state(key, spec, config, params, targets=sorted(params.keys() - {"behaviour"}), extra=extra)
 
 
@@ -300,7 +294,7 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
     spends.
     """
     config, extra, mask, warms = state.config, state.extra, estimates.mask, warms_up(state)
-    lowest = jnp.log(level_floor(state))
+    lowest = jnp.log(jnp.maximum(config.alpha_min, allocation.price_of_a_nat(config, extra, warms)))
     highest = jnp.maximum(jnp.log(config.alpha_max), lowest)
     solution, weights = allocation.conservatism_level(
         estimates.return_advantage,
@@ -326,16 +320,6 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
 def warms_up(state: TrainState) -> chex.Array:
     """Return whether the policy is still the behaviour, []."""
     return state.step < state.config.critic_warmup
-
-
-def price_of_a_nat(state: TrainState) -> chex.Array:
-    """Return the price [] in return per nat, 0 in the critic warm-up."""
-    return jnp.where(warms_up(state), 0.0, state.config.price * state.extra.value_size)
-
-
-def level_floor(state: TrainState) -> chex.Array:
-    """Return the least level [] in return per nat: alpha_min, or the price of a nat."""
-    return jnp.maximum(state.config.alpha_min, price_of_a_nat(state))
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
@@ -443,7 +427,8 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     after = training.advance(after.replace(params=after.params | {"policy": policy}))
     measured = measure(state, estimates, axis_name)
     influence = extra.influence + config.influence_rate * jnp.where(warms, 0.0, measured - extra.influence)
-    budget = allocation.allocate_by(config, influence, extra.budget, price_of_a_nat(state))
+    price = allocation.price_of_a_nat(config, extra, warms)
+    budget = allocation.allocate_by(config, influence, extra.budget, price)
 
     size = masked_mean(jnp.abs(estimates.return_value), jnp.ones_like(estimates.return_value, bool), axis_name)
     rate = jnp.maximum(config.level_rate, 1.0 / (state.step + 1))  # the mean of all, as long as they are few
@@ -457,7 +442,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         "allocation/alpha": jnp.exp(log_alpha),
         "allocation/budget": budget,
         "allocation/influence": influence,
-        "allocation/price": level_floor(state),
+        "allocation/price": jnp.maximum(config.alpha_min, price),
     }
     return after.replace(extra=allocation.AllocationState(log_alpha, budget, influence, size)), metrics
 

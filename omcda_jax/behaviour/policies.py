@@ -120,8 +120,6 @@ QUALITIES = {
     **_staged("mamujoco/Hopper_3x1"),
     **_staged("mamujoco/HalfCheetah_6x1"),
     **_staged("mamujoco/Ant_2x4"),
-    **_staged("mjx/HalfCheetah_6x1"),
-    **_staged("mjx/Ant_2x4"),
 }
 
 
@@ -136,7 +134,7 @@ def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
     Raises:
         ConfigError: there is no such dataset; the message lists those there are.
     """
-    known = {known: quality for (where, known), quality in QUALITIES.items() if where == environment}
+    known = {known: quality for (where, known), quality in QUALITIES.items() if where == task(environment)}
     if folder is not None:
         found = stages(environment, folder)
         replay = sorted((stage for stage in found if re.fullmatch(r"replay_\d+", stage)), key=lambda s: int(s[7:]))

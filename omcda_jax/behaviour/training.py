@@ -22,6 +22,7 @@ import jax
 from omcda_jax import envs
 from omcda_jax.behaviour import mappo, mappo_separate, policies
 from omcda_jax.behaviour.recipes import RECIPES, Recipe
+from omcda_jax.config import require
 from omcda_jax.envs import smax
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.system import replacing
@@ -48,13 +49,9 @@ class Rule:
     episodes: int = 100
 
     def __post_init__(self):
-        for name, fits, expected in (
-            ("snapshots", self.snapshots >= 1, "at least 1"),
-            ("medium_share", 0 < self.medium_share < 1, "a number between 0 and 1"),
-            ("episodes", self.episodes >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"--{name}: expected {expected}, found {getattr(self, name)}")
+        require(self.snapshots >= 1, "--snapshots", "at least 1", self.snapshots)
+        require(0 < self.medium_share < 1, "--medium_share", "a number between 0 and 1", self.medium_share)
+        require(self.episodes >= 1, "--episodes", "at least 1", self.episodes)
 
 
 def train(

@@ -24,7 +24,7 @@ from absl import flags
 
 from omcda_jax.config import Repairs
 from omcda_jax.data import card, formats, hub, manifest
-from omcda_jax.system import exit_status, printing, read_flags
+from omcda_jax.system import exit_status, new_flags, printing, read_flags
 from omcda_jax.types import ConfigError
 
 COMMANDS = {"verify": ("PATH",), "card": ("PATH",), "convert": ("FROM", "TO"), "download": ("NAME",)}
@@ -162,24 +162,21 @@ def _given(values: Any) -> dict[str, Any]:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    define = lambda kind, *arguments, **more: getattr(flags, f"DEFINE_{kind}")(*arguments, flag_values=values, **more)
-    enumeration = functools.partial(define, "enum")
+    values, define = new_flags()
     define("float", "action_scale", 1.0, "Divide continuous actions by it.")
     define("boolean", "clip_actions", False, "Bring continuous actions beyond ±1 there.")
-    enumeration("rewards", "reward", ["reward", "return_to_go"], "What the file's rewards are.")
-    enumeration("team_reward", None, ["mean", "sum"], "What to make of rewards that differ between agents.")
+    define("enum", "rewards", "reward", ["reward", "return_to_go"], "What the file's rewards are.")
+    define("enum", "team_reward", None, ["mean", "sum"], "What to make of rewards that differ between agents.")
     define("integer", "time_limit", None, "Episodes of this many steps were cut by the time limit.")
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
     define("string", "out", None, "Folder of the card, PATH.card by default; of downloads, datasets/REPOSITORY.")
-    enumeration("format", "omcda", list(formats.WRITTEN), "What to convert to.")
+    define("enum", "format", "omcda", list(formats.WRITTEN), "What to convert to.")
     define("string", "html", None, "The card as one page, this file; a folder only if --out is given too.")
     define("string", "environment", None, "Name of the environment, for the converted file or for the page's episodes.")
     define("string", "quality", None, "Name of the quality to write into the converted file.")
     define("string", "repository", hub.REPOSITORY, "Repository of datasets to download from.")
     define("string", "revision", "main", "Branch, tag or commit to download.")
     define("string", "endpoint", None, "Address of the hub or of its mirror.")
-    define("boolean", "help", False, "Show this.", short_name="h")
     return values
 
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from omcda_jax import algorithms, envs
 from omcda_jax.behaviour import acts, policies
-from omcda_jax.checkpoint import Checkpoints, digest, load_policy
+from omcda_jax.checkpoint import digest, load_policy
 from omcda_jax.config import ExperimentConfig, assignments
 from omcda_jax.data.collect import describe, of_stages
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.jobs import restore_trial
+from omcda_jax.runner.outcomes import Trial
 from omcda_jax.runner.presets import resolve
-from omcda_jax.system import check_free, one_line, sha256
+from omcda_jax.system import one_line, sha256
 from omcda_jax.types import Actor, ConfigError, EnvSpec, updates_done
 
 
@@ -174,13 +175,8 @@ def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint
     trained_in = config.data.environment
     spec = game.spec if trained_in == game.name else envs.make(trained_in).spec
     _require_spec(spec, game, f"{directory}, which was trained in {trained_in}")
-    check_free(directory, "--policy")
-    job = Job([config], directory)
-    with Checkpoints(job.checkpoints(checkpoint)) as checkpoints:
-        restored = checkpoints.restore(job.template(spec))
-    if restored is None:
-        raise ConfigError(f"{directory}: expected the {checkpoint} checkpoint of a run, found none")
-    return job.algorithm.policy(restored[0]), updates_done(restored[0])
+    job, state = restore_trial(Trial({}, [], 0, {}, None, directory), config, spec, checkpoint)
+    return job.algorithm.policy(state), updates_done(state)
 
 
 def settings_of_run(directory: str) -> ExperimentConfig:

@@ -24,8 +24,10 @@ from absl import flags
 
 from omcda_jax import data
 from omcda_jax.behaviour.acts import Behaviour
+from omcda_jax.envs.base import task
 from omcda_jax.runner import frame
 from omcda_jax.runner.behaviours import behaviour
+from omcda_jax.system import new_flags
 from omcda_jax.types import DatasetError
 
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def _collect(values: flags.FlagValues) -> None:
     request = {key: values[key].value for key in ("environment", "quality", "episodes", "transitions", "seed")}
     if request["episodes"] is None and request["transitions"] is None:
-        by_transitions = request["environment"].startswith(("mamujoco/", "mjx/"))
+        by_transitions = task(request["environment"]).startswith("mamujoco/")
         request |= {"transitions": 100_000} if by_transitions else {"episodes": 1000}
     options = {key: values[key].value for key in ("policy", "weights", "checkpoint", "greedy", "random_share")}
     if any(options[key] != values[key].default for key in options):
@@ -101,7 +103,7 @@ def run(request: dict, out: str | None = None, found: Behaviour | None = None) -
 
 
 def _flags() -> flags.FlagValues:
-    values, define = frame.new_flags()
+    values, define = new_flags()
     define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
     define(
         "string",
@@ -111,7 +113,7 @@ def _flags() -> flags.FlagValues:
     )
     define("string", "weights", None, "Folder of the stages, as train_behaviour.py made it; by default the package's.")
     define("string", "policy", None, "random, a run, a saved policy, an npz file or module:function; see above.")
-    flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which one of a run.", flag_values=values)
+    define("enum", "checkpoint", "latest", ["latest", "best"], "Which one of a run.")
     define("boolean", "greedy", False, "Take the likeliest actions instead of drawing them.")
     define("float", "random_share", 0.0, "Chance that an agent acts at random in a step.")
     define("integer", "episodes", None, "Episodes to keep; 1000 if no size is given, except for MuJoCo.")

@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from absl import flags
@@ -14,7 +15,7 @@ from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.select import ESTIMATES, Order
 from omcda_jax.runner.settings import explain
-from omcda_jax.system import read_flags
+from omcda_jax.system import new_flags, read_flags
 from omcda_jax.types import ConfigError, suggestion
 
 WHICH = ("latest", "best")
@@ -117,19 +118,26 @@ def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:
     return run, which, int(rest[0]) if rest else None
 
 
-def read_settings(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+def read_settings(
+    values: flags.FlagValues, argv: Sequence[str], own: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Read flags into `values` and return the settings, `key=value` of every `--config.key=value`.
 
     Args:
         values: the flags' definitions.
         argv: a command line, the program's name first.
+        own: settings that the command gives itself, and the flags that say what.
 
     Raises:
-        ConfigError: as `read_flags`; or a word that is neither a flag nor a setting.
+        ConfigError: as `read_flags`; a word that is neither a flag nor a setting; or a setting of `own`.
     """
     words = read_flags(values, argv, known_only=True)
     known = [*(f"--{name}" for name in values if name not in ("h", "help")), "--config.KEY"]
-    return [_assignment(word, known) for word in words]
+    settings = [_assignment(word, known) for word in words]
+    for key in (text.partition("=")[0] for text in settings):
+        if key in own:
+            raise ConfigError(f"--config.{key}: expected {own[key]} in its place")
+    return settings
 
 
 def _assignment(argument: str, known: Sequence[str]) -> str:
@@ -147,30 +155,23 @@ def _assignment(argument: str, known: Sequence[str]) -> str:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
-    switch = functools.partial(flags.DEFINE_boolean, flag_values=values)
-    text("config", None, "preset, or `list` to see them all")
-    flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: no training", flag_values=values)
-    text("workdir", None, "run directory, instead of one named after the config")
-    flags.DEFINE_enum("checkpoint", "latest", WHICH, "which one --mode=eval takes", flag_values=values)
-    flags.DEFINE_enum(
-        "select", None, ESTIMATES, "choose a trial by the data alone, see docs/selection.md", flag_values=values
-    )
+    values, define = new_flags()
+    number = functools.partial(define, "integer", lower_bound=0)
+    define("string", "config", None, "preset, or `list` to see them all")
+    define("enum", "mode", "train", ["train", "eval"], "eval: no training")
+    define("string", "workdir", None, "run directory, instead of one named after the config")
+    define("enum", "checkpoint", "latest", WHICH, "which one --mode=eval takes")
+    define("enum", "select", None, ESTIMATES, "choose a trial by the data alone, see docs/selection.md")
     number("select_updates", 10_000, "updates that the critic of --select=fqe and --select=dr is fitted for")
-    flags.DEFINE_float(
-        "select_gamma", None, "their discount factor, instead of the largest of the trials'", flag_values=values
-    )
-    text("video", None, "record one greedy episode into this .gif or .mp4")
-    switch("distributed", False, "join the other processes of a cluster that JAX detects")
-    text("coordinator", None, "host:port of process 0, for processes that no cluster detects")
+    define("float", "select_gamma", None, "their discount factor, instead of the largest of the trials'")
+    define("string", "video", None, "record one greedy episode into this .gif or .mp4")
+    define("boolean", "distributed", False, "join the other processes of a cluster that JAX detects")
+    define("string", "coordinator", None, "host:port of process 0, for processes that no cluster detects")
     number("num_processes", None, "how many processes share the work")
     number("process_id", None, "which one this is")
-    switch("profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
-    flags.DEFINE_list("log", [], f"also log to these: {', '.join(sinks.SINKS)}", flag_values=values)
-    switch("debug_nans", False, "stop with a traceback at the first operation that produces a NaN")
-    switch("help", False, "show this; with --config=PRESET its settings", short_name="h")
+    define("boolean", "profile", False, "trace calls 2 to 4 into RUN/profile, for xprof or Perfetto")
+    define("list", "log", [], f"also log to these: {', '.join(sinks.SINKS)}")
+    define("boolean", "debug_nans", False, "stop with a traceback at the first operation that produces a NaN")
     return values
 
 

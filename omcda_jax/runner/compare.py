@@ -13,7 +13,6 @@ means, a cell of which all do is reported and left out. Exit status as of run.py
 """
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.tables import Cell, read_result, write_tables
 from omcda_jax.runner.training import learn
-from omcda_jax.system import Interruption
+from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
@@ -58,14 +57,11 @@ def parse(argv: Sequence[str]) -> Command | None:
         ConfigError: for anything unknown, misspelt or of another type.
     """
     values = _flags()
-    given = read_settings(values, argv)
+    given = read_settings(values, argv, OWN)
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
     assignments = [*DEFAULTS, *given]
-    for key in (text.partition("=")[0] for text in assignments):
-        if key in OWN:
-            raise ConfigError(f"--config.{key}: expected the flag {OWN[key]} in its place")
     for flag, names in (("--tasks", values.tasks), ("--algorithms", values.algorithms)):
         if not names:
             raise ConfigError(f"{flag}: expected names separated by commas, found none")
@@ -85,15 +81,18 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    define = functools.partial(flags.DEFINE_list, flag_values=values)
-    define("tasks", ["smac_5m6m:good", "smac_5m6m:medium", "smac_5m6m:poor"], "presets, each with an optional :quality")
-    define("algorithms", list(ALGORITHMS), "algorithms to compare")
-    define("seeds", ["0", "1", "2"], "seeds of each cell; the dataset is the same for all")
-    flags.DEFINE_string("directory", "runs/compare", "where cells and tables lie", flag_values=values)
-    define("log", [], f"also log to these: {', '.join(sinks.SINKS)}")
-    flags.DEFINE_boolean("report_only", False, "only the tables of what is finished", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    values, define = new_flags()
+    define(
+        "list",
+        "tasks",
+        ["smac_5m6m:good", "smac_5m6m:medium", "smac_5m6m:poor"],
+        "presets, each with an optional :quality",
+    )
+    define("list", "algorithms", list(ALGORITHMS), "algorithms to compare")
+    define("list", "seeds", ["0", "1", "2"], "seeds of each cell; the dataset is the same for all")
+    define("string", "directory", "runs/compare", "where cells and tables lie")
+    define("list", "log", [], f"also log to these: {', '.join(sinks.SINKS)}")
+    define("boolean", "report_only", False, "only the tables of what is finished")
     return values
 
 

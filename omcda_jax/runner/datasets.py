@@ -1,6 +1,7 @@
 """A run's dataset: read early or collected, checked, and placed where the training call takes it from."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Layout
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import by_first, say
+from omcda_jax.runner.sweep.machine import free_memory
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec, Normaliser
 
 
@@ -181,15 +183,12 @@ def require_room(path: str, placement: str) -> None:
 
 
 def free_bytes(device: jax.Device) -> int | None:
-    """Return the memory that is free on a device, of a CPU what the system calls available; None if unknown."""
+    """Return the memory that is free on a device, of a CPU as `free_memory`; None if unknown."""
     memory = device.memory_stats() or {}
     if "bytes_limit" in memory:
         return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
+    free = free_memory()
+    return int(free) if free < math.inf else None
 
 
 def place(

@@ -16,7 +16,7 @@ from omcda_jax.checkpoint import Checkpoints, digest
 from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_dict
 from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
-from omcda_jax.runner.outcomes import Trial
+from omcda_jax.runner.outcomes import Trial, load
 from omcda_jax.runner.processes import by_first, is_first
 from omcda_jax.system import check_free, exclusive, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
@@ -172,8 +172,7 @@ def refuse_other_settings(job: Job) -> None:
     """
     path = os.path.join(job.directory, "config.json")
     if os.path.exists(path) and os.path.isdir(job.checkpoints()):
-        with open(path, encoding="utf-8") as file:
-            _refuse_changes(job, json.load(file))
+        _refuse_changes(job, load(path))
 
 
 def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
@@ -237,11 +236,10 @@ def restore_trial(
     job = Job([config] * count, trial.directory, population=trial.place is not None)
     check_free(trial.directory)
     refuse_other_settings(job)
-    with Checkpoints(job.checkpoints(which)) as checkpoints:
-        found = checkpoints.restore(job.template(spec))
-    if found is None:
+    state, _ = restore(job, spec, which)
+    if state is None:
         raise ConfigError(f"{trial.directory}: expected a checkpoint, found none")
-    return job, jax.tree.map(lambda leaf: leaf[place], found[0]) if job.population else found[0]
+    return job, jax.tree.map(lambda leaf: leaf[place], state) if job.population else state
 
 
 def fingerprints(job: Job, state: TrainState) -> dict[str, str]:

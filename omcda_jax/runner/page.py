@@ -18,7 +18,7 @@ import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from omcda_jax.config import assignments, differences, to_dict
+from omcda_jax.config import assignments, differences, to_dict, written
 from omcda_jax.runner import figures, report
 from omcda_jax.runner.outcomes import Trial, best, by_setting, load, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
@@ -236,16 +236,12 @@ def looked_at(shown: Replay) -> list[Part]:
 
 def settings(config: Mapping[str, Any]) -> Part:
     """Return the table of all settings, beside the preset's where they differ."""
-    usual = {key: text for key, (text, _) in _changed(config).items()}
+    usual = {key: value for key, (value, _) in _changed(config).items()}
     rows = [
-        [key, _shown(value), _shown(usual[key]) if key in usual else ""]
+        [key, written(value), written(usual[key]) if key in usual else ""]
         for key, (_, value) in differences({}, config).items()
     ]
     return table(["setting", "value", "the preset's, where it differs"], rows, "")
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _changed(config: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -7,8 +7,6 @@ prints the table of a finished run again and writes its page, report.html, which
 too. A run's plot is drawn again as well.
 """
 
-import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,12 +16,13 @@ from statistics import fmean
 from typing import Any
 
 import jax
+from absl import flags
 
+from omcda_jax.envs.versions import installed
 from omcda_jax.metrics import standard_deviation
-from omcda_jax.runner import plots
-from omcda_jax.runner.frame import importing_pages, new_flags
+from omcda_jax.runner import frame, plots
 from omcda_jax.runner.outcomes import load
-from omcda_jax.system import exit_status, read_flags
+from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
 
 AGENT_COLUMNS = {
@@ -41,12 +40,7 @@ PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkp
 
 def provenance() -> dict[str, Any]:
     """Return package versions, platform, device and, inside a git checkout, the commit and whether it is dirty."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    versions = {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **installed(*PACKAGES)}
     # a package installed into somebody's checkout is not part of it
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", os.path.abspath(__file__)) else None
     return {
@@ -284,19 +278,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-    return exit_status(functools.partial(_show_again, argv))
-
-
-def _show_again(argv: Sequence[str]) -> None:
     values, define = new_flags()
     define("boolean", "replay", True, "Play an episode of the policy for the page; it takes a simulator and a minute.")
-    words = read_flags(values, argv)
-    if values.help:
-        print(f"{__doc__}\n{values.get_help()}")
-        return
-    if len(words) != 1:
-        raise ConfigError(f"expected one directory of a finished run, found {' '.join(words) or 'none'}")
-    directory = words[0]
+    return frame.main(argv, __doc__, values, _show_again, "one directory of a finished run")
+
+
+def _show_again(values: flags.FlagValues, directory: str) -> None:
     kind = next((kind for kind, name in KINDS.items() if os.path.isfile(os.path.join(directory, name))), "run")
     result = None
     if kind == "sweep":
@@ -309,7 +296,7 @@ def _show_again(argv: Sequence[str]) -> None:
             print(file.read())
     else:
         result = _shown(directory)
-    with importing_pages():
+    with frame.importing_pages():
         from omcda_jax.runner import comparison_page, page, sweep_page
     if kind == "sweep":
         made = sweep_page.of_sweep(directory, rows, with_replay=values.replay)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.config import DataConfig, EvaluationConfig, ExperimentConfig, LearnerConfig
+from omcda_jax.config import DataConfig, EvaluationConfig, ExperimentConfig, LearnerConfig, written
 from omcda_jax.runner.report import align
 
 WIDTH = 120
@@ -66,16 +66,16 @@ def explain(config: ExperimentConfig | None = None) -> str:
 def overview(config: ExperimentConfig) -> str:
     """Return all settings in compact columns; a * marks those of the algorithm that are not its own defaults."""
     algorithm, defaults = config.algorithm, type(config.algorithm)()
-    cells = [f"{key} {_shown(getattr(config, key))}" for key in ("seed", "directory")]
+    cells = [f"{key} {written(getattr(config, key))}" for key in ("seed", "directory")]
     parts = [("run", cells)]
     for section in SECTIONS:
         settings = getattr(config, section)
-        cells = [f"{name} {_shown(getattr(settings, name))}" for name in _names(settings)]
+        cells = [f"{name} {written(getattr(settings, name))}" for name in _names(settings)]
         parts.append((section, cells))
     cells = []
     for name in _names(algorithm):
         value = getattr(algorithm, name)
-        cells.append(f"{'*' if value != getattr(defaults, name) else ''}{name} {_shown(value)}")
+        cells.append(f"{'*' if value != getattr(defaults, name) else ''}{name} {written(value)}")
     parts.append((algorithm.name, cells))
     indent = max(len(title) for title, _ in parts) + 4
     lines = [
@@ -105,14 +105,8 @@ def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
     hints, texts = typing.get_type_hints(settings), meanings(settings)
     for field in dataclasses.fields(settings):
         value = field.default if owner is settings else getattr(owner, field.name)
-        shown = "?" if value is dataclasses.MISSING else _shown(value)
+        shown = "?" if value is dataclasses.MISSING else written(value)
         yield prefix + field.name, _kind(hints[field.name]), shown, texts.get(field.name, "")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _kind(hint: Any) -> str:

@@ -6,7 +6,6 @@ metrics, holds for each sink which rows it was given, and is written before they
 
 import contextlib
 import importlib
-import json
 import os
 import uuid
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 from omcda_jax.config import to_dict
 from omcda_jax.metrics import read
 from omcda_jax.runner.jobs import Job, write_json
+from omcda_jax.runner.outcomes import load
 from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, suggestion
 
@@ -135,10 +135,7 @@ def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
         job: whose metrics file is open already, cut back to where the job resumes.
     """
     path = os.path.join(job.directory, "logged.json")
-    logged: dict[str, Any] = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            logged = json.load(file)
+    logged: dict[str, Any] = load(path) if os.path.exists(path) else {}
     names, sinks = job.switches.log, {}
 
     def attempt(name: str, work: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from omcda_jax.config import ExperimentConfig
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.outcomes import load
 from omcda_jax.system import replacing
 
 RESAMPLES = 2_000
@@ -30,10 +31,21 @@ class Cell(NamedTuple):
 def read_result(cell: Cell) -> dict[str, Any] | None:
     """Return the result of a cell, whatever its settings were, or None."""
     path = os.path.join(cell.directory, "result.json")
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return load(path) if os.path.exists(path) else None
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a heading; of a row only the columns count, and what it lacks, and None, is nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of cells below a heading as a table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heading, ["---"] * len(heading), *rows])
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -181,20 +193,19 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
     read = {(cell.task, cell.algorithm): read_result(cell) for cell in cells}
     results = {key: result for key, result in read.items() if result}
     entries = {key: statistics(result) for key, result in results.items()}
-    text = io.StringIO()
-    columns = ("task", "algorithm", "seed", "updates", *SHOWN)
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for (task, algorithm), result in results.items():
-        for seed in result["evaluation"]:
-            writer.writerow({"task": task, "algorithm": algorithm, "updates": result["step"], **seed})
+    rows = [
+        {"task": task, "algorithm": algorithm, "updates": result["step"], **seed}
+        for (task, algorithm), result in results.items()
+        for seed in result["evaluation"]
+    ]
+    by_seed = csv_text(("task", "algorithm", "seed", "updates", *SHOWN), rows)
     places = {(cell.task, cell.algorithm): os.path.relpath(cell.directory, directory) for cell in cells}
     whole = [
         {"task": task, "algorithm": algorithm, "directory": places[task, algorithm], **entry}
         for (task, algorithm), entry in entries.items()
     ]
     table = markdown(entries, cells)
-    for extension, content in (("md", table), ("csv", text.getvalue()), ("json", json.dumps(whole, indent=2))):
+    for extension, content in (("md", table), ("csv", by_seed), ("json", json.dumps(whole, indent=2))):
         with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:
             partial.write_text(content)
     return table

@@ -34,6 +34,7 @@ from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.runner import frame
 from omcda_jax.runner.settings import meanings
+from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
 
 RULE = tuple(field.name for field in dataclasses.fields(training.Rule) if field.name != "episodes")
@@ -147,9 +148,9 @@ def _given(episodes: int) -> dict[str, int]:
 
 
 def _flags() -> flags.FlagValues:
-    values, define = frame.new_flags()
+    values, define = new_flags()
     define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
-    flags.DEFINE_alias("scenario", "environment", flag_values=values)
+    define("alias", "scenario", "environment")
     define("string", "out", "weights", "Folder for the npz files, made if it is not there.")
     define("integer", "seed", 0, "Seed of the training.")
     define("integer", "episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")

@@ -13,7 +13,6 @@ starts; where there is none, the dataset's own episodes are shown.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,13 +25,12 @@ from omcda_jax.config import DataConfig, EvaluationConfig, to_dict
 from omcda_jax.data.hdf5 import require_spec
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import greedily
-from omcda_jax.runner import report
+from omcda_jax.runner import frame, report
 from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.command import WHICH
-from omcda_jax.runner.frame import importing_pages, new_flags
 from omcda_jax.runner.jobs import restore_trial
 from omcda_jax.runner.outcomes import Trial, best, load, trials_of
-from omcda_jax.system import exit_status, read_flags
+from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError, updates_done
 
 
@@ -62,22 +60,15 @@ class Watched(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-    return exit_status(functools.partial(_run, argv))
+    return frame.main(argv, __doc__, _flags(), _watch, "the directory of one run or policy")
 
 
-def _run(argv: Sequence[str]) -> None:
-    values = _flags()
-    words = read_flags(values, argv)
-    if values.help:
-        print(f"{__doc__}\n{values.get_help()}")
-        return
-    if len(words) != 1:
-        raise ConfigError(f"expected the directory of one run or policy, found {' '.join(words) or 'none'}")
-    with importing_pages():
+def _watch(values: flags.FlagValues, directory: str) -> None:
+    with frame.importing_pages():
         from omcda_jax.runner import page, watch_page
-    watched = find(words[0], values)
+    watched = find(directory, values)
     made = watch_page.of_episodes(watched, values.episodes, print)
-    folder, name = os.path.split(values.out or os.path.join(words[0], "watch.html"))
+    folder, name = os.path.split(values.out or os.path.join(directory, "watch.html"))
     print(f"page: {page.write(folder, made, name)}")
 
 
@@ -164,11 +155,11 @@ def _policy(directory: str, values: flags.FlagValues) -> Watched:
 
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
-    flags.DEFINE_integer("episodes", 4, "Episodes of each.", lower_bound=1, upper_bound=32, flag_values=values)
+    define("integer", "episodes", 4, "Episodes of each.", lower_bound=1, upper_bound=32)
     define("string", "out", None, "File of the page, watch.html in the directory by default.")
     number = "Which of the trials, the first being 0."
-    flags.DEFINE_integer("trial", None, number, lower_bound=0, flag_values=values)
-    flags.DEFINE_enum("checkpoint", "latest", WHICH, "Which one of a run.", flag_values=values)
+    define("integer", "trial", None, number, lower_bound=0)
+    define("enum", "checkpoint", "latest", WHICH, "Which one of a run.")
     define("string", "environment", None, "Where a saved policy acts, for instance smax/3m.")
     define("string", "quality", None, "Behaviour that a saved policy is shown beside, for instance medium.")
     define("string", "data", None, "Dataset whose episodes a saved policy is shown beside.")

@@ -36,11 +36,10 @@ from omcda_jax.evaluate import make_evaluate, summarise
 from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.datasets import warn_of_versions
 from omcda_jax.runner.evaluation import EPISODES_AT_ONCE
-from omcda_jax.runner.frame import new_flags
 from omcda_jax.runner.jobs import Job, restore
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.report import align, provenance
-from omcda_jax.system import check_free, one_line, read_flags, replacing, sha256
+from omcda_jax.system import check_free, new_flags, one_line, read_flags, replacing, sha256
 from omcda_jax.types import Actor, ConfigError, DatasetError, updates_done
 
 COMMANDS = {"list": "", "get": "NAME", "evaluate": "NAME ...", "add": "RUN"}

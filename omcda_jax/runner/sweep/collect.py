@@ -1,7 +1,5 @@
 """What came of a sweep: trial by trial, over seeds, and in the format of marl-eval's plotting tools."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import result_of
-from omcda_jax.runner.tables import bootstrap_interval, interquartile_mean
+from omcda_jax.runner.tables import bootstrap_interval, csv_text, interquartile_mean, markdown_table
 from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
@@ -139,9 +137,7 @@ def _on_the_way(directory: str, record: Record) -> Iterator[Record]:
 def markdown(records: Sequence[Record]) -> str:
     """Return records as a table in Markdown."""
     columns = columns_of(records)
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(cell(record.get(key, '')) for key in columns)} |" for record in records]
-    return "\n".join(lines) + "\n"
+    return markdown_table(columns, ([cell(record.get(key, "")) for key in columns] for record in records)) + "\n"
 
 
 def columns_of(records: Sequence[Record]) -> list[str]:
@@ -152,14 +148,6 @@ def columns_of(records: Sequence[Record]) -> list[str]:
 def cell(value: Any) -> str:
     """Return what a table shows of a value."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _csv(records: Sequence[Record]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns_of(records), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
 
 
 def collect(directory: str, rows: Sequence[Row]) -> str:
@@ -185,7 +173,7 @@ def collect(directory: str, rows: Sequence[Row]) -> str:
     if searched:
         tables["tried"] = search.records(searched)
     for name, entries in tables.items():
-        files |= {f"{name}.csv": _csv(entries), f"{name}.json": json.dumps(entries, indent=2)}
+        files |= {f"{name}.csv": csv_text(columns_of(entries), entries), f"{name}.json": json.dumps(entries, indent=2)}
         files[f"{name}.md"] = markdown(entries)
     try:
         for name, text in files.items():

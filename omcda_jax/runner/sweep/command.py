@@ -17,7 +17,6 @@ A grid is key=value,value,... for each key, separated by semicolons; a..b stands
 separates alternatives. Keys are settings of a run, `task` (a preset, with an optional :quality) and `distributed`.
 """
 
-import functools
 import importlib
 import os
 import shlex
@@ -32,7 +31,7 @@ from omcda_jax.runner.command import read_settings
 from omcda_jax.runner.processes import ordered, say
 from omcda_jax.runner.sweep import check, collect, emit, machine, manifest, plan, search, state
 from omcda_jax.runner.sweep.study import Search
-from omcda_jax.system import Interruption
+from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError
 
 ENGINES = ("local", "slurm", "ray")  # modules of this package, imported when they are asked for
@@ -143,41 +142,36 @@ def _options(values: flags.FlagValues) -> machine.Options:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    number = functools.partial(flags.DEFINE_integer, flag_values=values)
-    real = functools.partial(flags.DEFINE_float, flag_values=values)
-    switch = functools.partial(flags.DEFINE_boolean, flag_values=values)
-    text("config", None, "preset of trials whose grid names no task, with an optional :quality")
-    flags.DEFINE_multi_string("grid", [], "settings to vary; several flags are alternatives", flag_values=values)
-    text("rows", None, "file of settings, a JSON object a line or .csv, each with every point of the grid")
-    text("directory", "runs/sweep", "where the manifest, runs and logs lie; hosts share it")
-    number("population", 16, "largest number of trials that train together in one row", lower_bound=1)
-    switch("distributed", False, "spread every trial over all hosts, which each run this command")
-    switch("dry_run", False, "print rows and what they will cost, and write nothing")
-    real("rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
-    text("rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
-    flags.DEFINE_enum("search", None, ["optuna"], "let it choose among what the grid says", flag_values=values)
-    text("metric", "evaluation/return_mean", "that --search is by, a mean over seeds; see docs/sweeps.md")
-    flags.DEFINE_enum("direction", "maximize", ["maximize", "minimize"], "of the metric", flag_values=values)
-    number("trials", 32, "settings that --search tries in all", lower_bound=1)
-    number("parallel", 8, "settings that --search tries at a time", lower_bound=1)
-    number("select_updates", None, "as of a run, for --metric=select/...", lower_bound=0)
-    text("status", None, "print where the rows of the sweep in this directory stand")
-    text("collect", None, "write the tables of the sweep in this directory")
-    flags.DEFINE_enum("engine", "local", ENGINES, "what works the rows off", flag_values=values)
-    flags.DEFINE_list("engine_options", [], "KEY=VALUE,... of slurm, ray or --emit", flag_values=values)
-    flags.DEFINE_enum("emit", None, list(emit.KINDS), "print a file for what starts pods", flag_values=values)
-    number("jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
-    number("cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
-    real("memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
-    number("devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
-    number("retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
-    number("host", 0, "which of --hosts this is", lower_bound=0)
-    number("hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
-    switch("claim", False, "after this host's own rows, take any that nobody is at work on")
-    text("coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
-    switch("help", False, "show this", short_name="h")
+    values, define = new_flags()
+    define("string", "config", None, "preset of trials whose grid names no task, with an optional :quality")
+    define("multi_string", "grid", [], "settings to vary; several flags are alternatives")
+    define("string", "rows", None, "file of settings, a JSON object a line or .csv, each with every point of the grid")
+    define("string", "directory", "runs/sweep", "where the manifest, runs and logs lie; hosts share it")
+    define("integer", "population", 16, "largest number of trials that train together in one row", lower_bound=1)
+    define("boolean", "distributed", False, "spread every trial over all hosts, which each run this command")
+    define("boolean", "dry_run", False, "print rows and what they will cost, and write nothing")
+    define("float", "rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
+    define("string", "rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
+    define("enum", "search", None, ["optuna"], "let it choose among what the grid says")
+    define("string", "metric", "evaluation/return_mean", "that --search is by, a mean over seeds; see docs/sweeps.md")
+    define("enum", "direction", "maximize", ["maximize", "minimize"], "of the metric")
+    define("integer", "trials", 32, "settings that --search tries in all", lower_bound=1)
+    define("integer", "parallel", 8, "settings that --search tries at a time", lower_bound=1)
+    define("integer", "select_updates", None, "as of a run, for --metric=select/...", lower_bound=0)
+    define("string", "status", None, "print where the rows of the sweep in this directory stand")
+    define("string", "collect", None, "write the tables of the sweep in this directory")
+    define("enum", "engine", "local", ENGINES, "what works the rows off")
+    define("list", "engine_options", [], "KEY=VALUE,... of slurm, ray or --emit")
+    define("enum", "emit", None, list(emit.KINDS), "print a file for what starts pods")
+    define("integer", "jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
+    define("integer", "cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
+    define("float", "memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
+    define("integer", "devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
+    define("integer", "retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
+    define("integer", "host", 0, "which of --hosts this is", lower_bound=0)
+    define("integer", "hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
+    define("boolean", "claim", False, "after this host's own rows, take any that nobody is at work on")
+    define("string", "coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
     return values
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omcda_jax import grid
-from omcda_jax.config import RESUMABLE, ExperimentConfig, population_keys, to_dict
+from omcda_jax.config import RESUMABLE, ExperimentConfig, population_keys, to_dict, written
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.types import ConfigError
@@ -146,7 +146,7 @@ def _text(config: ExperimentConfig, key: str) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{','.join(map(_plain, value))}]"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return written(value)
 
 
 def _structure(config: ExperimentConfig) -> dict[str, Any]:
