@@ -12,12 +12,13 @@ from benchmarks import standings
 from omcda_jax.runner import frame, zoo
 from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.jobs import Job
+from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
 
 
 def main(argv: list[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status."""
-    values, define = frame.new_flags()
+    values, define = new_flags()
     define("string", "directory", "runs/table", "Of benchmarks.table.")
     define("list", "tasks", [], "Presets, with :quality where the table's task has one; none: all that are there.")
     define("list", "algorithms", [], "Of these; none: all that are there.")
