@@ -20,6 +20,11 @@ def largest(values: chex.Array, axis_name: str | None = None) -> chex.Array:
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
 
 
+def valid_rows(mask: chex.Array, axis_name: str | None = None) -> chex.Array:
+    """Return how many entries of the batch axis are valid: mask [B, ...] to [...]."""
+    return total(jnp.sum(mask, axis=0), axis_name)
+
+
 def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
     """Return the mean over the batch axis of the valid entries.
 
@@ -32,8 +37,8 @@ def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = No
         [...], 0 where nothing is valid.
     """
     chex.assert_equal_shape([values, mask])
-    count = total(jnp.sum(mask, axis=0), axis_name)
-    return total(jnp.sum(jnp.where(mask, values, 0.0), axis=0), axis_name) / jnp.maximum(count, 1)
+    summed = total(jnp.sum(jnp.where(mask, values, 0.0), axis=0), axis_name)
+    return summed / jnp.maximum(valid_rows(mask, axis_name), 1)
 
 
 def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
@@ -64,7 +69,7 @@ def batch_log_weights(logits: chex.Array, mask: chex.Array, axis_name: str | Non
         [B, ...]; about -1e30 on invalid rows.
     """
     chex.assert_equal_shape([logits, mask])
-    count = jnp.maximum(total(jnp.sum(mask, axis=0), axis_name), 1)
+    count = jnp.maximum(valid_rows(mask, axis_name), 1)
     logits = jnp.where(mask, logits, -1e30)
     logits = logits - largest(jnp.max(logits, axis=0), axis_name)
     return logits - jnp.log(total(jnp.sum(jnp.exp(logits), axis=0), axis_name)) + jnp.log(count)

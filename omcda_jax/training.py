@@ -84,6 +84,7 @@ def check_numbers(
     config: Any,
     *,
     positive: Sequence[str] = (),
+    nonnegative: Sequence[str] = (),
     rates: Sequence[str] = (),
     shares: Sequence[str] = (),
     counts: Sequence[str] = (),
@@ -93,6 +94,7 @@ def check_numbers(
     Args:
         config: an algorithm's settings.
         positive: fields to be positive and finite.
+        nonnegative: fields to be 0 or more, and finite.
         rates: fields to be in (0, 1].
         shares: fields to be in [0, 1].
         counts: fields to be at least 1.
@@ -103,6 +105,8 @@ def check_numbers(
     present = lambda *keys: [key for key in keys if hasattr(config, key)]
     for key in ("learning_rate", *positive):
         require(config, key, lambda x: (x > 0) & (x < np.inf), "a positive number")
+    for key in nonnegative:
+        require(config, key, lambda x: (x >= 0) & (x < np.inf), "a number >= 0")
     for key in (*rates, *present("target_rate", "policy_average_rate")):
         require(config, key, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
     for key in (*shares, *present("gamma")):

@@ -74,9 +74,9 @@ class BcqConfig:
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require(self, "logit_penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         counts = ["num_samples", "acting_samples"]
-        training.check_numbers(self, positive=["reach"], shares=["threshold", "share"], counts=counts)
+        shares, nonnegative = ["threshold", "share"], ["logit_penalty"]
+        training.check_numbers(self, positive=["reach"], nonnegative=nonnegative, shares=shares, counts=counts)
 
 
 class _Networks(NamedTuple):

@@ -51,9 +51,7 @@ class CfcqlConfig(CriticSettings):
         training.require(self, "behaviour_updates", lambda x: x >= 0, "a number of updates >= 0")
         waits = f"0 or above behaviour_updates={self.behaviour_updates}, for which the critic waits"
         training.require(self, "priming", lambda x: x <= 0 or x > self.behaviour_updates, waits)
-        training.require(self, "penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
-        training.require(self, "temperature", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
-        training.check_numbers(self, counts=["num_samples"])
+        training.check_numbers(self, nonnegative=["penalty", "temperature"], counts=["num_samples"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CfcqlConfig) -> TrainState:

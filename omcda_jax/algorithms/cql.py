@@ -49,8 +49,7 @@ class CqlConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require_choice(self, "variant", VARIANTS)
-        training.require(self, "penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
-        training.check_numbers(self, counts=["num_samples"])
+        training.check_numbers(self, nonnegative=["penalty"], counts=["num_samples"])
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:

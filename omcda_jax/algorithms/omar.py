@@ -71,13 +71,12 @@ class OmarConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require(self, "search_elites", lambda x: 2 <= x <= self.search_samples, "2 up to search_samples")
-        training.require(self, "penalty", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
         positive, shares, counts = (
             ["search_spread", "proposal_spread"],
             ["coefficient"],
             ["num_samples", "search_rounds"],
         )
-        training.check_numbers(self, positive=positive, shares=shares, counts=counts)
+        training.check_numbers(self, positive=positive, nonnegative=["penalty"], shares=shares, counts=counts)
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmarConfig) -> TrainState:

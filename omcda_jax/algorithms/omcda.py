@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from omcda_jax import acting, allocation, losses, networks, training
 from omcda_jax.distributions import Policy, Support, expectation, has_choice, moved_expectation, support_rows
 from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
-from omcda_jax.reductions import masked_mean, total
+from omcda_jax.reductions import masked_mean, valid_rows
 from omcda_jax.training import CriticSettings, static
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Losses, Metrics, Params, TrainState
 
@@ -104,16 +104,16 @@ class OmcdaConfig(CriticSettings):
         training.require_choice(self, "value_target", VALUE_TARGETS)
         training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
         training.require_choice(self, "extraction", EXTRACTIONS)
-        training.require(self, "price", lambda x: (x >= 0) & (x < float("inf")), "a number >= 0")
+        training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         measures = "0 with critic_warmup=0, for its unit is measured in the warm-up"
         training.require(self, "price", lambda x: (self.critic_warmup > 0) | (x == 0), measures)
-        training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
         training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")
         training.require(self, "d_min", lambda d: (d >= 0) & (d <= self.d_tot), f"between 0 and d_tot={self.d_tot}")
         training.check_numbers(
             self,
             positive=("temperature", "step_size", "alpha_init", "alpha_min", "influence_epsilon", "level_step"),
+            nonnegative=["price"],
             rates=("level_rate", "influence_rate"),
             counts=["critics"],
         )
@@ -305,7 +305,7 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
         max_weight=config.max_weight,
         axis_name=axis_name,
     )
-    rows = total(jnp.sum(mask, axis=0), axis_name)
+    rows = valid_rows(mask, axis_name)
     # weights over m rows spend log m at most
     solution = jnp.where(jnp.log(jnp.maximum(rows, 1)) > extra.budget, solution, extra.log_alpha)
     log_alpha = allocation.conservatism_step(extra.log_alpha, solution, config.level_rate)
@@ -406,7 +406,7 @@ def measure(state: TrainState, estimates: Estimates, axis_name: str | None = Non
         epsilon=state.config.influence_epsilon,
         axis_name=axis_name,
     )
-    return jnp.where(total(jnp.sum(estimates.mask, axis=0), axis_name) > 0, influence, state.extra.influence)
+    return jnp.where(valid_rows(estimates.mask, axis_name) > 0, influence, state.extra.influence)
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:

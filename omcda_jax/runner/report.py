@@ -204,7 +204,11 @@ def title(config: Mapping[str, Any]) -> str:
 def shares(directory: str, count: int | None = None) -> dict[str, Any] | None:
     """Return the results of all shares of a population as one, or None while some are missing.
 
-    Args, Raises: as `share_folders`.
+    Args:
+        directory, count: as of `share_folders`.
+
+    Raises:
+        ConfigError: as `share_folders`.
     """
     folders = share_folders(directory, count)
     if not folders or not all(os.path.exists(os.path.join(folder, "result.json")) for folder in folders):
