@@ -8,6 +8,7 @@ after it enters a phase for the first time: data, compile, train, evaluate, save
 the simulator by the name `benchmarks.toy/any`, with a dataset of that name.
 """
 
+import dataclasses
 import functools
 import os
 import signal
@@ -59,7 +60,7 @@ def environment() -> Environment:
 
 def make(scenario: str) -> Environment:
     """The simulator, for a run that names it `benchmarks.toy/any`."""
-    return environment()
+    return dataclasses.replace(environment(), name=f"benchmarks.toy/{scenario}")
 
 
 def episodes(count: int = 6) -> data.Episodes:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 from benchmarks import standings
 from omcda_jax.runner import frame, zoo
-from omcda_jax.runner.behaviours import settings_of_run
-from omcda_jax.runner.jobs import Job
+from omcda_jax.runner.jobs import Job, settings_of_run
 from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
 

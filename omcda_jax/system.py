@@ -318,6 +318,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             partial.unlink()
 
 
+def require_folder(folder: Path) -> None:
+    """Make a folder if it is missing, before costly work whose results it is to hold.
+
+    Raises:
+        ConfigError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: expected a folder to write to, found: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder}: expected a folder that can be written to, found a read-only one")
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[TextIO]:
     """Hold a lock file during the block; the system releases it when the process ends, however it ends.

@@ -1,7 +1,7 @@
 """What every algorithm's update shares: checked settings, states, keys, per-group optimisers, target networks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import flax.struct
@@ -44,7 +44,10 @@ class CriticSettings:
             place of bootstrapped values: what one-step targets carry back a step in about 1 / target_rate updates is
             there at once (after Jelley et al. 2024, "Efficient Offline Reinforcement Learning: The Critic is
             Critical").
+        warmup: name of the setting that counts the updates before the policy follows its values, if there are any.
     """
+
+    warmup: ClassVar[str | None] = None
 
     gamma: float = 0.99
     learning_rate: float = 5e-4

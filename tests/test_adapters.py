@@ -1,5 +1,6 @@
 """Environments of users: the examples, modules by name, and PettingZoo's parallel API."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from omcda_jax import data, envs
-from omcda_jax.envs import mpe
+from omcda_jax.envs import contract, mpe
+from omcda_jax.envs.base import HostEnvironment
 from omcda_jax.envs.pettingzoo import _Single
 from omcda_jax.runner import run
 from omcda_jax.types import ConfigError, EnvSpec
@@ -76,6 +78,72 @@ def test_examples_are_short_and_learn_from_the_command_line(name, tmp_path, monk
 def test_a_module_without_make_is_named():
     with pytest.raises(ConfigError, match=r"environment json/9: expected a function make\(scenario\) in json"):
         envs.make("json/9")
+
+
+CHANGES = {
+    "nothing": (lambda made: None, "make(scenario) to return an Environment or a HostEnvironment, found None"),
+    "name": (lambda made: dataclasses.replace(made, name="a/b"), "expected its name to be 'mine/any', found 'a/b'"),
+    "horizon": (lambda made: dataclasses.replace(made, horizon=0), "expected a horizon of at least 1 step, found 0"),
+    "spec": (
+        lambda made: dataclasses.replace(made, spec=dataclasses.replace(made.spec, obs_dim=3)),
+        "reset: obs: expected [{}2, 3] of floats, found [{}2, 2] of float",
+    ),
+    "reset": (
+        lambda made: dataclasses.replace(made, **shown_otherwise(made, "reset", lambda shown: shown.obs)),
+        "reset: expected a TimeStep, found a ",
+    ),
+    "step": (
+        lambda made: dataclasses.replace(
+            made, **shown_otherwise(made, "step", lambda shown: shown.replace(avail=shown.reward))
+        ),
+        "step: avail: expected [{}2, 3] of booleans, found [",
+    ),
+}
+
+
+def shown_otherwise(made, function, change):
+    """The field of an environment whose `reset` or `step` shows something else."""
+    if isinstance(made, HostEnvironment):
+
+        def opened(copies):
+            simulators = made.open(copies)
+            own = getattr(simulators, function)
+            return simulators._replace(**{function: lambda *of: change(own(*of))})
+
+        return {"open": opened}
+    own = getattr(made, function)
+    return {function: lambda *of: (lambda state, shown: (state, change(shown)))(*own(*of))}
+
+
+@pytest.mark.parametrize("name", ["environment_in_jax", "environment_in_python"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_simulator_that_is_not_what_it_says_is_refused(name, change, monkeypatch):
+    made, (alter, message) = envs.make(f"examples.{name}/9"), CHANGES[change]
+    module = types.ModuleType("mine")
+    module.__spec__ = importlib.machinery.ModuleSpec("mine", None)
+    module.make = lambda scenario: alter(dataclasses.replace(made, name=f"mine/{scenario}"))
+    monkeypatch.setitem(sys.modules, "mine", module)
+    copies = "1, " if name == "environment_in_python" else ""
+    with pytest.raises(ConfigError, match=re.escape(message.format(copies, copies))):
+        envs.make("mine/any")
+
+
+def test_an_env_state_that_changes_its_form_is_refused():
+    made = envs.make("examples.environment_in_jax/9")
+
+    def step(key, env_state, action):
+        after, shown = made.step(key, env_state, action)
+        return (after[0].astype(float), after[1]), shown
+
+    with pytest.raises(ConfigError, match=r"step: expected an env_state of the shapes .* found \('float32\[2\]'"):
+        contract.check(dataclasses.replace(made, step=step), made.name)
+
+
+def test_a_module_that_lacks_a_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "lacking.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="environment lacking/9: cannot import lacking: No module named 'no_such"):
+        envs.make("lacking/9")
 
 
 def test_pettingzoo_discrete():

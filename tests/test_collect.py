@@ -234,6 +234,14 @@ def test_an_episode_is_won_whenever_the_goal_was_reached(monkeypatch, few_compil
         assert episodes.won.all()
 
 
+@pytest.mark.parametrize("name", ["environment_in_jax", "environment_in_python"])
+def test_an_episode_that_does_not_end_is_reported(name):
+    game = dataclasses.replace(envs.make(f"examples.{name}/9"), horizon=8)  # the clock of the simulator stands at 20
+    behaviour = collect.of_chance(game)
+    with pytest.raises(ConfigError, match="expected every episode to end, terminated or truncated, within its horizon"):
+        collect.collect(game, behaviour.params, behaviour.recipe, act=behaviour.act, seed=0, episodes=8)
+
+
 def test_hopeless_filter_is_reported(monkeypatch):
     monkeypatch.setattr(collect, "TRIES_AT_LEAST", 8)
     monkeypatch.setattr(collect, "TRIES_PER_EPISODE", 2)
@@ -490,7 +498,7 @@ def test_ensure_refuses_what_it_cannot_make(toy_shop):
     with pytest.raises(ConfigError, match="quality: expected one of medium, random, found 'godo' of 'toy/sum'"):
         data.ensure("toy/sum", "godo", 3, 0)
     (toy_shop / "blocked").write_text("a file")
-    with pytest.raises(ConfigError, match="blocked: expected a folder to write datasets to"):
+    with pytest.raises(ConfigError, match="blocked: expected a folder to write to"):
         data.ensure("toy/sum", "medium", 3, 0, path=toy_shop / "blocked" / "data.h5")
     (toy_shop / "toy_sum_medium.npz").write_text("not weights")
     with pytest.raises(ConfigError, match="toy_sum_medium.npz: expected actor_0_w"):

@@ -14,6 +14,8 @@ from benchmarks.toy import SPEC, episodes
 from omcda_jax import data
 from omcda_jax.data.__main__ import main as data_command
 from omcda_jax.runner import collect, train_behaviour
+from omcda_jax.runner.jobs import load_run
+from omcda_jax.types import ConfigError
 
 __all__ = ["run"]  # fixture
 
@@ -86,6 +88,36 @@ def test_a_run_among_the_checkpoints_of_another_is_refused(finished, capsys, bel
     error = capsys.readouterr().err
     assert f"{below}: expected a directory of its own for the run, found one among the checkpoints of" in error
     assert sorted(DIRECTORY.rglob("*")) == before
+
+
+def test_an_evaluation_needs_no_more_than_the_runs_directory_and_leaves_its_settings(finished, capsys):
+    settings, first = json.loads((DIRECTORY / "config.json").read_text()), result_of()
+    for words in (command("--mode=eval", updates=20), ["run.py", "--mode=eval", f"--workdir={DIRECTORY}"]):
+        assert finished.main(words) == 0
+        assert "evaluating step 60, no training" in capsys.readouterr().out
+        assert json.loads((DIRECTORY / "config.json").read_text())["learner"] == settings["learner"]
+        assert [result_of()[key] == first[key] for key in ("config", "step", "finished", "evaluation")] == [True] * 4
+    assert finished.main(["run.py", "--mode=eval", f"--workdir={DIRECTORY}", "--config.evaluation.episodes=3"]) == 0
+    assert result_of()["evaluation"]["episodes"] == 3
+    assert finished.main(["run.py", "--mode=eval", "--workdir=nowhere"]) == 78
+    assert "nowhere: expected the directory of a run, found no config.json in it" in capsys.readouterr().err
+
+
+def test_a_run_is_loaded_with_its_settings(finished):
+    config, state = load_run(str(DIRECTORY))
+    assert (config.learner.updates, config.algorithm.hidden_sizes, int(state.step)) == (60, (8,), 60)
+    kept = [int(path.name) for path in (DIRECTORY / "checkpoints" / "best").iterdir()]
+    assert [int(load_run(str(DIRECTORY), checkpoint="best")[1].step)] == kept
+    trials = "--config.learner.mode=trials", "--config.learner.trials=algorithm.learning_rate=0.01,0.02"
+    assert finished.main(command(*trials, "--workdir=trials", updates=10)) == 0
+    config, state = load_run("trials", trial=1)
+    assert config.algorithm.learning_rate == 0.02 == pytest.approx(float(state.config.learning_rate))
+    for directory, trial, message in (
+        ("trials", 2, "trials: trial: expected less than 2, its trials, found 2"),
+        ("nowhere", 0, "nowhere: expected the directory of a run, found no config.json in it"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_run(directory, trial=trial)
 
 
 def test_a_checkpoints_own_folder_is_evaluated(finished, capsys):

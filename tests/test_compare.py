@@ -83,6 +83,16 @@ def test_a_finished_comparison_is_only_read_again(compare, capsys):
     assert "cell 1 of 1: omiga" in capsys.readouterr().out
 
 
+def test_a_table_of_nothing_is_not_written_over_one(compare, capsys):
+    assert compare.main(arguments(algorithms="bc", updates=10)) == 0
+    before = {path: path.read_text() for path in OUT.glob("comparison.*")}
+    assert compare.main(arguments("--report_only", algorithms="omiga", updates=10)) == 78
+    assert "expected a finished cell of these --tasks" in (said := capsys.readouterr().err)
+    assert "found smac_3m/bc/seeds_0-3" in said and {path: path.read_text() for path in before} == before
+    assert compare.main(arguments("--report_only", "--directory=nowhere")) == 78
+    assert "nowhere, found none at all" in capsys.readouterr().err and not Path("nowhere").exists()
+
+
 def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
     """Normalised, and evaluated on the way: the logged losses and the final episodes are those of single runs."""
     options = ("--config.data.normalise=true", "--config.learner.evaluate_every=20")

@@ -23,9 +23,11 @@ import omcda_jax
 from benchmarks import analysis, table
 from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import to_dict
 from omcda_jax.data.__main__ import _flags as data_flags
 from omcda_jax.runner import compare, run
 from omcda_jax.runner.collect import _flags as collect_flags
+from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.train_behaviour import _flags as train_behaviour_flags
@@ -44,7 +46,7 @@ PAGES = [
 # how long an example trains and plays in these tests
 REDUCED = {
     "updates=20_000": "updates=20, updates_per_call=10, log_every=10, checkpoint_every=10, evaluate_every=10",
-    "env, 256)": "env, 2)",
+    "environment), 256)": "environment), 2)",
 }
 
 
@@ -105,8 +107,10 @@ def leave_a_file_and_a_run(names):
     data.write("mine.h5", names["spec"], episodes, {"environment": "my_module/easy", "quality": "medium"})
     config = resolve("smac_3m", [])
     state = omcda_jax.init(jax.random.key(0), envs.make(config.data.environment).spec, config.algorithm)
-    with Checkpoints("runs/smac_3m/medium/omcda/seed_0/checkpoints/latest") as checkpoints:
-        checkpoints.save(state, {})
+    folder = pathlib.Path("runs/smac_3m/medium/omcda/seed_0")
+    write_json(folder / "config.json", to_dict(config))
+    with Checkpoints(folder / "checkpoints" / "latest") as checkpoints:
+        checkpoints.save(state, {"config": to_dict(config)})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)

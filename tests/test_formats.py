@@ -460,7 +460,7 @@ def test_rewards_that_differ_between_agents_need_a_rule(tmp_path):
 def test_repairs_of_the_own_format_and_of_discrete_actions_are_refused(tmp_path):
     episodes = make_episodes(DISCRETE)
     data.write(tmp_path / "own.h5", DISCRETE, episodes, {"environment": "toy/ring"})
-    with pytest.raises(ConfigError, match="expected no repairs of the project's own format"):
+    with pytest.raises(ConfigError, match="expected no repairs of the project's own format, found time_limit=9$"):
         formats.read(tmp_path / "own.h5", repairs=Repairs(time_limit=9))
     write_cfcql(tmp_path / "map.h5", episodes, 6)
     with pytest.raises(ConfigError, match="expected continuous actions, found discrete ones"):

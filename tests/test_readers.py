@@ -154,7 +154,9 @@ def test_a_time_limit_in_a_layout_without_final_observations_takes_the_last_step
     ended = np.zeros((9, 2), bool)
     ended[[2, 5, 6, 8]] = True  # of 3, 3, 1 and 2 steps
     vault_of(tmp_path / "vault", ended, np.zeros_like(ended))
-    found = formats.read(tmp_path / "vault", repairs=Repairs(time_limit=3)).episodes
+    contents = formats.read(tmp_path / "vault", repairs=Repairs(time_limit=3))
+    found = contents.episodes
+    assert any(note.startswith("2 episodes count as cut by time_limit; what followed") for note in contents.notes)
     np.testing.assert_array_equal(found.length, [2, 2, 1, 2])
     np.testing.assert_array_equal(found.terminated, [False, False, True, True])
     np.testing.assert_array_equal(found.reward, [0, 1, 0, 3, 4, 0, 6, 0, 7, 8, 0])

@@ -1,6 +1,7 @@
 """From a simulator of one's own to a trained team: behaviour policies, datasets and runs, by commands alone."""
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -63,6 +64,9 @@ def home(tmp_path_factory):
     assert train(HOST, home / "weights", *TRAINING) == 0
     make(HOST, home / "medium.h5", f"--weights={home / 'weights'}", "--quality=medium")
     assert learn(HOST, home / "medium.h5", home / "run", **{"algorithm.name": "bc"}) == 0
+    (home / "few").mkdir()  # without the stages on the way to medium
+    for stage in ("medium", "expert"):
+        shutil.copy(home / "weights" / policies.file_name(HOST, stage), home / "few")
     return home
 
 
@@ -101,7 +105,7 @@ def test_replays_of_an_earlier_training_go(home, tmp_path, monkeypatch):
         policies.write_weights(place(stage), actor)
     monkeypatch.setattr(training.mappo_separate, "train", lambda *_: ((steps, actor, {}) for steps in (40, 80, 120)))
     returns, rule = iter([1.0, 3.0, 2.0]), training.Rule(snapshots=3)
-    settings = train_behaviour.mappo.Settings(steps=120, num_envs=4, rollout=10)
+    settings = train_behaviour.Settings(steps=120, num_envs=4, rollout=10)
     evaluate = lambda actor, key: {"return_mean": next(returns)}
     named = training.train_by_rule(envs.make(HOST), settings, tmp_path, evaluate, 0.0, rule)
     assert named == {"expert": "000000080", "medium": "000000080", "replay_1": "000000040"}
@@ -240,6 +244,11 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
         (HOST, ["--policy=random", "--weights=."], "--policy, --weights: expected one of them, found both"),
         (HOST, ["--weights=nowhere"], "--weights: expected a folder of behaviour policies, found none at nowhere"),
         (HOST, ["--weights={home}/weights", "--quality=good"], "quality: expected one of "),
+        (
+            HOST,
+            ["--weights={home}/few", "--quality=medium_replay"],
+            "quality: expected one of expert, medium, medium_ex",
+        ),
         (HOST, ["--quality=medium"], "or --policy or --weights, found 'medium' of 'examples.environment_in_python/5'"),
         ("pettingzoo/particles?horizon=3", ["--policy={home}/run"], "obs_dim: expected 3 for pettingzoo/particles"),
         (HOST, ["--policy={home}/run", "--checkpoint=best"], None),
@@ -275,11 +284,21 @@ def test_mistakes_are_named(own, home, tmp_path, monkeypatch, capsys, environmen
             [f"--environment={HOST}", "--medium_share=1.5"],
             "--medium_share: expected a number between 0 and 1, found 1.5",
         ),
-        ([f"--environment={HOST}", "--minibatches=7"], "num_envs * rollout must be a multiple of minibatches"),
+        ([f"--environment={HOST}", "--minibatches=7"], "--minibatches: expected a divisor of num_envs * rollout"),
         ([f"--environment={HOST}", "--gamma=much"], "flag --gamma"),
+        ([f"--environment={HOST}", "--gamma=2"], "--gamma: expected a number from 0 to 1, found 2.0"),
+        ([f"--environment={HOST}", "--trace=-0.1"], "--trace: expected a number from 0 to 1, found -0.1"),
+        ([f"--environment={HOST}", "--clip=0"], "--clip: expected a positive number, found 0.0"),
+        ([f"--environment={HOST}", "--entropy=-1"], "--entropy: expected a number >= 0, found -1.0"),
+        ([f"--environment={HOST}", "--steps=0"], "--steps: expected at least 1, found 0"),
+        ([f"--environment={HOST}", "--hidden=-3"], "--hidden: expected at least 1, found -3"),
+        ([f"--environment={HOST}", "--initial_log_std=nan"], "--initial_log_std: expected a finite number, found nan"),
+        ([f"--environment={HOST}", "--out=a_file/below"], "a_file/below: expected a folder to write to, found: "),
     ],
 )
-def test_mistakes_of_a_training_are_named(tmp_path, capsys, words, message):
+def test_mistakes_of_a_training_are_named(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
     assert train_behaviour.main(["train_behaviour.py", f"--out={tmp_path / 'w'}", *words]) == 78
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -1,5 +1,6 @@
 """The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -311,6 +312,32 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
     result["metrics"]["allocation/price"] = 0.25
     rows = [line.split() for line in report.table(result).splitlines()[heading : heading + 3]]
     assert rows[0][-2:] == ["bound", "by"] and [row[-1] for row in rows[1:]] == ["price", "budget"]
+    result["metrics"]["policy/divergence"] = [0.5, 0.0]
+    assert report.table(result).splitlines()[heading + 2].split()[-1] == "-", "a clone is bound by nothing"
+
+
+def test_a_run_within_the_warm_up_is_noted(run, capsys):
+    omcda = "--config.algorithm.name=omcda", "--config.algorithm.price=0"
+    noted = "note: all 10 updates are warm-up (algorithm.critic_warmup={}): the policy does not follow its values yet"
+    for warmup, said in ((9, False), (10, True)):
+        more = f"--config.algorithm.critic_warmup={warmup}", f"--workdir=of_{warmup}"
+        assert run.main(command(*omcda, *more, updates=10)) == 0
+        assert (noted.format(warmup) in capsys.readouterr().out) == said
+    assert run.main(command("--config.algorithm.name=bcq", updates=10)) == 0
+    assert "warm-up" not in capsys.readouterr().out
+
+
+def test_rewards_that_are_not_finite_are_named(run, monkeypatch, capsys):
+    toy = environment()
+
+    def step(key, env_state, action):
+        after, shown = toy.step(key, env_state, action)
+        return after, shown.replace(reward=shown.reward / 0)
+
+    monkeypatch.setattr(envs, "make", lambda name: dataclasses.replace(toy, step=step))
+    assert run.main(command("--config.learner.evaluate_every=0", updates=10)) == 78
+    assert "environment smax/toy: expected finite rewards, found an episode whose return is" in capsys.readouterr().err
+    assert not (DIRECTORY / "result.json").exists()
 
 
 def test_mujoco_end_to_end(run, monkeypatch, capsys):

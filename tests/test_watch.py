@@ -16,8 +16,7 @@ from omcda_jax.behaviour import acts
 from omcda_jax.behaviour.policies import Quality
 from omcda_jax.checkpoint import save_policy
 from omcda_jax.runner import watch, watch_page
-from omcda_jax.runner.behaviours import settings_of_run
-from omcda_jax.runner.jobs import restore_trial
+from omcda_jax.runner.jobs import restore_trial, settings_of_run
 from omcda_jax.runner.outcomes import Trial
 from omcda_jax.types import ConfigError
 

@@ -40,6 +40,7 @@ class CfcqlConfig(CriticSettings):
     """
 
     name: ClassVar[str] = "cfcql"
+    warmup: ClassVar[str] = "behaviour_updates"
 
     penalty: float = 5.0
     temperature: float = 0.5

@@ -70,6 +70,7 @@ class OmcdaConfig(CriticSettings):
     """
 
     name: ClassVar[str] = "omcda"
+    warmup: ClassVar[str] = "critic_warmup"
 
     d_tot: float = 0.6
     d_min: float = 0.002
@@ -290,8 +291,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> tuple[chex.Array, chex.Array]:
     """Return log alpha [N] that spends the budgets, but not below the price of a nat, and policy weights [M, N].
 
-    In the critic warm-up every weight is 1. After it, with extraction by gradient, the levels follow what the policy
-    spends.
+    In the critic warm-up every weight is 1. After it, by gradient, the levels follow what the policy spends.
     """
     config, extra, mask, warms = state.config, state.extra, estimates.mask, warms_up(state)
     lowest = jnp.log(jnp.maximum(config.alpha_min, allocation.price_of_a_nat(config, extra, warms)))

@@ -9,7 +9,6 @@ whole update, rollout included, is one compiled function.
 Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Yu et al. 2022 (MAPPO).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -20,63 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from omcda_jax.behaviour import policies
+from omcda_jax.behaviour.settings import Settings
 from omcda_jax.envs.base import Environment, TimeStep
-from omcda_jax.types import ConfigError, EnvSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How one training phase runs.
-
-    Attributes:
-        steps: environment steps in all (a step moves the whole team once).
-        num_envs: environments stepped side by side.
-        rollout: steps per environment and update.
-        epochs: passes over each rollout.
-        minibatches: parts a pass is cut into.
-        learning_rate: Adam's, at the start.
-        final_learning_rate: at the end; linear in between.
-        gamma: discount factor of the return that the values estimate.
-        trace: lambda of the advantage estimate.
-        clip: bound on the change of the probability ratio.
-        entropy: weight of the entropy bonus, per agent.
-        value_weight: weight of the value loss.
-        max_norm: global gradient norm bound.
-        hidden: units in each of the two hidden layers.
-        initial_log_std: of continuous actions, before the tanh.
-        log_std_floor: it never falls below this.
-        shared: one actor serves all agents, which sees their identity too; of `mappo_separate` alone.
-    """
-
-    steps: int = 1_500_000
-    num_envs: int = 64
-    rollout: int = 128
-    epochs: int = 2
-    minibatches: int = 4
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.0
-    gamma: float = 0.99
-    trace: float = 0.95
-    clip: float = 0.2
-    entropy: float = 0.01
-    value_weight: float = 0.5
-    max_norm: float = 0.5
-    hidden: int = 128
-    initial_log_std: float = -0.5
-    log_std_floor: float = -1.6
-    shared: bool = False
-
-    def __post_init__(self):
-        if self.num_envs * self.rollout % self.minibatches:
-            raise ConfigError(
-                f"mappo settings: num_envs * rollout must be a multiple of minibatches, "
-                f"found {self.num_envs} * {self.rollout} and {self.minibatches}"
-            )
-
-    @property
-    def num_updates(self) -> int:
-        """Updates needed for at least `steps` environment steps."""
-        return -(-self.steps // (self.num_envs * self.rollout))
+from omcda_jax.types import EnvSpec
 
 
 class Rollout(NamedTuple):

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from omcda_jax.behaviour import mappo, policies
+from omcda_jax.behaviour.settings import Settings
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.types import EnvSpec
 
@@ -138,7 +139,7 @@ def log_prob(
     return jnp.where(avail, -0.5 * jnp.square(error) - log_std - 0.5 * jnp.log(2 * jnp.pi), 0.0).sum(-1)
 
 
-def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
+def init(key: chex.PRNGKey, spec: EnvSpec, settings: Settings) -> Learner:
     """Draw orthogonal initial weights; the actors' last layers are nearly zero.
 
     Args:
@@ -174,7 +175,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, settings: mappo.Settings) -> Learner:
 def ppo_loss(
     params: dict,
     rows: mappo.Rollout,
-    settings: mappo.Settings,
+    settings: Settings,
     actor: policies.Gaussian | policies.Categorical,
 ) -> jax.Array:
     """Clipped policy loss minus entropy bonus plus the squared value error.
@@ -221,7 +222,7 @@ def discounted_returns(start: chex.Array, reward: chex.Array, ended: chex.Array,
 
 @functools.partial(jax.jit, static_argnames="settings")
 def learn(
-    learner: Learner, now: TimeStep, draw: chex.Array, then: TimeStep, key: chex.PRNGKey, *, settings: mappo.Settings
+    learner: Learner, now: TimeStep, draw: chex.Array, then: TimeStep, key: chex.PRNGKey, *, settings: Settings
 ) -> Learner:
     """Learn from one rollout.
 
@@ -358,7 +359,7 @@ def rollout_in_jax(
 
 
 def train(
-    environment: Environment | HostEnvironment, settings: mappo.Settings, key: chex.PRNGKey
+    environment: Environment | HostEnvironment, settings: Settings, key: chex.PRNGKey
 ) -> Iterator[tuple[int, policies.Gaussian | policies.Categorical, dict[str, float]]]:
     """Train for `settings.steps` environment steps, or until the caller stops iterating.
 

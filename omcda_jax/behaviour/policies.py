@@ -81,12 +81,12 @@ def staged(replay: Sequence[str]) -> dict[str, Quality]:
     """Return the datasets that medium, expert and stages on the way to medium give, by name.
 
     Args:
-        replay: stages from the start of training to medium, without it.
+        replay: stages from the start of training to medium, without it; where there are none, medium_replay is not.
     """
     return {
         "expert": Quality(("expert",)),
         "medium": Quality(("medium",)),
-        "medium_replay": Quality((*replay, "medium")),
+        **({"medium_replay": Quality((*replay, "medium"))} if replay else {}),
         "medium_expert": Quality(("medium", "expert")),
     }
 

@@ -16,7 +16,7 @@ its speed too: reward per step, less the 1 for being healthy, is about the forwa
 
 import dataclasses
 
-from omcda_jax.behaviour.mappo import Settings
+from omcda_jax.behaviour.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)

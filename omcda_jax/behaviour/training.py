@@ -22,6 +22,7 @@ import jax
 from omcda_jax import envs
 from omcda_jax.behaviour import mappo, mappo_separate, policies
 from omcda_jax.behaviour.recipes import RECIPES, Recipe
+from omcda_jax.behaviour.settings import Settings
 from omcda_jax.config import require
 from omcda_jax.envs import smax
 from omcda_jax.envs.base import Environment, HostEnvironment
@@ -106,7 +107,7 @@ def train(
 
 def train_by_rule(
     environment: Environment | HostEnvironment,
-    settings: mappo.Settings,
+    settings: Settings,
     out: Path,
     evaluate: Evaluate,
     chance: float,
@@ -133,7 +134,7 @@ def train_by_rule(
     Raises:
         ConfigError: as `cut`.
     """
-    total = settings.num_updates * settings.num_envs * settings.rollout
+    total = settings.total_steps
     keep = functools.partial(save, environment, command, evaluate, out, random_return=chance)
     key, taken, passed = jax.random.key(seed), [], -1
     for steps, actor in progress(environment.name, mappo_separate.train(environment, settings, key)):

@@ -16,7 +16,7 @@ from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import sha256
+from omcda_jax.system import require_folder, sha256
 from omcda_jax.types import ConfigError, check_seed
 
 TRIES_PER_EPISODE = 100  # played for each one wanted before a filter counts as hopeless
@@ -190,7 +190,7 @@ def ensure(
     simulator = make(environment)
     if behaviour is None:
         behaviour = of_chance(simulator) if quality == "random" else of_stages(environment, quality)
-    _require_folder(path.parent)
+    require_folder(path.parent)
     log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
     began = time.monotonic()
     sizes = {"episodes": episodes, "transitions": transitions}
@@ -267,12 +267,3 @@ def _size(episodes: int | None, transitions: int | None) -> tuple[str, int]:
     if size < 1:
         raise ConfigError(f"{unit}: expected at least 1, found {size}")
     return unit, size
-
-
-def _require_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: expected a folder to write datasets to, found: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder}: expected a folder that can be written to, found a read-only one")

@@ -15,6 +15,7 @@ import numpy as np
 from omcda_jax.behaviour import acts
 from omcda_jax.data.episodes import Episodes
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
+from omcda_jax.types import ConfigError
 
 CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
 SEGMENT = 8  # steps between looks at whether all of them have ended
@@ -50,6 +51,9 @@ def player(
         environment: the simulator.
         act: of the policies, see `acts.Behaviour`.
         episodes: about how many will be wanted, None where that is not known.
+
+    Raises:
+        ConfigError: from `play`, an episode goes on beyond the environment's horizon.
     """
     if isinstance(environment, HostEnvironment):
         choose, copies = _chooser(act), min(COPIES, episodes or COPIES)
@@ -57,7 +61,7 @@ def player(
             yield lambda request: _play_host(environment, simulators, copies, choose, request)
     else:
         functions = _rollout_functions(environment, act)
-        yield lambda request: _play(*functions, min(CHUNK, episodes or CHUNK), request)
+        yield lambda request: _play(environment, *functions, min(CHUNK, episodes or CHUNK), request)
 
 
 def _rollout_functions(environment: Environment, act: acts.Act):
@@ -81,7 +85,7 @@ def _rollout_functions(environment: Environment, act: acts.Act):
     return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(segment, in_axes=(None, 0, 0, None)))
 
 
-def _play(begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
+def _play(environment: Environment, begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
     """Play chunk after chunk and yield the episodes in order."""
     first, key = request.first, jax.random.key(request.seed)
     while True:
@@ -95,6 +99,8 @@ def _play(begin, advance, chunk: int, request: Request) -> Iterator[Episodes]:
             parts.append([np.asarray(row) for row in rows])
             ended |= (parts[-1][5] | parts[-1][6]).any(axis=1)
             t += SEGMENT
+            if t >= environment.horizon and not ended.all():
+                raise _endless(environment)
         after = carry[1]
         # an episode that ends with the last step played has its final observation in the carry only
         seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
@@ -169,6 +175,8 @@ def _play_host(
         t[who] += 1
         steps += len(who)
         see(who, after)
+        if (~after.terminated & ~after.truncated & (t[who] >= environment.horizon)).any():
+            raise _endless(environment)
         for k in np.flatnonzero(after.terminated | after.truncated):
             e = who[k]
             ending = (t[e], after.terminated[k], won[e])
@@ -177,6 +185,13 @@ def _play_host(
         while due in finished:
             yield finished.pop(due)
             due += 1
+
+
+def _endless(environment: Environment | HostEnvironment) -> ConfigError:
+    return ConfigError(
+        f"environment {environment.name}: expected every episode to end, terminated or truncated, within its horizon "
+        f"of {environment.horizon} steps, found one that goes on"
+    )
 
 
 def _reset_seed(seed: int, episode: int) -> int:

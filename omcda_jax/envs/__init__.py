@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 
 from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.envs.contract import check
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, suggestion
 
 FAMILIES = {
@@ -27,19 +29,26 @@ def make(name: str) -> Environment | HostEnvironment:
         name: a family of `FAMILIES` or an importable module, a slash, and one of the family's scenarios.
 
     Raises:
-        ConfigError: no such family or scenario, or the family's optional package is not installed.
+        ConfigError: no such family or scenario, the family's optional package is not installed, or a module of the
+            user's own does not make what `contract.check` expects.
     """
     family, slash, scenario = name.partition("/")
     module = FAMILIES.get(family, family)
     if not slash or not scenario or (family not in FAMILIES and not _importable(family)):
+        meant = f"; {suggestion(family, FAMILIES)}" if family not in FAMILIES else ""
         known = ", ".join(f"{known}/<scenario>" for known in FAMILIES)
-        raise ConfigError(
-            f"environment: expected {known} or <your module>/<scenario>, found {name!r}; {suggestion(family, FAMILIES)}"
-        )
-    builder = getattr(importlib.import_module(module), "make", None)
+        raise ConfigError(f"environment: expected {known} or <your module>/<scenario>, found {name!r}{meant}")
+    if family in FAMILIES:
+        return importlib.import_module(module).make(scenario)
+    try:
+        builder = getattr(importlib.import_module(module), "make", None)
+    except ImportError as error:
+        raise ConfigError(f"environment {name}: cannot import {module}: {one_line(error)}") from error
     if builder is None:
         raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")
-    return builder(scenario)
+    environment = builder(scenario)
+    check(environment, name)
+    return environment
 
 
 def _importable(module: str) -> bool:

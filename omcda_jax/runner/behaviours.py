@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -16,12 +15,9 @@ import numpy as np
 from omcda_jax import algorithms, envs
 from omcda_jax.behaviour import acts, policies
 from omcda_jax.checkpoint import digest, load_policy
-from omcda_jax.config import ExperimentConfig, assignments
 from omcda_jax.data.collect import describe, of_stages
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.runner.jobs import restore_trial
-from omcda_jax.runner.outcomes import Trial
-from omcda_jax.runner.presets import resolve
+from omcda_jax.runner.jobs import load_run, settings_of_run
 from omcda_jax.system import one_line, sha256
 from omcda_jax.types import Actor, ConfigError, EnvSpec, updates_done
 
@@ -169,30 +165,11 @@ def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint
     Raises:
         ConfigError: the run is at work, has no such checkpoint or several trials, or was made for another task.
     """
-    config = settings_of_run(directory)
-    if config.learner.mode != "data":
+    if settings_of_run(directory).learner.mode != "data":
         raise ConfigError(f"--policy: expected a run of one trial, found several in {directory}")
-    trained_in = config.data.environment
-    spec = game.spec if trained_in == game.name else envs.make(trained_in).spec
-    _require_spec(spec, game, f"{directory}, which was trained in {trained_in}")
-    job, state = restore_trial(Trial({}, [], 0, {}, None, directory), config, spec, checkpoint)
-    return job.algorithm.policy(state), updates_done(state)
-
-
-def settings_of_run(directory: str) -> ExperimentConfig:
-    """Return what a run's config.json holds.
-
-    Raises:
-        ConfigError: there is none, or it holds other settings than this version has.
-    """
-    try:
-        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
-            saved = json.load(file)
-        return resolve(saved["name"], assignments(saved), flag=f"{directory}: config.json")
-    except OSError as error:
-        raise ConfigError(f"{directory}: expected the directory of a run, found no config.json in it") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{directory}: expected the settings of a run in config.json: {one_line(error)}") from error
+    config, state = load_run(directory, checkpoint=checkpoint)
+    _require_spec(state.spec, game, f"{directory}, which was trained in {config.data.environment}")
+    return algorithms.policy(state), updates_done(state)
 
 
 def _of_actor(actor: Actor, text: str, game: Environment | HostEnvironment, greedy: bool, how: str) -> Source:

@@ -10,7 +10,7 @@ from absl import flags
 
 from omcda_jax.config import ExperimentConfig
 from omcda_jax.runner import sinks
-from omcda_jax.runner.jobs import Switches, place_in_run
+from omcda_jax.runner.jobs import Switches, place_in_run, settings_of_run
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.select import ESTIMATES, Order
@@ -81,7 +81,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         if values.help:
             say(f"\nSettings (any key is a flag, as in --config.learner.updates=2000):\n{explain()}")
         return None
-    config = resolve(values.config, assignments)
+    config = _settings(values, assignments)
     if values.help:
         say(f"{config.name}: {PRESETS[values.config].description}\n\n{explain(config)}")
         return None
@@ -103,6 +103,14 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
         switches=Switches(values.profile, values.debug_nans, sinks.check(values.log)),
         select=_selection(values, config),
     )
+
+
+def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> ExperimentConfig:
+    """The settings of the preset, or of the run that is evaluated where no preset is named."""
+    if values.mode == "eval" and values.config is None and values.workdir is not None:
+        run, _ = place_in_run(values.workdir) or (values.workdir, ())
+        return settings_of_run(run, assignments)
+    return resolve(values.config, assignments)
 
 
 def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:

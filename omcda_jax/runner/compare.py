@@ -13,6 +13,7 @@ means, a cell of which all do is reported and left out. Exit status as of run.py
 """
 
 import dataclasses
+import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -134,7 +135,9 @@ def execute(command: Command, interruption: Interruption) -> int:
         ConfigError, DatasetError: what the user can fix; settings and data of every cell are checked first.
     """
     missing, environments, diverged = [], {}, False
-    if not command.report_only:
+    if command.report_only:
+        _require_results(command)
+    else:
         environments = {cell.task: envs.make(cell.config.data.environment) for cell in command.cells}
         for cell in command.cells:
             job_of(cell).template(environments[cell.task].spec)
@@ -157,6 +160,18 @@ def execute(command: Command, interruption: Interruption) -> int:
     say(write_tables(command.cells, command.directory))
     say(f"tables: {os.path.join(command.directory, 'comparison.{md,csv,json}')}")
     return int(diverged)
+
+
+def _require_results(command: Command) -> None:
+    """Refuse to write tables of nothing over those that are there."""
+    if any(read_result(cell) for cell in command.cells):
+        return
+    paths = glob.glob("*/*/seeds_*/result.json", root_dir=command.directory)
+    there = ", ".join(sorted(os.path.dirname(path) for path in paths)) or "none at all"
+    raise ConfigError(
+        f"--report_only: expected a finished cell of these --tasks, --algorithms and --seeds in {command.directory}, "
+        f"found {there}"
+    )
 
 
 def run_cell(

@@ -11,7 +11,7 @@ from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import EpisodeResults, make_evaluate, summarise
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import is_first
-from omcda_jax.types import EnvSpec, TrainState
+from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
 # What every evaluation leaves in the metrics of a population.
 SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
@@ -22,7 +22,10 @@ Judge = Callable[[TrainState], list[dict[str, Any]]]
 
 
 def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
-    """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns."""
+    """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns.
+
+    It raises ConfigError where the environment's rewards are not finite.
+    """
     evaluation = job.config.evaluation
     play = make_evaluate(job.algorithm.act, environment, evaluation.episodes, population=job.population)
     together = max(1, EPISODES_AT_ONCE // evaluation.episodes)
@@ -30,19 +33,25 @@ def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
     def judge(state):
         key = jax.random.key(evaluation.seed)
         if not job.population:
-            return [_summary(jax.device_get(play(state, key)))]
+            return [_summary(jax.device_get(play(state, key)), environment.name)]
         summaries = []
         for first in range(0, len(job.configs), together):
             some = jax.tree.map(lambda leaf: leaf[first : first + together], state)  # noqa: B023 called at once
             results = jax.device_get(play(some, key))
-            summaries += [_summary(jax.tree.map(lambda rows: rows[trial], results)) for trial in range(len(results[0]))]  # noqa: B023 called at once
+            trials = [jax.tree.map(lambda rows: rows[trial], results) for trial in range(len(results[0]))]  # noqa: B023 called at once
+            summaries += [_summary(episodes, environment.name) for episodes in trials]
         return summaries
 
     return judge
 
 
-def _summary(episodes: EpisodeResults) -> dict[str, Any]:
-    return {**summarise(episodes), "returns": np.asarray(episodes.returns).tolist()}
+def _summary(episodes: EpisodeResults, name: str) -> dict[str, Any]:
+    returns = np.asarray(episodes.returns)
+    if not np.isfinite(returns).all():
+        raise ConfigError(
+            f"environment {name}: expected finite rewards, found an episode whose return is {returns.sum()}"
+        )
+    return {**summarise(episodes), "returns": returns.tolist()}
 
 
 def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A training job and its directory: who holds it, what it was begun with, and where it stands."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -11,14 +12,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from omcda_jax import envs
 from omcda_jax.algorithms import find
 from omcda_jax.checkpoint import Checkpoints, digest
-from omcda_jax.config import RESUMABLE, ExperimentConfig, differences, keys, to_dict
+from omcda_jax.config import (
+    RESUMABLE,
+    ExperimentConfig,
+    LearnerConfig,
+    assignments,
+    differences,
+    expand_trials,
+    keys,
+    to_dict,
+)
 from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.outcomes import Trial, load
+from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import by_first, is_first
-from omcda_jax.system import check_free, exclusive, replacing
+from omcda_jax.system import check_free, exclusive, one_line, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
 
 TIMES = ("seconds", "updates_per_second")
@@ -123,6 +135,36 @@ def place_in_run(directory: str) -> tuple[str, tuple[str, ...]] | None:
         if parent.name == "checkpoints" and (parent.parent / "config.json").is_file():
             return os.fspath(parent.parent), path.relative_to(parent).parts
     return None
+
+
+def settings_of_run(directory: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Return what a run's config.json holds.
+
+    Args:
+        directory: of the run.
+        overrides: `key=value` settings that differ.
+
+    Raises:
+        ConfigError: there is none, or it holds other settings than this version has.
+    """
+    path = os.path.join(directory, "config.json")
+    if not os.path.isfile(path):
+        raise ConfigError(f"{directory}: expected the directory of a run, found no config.json in it")
+    saved = load(path)
+    try:
+        return resolve(saved["name"], [*assignments(saved), *overrides], flag=path)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: expected the settings of a run: {one_line(error)}") from error
+
+
+def as_begun(job: Job) -> Job:
+    """Return a job with the learner's settings of its directory: how long it learns is no matter of an evaluation.
+
+    Raises:
+        ConfigError: as `settings_of_run`.
+    """
+    learner = by_first(lambda: to_dict(settings_of_run(job.directory).learner))
+    return job._replace(configs=[dataclasses.replace(each, learner=LearnerConfig(**learner)) for each in job.configs])
 
 
 def check_directory(job: Job) -> None:
@@ -240,6 +282,39 @@ def restore_trial(
     if state is None:
         raise ConfigError(f"{trial.directory}: expected a checkpoint, found none")
     return job, jax.tree.map(lambda leaf: leaf[place], state) if job.population else state
+
+
+def job_of_run(directory: str) -> Job:
+    """Return the job of a run's directory, of one trial or several.
+
+    Raises:
+        ConfigError: as `settings_of_run`.
+    """
+    config = settings_of_run(directory)
+    if config.learner.mode == "data":
+        return Job([config], directory)
+    _, configs = zip(*expand_trials(config), strict=True)
+    return Job(configs, directory, population=True)
+
+
+def load_run(directory: str, *, checkpoint: str = "latest", trial: int = 0) -> tuple[ExperimentConfig, TrainState]:
+    """Return the settings and the state of a run, to act with, to evaluate or to train on.
+
+    Args:
+        directory: of the run.
+        checkpoint: which one, latest or best.
+        trial: which one of a population.
+
+    Raises:
+        ConfigError: it is no run, it is at work, or it has no such checkpoint or trial.
+    """
+    job = job_of_run(directory)
+    if not 0 <= trial < len(job.configs):
+        raise ConfigError(f"{directory}: trial: expected less than {len(job.configs)}, its trials, found {trial}")
+    place = (trial, len(job.configs)) if job.population else None
+    spec = envs.make(job.config.data.environment).spec
+    _, state = restore_trial(Trial({}, [], 0, {}, None, directory, place), job.config, spec, checkpoint)
+    return job.configs[trial], state
 
 
 def fingerprints(job: Job, state: TrainState) -> dict[str, str]:

@@ -267,9 +267,17 @@ def agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
     body = [[str(agent), *(f"{column[agent]:.4f}" for column in columns.values())] for agent in range(count)]
     if "alpha" not in columns or "allocation/price" not in values:
         return [["agent", *columns], *body]
-    # metrics are means over a call, in which a level may have left its floor
-    binds = ["price" if alpha <= 1.01 * values["allocation/price"] else "budget" for alpha in columns["alpha"]]
+    spent = columns.get("policy KL", [None] * count)
+    binds = [_bound(*each, values["allocation/price"]) for each in zip(columns["alpha"], spent, strict=True)]
     return [["agent", *columns, "bound by"], *([*row, bound] for row, bound in zip(body, binds, strict=True))]
+
+
+def _bound(alpha: float, divergence: float | None, price: float) -> str:
+    """What keeps an agent's policy near the behaviour; nothing does while it is the behaviour's clone."""
+    if divergence == 0:
+        return "-"
+    # metrics are means over a call, in which a level may have left its floor
+    return "price" if alpha <= 1.01 * price else "budget"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -32,7 +32,7 @@ from omcda_jax.metrics import read
 from omcda_jax.runner import datasets, plots, processes, report, select
 from omcda_jax.runner.command import Command, parse
 from omcda_jax.runner.evaluation import Best, Judge, make_judge, without_returns
-from omcda_jax.runner.jobs import Job, Saved, check_directory, claimed, fingerprints, restore, write_json
+from omcda_jax.runner.jobs import Job, Saved, as_begun, check_directory, claimed, fingerprints, restore, write_json
 from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.runner.settings import overview
 from omcda_jax.runner.training import learn
@@ -64,8 +64,10 @@ def execute(command: Command, interruption: Interruption) -> int:
     job.template(environment.spec)
     if command.select:
         select.check(command.select, job, environment.spec)
-    if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
-        raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
+    if command.mode == "eval":
+        if not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
+            raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
+        job = as_begun(job)
     with claimed(job):
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)

@@ -29,12 +29,13 @@ from omcda_jax import data, envs
 from omcda_jax.behaviour import acts, mappo, training
 from omcda_jax.behaviour.policies import Quality
 from omcda_jax.behaviour.recipes import GENERAL, RECIPES
+from omcda_jax.behaviour.settings import Settings
 from omcda_jax.data.collect import collect
 from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.runner import frame
 from omcda_jax.runner.settings import meanings
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, require_folder
 from omcda_jax.types import ConfigError
 
 RULE = tuple(field.name for field in dataclasses.fields(training.Rule) if field.name != "episodes")
@@ -99,8 +100,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(values: flags.FlagValues) -> None:
+    require_folder(Path(values.out))
     name = values.environment if "/" in values.environment else f"smax/{values.environment}"
-    own = {key: values[key].value for key in (*meanings(mappo.Settings), *RULE) if values[key].value is not None}
+    own = {key: values[key].value for key in (*meanings(Settings), *RULE) if values[key].value is not None}
     if name not in RECIPES:
         if values.every:
             raise ConfigError(f"--every: expected --snapshots for {name}, which has no recipe, found {values.every}")
@@ -118,7 +120,7 @@ def train_anywhere(name: str, out: Path, own: dict[str, float], *, seed: int, ep
     Args:
         name: of the environment.
         out: folder for the files.
-        own: fields of `mappo.Settings` and `training.Rule` that differ from their defaults.
+        own: fields of `behaviour.settings.Settings` and `training.Rule` that differ from their defaults.
         seed: of the training.
         episodes: a snapshot is evaluated on, 0 for the default.
 
@@ -134,6 +136,8 @@ def train_anywhere(name: str, out: Path, own: dict[str, float], *, seed: int, ep
     with evaluating(environment, acts.uniform(discrete), rule.episodes) as evaluate:
         chance = evaluate((), key)["return_mean"]
     print(f"random play: return_mean {chance:.3f}", flush=True)
+    sizes = f"{settings.num_updates} updates of {settings.num_envs} environments x {settings.rollout} steps"
+    print(f"training for {settings.total_steps:,} steps: {sizes}", flush=True)
     with evaluating(environment, acts.sampler(1.0), rule.episodes) as evaluate:
         options = {"seed": seed, "command": command}
         named = training.train_by_rule(environment, settings, out, evaluate, chance, rule, **options)
@@ -155,7 +159,7 @@ def _flags() -> flags.FlagValues:
     define("integer", "seed", 0, "Seed of the training.")
     define("integer", "episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
     define("integer", "every", 0, "With a recipe: also save a snapshot about every so many environment steps.")
-    for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(mappo.Settings)))):
+    for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(Settings)))):
         texts = meanings(type(settings))
         for name in shown:
             value = getattr(settings, name)

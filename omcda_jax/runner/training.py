@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import data
+from omcda_jax.config import ExperimentConfig
 from omcda_jax.learner import Guard, Layout, anywhere, make_debug_step, make_train_step, train
 from omcda_jax.runner.datasets import Source
 from omcda_jax.runner.evaluation import Judge
@@ -42,6 +43,9 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
     state = begin(job, source) if saved.state is None else saved.state
     step = updates_done(state)
     say(f"{'resumed' if saved.metadata else 'starting'} at step {step} of {settings.updates}, in {job.directory}")
+    warmup = _warmup(job.config)
+    if warmup:
+        say(f"note: all {settings.updates} updates are warm-up ({warmup}): the policy does not follow its values yet")
     guard = Guard(len(job.configs), saved.metadata.get("guard"))
     seconds = saved.metadata.get("seconds", 0.0)
     stopping = functools.partial(_is_stopping, job, interruption)
@@ -109,6 +113,14 @@ def evaluate(step: int, state: TrainState, judge: Judge, records: Records, inter
     summaries = interruption.breaking_off(lambda: judge(state))
     if summaries is not None:
         records.add_evaluation(step, state, summaries)
+
+
+def _warmup(config: ExperimentConfig) -> str | None:
+    """The setting that makes all updates a warm-up, if any does."""
+    name = getattr(config.algorithm, "warmup", None)
+    if name is None or getattr(config.algorithm, name) < config.learner.updates:
+        return None
+    return f"algorithm.{name}={getattr(config.algorithm, name)}"
 
 
 def _is_stopping(job: Job, interruption: Interruption) -> bool:

@@ -26,9 +26,8 @@ from omcda_jax.data.hdf5 import require_spec
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import greedily
 from omcda_jax.runner import frame, report
-from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.command import WHICH
-from omcda_jax.runner.jobs import restore_trial
+from omcda_jax.runner.jobs import restore_trial, settings_of_run
 from omcda_jax.runner.outcomes import Trial, best, load, trials_of
 from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError, updates_done

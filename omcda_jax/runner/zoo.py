@@ -29,14 +29,13 @@ from absl import flags
 
 from omcda_jax import algorithms, envs
 from omcda_jax.checkpoint import load_policy, save_policy
-from omcda_jax.config import expand_trials, to_dict
+from omcda_jax.config import to_dict
 from omcda_jax.data import hub, manifest
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
-from omcda_jax.runner.behaviours import settings_of_run
 from omcda_jax.runner.datasets import warn_of_versions
 from omcda_jax.runner.evaluation import EPISODES_AT_ONCE
-from omcda_jax.runner.jobs import Job, restore
+from omcda_jax.runner.jobs import Job, job_of_run, restore
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.report import align, provenance
 from omcda_jax.system import check_free, new_flags, one_line, read_flags, replacing, sha256
@@ -329,19 +328,6 @@ def table(zoo: str | os.PathLike) -> str:
     return align(rows)
 
 
-def job_of_run(directory: str) -> Job:
-    """Return the job of a run's directory, of one trial or several.
-
-    Raises:
-        ConfigError: it is no run's.
-    """
-    config = settings_of_run(directory)
-    if config.learner.mode == "data":
-        return Job([config], directory, flag="RUN")
-    _, configs = zip(*expand_trials(config), strict=True)
-    return Job(configs, directory, population=True, flag="RUN")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one command line, `argv[0]` being the program's name; return the exit status, 1 where a return is outside."""
     return guarded(lambda interruption: _run(argv))
@@ -411,7 +397,7 @@ def _evaluate(values: Any, names: Sequence[str]) -> int:
 
 def _add(values: Any, names: Sequence[str]) -> int:
     [directory] = names
-    job = job_of_run(os.path.abspath(directory))
+    job = job_of_run(os.path.abspath(directory))._replace(flag="RUN")
     name = values.name or f"{job.config.name}/{job.config.algorithm.name.replace(':', '.')}"
     archive = add(job, values.zoo, name, _trained_with(directory))
     print(f"{archive}: {os.path.getsize(archive) / 1e6:.2f} MB")

@@ -15,6 +15,7 @@ their names, or in a folder of NumPy files named by its keys. Foreign files are 
 names what looks like a known oddity, and `Repairs` corrects it.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -174,14 +175,16 @@ def read(
     repairs = repairs or Repairs()
     if kind == "omcda":
         if repairs != Repairs():
-            raise ConfigError(f"{path}: expected no repairs of the project's own format, found {repairs}")
+            asked = dataclasses.asdict(repairs).items() - dataclasses.asdict(Repairs()).items()
+            found = ", ".join(f"{key}={value}" for key, value in sorted(asked))
+            raise ConfigError(f"{path}: expected no repairs of the project's own format, found {found}")
         read_own = hdf5.mapped if mapped else hdf5.read
         sizes, episodes, metadata = read_own(path, spec=spec, environment=environment)
         return Contents(kind, sizes, episodes, metadata | {"statistics": statistics(episodes)}, ())
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
     # what a repair makes infinite is found by `check`, in words
     with np.errstate(all="ignore"):
-        episodes = repaired(reading.episodes, repairs, path, reading.stored)
+        episodes, left_out = repaired(reading.episodes, repairs, path, reading.stored)
         odd = quirks(episodes)
     sizes = _sizes(episodes, path)
     try:
@@ -191,7 +194,7 @@ def read(
     if spec is not None:
         hdf5.require_spec(path, spec, sizes)
     metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
-    return Contents(kind, sizes, episodes, metadata, (*reading.notes, *odd))
+    return Contents(kind, sizes, episodes, metadata, (*reading.notes, *left_out, *odd))
 
 
 def _read_arrays(module: Any, path: str) -> rows.Reading:

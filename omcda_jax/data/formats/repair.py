@@ -11,8 +11,10 @@ from omcda_jax.data.formats import columns
 from omcda_jax.types import ConfigError, DatasetError
 
 
-def repaired(episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None) -> Episodes:
-    """Return episodes with the user's corrections.
+def repaired(
+    episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None
+) -> tuple[Episodes, list[str]]:
+    """Return episodes with the user's corrections, and lines on what these left out.
 
     Args:
         episodes: as a reader gives them; the reward may be [T, N].
@@ -48,11 +50,13 @@ def repaired(episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarr
         terminated = terminated & (episodes.length < repairs.time_limit)
     cut = episodes.terminated & ~terminated
     episodes = episodes._replace(reward=reward, action=action, terminated=terminated)
-    return episodes if stored is None or not (cut & ~stored).any() else _shortened(episodes, cut & ~stored, source)
+    if stored is None or not (cut & ~stored).any():
+        return episodes, []
+    return _shortened(episodes, cut & ~stored, source)
 
 
-def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> Episodes:
-    """Episodes of which some [E] lose their last step, whose observation becomes the final one."""
+def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> tuple[Episodes, list[str]]:
+    """Episodes of which some [E] lose their last step, whose observation becomes the final one, and notes on them."""
     final = final_rows(episodes.length)
     kept = episodes.length > which
     if not kept.any():
@@ -64,7 +68,13 @@ def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> Episodes:
     row[final[~kept] - 1] = False
     episodes = episodes._replace(action=action, reward=reward, length=episodes.length - which)
     by_row, by_episode = [field[row] for field in episodes[:5]], [field[kept] for field in episodes[5:]]
-    return Episodes(*by_row, *by_episode)
+    notes = [
+        f"{which.sum()} episodes count as cut by time_limit; what followed their last step is not stored: the step is"
+        " left out"
+    ]
+    if not kept.all():
+        notes.append(f"{(~kept).sum()} episodes without a step that has a successor: left out")
+    return Episodes(*by_row, *by_episode), notes
 
 
 def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:

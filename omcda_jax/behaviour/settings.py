@@ -1,0 +1,75 @@
+"""Settings of the trainers of behaviour policies."""
+
+import dataclasses
+import math
+
+from omcda_jax.config import require
+from omcda_jax.types import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How one training phase runs.
+
+    Attributes:
+        steps: environment steps in all (a step moves the whole team once).
+        num_envs: environments stepped side by side.
+        rollout: steps per environment and update.
+        epochs: passes over each rollout.
+        minibatches: parts a pass is cut into.
+        learning_rate: Adam's, at the start.
+        final_learning_rate: at the end; linear in between.
+        gamma: discount factor of the return that the values estimate.
+        trace: lambda of the advantage estimate.
+        clip: bound on the change of the probability ratio.
+        entropy: weight of the entropy bonus, per agent.
+        value_weight: weight of the value loss.
+        max_norm: global gradient norm bound.
+        hidden: units in each of the two hidden layers.
+        initial_log_std: of continuous actions, before the tanh.
+        log_std_floor: it never falls below this.
+        shared: one actor serves all agents, which sees their identity too; of `mappo_separate` alone.
+    """
+
+    steps: int = 1_500_000
+    num_envs: int = 64
+    rollout: int = 128
+    epochs: int = 2
+    minibatches: int = 4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    gamma: float = 0.99
+    trace: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value_weight: float = 0.5
+    max_norm: float = 0.5
+    hidden: int = 128
+    initial_log_std: float = -0.5
+    log_std_floor: float = -1.6
+    shared: bool = False
+
+    def __post_init__(self):
+        check = lambda names, holds, expected: [
+            require(holds(getattr(self, name)), f"--{name}", expected, getattr(self, name)) for name in names
+        ]
+        check(("steps", "num_envs", "rollout", "epochs", "minibatches", "hidden"), lambda x: x >= 1, "at least 1")
+        check(("learning_rate", "clip", "max_norm"), lambda x: 0 < x < math.inf, "a positive number")
+        check(("final_learning_rate", "entropy", "value_weight"), lambda x: 0 <= x < math.inf, "a number >= 0")
+        check(("gamma", "trace"), lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        check(("initial_log_std", "log_std_floor"), math.isfinite, "a finite number")
+        if self.num_envs * self.rollout % self.minibatches:
+            raise ConfigError(
+                f"--minibatches: expected a divisor of num_envs * rollout = {self.num_envs} * {self.rollout}, found "
+                f"{self.minibatches}"
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Updates needed for at least `steps` environment steps."""
+        return -(-self.steps // (self.num_envs * self.rollout))
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of these updates."""
+        return self.num_updates * self.num_envs * self.rollout
