@@ -79,8 +79,8 @@ class DataConfig(Repairs):
             window of them on the device at a time, see `omcda_jax.data.Windows`.
         window: megabytes per window on the device when the data stay on the host, all shards together; two are there at
             once.
-        shards: V, equal cuts of the data for as many parts of the batch; batch row r comes from cut
-            r * V // learner.batch_size, and of several processes each holds its own rows' cuts only.
+        shards: V, equal cuts of the data, one for each of V parts of the batch: row r of a batch comes from cut
+            r * V // learner.batch_size. Each of several processes holds the cuts of its own rows only.
         held_out: share of the episodes, drawn by `seed`, that nothing is learnt from, so that policies can be judged on
             them; 0 learns from all.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
@@ -105,6 +105,7 @@ class DataConfig(Repairs):
         family, _, scenario = self.environment.partition("/")
         require(family and scenario, "data.environment", "family/scenario such as smax/3m", self.environment)
         require(self.quality, "data.quality", "a name", self.quality)
+        require(self.path != "", "data.path", "a file or a folder", self.path)
         sizes = {"data.episodes": self.episodes, "data.transitions": self.transitions}
         given = {key: size for key, size in sizes.items() if size is not None}
         if len(given) != 1:

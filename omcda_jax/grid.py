@@ -112,9 +112,12 @@ def _values(text: str, place: str) -> list[str]:
     if not dots:
         return [text]
     try:
-        return [str(number) for number in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
     except ValueError:
         raise ConfigError(f"{place}: expected two whole numbers around '..', found {text!r}") from None
+    if not numbers:
+        raise ConfigError(f"{place}: expected a number after '..' that is not below the first, found {text!r}")
+    return [str(number) for number in numbers]
 
 
 def _range(kind: str, low: str, high: str, count: str | None, place: str) -> Range:

@@ -1,6 +1,7 @@
 """What every algorithm's update shares: checked settings, states, keys, per-group optimisers, target networks."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import chex
@@ -23,9 +24,14 @@ _STEP_STREAM = 0x7374_6570
 Loss = Callable[[Params, TrainState, Batch, Any], Losses]
 
 
-def static(default: Any) -> Any:
-    """Declare a field of an algorithm's settings as structure: hashable, compiled in, the same for a population."""
-    return flax.struct.field(pytree_node=False, default=default)
+def static(default: Any, choices: Iterable[str] = ()) -> Any:
+    """Declare a field of an algorithm's settings as structure: hashable, compiled in, the same for a population.
+
+    Args:
+        default: its value.
+        choices: all it may be, for `check_choices` and the help; nothing: anything of its type.
+    """
+    return flax.struct.field(pytree_node=False, default=default, metadata={"choices": tuple(choices)})
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -81,6 +87,14 @@ def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -
 def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
     """Raise ConfigError unless the field is one of the choices."""
     require(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def check_choices(config: Any) -> None:
+    """Raise ConfigError for the first field that is none of its choices, see `static`."""
+    for field in dataclasses.fields(config):
+        choices = field.metadata.get("choices")
+        if choices:
+            require_choice(config, field.name, choices)
 
 
 def check_numbers(

@@ -185,6 +185,8 @@ def test_other_settings_need_another_directory(compare, monkeypatch, capsys):
         ("--tasks=smac_3n", "--tasks: no config 'smac_3n'; did you mean 'smac_3m'?"),
         ("--seeds=0,one", "--seeds: expected numbers separated by commas, found '0,one'"),
         ("--seeds=1,1", "--seeds: expected different numbers, found '1,1'"),
+        ("--algorithms=bc,bc", "--algorithms: expected different names, found 'bc,bc'"),
+        ("--config.algorithm.gamma=0.9", "bc: algorithm.gamma: no such key; "),
         ("--seeds=1,4294967297", "--seeds: expected a whole number from 0 to 4294967295, found 4294967297"),
         ("--config.learner.updtes=3", "learner.updtes: no such key; did you mean 'learner.updates'?"),
         ("--config.seed=3", "--config.seed: expected --seeds in its place"),

@@ -202,6 +202,12 @@ def test_max_return_to_go_stops_at_episode_ends():
     assert jnp.isnan(data.max_return_to_go(cut, 0.9))
 
 
+@pytest.mark.parametrize("scale", [0.0, float("inf")])
+def test_a_scale_that_leaves_no_reward_is_refused(scale):
+    with pytest.raises(ConfigError, match=f"reward_scale: expected a finite number other than 0, found {scale}"):
+        data.from_arrays(SPEC, make_episodes(), reward_scale=scale)
+
+
 def test_statistics_by_hand():
     # returns 3 and 15: mean 9, squared deviations 36 + 36 over 1
     assert data.statistics(make_episodes()) == {

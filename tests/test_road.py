@@ -249,7 +249,11 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
             ["--weights={home}/few", "--quality=medium_replay"],
             "quality: expected one of expert, medium, medium_ex",
         ),
-        (HOST, ["--quality=medium"], "or --policy or --weights, found 'medium' of 'examples.environment_in_python/5'"),
+        (
+            HOST,
+            ["--quality=medium"],
+            "`collect` makes with --policy or --weights, found 'medium' of 'examples.environment_in_python/5'",
+        ),
         ("pettingzoo/particles?horizon=3", ["--policy={home}/run"], "obs_dim: expected 3 for pettingzoo/particles"),
         (HOST, ["--policy={home}/run", "--checkpoint=best"], None),
         (

@@ -171,6 +171,8 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--config.algorithm.name=omcda", "--config.algorithm.d_min=0.4"], "omcda: d_tot: expected at least"),
         (["--config.seed"], "--config.seed: expected --config.seed=VALUE"),
         (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
+        (["--config.data.path="], "data.path: expected a file or a folder, found ''"),
+        (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id beside it, found neither"),
         (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
         (["--mode=eval"], "expected a run to evaluate, found none"),
         (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),

@@ -40,7 +40,7 @@ class ComadiceConfig(CriticSettings):
 
     Attributes:
         alpha: weight of the divergence, in units of return.
-        divergence: key of `losses.F_DIVERGENCES`.
+        divergence: f-divergence from the data, see `losses.F_DIVERGENCES`.
         value_form: "released" or "dual", see the module.
         max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; like the released
             code there is none where they are continuous.
@@ -50,15 +50,14 @@ class ComadiceConfig(CriticSettings):
     name: ClassVar[str] = "comadice"
 
     alpha: float = 10.0
-    divergence: str = static("soft_chi_square")
-    value_form: str = static("released")
+    divergence: str = static("soft_chi_square", losses.F_DIVERGENCES)
+    value_form: str = static("released", VALUE_FORMS)
     max_weight: float = 2.0
     learning_rate: float = 1e-4
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require_choice(self, "divergence", tuple(losses.F_DIVERGENCES))
-        training.require_choice(self, "value_form", VALUE_FORMS)
+        training.check_choices(self)
         training.check_numbers(self, positive=["alpha", "max_weight"])
 
 

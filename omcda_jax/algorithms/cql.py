@@ -44,11 +44,11 @@ class CqlConfig(CriticSettings):
 
     penalty: float = 1.0
     num_samples: int = static(10)
-    variant: str = static("corrected")
+    variant: str = static("corrected", VARIANTS)
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require_choice(self, "variant", VARIANTS)
+        training.check_choices(self)
         training.check_numbers(self, nonnegative=["penalty"], counts=["num_samples"])
 
 

@@ -51,11 +51,11 @@ class IcqConfig(CriticSettings):
     policy_temperature: float = 0.1
     value_temperature: float = 1000.0
     num_samples: int = static(4)
-    variant: str = static("corrected")
+    variant: str = static("corrected", VARIANTS)
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require_choice(self, "variant", VARIANTS)
+        training.check_choices(self)
         training.check_numbers(self, positive=["policy_temperature", "value_temperature"], counts=["num_samples"])
 
 

@@ -51,8 +51,9 @@ class OmarConfig(CriticSettings):
         coefficient: c, weight of the search's action in the actor's loss.
         penalty: weight of the conservative penalty.
         num_samples: actions drawn from each of the three proposals of the penalty, where actions are continuous.
-        search_rounds, search_samples, search_elites: rounds of the cross-entropy method, actions drawn in each, and
-            how many of the best the next round is fitted to.
+        search_rounds: rounds of the cross-entropy method.
+        search_samples: actions drawn in each round.
+        search_elites: how many of a round's best the next one is fitted to.
         search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
         proposal_spread: standard deviation of the penalty's proposals about the policy's action, before the tanh.
     """

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax import acting, allocation, losses, networks, training
+from omcda_jax.allocation import ALLOCATION_RULES, INFLUENCE_SCALES
 from omcda_jax.distributions import Policy, Support, expectation, has_choice, moved_expectation, support_rows
 from omcda_jax.networks import AgentNetwork, DeviationMixer, MixedCritic
 from omcda_jax.reductions import masked_mean, valid_rows
@@ -52,15 +53,15 @@ class OmcdaConfig(CriticSettings):
         decoupled: False is the ablation w/o-dq: one value holds the reward and the penalty together.
         critics: return critics, each with its own mixer. The smallest team value makes the targets, the first critic
             guides the policy (after Fujimoto et al. 2018, TD3).
-        extraction: "weighted": cloning weighted by omega (paper). "gradient": descent on KL(pi || pi*) (Park et al.
-            2024, "Is Value Learning Really the Main Bottleneck in Offline RL?"). "auto": weighted where actions are
-            discrete, gradient where they are continuous.
+        extraction: how the policy follows the values. "weighted": cloning weighted by omega (paper). "gradient":
+            descent on KL(pi || pi*) (Park et al. 2024, "Is Value Learning Really the Main Bottleneck in Offline RL?").
+            "auto": weighted where actions are discrete, gradient where they are continuous.
         critic_warmup: updates in which the policy clones the data and the values become the behaviour's: about
             horizon / target_rate, so that credit has travelled an episode, or a few thousand with `priming`.
         level_rate: weight of the newest solution in the moving average of log alpha.
         level_step: largest change of log alpha in an update, where extraction is by gradient.
-        price: least that a nat must earn for the budget, a cap then, to be spent: alpha goes no lower. In units of the
-            behaviour's mean |V^r_tot| during the warm-up.
+        price: least return that a nat of deviation must earn: alpha goes no lower, and the budget is a cap. In units of
+            the behaviour's mean |V^r_tot| during the warm-up.
         alpha_init: alpha before the first solution, in units of return per nat.
         alpha_min: lower end of the search for alpha.
         alpha_max: upper end of the search for alpha.
@@ -74,18 +75,18 @@ class OmcdaConfig(CriticSettings):
 
     d_tot: float = 0.6
     d_min: float = 0.002
-    allocation: str = static("softmax")
+    allocation: str = static("softmax", ALLOCATION_RULES)
     shares: tuple[float, ...] = ()
     temperature: float = 1.0
     step_size: float = 0.005
-    influence_scale: str = static("relative")
+    influence_scale: str = static("relative", INFLUENCE_SCALES)
     influence_rate: float = 0.01
     influence_epsilon: float = 1e-3
-    value_target: str = static("expectation")
-    conservative_mixing: str = static("convex")
+    value_target: str = static("expectation", VALUE_TARGETS)
+    conservative_mixing: str = static("convex", networks.DEVIATION_MIXINGS)
     decoupled: bool = static(True)
     critics: int = static(2)
-    extraction: str = static("auto")
+    extraction: str = static("auto", EXTRACTIONS)
     critic_warmup: int = static(4_000)
     level_rate: float = 0.01
     level_step: float = 0.002
@@ -98,13 +99,9 @@ class OmcdaConfig(CriticSettings):
 
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
-        training.require_choice(self, "allocation", allocation.ALLOCATION_RULES)
+        training.check_choices(self)
         training.require(self, "allocation", lambda x: not self.shares or x == "fixed", "fixed where shares are given")
         training.require(self, "shares", allocation.are_shares, "numbers >= 0 whose sum is 1")
-        training.require_choice(self, "influence_scale", allocation.INFLUENCE_SCALES)
-        training.require_choice(self, "value_target", VALUE_TARGETS)
-        training.require_choice(self, "conservative_mixing", networks.DEVIATION_MIXINGS)
-        training.require_choice(self, "extraction", EXTRACTIONS)
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         measures = "0 with critic_warmup=0, for its unit is measured in the warm-up"
         training.require(self, "price", lambda x: (self.critic_warmup > 0) | (x == 0), measures)

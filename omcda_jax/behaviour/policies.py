@@ -144,7 +144,8 @@ def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
         always = () if folder else ("random",)
         expected = f"one of {', '.join([*known, *always])}" if known else "an environment with behaviour policies"
         if not known and folder is None:
-            expected += f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))}), or --policy or --weights"
+            own = "data that `collect` makes with --policy or --weights"
+            expected += f" ({', '.join(dict.fromkeys(where for where, _ in QUALITIES))}), or {own}"
         place = "" if folder is None else f" in {folder}"
         raise ConfigError(f"quality: expected {expected}, found {name!r} of {environment!r}{place}")
     return known[name]

@@ -48,7 +48,7 @@ def _run(argv: Sequence[str], write_page: WritePage | None) -> None:
     values = _flags()
     words = read_flags(values, argv)
     if values.help or not words:
-        print(__doc__.strip())
+        print(f"{__doc__.strip()}\n{values.get_help()}" if values.help else __doc__.strip())
         return
     command, *paths = words
     if command not in COMMANDS or len(paths) != len(COMMANDS[command]):

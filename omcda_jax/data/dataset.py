@@ -1,5 +1,6 @@
 """Transitions ready to be sampled, on the device or on the host; their rows are laid out as in `episodes`."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,7 +225,12 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
         spec: the task's sizes.
         episodes: the data, as `check` lets them pass.
         reward_scale: every reward is multiplied by it.
+
+    Raises:
+        ConfigError: the scale is 0 or not finite.
     """
+    is_scale = reward_scale != 0 and math.isfinite(reward_scale)
+    require(is_scale, "reward_scale", "a finite number other than 0", reward_scale)
     final = final_rows(episodes.length)
     first = np.zeros(len(episodes.reward), bool)
     first[0] = True

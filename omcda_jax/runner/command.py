@@ -206,6 +206,8 @@ def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
     )
     if (processes.count is None) != (processes.index is None):
         raise ConfigError("--num_processes, --process_id: expected both or neither, found one")
+    if processes.coordinator is not None and processes.count is None:
+        raise ConfigError("--coordinator: expected --num_processes and --process_id beside it, found neither")
     if processes.count is not None and not processes.index < processes.count:
         raise ConfigError(
             f"--process_id: expected less than --num_processes={processes.count}, found {processes.index}"

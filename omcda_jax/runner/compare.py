@@ -23,7 +23,7 @@ from absl import flags
 
 from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS, find
-from omcda_jax.config import to_dict
+from omcda_jax.config import ExperimentConfig, to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.runner import datasets, report, sinks
@@ -66,6 +66,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     for flag, names in (("--tasks", values.tasks), ("--algorithms", values.algorithms)):
         if not names:
             raise ConfigError(f"{flag}: expected names separated by commas, found none")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{flag}: expected different names, found {','.join(names)!r}")
     for name in values.algorithms:
         find(name, "--algorithms")
     seeds, directory = read_seeds(values.seeds), os.path.abspath(values.directory)
@@ -75,10 +77,19 @@ def parse(argv: Sequence[str]) -> Command | None:
         preset, _, quality = task.partition(":")
         chosen = [*assignments, f"data.quality={quality}"] if quality else assignments
         for name in values.algorithms:
-            config = resolve(preset, [f"algorithm.name={name}", *chosen, f"seed={seeds[0]}"], "--tasks")
+            config = _settings(preset, name, [*chosen, f"seed={seeds[0]}"])
             folder = os.path.join(directory, task.replace(":", "-"), name.replace(":", "."), f"seeds_{label}")
             cells.append(Cell(task, name, config, seeds, folder))
     return Command(cells, directory, values.report_only, sinks.check(values.log))
+
+
+def _settings(preset: str, name: str, chosen: Sequence[str]) -> ExperimentConfig:
+    try:
+        return resolve(preset, [f"algorithm.name={name}", *chosen], "--tasks")
+    except ConfigError as error:
+        if not str(error).startswith("algorithm."):
+            raise
+        raise ConfigError(f"{name}: {error}; settings of one algorithm go with --algorithms={name} alone") from None
 
 
 def _flags() -> flags.FlagValues:

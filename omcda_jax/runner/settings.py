@@ -106,7 +106,8 @@ def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
     for field in dataclasses.fields(settings):
         value = field.default if owner is settings else getattr(owner, field.name)
         shown = "?" if value is dataclasses.MISSING else written(value)
-        yield prefix + field.name, _kind(hints[field.name]), shown, texts.get(field.name, "")
+        kind = "|".join(field.metadata.get("choices", ())) or _kind(hints[field.name])
+        yield prefix + field.name, kind, shown, texts.get(field.name, "")
 
 
 def _kind(hint: Any) -> str:
