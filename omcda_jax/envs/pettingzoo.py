@@ -41,7 +41,11 @@ def make(scenario: str) -> HostEnvironment:
         module = importlib.import_module(module_name)
         build = module.parallel_env
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment pettingzoo/{scenario}: expected a module with parallel_env: {error}") from error
+        lacks = isinstance(error, ImportError)
+        advice = "; pip install what it needs, such as 'omcda-jax[pettingzoo]' and mpe2" if lacks else ""
+        raise ConfigError(
+            f"environment pettingzoo/{scenario}: expected a module with parallel_env: {one_line(error)}{advice}"
+        ) from error
     try:
         env = build(**options)
     except (TypeError, ValueError, LookupError, AssertionError) as error:

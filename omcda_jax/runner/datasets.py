@@ -123,7 +123,10 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     for note in metadata["notes"]:
         say(f"note: {path}: {note}")
     if metadata.get("quality", settings.quality) != settings.quality:
-        raise DatasetError(f"{path}: quality: expected {settings.quality!r}, found {metadata['quality']!r}")
+        found = metadata["quality"]
+        raise DatasetError(
+            f"{path}: quality: expected {settings.quality!r}, found {found!r}; --config.data.quality={found} takes it"
+        )
     totals = metadata["statistics"]
     wins = f", win rate {totals['win_rate']:.3f}" if totals["win_rate"] else ""
     say(
