@@ -196,6 +196,7 @@ def own(monkeypatch):
     module.chance = lambda obs, avail, key: np.random.default_rng(key).integers(0, 3, 2)
     module.wide = lambda obs, avail, key: np.zeros((2, 3))
     module.illegal = lambda obs, avail, key: np.array([0, 3])
+    module.beyond = lambda obs, avail, key: jnp.array([0, 3])
     module.broken = lambda obs, avail, key: np.array(obs) @ np.zeros(7)
     module.number = 3
     monkeypatch.setitem(sys.modules, "own_policies", module)
@@ -239,6 +240,8 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
             "in_numpy: expected a function in JAX, as examples.environment_in",
         ),
         (IN_JAX, ["--policy=own_policies:illegal"], "illegal: expected a function in JAX, as examples.environment_in"),
+        (IN_JAX, ["--policy=own_policies:broken"], "own_policies:broken(obs, avail, key) failed: "),
+        (IN_JAX, ["--policy=own_policies:beyond"], "examples.environment_in_jax/5 beyond, episode 1: action"),
         (HOST, ["--policy=random", "--greedy"], "--greedy: expected a policy with likelier actions, found random"),
         (HOST, ["--random_share=1.5", "--policy=random"], "--random_share: expected a number from 0 to 1, found 1.5"),
         (HOST, ["--policy=random", "--weights=."], "--policy, --weights: expected one of them, found both"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from omcda_jax.behaviour import acts, policies
 from omcda_jax.data import h5, hdf5
-from omcda_jax.data.episodes import Episodes
+from omcda_jax.data.episodes import Episodes, check
 from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
@@ -53,6 +53,7 @@ def collect(
     Raises:
         ConfigError: the size or `seed` is out of range, the weights do not fit the environment, or too few episodes
             are kept of those played.
+        DatasetError: an action is not legal, or a number is not finite; the episode is named.
     """
     unit, wanted = _size(episodes, transitions)
     check_seed(seed)
@@ -70,6 +71,7 @@ def collect(
             name = f"{environment.name} {recipe.stages[index]}"
             for episode, keep in _judged(play(request), recipe.won_only, unit, share, name):
                 played += 1
+                check(environment.spec, episode, f"{name}, episode {played}")
                 if keep:
                     kept.append(episode)
                     amount += _amount(episode, unit)

@@ -221,12 +221,14 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
         _check_choice(policy, chosen, spec)
         kind = jnp.int32 if spec.discrete else jnp.float32
         return lambda params, obs, avail, key: function(obs, avail, key).astype(kind)
-    if not isinstance(game, HostEnvironment):
-        raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")
+    on_host = isinstance(game, HostEnvironment)
     try:
-        chosen = np.asarray(function(np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool), np.zeros(2, np.uint32)))
+        key = np.zeros(2, np.uint32) if on_host else jax.random.key(0)
+        chosen = np.asarray(function(np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool), key))
     except Exception as error:  # likewise
         raise ConfigError(f"--policy: {policy}(obs, avail, key) failed: {one_line(error)}") from error
+    if not on_host:
+        raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")
     _check_choice(policy, chosen, spec)
     return acts.InPython(function, policy, spec.discrete)
 
