@@ -56,7 +56,7 @@ class Engine:
         ends = [
             {
                 "trial": {"seed": int(said["seed"])},
-                "evaluation": {key: goodness(said) for key in collect.SHOWN},
+                "evaluation": {key: goodness(said) for key in collect.SUMMARY},
                 "skipped": 0,
                 "diverged": self._diverged(said),
             }

@@ -14,7 +14,7 @@ from omcda_jax.runner.processes import is_first
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
 # What every evaluation leaves in the metrics of a population.
-SHOWN = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
+SUMMARY = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
 
 EPISODES_AT_ONCE = 256  # of a population: as many simulators are open on the host
 

@@ -30,7 +30,7 @@ NAME = "report.html"
 Part = dict[str, Any]
 
 # metrics that have a place of their own, or say nothing about learning
-SHOWN = ("step", "evaluation/return_mean", "evaluation/return_se", "evaluation/return_sd", "evaluation/episodes")
+ELSEWHERE = ("step", "evaluation/return_mean", "evaluation/return_se", "evaluation/return_sd", "evaluation/episodes")
 AGENTS = {
     "allocation/budget": ("Shares of the budget", "share"),
     "allocation/alpha": ("Levels, scaled reward per nat", "level"),
@@ -194,7 +194,7 @@ def _has_goal(groups: figures.Groups) -> bool:
 def other_metrics(groups: figures.Groups) -> Part | None:
     """Return a figure for every metric that has none elsewhere on the page, or None where there is none."""
     keys = sorted({key for trials in groups.values() for trial in trials for row in trial.rows for key in row})
-    own = {*SHOWN, *AGENTS, *VALUES, "evaluation/win_rate"}
+    own = {*ELSEWHERE, *AGENTS, *VALUES, "evaluation/win_rate"}
     drawn = [(key, _any(groups, key)) for key in keys if key not in own]
     drawn = [drawing(key, figure) for key, figure in drawn if figure is not None]
     return {"kind": "figures", "figures": drawn} if drawn else None

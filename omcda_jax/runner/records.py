@@ -13,7 +13,7 @@ from omcda_jax.config import to_dict
 from omcda_jax.learner import Guard, Report
 from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.runner import sinks
-from omcda_jax.runner.evaluation import SHOWN, Best, without_returns
+from omcda_jax.runner.evaluation import SUMMARY, Best, without_returns
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.types import EnvSpec, TrainState
@@ -100,7 +100,7 @@ class Records:
         self._best.offer(state, summaries[0], self.metadata)
         values = without_returns(summaries[0])
         if self._job.population:
-            values = {key: [summary[key] for summary in summaries] for key in SHOWN}
+            values = {key: [summary[key] for summary in summaries] for key in SUMMARY}
         self._write(step, {f"evaluation/{key}": value for key, value in values.items()})
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from omcda_jax.config import ExperimentConfig
 from omcda_jax.metrics import standard_deviation
-from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.outcomes import load
 from omcda_jax.system import replacing
 
@@ -198,7 +198,7 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
         for (task, algorithm), result in results.items()
         for seed in result["evaluation"]
     ]
-    by_seed = csv_text(("task", "algorithm", "seed", "updates", *SHOWN), rows)
+    by_seed = csv_text(("task", "algorithm", "seed", "updates", *SUMMARY), rows)
     places = {(cell.task, cell.algorithm): os.path.relpath(cell.directory, directory) for cell in cells}
     whole = [
         {"task": task, "algorithm": algorithm, "directory": places[task, algorithm], **entry}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.metrics import read, standard_deviation
-from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
@@ -48,7 +48,7 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
             found.append(
                 {key: trial.get(key, "") for key in shown}
                 | {"updates": result["step"]}
-                | {key: end["evaluation"][key] for key in SHOWN}
+                | {key: end["evaluation"][key] for key in SUMMARY}
                 | {"skipped": end["skipped"], "diverged": end["diverged"] or ""}
                 | {"data_mean": result["data"]["statistics"]["return_mean"], "run": row.directory, "place": index}
             )

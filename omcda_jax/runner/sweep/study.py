@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omcda_jax import grid
-from omcda_jax.runner.evaluation import SHOWN
+from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.select import ESTIMATES
 from omcda_jax.runner.sweep import plan
 from omcda_jax.runner.sweep.manifest import Row
@@ -75,7 +75,7 @@ def space_of(search: Search) -> Space:
         ConfigError: the grid is not one space, or one of its values is no setting.
     """
     order, selects = search.order, search.metric.startswith(SELECTION)
-    for start, known in ((EVALUATION, SHOWN), (SELECTION, ESTIMATES)):
+    for start, known in ((EVALUATION, SUMMARY), (SELECTION, ESTIMATES)):
         if search.metric.startswith(start) and search.metric.removeprefix(start) not in known:
             choices = [start + name for name in known]
             raise ConfigError(f"--metric={search.metric}: no such metric; {suggestion(search.metric, choices)}")

@@ -14,7 +14,7 @@ from omcda_jax.runner.sweep.state import outcome_path, result_of
 from omcda_jax.system import exclusive
 from omcda_jax.types import ConfigError
 
-SHOWN = 300  # characters of a reason
+REASON = 300  # characters of it that are kept
 
 
 class Busy(Exception):
@@ -117,7 +117,7 @@ class Task:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if re.match(r"error:", line)]
         # of a traceback the last line says what happened
-        return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:SHOWN]
+        return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:REASON]
 
 
 @contextlib.contextmanager
