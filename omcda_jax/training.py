@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import chex
 import flax.struct
@@ -24,14 +24,16 @@ _STEP_STREAM = 0x7374_6570
 Loss = Callable[[Params, TrainState, Batch, Any], Losses]
 
 
-def static(default: Any, choices: Iterable[str] = ()) -> Any:
+def static(default: Any, choices: Iterable[str] = (), *, warmup: bool = False) -> Any:
     """Declare a field of an algorithm's settings as structure: hashable, compiled in, the same for a population.
 
     Args:
         default: its value.
         choices: all it may be, for `check_choices` and the help; nothing: anything of its type.
+        warmup: it counts the updates before the policy follows its values.
     """
-    return flax.struct.field(pytree_node=False, default=default, metadata={"choices": tuple(choices)})
+    metadata = {"choices": tuple(choices), "warmup": warmup}
+    return flax.struct.field(pytree_node=False, default=default, metadata=metadata)
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -50,10 +52,7 @@ class CriticSettings:
             place of bootstrapped values: what one-step targets carry back a step in about 1 / target_rate updates is
             there at once (after Jelley et al. 2024, "Efficient Offline Reinforcement Learning: The Critic is
             Critical").
-        warmup: name of the setting that counts the updates before the policy follows its values, if there are any.
     """
-
-    warmup: ClassVar[str | None] = None
 
     gamma: float = 0.99
     learning_rate: float = 5e-4

@@ -8,6 +8,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,7 +91,7 @@ CHANGES = {
     ),
     "reset": (
         lambda made: dataclasses.replace(made, **shown_otherwise(made, "reset", lambda shown: shown.obs)),
-        "reset: expected a TimeStep, found a ",
+        "reset: expected a TimeStep, found ",
     ),
     "step": (
         lambda made: dataclasses.replace(
@@ -135,8 +136,48 @@ def test_an_env_state_that_changes_its_form_is_refused():
         after, shown = made.step(key, env_state, action)
         return (after[0].astype(float), after[1]), shown
 
-    with pytest.raises(ConfigError, match=r"step: expected an env_state of the shapes .* found \('float32\[2\]'"):
+    message = re.escape("step: env_state[0]: expected [2] of int32, as reset gives, found [2] of float32")
+    with pytest.raises(ConfigError, match=message):
         contract.check(dataclasses.replace(made, step=step), made.name)
+    longer = dataclasses.replace(made, step=lambda *of: (lambda state, shown: ((*state, 0), shown))(*made.step(*of)))
+    with pytest.raises(ConfigError, match="step: expected an env_state of the form that reset gives"):
+        contract.check(longer, made.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("environment_in_jax", {"horizon": "9"}, "expected a horizon of at least 1 step, found '9'"),
+        ("environment_in_jax", {"reset": None}, "expected reset to be a function, found None"),
+        ("environment_in_python", {"open": lambda copies: None}, "expected open.copies. to return Simulators, found N"),
+    ],
+)
+def test_parts_of_a_simulator_that_are_missing_are_named(name, change, message):
+    made = envs.make(f"examples.{name}/9")
+    with pytest.raises(ConfigError, match=message):
+        contract.check(dataclasses.replace(made, **change), made.name)
+
+
+def test_an_env_state_of_a_class_of_ones_own_is_fine():
+    made = envs.make("examples.environment_in_jax/9")
+    reset = lambda key: (lambda state, shown: (Places(*state), shown))(*made.reset(key))
+    step = lambda key, state, action: (lambda state, shown: (Places(*state), shown))(
+        *made.step(key, (state.places, state.time), action)
+    )
+    contract.check(dataclasses.replace(made, reset=reset, step=step), made.name)
+
+
+@jax.tree_util.register_pytree_node_class
+class Places:
+    def __init__(self, places, time):
+        self.places, self.time = places, time
+
+    def tree_flatten(self):
+        return (self.places, self.time), None
+
+    @classmethod
+    def tree_unflatten(cls, nothing, leaves):
+        return cls(*leaves)
 
 
 def test_a_module_that_lacks_a_package_is_named(tmp_path, monkeypatch):

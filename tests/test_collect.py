@@ -235,8 +235,10 @@ def test_an_episode_is_won_whenever_the_goal_was_reached(monkeypatch, few_compil
 
 
 @pytest.mark.parametrize("name", ["environment_in_jax", "environment_in_python"])
-def test_an_episode_that_does_not_end_is_reported(name):
-    game = dataclasses.replace(envs.make(f"examples.{name}/9"), horizon=8)  # the clock of the simulator stands at 20
+@pytest.mark.parametrize("horizon", [8, 18])
+def test_an_episode_that_does_not_end_is_reported(name, horizon):
+    # the clock of the simulator stands at 20, and eight steps are played at a time
+    game = dataclasses.replace(envs.make(f"examples.{name}/9"), horizon=horizon)
     behaviour = collect.of_chance(game)
     with pytest.raises(ConfigError, match="expected every episode to end, terminated or truncated, within its horizon"):
         collect.collect(game, behaviour.params, behaviour.recipe, act=behaviour.act, seed=0, episodes=8)

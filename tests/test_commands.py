@@ -13,7 +13,7 @@ from test_run import DIRECTORY, ROOT, command, result_of, run
 from benchmarks.toy import SPEC, episodes
 from omcda_jax import data
 from omcda_jax.data.__main__ import main as data_command
-from omcda_jax.runner import collect, train_behaviour
+from omcda_jax.runner import collect, compare, train_behaviour
 from omcda_jax.runner.jobs import load_run
 from omcda_jax.types import ConfigError
 
@@ -118,6 +118,49 @@ def test_a_run_is_loaded_with_its_settings(finished):
     ):
         with pytest.raises(ConfigError, match=message):
             load_run(directory, trial=trial)
+
+
+def test_an_evaluation_with_another_grid_or_mode_is_refused(run, capsys):
+    trials = "--config.learner.mode=trials", "--workdir=trials"
+    assert run.main(command(*trials, "--config.learner.trials=seed=0,1", updates=10)) == 0
+    first = result_of(Path("trials"))
+    for more in ([*trials, "--config.learner.trials=seed=0,7"], ["--workdir=trials"]):
+        capsys.readouterr()
+        assert run.main(command("--mode=eval", *more, updates=10)) == 78
+        assert "trials: holds a run with other settings (learner." in capsys.readouterr().err
+    assert result_of(Path("trials")) == first
+
+
+def test_shares_are_evaluated_and_loaded_by_their_directories(run, capsys):
+    grid = "algorithm.learning_rate=0.01,0.02,0.03"
+    trials = "--config.learner.mode=trials", f"--config.learner.trials={grid}", "--workdir=shared"
+    for index in "01":
+        assert run.main(command(*trials, "--num_processes=2", f"--process_id={index}", updates=10)) == 0
+    first = result_of(Path("shared/share_1_of_2"))
+    assert run.main(["run.py", "--mode=eval", "--workdir=shared", "--num_processes=2", "--process_id=1"]) == 0
+    assert result_of(Path("shared/share_1_of_2"))["trials"] == first["trials"]
+    assert load_run("shared/share_1_of_2")[0].algorithm.learning_rate == 0.03
+    config, state = load_run("shared/share_0_of_2", trial=1)
+    assert config.algorithm.learning_rate == 0.02 == pytest.approx(float(state.config.learning_rate))
+
+
+def test_a_cell_of_a_comparison_is_loaded(run):
+    words = [word for word in command(updates=10)[2:] if "algorithm.name" not in word and "evaluat" not in word]
+    assert compare.main(["compare.py", *words, "--tasks=smac_3m", "--algorithms=bc", "--seeds=0,3"]) == 0
+    config, state = load_run("runs/compare/smac_3m/bc/seeds_0-3", trial=1)
+    assert config.seed == 3 and int(state.step) == 10
+
+
+def test_a_run_of_another_name_or_version_is_told(finished, capsys):
+    assert finished.main(command("--config.name=mine", "--workdir=mine", updates=10)) == 0
+    assert finished.main(["run.py", "--mode=eval", "--workdir=mine"]) == 0
+    settings = json.loads(Path("mine/config.json").read_text())
+    settings["learner"]["patience"] = 3
+    Path("mine/config.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert finished.main(["run.py", "--mode=eval", "--workdir=mine"]) == 78
+    error = capsys.readouterr().err
+    assert "mine/config.json: expected the settings of a run of this version of omcda-jax: learner.patience" in error
 
 
 def test_a_checkpoints_own_folder_is_evaluated(finished, capsys):

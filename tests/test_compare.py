@@ -87,7 +87,7 @@ def test_a_table_of_nothing_is_not_written_over_one(compare, capsys):
     assert compare.main(arguments(algorithms="bc", updates=10)) == 0
     before = {path: path.read_text() for path in OUT.glob("comparison.*")}
     assert compare.main(arguments("--report_only", algorithms="omiga", updates=10)) == 78
-    assert "expected a finished cell of these --tasks" in (said := capsys.readouterr().err)
+    assert "expected a cell with a result of these --tasks" in (said := capsys.readouterr().err)
     assert "found smac_3m/bc/seeds_0-3" in said and {path: path.read_text() for path in before} == before
     assert compare.main(arguments("--report_only", "--directory=nowhere")) == 78
     assert "nowhere, found none at all" in capsys.readouterr().err and not Path("nowhere").exists()
@@ -186,7 +186,7 @@ def test_other_settings_need_another_directory(compare, monkeypatch, capsys):
         ("--seeds=0,one", "--seeds: expected numbers separated by commas, found '0,one'"),
         ("--seeds=1,1", "--seeds: expected different numbers, found '1,1'"),
         ("--algorithms=bc,bc", "--algorithms: expected different names, found 'bc,bc'"),
-        ("--config.algorithm.gamma=0.9", "bc: algorithm.gamma: no such key; "),
+        ("--config.algorithm.gamma=0.9", "bc, of --algorithms: algorithm.gamma: no such key; "),
         ("--seeds=1,4294967297", "--seeds: expected a whole number from 0 to 4294967295, found 4294967297"),
         ("--config.learner.updtes=3", "learner.updtes: no such key; did you mean 'learner.updates'?"),
         ("--config.seed=3", "--config.seed: expected --seeds in its place"),

@@ -172,7 +172,7 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--config.seed"], "--config.seed: expected --config.seed=VALUE"),
         (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
         (["--config.data.path="], "data.path: expected a file or a folder, found ''"),
-        (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id beside it, found neither"),
+        (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id, or --distributed, besid"),
         (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
         (["--mode=eval"], "expected a run to evaluate, found none"),
         (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
@@ -340,6 +340,10 @@ def test_rewards_that_are_not_finite_are_named(run, monkeypatch, capsys):
     assert run.main(command("--config.learner.evaluate_every=0", updates=10)) == 78
     assert "environment smax/toy: expected finite rewards, found an episode whose return is" in capsys.readouterr().err
     assert not (DIRECTORY / "result.json").exists()
+    assert [path.name for path in (DIRECTORY / "checkpoints" / "latest").iterdir()] == ["10"], "nothing is lost"
+    few = "--config.learner.evaluate_every=10", "--config.learner.checkpoint_every=20", "--workdir=few"
+    assert run.main(command(*few, updates=10)) == 78
+    assert [path.name for path in Path("few/checkpoints/latest").iterdir()] == ["10"]
 
 
 def test_mujoco_end_to_end(run, monkeypatch, capsys):

@@ -40,11 +40,10 @@ class CfcqlConfig(CriticSettings):
     """
 
     name: ClassVar[str] = "cfcql"
-    warmup: ClassVar[str] = "behaviour_updates"
 
     penalty: float = 5.0
     temperature: float = 0.5
-    behaviour_updates: int = static(4_000)
+    behaviour_updates: int = static(4_000, warmup=True)
     num_samples: int = static(10)
 
     def validate(self) -> None:

@@ -71,7 +71,6 @@ class OmcdaConfig(CriticSettings):
     """
 
     name: ClassVar[str] = "omcda"
-    warmup: ClassVar[str] = "critic_warmup"
 
     d_tot: float = 0.6
     d_min: float = 0.002
@@ -87,7 +86,7 @@ class OmcdaConfig(CriticSettings):
     decoupled: bool = static(True)
     critics: int = static(2)
     extraction: str = static("auto", EXTRACTIONS)
-    critic_warmup: int = static(4_000)
+    critic_warmup: int = static(4_000, warmup=True)
     level_rate: float = 0.01
     level_step: float = 0.002
     price: float = 0.0

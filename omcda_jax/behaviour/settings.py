@@ -50,14 +50,16 @@ class Settings:
     shared: bool = False
 
     def __post_init__(self):
-        check = lambda names, holds, expected: [
-            require(holds(getattr(self, name)), f"--{name}", expected, getattr(self, name)) for name in names
-        ]
-        check(("steps", "num_envs", "rollout", "epochs", "minibatches", "hidden"), lambda x: x >= 1, "at least 1")
-        check(("learning_rate", "clip", "max_norm"), lambda x: 0 < x < math.inf, "a positive number")
-        check(("final_learning_rate", "entropy", "value_weight"), lambda x: 0 <= x < math.inf, "a number >= 0")
-        check(("gamma", "trace"), lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        check(("initial_log_std", "log_std_floor"), math.isfinite, "a finite number")
+        counts = ("steps", "num_envs", "rollout", "epochs", "minibatches", "hidden")
+        for names, holds, expected in (
+            (counts, lambda x: x >= 1, "at least 1"),
+            (("learning_rate", "clip", "max_norm"), lambda x: 0 < x < math.inf, "a positive number"),
+            (("final_learning_rate", "entropy", "value_weight"), lambda x: 0 <= x < math.inf, "a number >= 0"),
+            (("gamma", "trace"), lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+            (("initial_log_std", "log_std_floor"), math.isfinite, "a finite number"),
+        ):
+            for name in names:
+                require(holds(getattr(self, name)), f"--{name}", expected, getattr(self, name))
         if self.num_envs * self.rollout % self.minibatches:
             raise ConfigError(
                 f"--minibatches: expected a divisor of num_envs * rollout = {self.num_envs} * {self.rollout}, found "

@@ -94,13 +94,11 @@ def _play(environment: Environment, begin, advance, chunk: int, request: Request
         parts = []
         ended = np.zeros(chunk, bool)
         t = 0
-        while not ended.all():
+        while not ended.all() and t < environment.horizon:
             carry, rows = advance(request.params, keys, carry, t)
             parts.append([np.asarray(row) for row in rows])
             ended |= (parts[-1][5] | parts[-1][6]).any(axis=1)
             t += SEGMENT
-            if t >= environment.horizon and not ended.all():
-                raise _endless(environment)
         after = carry[1]
         # an episode that ends with the last step played has its final observation in the carry only
         seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
@@ -108,7 +106,10 @@ def _play(environment: Environment, begin, advance, chunk: int, request: Request
         action, reward, terminated, truncated, won = (
             np.concatenate([p[k] for p in parts], axis=1) for k in range(3, 8)
         )
-        last = (terminated | truncated).argmax(axis=1)
+        over = terminated | truncated
+        if not over[:, : environment.horizon].any(axis=1).all():
+            raise _endless(environment)
+        last = over.argmax(axis=1)
         for e, end in enumerate(last):
             yield _cut(
                 obs[e], state[e], avail[e], action[e], reward[e], end + 1, terminated[e, end], won[e, : end + 1].any()

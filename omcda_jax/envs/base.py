@@ -25,8 +25,8 @@ class TimeStep:
     """What one environment shows after a reset or a step; E environments stepped together lead with an axis [E].
 
     Attributes:
-        obs: [N, O].
-        global_state: [S].
+        obs: [N, O] floats.
+        global_state: [S] floats.
         avail: [N, A] bool, see `Batch`.
         reward: [] team reward of the step that led here (0 after a reset).
         terminated: [] bool, the task itself ended.
@@ -83,7 +83,7 @@ class Environment:
     """A simulator written in JAX as two pure functions; it never resets by itself, so final observations are true ones.
 
     Attributes:
-        name: `family/scenario`, for instance `smax/3m`.
+        name: `family/scenario`, for instance `smax/3m`; of one's own, the name that `make` is asked for.
         spec: sizes.
         horizon: steps after which an episode is truncated.
         max_return: the largest possible undiscounted return, or None where there is no such bound.

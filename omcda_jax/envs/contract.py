@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax.envs.base import Environment, HostEnvironment, TimeStep
+from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.types import ConfigError, EnvSpec
 
 _KINDS = {
@@ -29,7 +29,7 @@ def check(environment: Any, name: str) -> None:
         ConfigError: it is no environment, has another name, or shows something other than its spec says.
     """
     if not isinstance(environment, Environment | HostEnvironment):
-        found = "None" if environment is None else f"a {type(environment).__name__}"
+        found = type(environment).__name__
         raise ConfigError(
             f"environment {name}: expected make(scenario) to return an Environment or a HostEnvironment, found {found}"
         )
@@ -37,8 +37,13 @@ def check(environment: Any, name: str) -> None:
         raise ConfigError(f"environment {name}: expected its name to be {name!r}, found {environment.name!r}")
     if not isinstance(environment.spec, EnvSpec):
         raise ConfigError(f"environment {name}: expected spec to be an EnvSpec, found {environment.spec!r}")
-    if not environment.horizon >= 1:
-        raise ConfigError(f"environment {name}: expected a horizon of at least 1 step, found {environment.horizon!r}")
+    horizon = environment.horizon
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ConfigError(f"environment {name}: expected a horizon of at least 1 step, found {horizon!r}")
+    for function in ("reset", "step") if isinstance(environment, Environment) else ("open",):
+        if not callable(getattr(environment, function)):
+            found = getattr(environment, function)
+            raise ConfigError(f"environment {name}: expected {function} to be a function, found {found!r}")
     if isinstance(environment, Environment):
         _check_in_jax(environment)
     else:
@@ -55,11 +60,15 @@ def _check_in_jax(environment: Environment) -> None:
     stepped = jax.eval_shape(environment.step, key, env_state, jax.ShapeDtypeStruct(shape, kind))
     after, shown = _pair(environment, "step", stepped)
     _check_shown(environment, "step", shown)
-    if _form(after) != _form(env_state):
-        raise ConfigError(
-            f"environment {environment.name}: step: expected an env_state of the shapes and types that reset gives, "
-            f"{_form(env_state)}, found {_form(after)}"
-        )
+    if jax.tree.structure(after) != jax.tree.structure(env_state):
+        raise ConfigError(f"environment {environment.name}: step: expected an env_state of the form that reset gives")
+    leaves = zip(jax.tree.leaves_with_path(env_state), jax.tree.leaves(after), strict=True)
+    for (path, before), now in leaves:
+        if (before.shape, before.dtype) != (now.shape, now.dtype):
+            raise ConfigError(
+                f"environment {environment.name}: step: env_state{jax.tree_util.keystr(path)}: expected "
+                f"{list(before.shape)} of {before.dtype}, as reset gives, found {list(now.shape)} of {now.dtype}"
+            )
 
 
 def _pair(environment: Environment, function: str, found: Any) -> tuple[Any, Any]:
@@ -68,13 +77,13 @@ def _pair(environment: Environment, function: str, found: Any) -> tuple[Any, Any
     return found
 
 
-def _form(env_state: Any) -> Any:
-    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", env_state)
-
-
 def _check_on_host(environment: HostEnvironment) -> None:
-    spec, copy = environment.spec, np.arange(1)
-    with contextlib.closing(environment.open(1)) as simulators:
+    spec, copy, opened = environment.spec, np.arange(1), environment.open(1)
+    if not isinstance(opened, Simulators):
+        raise ConfigError(
+            f"environment {environment.name}: expected open(copies) to return Simulators, found {type(opened).__name__}"
+        )
+    with contextlib.closing(opened) as simulators:
         shown = simulators.reset(copy, np.zeros(1, np.int64))
         _check_shown(environment, "reset", shown, copies=1)
         action = np.asarray(shown.avail).argmax(axis=-1).astype(np.int32)
@@ -87,7 +96,7 @@ def _check_shown(environment: Environment | HostEnvironment, function: str, show
     """Compare a time step with the spec; with `copies`, arrays lead with them."""
     name, spec = f"environment {environment.name}: {function}", environment.spec
     if not isinstance(shown, TimeStep):
-        raise ConfigError(f"{name}: expected a TimeStep, found a {type(shown).__name__}")
+        raise ConfigError(f"{name}: expected a TimeStep, found {type(shown).__name__}")
     agents = (spec.num_agents,)
     expected = {
         "obs": ((*agents, spec.obs_dim), "floats"),
@@ -99,7 +108,7 @@ def _check_shown(environment: Environment | HostEnvironment, function: str, show
     for field, (shape, kind) in expected.items():
         value, shape = getattr(shown, field), (copies,) * bool(copies) + shape
         if not hasattr(value, "shape") or tuple(value.shape) != shape or not jnp.issubdtype(value.dtype, _KINDS[kind]):
-            found = f"{list(value.shape)} of {value.dtype}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+            found = f"{list(value.shape)} of {value.dtype}" if hasattr(value, "shape") else type(value).__name__
             raise ConfigError(f"{name}: {field}: expected {list(shape)} of {kind}, found {found}")
         if copies and not np.isfinite(value).all():
             raise ConfigError(f"{name}: {field}: expected finite numbers, found {np.asarray(value).tolist()}")

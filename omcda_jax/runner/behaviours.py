@@ -221,13 +221,11 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
         _check_choice(policy, chosen, spec)
         kind = jnp.int32 if spec.discrete else jnp.float32
         return lambda params, obs, avail, key: function(obs, avail, key).astype(kind)
-    on_host = isinstance(game, HostEnvironment)
     try:
-        key = np.zeros(2, np.uint32) if on_host else jax.random.key(0)
-        chosen = np.asarray(function(np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool), key))
+        chosen = np.asarray(function(np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool), np.zeros(2, np.uint32)))
     except Exception as error:  # likewise
         raise ConfigError(f"--policy: {policy}(obs, avail, key) failed: {one_line(error)}") from error
-    if not on_host:
+    if not isinstance(game, HostEnvironment):
         raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")
     _check_choice(policy, chosen, spec)
     return acts.InPython(function, policy, spec.discrete)

@@ -109,6 +109,9 @@ def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> Experimen
     """The settings of the preset, or of the run that is evaluated where no preset is named."""
     if values.mode == "eval" and values.config is None and values.workdir is not None:
         run, _ = place_in_run(values.workdir) or (values.workdir, ())
+        shares = values.num_processes is not None and not values.coordinator and not values.distributed
+        if shares:
+            run = os.path.join(run, f"share_{values.process_id}_of_{values.num_processes}")
         return settings_of_run(run, assignments)
     return resolve(values.config, assignments)
 
@@ -206,8 +209,9 @@ def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
     )
     if (processes.count is None) != (processes.index is None):
         raise ConfigError("--num_processes, --process_id: expected both or neither, found one")
-    if processes.coordinator is not None and processes.count is None:
-        raise ConfigError("--coordinator: expected --num_processes and --process_id beside it, found neither")
+    if processes.coordinator is not None and processes.count is None and not values.distributed:
+        beside = "--num_processes and --process_id, or --distributed,"
+        raise ConfigError(f"--coordinator: expected {beside} beside it, found none of them")
     if processes.count is not None and not processes.index < processes.count:
         raise ConfigError(
             f"--process_id: expected less than --num_processes={processes.count}, found {processes.index}"

@@ -89,7 +89,7 @@ def _settings(preset: str, name: str, chosen: Sequence[str]) -> ExperimentConfig
     except ConfigError as error:
         if not str(error).startswith("algorithm."):
             raise
-        raise ConfigError(f"{name}: {error}; settings of one algorithm go with --algorithms={name} alone") from None
+        raise ConfigError(f"{name}, of --algorithms: {error}") from None
 
 
 def _flags() -> flags.FlagValues:
@@ -179,10 +179,8 @@ def _require_results(command: Command) -> None:
         return
     paths = glob.glob("*/*/seeds_*/result.json", root_dir=command.directory)
     there = ", ".join(sorted(os.path.dirname(path) for path in paths)) or "none at all"
-    raise ConfigError(
-        f"--report_only: expected a finished cell of these --tasks, --algorithms and --seeds in {command.directory}, "
-        f"found {there}"
-    )
+    wanted = f"a cell with a result of these --tasks, --algorithms and --seeds in {command.directory}"
+    raise ConfigError(f"--report_only: expected {wanted}, found {there}")
 
 
 def run_cell(

@@ -1,6 +1,6 @@
 """Evaluations of a job's trials, and the best policy seen on the way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.evaluate import EpisodeResults, make_evaluate, summarise
+from omcda_jax.evaluate import make_evaluate, summarise
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import is_first
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
@@ -24,34 +24,34 @@ Judge = Callable[[TrainState], list[dict[str, Any]]]
 def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
     """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns.
 
-    It raises ConfigError where the environment's rewards are not finite.
+    It raises ConfigError where no trial has finite returns only, for then the environment's rewards are not finite.
     """
     evaluation = job.config.evaluation
     play = make_evaluate(job.algorithm.act, environment, evaluation.episodes, population=job.population)
     together = max(1, EPISODES_AT_ONCE // evaluation.episodes)
 
-    def judge(state):
-        key = jax.random.key(evaluation.seed)
+    def played(state):
+        key, episodes = jax.random.key(evaluation.seed), []
         if not job.population:
-            return [_summary(jax.device_get(play(state, key)), environment.name)]
-        summaries = []
+            return [jax.device_get(play(state, key))]
         for first in range(0, len(job.configs), together):
             some = jax.tree.map(lambda leaf: leaf[first : first + together], state)  # noqa: B023 called at once
             results = jax.device_get(play(some, key))
-            trials = [jax.tree.map(lambda rows: rows[trial], results) for trial in range(len(results[0]))]  # noqa: B023 called at once
-            summaries += [_summary(episodes, environment.name) for episodes in trials]
-        return summaries
+            episodes += [jax.tree.map(lambda rows: rows[trial], results) for trial in range(len(results[0]))]  # noqa: B023 called at once
+        return episodes
+
+    def judge(state):
+        trials = played(state)
+        _require_finite([np.asarray(episodes.returns) for episodes in trials], environment.name)
+        return [{**summarise(episodes), "returns": np.asarray(episodes.returns).tolist()} for episodes in trials]
 
     return judge
 
 
-def _summary(episodes: EpisodeResults, name: str) -> dict[str, Any]:
-    returns = np.asarray(episodes.returns)
-    if not np.isfinite(returns).all():
-        raise ConfigError(
-            f"environment {name}: expected finite rewards, found an episode whose return is {returns.sum()}"
-        )
-    return {**summarise(episodes), "returns": returns.tolist()}
+def _require_finite(returns: Sequence[np.ndarray], name: str) -> None:
+    odd = [own[~np.isfinite(own)] for own in returns]
+    if all(map(len, odd)):
+        raise ConfigError(f"environment {name}: expected finite rewards, found an episode whose return is {odd[0][0]}")
 
 
 def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:

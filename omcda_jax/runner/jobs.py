@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +18,27 @@ from omcda_jax.algorithms import find
 from omcda_jax.checkpoint import Checkpoints, digest
 from omcda_jax.config import (
     RESUMABLE,
+    DataConfig,
     ExperimentConfig,
     LearnerConfig,
+    apply_overrides,
     assignments,
     differences,
     expand_trials,
     keys,
+    replace_settings,
     to_dict,
 )
 from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.outcomes import Trial, load
-from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import by_first, is_first
 from omcda_jax.system import check_free, exclusive, one_line, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
 
 TIMES = ("seconds", "updates_per_second")
+# of the learner: how long a run is, and how often it is looked at
+LENGTHS = ("updates", "updates_per_call", "log_every", "checkpoint_every", "evaluate_every")
 
 
 class Switches(NamedTuple):
@@ -138,33 +143,37 @@ def place_in_run(directory: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def settings_of_run(directory: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Return what a run's config.json holds.
+    """Return the settings in a run's config.json, with others in their place.
 
     Args:
         directory: of the run.
         overrides: `key=value` settings that differ.
 
     Raises:
-        ConfigError: there is none, or it holds other settings than this version has.
+        ConfigError: there is no such file, it holds other settings than this version has, or an override is refused.
     """
     path = os.path.join(directory, "config.json")
     if not os.path.isfile(path):
         raise ConfigError(f"{directory}: expected the directory of a run, found no config.json in it")
     saved = load(path)
     try:
-        return resolve(saved["name"], [*assignments(saved), *overrides], flag=path)
+        algorithm = find(saved["algorithm"]["name"]).config()
+        # all of it is replaced
+        bare = ExperimentConfig(saved["name"], algorithm, DataConfig("family/scenario"), LearnerConfig(updates=100))
+        begun = apply_overrides(bare, [each for each in assignments(saved) if not each.startswith("algorithm.name=")])
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: expected the settings of a run: {one_line(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: expected the settings of a run of this version of omcda-jax: {error}") from None
+    return apply_overrides(begun, overrides)
 
 
 def as_begun(job: Job) -> Job:
-    """Return a job with the learner's settings of its directory: how long it learns is no matter of an evaluation.
-
-    Raises:
-        ConfigError: as `settings_of_run`.
-    """
-    learner = by_first(lambda: to_dict(settings_of_run(job.directory).learner))
-    return job._replace(configs=[dataclasses.replace(each, learner=LearnerConfig(**learner)) for each in job.configs])
+    """Return a job with the length and the intervals of its directory, which are no matter of an evaluation."""
+    path = os.path.join(job.directory, "config.json")
+    saved = by_first(lambda: load(path).get("learner", {}) if os.path.exists(path) else {})
+    learner = replace_settings(job.config.learner, {key: saved[key] for key in LENGTHS if key in saved})
+    return job._replace(configs=[dataclasses.replace(each, learner=learner) for each in job.configs])
 
 
 def check_directory(job: Job) -> None:
@@ -284,24 +293,36 @@ def restore_trial(
     return job, jax.tree.map(lambda leaf: leaf[place], state) if job.population else state
 
 
+def share(trials: Sequence[Any], index: int, count: int) -> Sequence[Any]:
+    """Return the trials of one of several processes, one after another and as many for each as can be."""
+    own = np.array_split(np.arange(len(trials)), count)[index]
+    return [trials[place] for place in own]
+
+
 def job_of_run(directory: str) -> Job:
-    """Return the job of a run's directory, of one trial or several.
+    """Return the job of the directory of a run, of trials, of one process's share of them or of a comparison's cell.
 
     Raises:
         ConfigError: as `settings_of_run`.
     """
-    config = settings_of_run(directory)
-    if config.learner.mode == "data":
-        return Job([config], directory)
-    _, configs = zip(*expand_trials(config), strict=True)
-    return Job(configs, directory, population=True)
+    config, name = settings_of_run(directory), os.path.basename(os.path.normpath(directory))
+    of_cell, of_share = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", name), re.fullmatch(r"share_(\d+)_of_(\d+)", name)
+    if config.learner.mode == "trials":
+        configs = [each for _, each in expand_trials(config)]
+        if of_share:
+            configs = share(configs, *map(int, of_share.groups()))
+        return Job(configs, directory, population=True)
+    if of_cell:
+        configs = [dataclasses.replace(config, seed=int(seed)) for seed in of_cell[1].split("-")]
+        return Job(configs, directory, population=True)
+    return Job([config], directory)
 
 
 def load_run(directory: str, *, checkpoint: str = "latest", trial: int = 0) -> tuple[ExperimentConfig, TrainState]:
     """Return the settings and the state of a run, to act with, to evaluate or to train on.
 
     Args:
-        directory: of the run.
+        directory: as of `job_of_run`.
         checkpoint: which one, latest or best.
         trial: which one of a population.
 

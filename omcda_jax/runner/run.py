@@ -16,13 +16,13 @@ TPU pods, ...), --coordinator, --num_processes and --process_id describe them by
 that run independently, by --num_processes and --process_id alone. --select names the trial to take by the data alone.
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from omcda_jax import envs
 from omcda_jax.config import expand_trials, to_dict
@@ -32,7 +32,17 @@ from omcda_jax.metrics import read
 from omcda_jax.runner import datasets, plots, processes, report, select
 from omcda_jax.runner.command import Command, parse
 from omcda_jax.runner.evaluation import Best, Judge, make_judge, without_returns
-from omcda_jax.runner.jobs import Job, Saved, as_begun, check_directory, claimed, fingerprints, restore, write_json
+from omcda_jax.runner.jobs import (
+    Job,
+    Saved,
+    as_begun,
+    check_directory,
+    claimed,
+    fingerprints,
+    restore,
+    share,
+    write_json,
+)
 from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.runner.settings import overview
 from omcda_jax.runner.training import learn
@@ -54,6 +64,9 @@ def execute(command: Command, interruption: Interruption) -> int:
         processes.join(shared.coordinator, shared.count, shared.index, interruption)
     job, labels = job_of(command)
     by_first(lambda: check_directory(job))
+    if command.mode == "eval":
+        job = as_begun(job)
+        config = dataclasses.replace(config, learner=job.config.learner)
     say(overview(config))
     begins = command.mode == "train" and not os.path.isdir(job.checkpoints())
     # a simulator takes seconds to import, a damaged file is noticed at once
@@ -64,10 +77,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     job.template(environment.spec)
     if command.select:
         select.check(command.select, job, environment.spec)
-    if command.mode == "eval":
-        if not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
-            raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
-        job = as_begun(job)
+    if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
+        raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
     with claimed(job):
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
@@ -103,10 +114,9 @@ def job_of(command: Command) -> tuple[Job, Labels]:
         return Job([config], directory, switches=command.switches), [{}]
     labels, configs = zip(*expand_trials(config), strict=True)
     if shared.count is not None:
-        own = np.array_split(np.arange(len(configs)), shared.count)[shared.index]
-        if not len(own):
+        if shared.count > len(configs):
             raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {shared.count}")
-        labels, configs = labels[own[0] : own[-1] + 1], configs[own[0] : own[-1] + 1]
+        labels, configs = (share(each, shared.index, shared.count) for each in (labels, configs))
         directory = os.path.join(directory, f"share_{shared.index}_of_{shared.count}")
     return Job(configs, directory, population=True, switches=command.switches), labels
 

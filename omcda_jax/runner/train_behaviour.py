@@ -100,7 +100,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(values: flags.FlagValues) -> None:
-    require_folder(Path(values.out))
     name = values.environment if "/" in values.environment else f"smax/{values.environment}"
     own = {key: values[key].value for key in (*meanings(Settings), *RULE) if values[key].value is not None}
     if name not in RECIPES:
@@ -110,6 +109,7 @@ def _train(values: flags.FlagValues) -> None:
         return
     if own:
         raise ConfigError(f"--{next(iter(own))}: expected no such flag for {name}, which has a recipe of its own")
+    require_folder(Path(values.out))
     options = {key: values[key].value for key in ("seed", "every", "episodes")}
     training.train(name, Path(values.out), make_evaluate, **options)
 
@@ -130,6 +130,7 @@ def train_anywhere(name: str, out: Path, own: dict[str, float], *, seed: int, ep
     rule = training.Rule(**{key: value for key, value in own.items() if key in RULE} | _given(episodes))
     settings = dataclasses.replace(GENERAL, **{key: value for key, value in own.items() if key not in RULE})
     environment = envs.make(name)
+    require_folder(out)
     words = [f"--{key}={value}" for key, value in (own | _given(episodes)).items()]
     command = " ".join([training.command_of(name), *words, f"--seed={seed}"])
     discrete, key = environment.spec.discrete, jax.random.key(seed)

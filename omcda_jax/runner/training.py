@@ -1,5 +1,6 @@
 """The one training path: from a dataset and a state on disk to a trained state on disk."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -110,17 +111,23 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
 
 def evaluate(step: int, state: TrainState, judge: Judge, records: Records, interruption: Interruption) -> None:
     """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded."""
-    summaries = interruption.breaking_off(lambda: judge(state))
+    try:
+        summaries = interruption.breaking_off(lambda: judge(state))
+    except ConfigError:
+        if step > records.saved:
+            records.save(step, state)
+            records.wait()
+        raise
     if summaries is not None:
         records.add_evaluation(step, state, summaries)
 
 
 def _warmup(config: ExperimentConfig) -> str | None:
     """The setting that makes all updates a warm-up, if any does."""
-    name = getattr(config.algorithm, "warmup", None)
-    if name is None or getattr(config.algorithm, name) < config.learner.updates:
-        return None
-    return f"algorithm.{name}={getattr(config.algorithm, name)}"
+    names = [field.name for field in dataclasses.fields(config.algorithm) if field.metadata.get("warmup")]
+    lengths = {name: getattr(config.algorithm, name) for name in names}
+    found = [f"algorithm.{name}={length}" for name, length in lengths.items() if length >= config.learner.updates]
+    return found[0] if found else None
 
 
 def _is_stopping(job: Job, interruption: Interruption) -> bool:
