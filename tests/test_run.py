@@ -173,6 +173,7 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
         (["--config.data.path="], "data.path: expected a file or a folder, found ''"),
         (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id, or --distributed, besid"),
+        (["--gpu"], "--gpu: no such flag; JAX takes the accelerator that it finds"),
         (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
         (["--mode=eval"], "expected a run to evaluate, found none"),
         (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),

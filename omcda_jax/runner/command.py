@@ -158,6 +158,10 @@ def _assignment(argument: str, known: Sequence[str]) -> str:
     if argument.startswith(prefix):
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     name = argument.partition("=")[0]
+    if name in ("--device", "--gpu", "--tpu", "--cpu"):
+        raise ConfigError(
+            f"{name}: no such flag; JAX takes the accelerator that it finds, or JAX_PLATFORMS=cpu the CPU"
+        )
     # `--algorithm` stands for a setting of a run, but for `--algorithms` of a comparison
     setting = "algorithm.name" if name == "--algorithm" else name.removeprefix("--")
     if setting.partition(".")[0] in ExperimentConfig.__dataclass_fields__ and f"{name}s" not in known:
