@@ -11,9 +11,11 @@ import pytest
 from test_run import DIRECTORY, ROOT, command, result_of, run
 
 from benchmarks.toy import SPEC, episodes
+from benchmarks.toy import environment as toy
 from omcda_jax import data
 from omcda_jax.data.__main__ import main as data_command
 from omcda_jax.runner import collect, compare, train_behaviour
+from omcda_jax.runner.behaviours import actor_of_run
 from omcda_jax.runner.jobs import load_run
 from omcda_jax.types import ConfigError
 
@@ -149,6 +151,8 @@ def test_a_cell_of_a_comparison_is_loaded(run):
     assert compare.main(["compare.py", *words, "--tasks=smac_3m", "--algorithms=bc", "--seeds=0,3"]) == 0
     config, state = load_run("runs/compare/smac_3m/bc/seeds_0-3", trial=1)
     assert config.seed == 3 and int(state.step) == 10
+    with pytest.raises(ConfigError, match="--policy: expected a run of one trial, found several in runs/compare"):
+        actor_of_run("runs/compare/smac_3m/bc/seeds_0-3", toy(), "latest")
 
 
 def test_a_run_of_another_name_or_version_is_told(finished, capsys):

@@ -17,7 +17,7 @@ from omcda_jax.behaviour import acts, policies
 from omcda_jax.checkpoint import digest, load_policy
 from omcda_jax.data.collect import describe, of_stages
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.runner.jobs import load_run, settings_of_run
+from omcda_jax.runner.jobs import job_of_run, load_run
 from omcda_jax.system import one_line, sha256
 from omcda_jax.types import Actor, ConfigError, EnvSpec, updates_done
 
@@ -165,7 +165,7 @@ def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint
     Raises:
         ConfigError: the run is at work, has no such checkpoint or several trials, or was made for another task.
     """
-    if settings_of_run(directory).learner.mode != "data":
+    if job_of_run(directory).population:
         raise ConfigError(f"--policy: expected a run of one trial, found several in {directory}")
     config, state = load_run(directory, checkpoint=checkpoint)
     _require_spec(state.spec, game, f"{directory}, which was trained in {config.data.environment}")

@@ -10,7 +10,7 @@ from absl import flags
 
 from omcda_jax.config import ExperimentConfig
 from omcda_jax.runner import sinks
-from omcda_jax.runner.jobs import Switches, place_in_run, settings_of_run
+from omcda_jax.runner.jobs import Switches, place_in_run, settings_of_run, share_folder
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.select import ESTIMATES, Order
@@ -111,7 +111,7 @@ def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> Experimen
         run, _ = place_in_run(values.workdir) or (values.workdir, ())
         shares = values.num_processes is not None and not values.coordinator and not values.distributed
         if shares:
-            run = os.path.join(run, f"share_{values.process_id}_of_{values.num_processes}")
+            run = share_folder(run, values.process_id, values.num_processes)
         return settings_of_run(run, assignments)
     return resolve(values.config, assignments)
 

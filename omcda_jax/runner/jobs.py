@@ -299,6 +299,11 @@ def share(trials: Sequence[Any], index: int, count: int) -> Sequence[Any]:
     return [trials[place] for place in own]
 
 
+def share_folder(directory: str, index: int, count: int) -> str:
+    """Return where one of several processes keeps its share of the trials of a directory."""
+    return os.path.join(directory, f"share_{index}_of_{count}")
+
+
 def job_of_run(directory: str) -> Job:
     """Return the job of the directory of a run, of trials, of one process's share of them or of a comparison's cell.
 

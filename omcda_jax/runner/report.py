@@ -21,6 +21,7 @@ from absl import flags
 from omcda_jax.envs.versions import installed
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner import frame, plots
+from omcda_jax.runner.jobs import share_folder
 from omcda_jax.runner.outcomes import load
 from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
@@ -234,7 +235,7 @@ def share_folders(directory: str, count: int | None = None) -> list[str]:
             found = " and ".join(f"share_0_of_{each}" for each in counts)
             raise ConfigError(f"{directory}: expected the shares of one run, found those of several: {found}")
         count = sum(counts)
-    return [os.path.join(directory, f"share_{index}_of_{count}") for index in range(count)]
+    return [share_folder(directory, index, count) for index in range(count)]
 
 
 def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:

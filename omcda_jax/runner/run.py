@@ -41,6 +41,7 @@ from omcda_jax.runner.jobs import (
     fingerprints,
     restore,
     share,
+    share_folder,
     write_json,
 )
 from omcda_jax.runner.processes import by_first, is_first, say
@@ -117,7 +118,7 @@ def job_of(command: Command) -> tuple[Job, Labels]:
         if shared.count > len(configs):
             raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {shared.count}")
         labels, configs = (share(each, shared.index, shared.count) for each in (labels, configs))
-        directory = os.path.join(directory, f"share_{shared.index}_of_{shared.count}")
+        directory = share_folder(directory, shared.index, shared.count)
     return Job(configs, directory, population=True, switches=command.switches), labels
 
 

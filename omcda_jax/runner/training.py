@@ -110,7 +110,11 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
 
 
 def evaluate(step: int, state: TrainState, judge: Judge, records: Records, interruption: Interruption) -> None:
-    """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded."""
+    """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded.
+
+    Raises:
+        ConfigError: as the judge; the state is saved first.
+    """
     try:
         summaries = interruption.breaking_off(lambda: judge(state))
     except ConfigError:
