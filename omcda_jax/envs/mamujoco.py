@@ -1,15 +1,16 @@
 """Multi-agent MuJoCo: the robots of Gymnasium with their joints shared out among agents, as in gymnasium-robotics.
 
-Single-agent Gymnasium simulators are stepped in threads, as physics frees Python's lock, and what agents observe is
-gathered from all their states at once: exact for every robot, 1.4 to 2.2 times as fast as gymnasium-robotics' stepping
-on two busy cores, where processes gain nothing over it (`benchmarks/mamujoco.py`).
+The physics of all copies is MuJoCo's own batch, one call on a thread per core. What became of a copy is told by
+Gymnasium's single-agent simulator, to which its state is handed; for the robots of `JUDGED` by the same rules for all
+copies at once. What agents observe is gathered from all states at once. Every number is that of gymnasium-robotics'
+stepping; how much faster it comes is measured by `benchmarks/mamujoco.py`.
 
 An agent observes its own joints, the next joints and the torso (`agent_obsk=1`). The team's reward is the robot's. An
 agent with fewer observations or joints than another is padded with zeros, and `avail` is False where it has no joint.
 """
 
-import concurrent.futures
 import contextlib
+import functools
 import io
 import os
 import re
@@ -38,6 +39,7 @@ SCENARIOS = (
     "Swimmer_2x1",
     "Walker2d_2x3",
 )
+JUDGED = ("HalfCheetah", "Hopper", "Swimmer")
 PACKAGES = ("mujoco", "gymnasium", "gymnasium-robotics")
 PICTURE_SIZE = 320  # pixels, both ways
 _SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments of each
@@ -106,53 +108,71 @@ def shared_out(env) -> Team:
 
 
 class _Robots:
-    """Copies of one robot, stepped in threads."""
+    """Copies of one robot."""
 
     def __init__(self, scenario: str, team: Team, copies: int):
+        from mujoco.batch import Batch
+
         self._team = team
-        self._envs = [build(scenario) for _ in range(copies)]
+        self._robot, _, _ = scenario.partition("_")
+        self._judged = self._robot in JUDGED
+        # rules for all copies need one simulator, which draws where episodes start
+        self._envs = [build(scenario) for _ in range(1 if self._judged else copies)]
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
-        self._threads = min(copies, len(cores()) or os.cpu_count() or 1)
-        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads)
+        threads = min(copies, len(cores()) or os.cpu_count() or 1)
+        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=True)
+        self._qpos, self._qvel, self._ctrl = map(self._batch.bind, ("qpos", "qvel", "ctrl"))
+        for copy, body in enumerate(self._bodies):
+            body.do_simulation = functools.partial(self._fetch, copy)
         self._renderer = None
 
     def simulators(self) -> Simulators:
         return Simulators(self.reset, self.step, self.render, self.close)
 
     def reset(self, index: np.ndarray, seed: np.ndarray) -> TimeStep:
+        from mujoco import mj_getState, mjtState
+
         index = np.asarray(index)
         state = np.empty((len(index), self._team.spec.state_dim))
         for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
-            state[row], _ = self._bodies[copy].reset(seed=int(number))
+            body = self._bodies[0 if self._judged else copy]
+            state[row], _ = body.reset(seed=int(number))
+            mj_getState(body.model, body.data, self._batch.state[copy], mjtState.mjSTATE_INTEGRATION)
         self._time[index] = 0
         return self._show(index, state, np.zeros(len(index)), np.zeros(len(index), bool))
 
     def step(self, index: np.ndarray, action: np.ndarray) -> TimeStep:
         index, action = np.asarray(index), np.asarray(action, np.float64)
-        space = self._bodies[0].action_space
+        space, before = self._bodies[0].action_space, self._qpos[index]
         whole = np.empty((len(index), len(self._team.joint)))
         whole[:, self._team.joint] = np.clip(action, -1.0, 1.0)[:, self._team.has]
         whole = (space.high + space.low) / 2.0 + (space.high - space.low) / 2.0 * whole
+        self._ctrl[index] = whole
+        self._batch.step(np.sort(index), nstep=self._bodies[0].frame_skip)
+        self._time[index] += 1
+        if self._judged:
+            outcome = _judge(self._robot, self._bodies[0], before, self._qpos[index], self._qvel[index], whole)
+            return self._show(index, *outcome)
         state = np.empty((len(index), self._team.spec.state_dim))
         reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
-
-        def advance(rows):
-            for row in rows:
-                state[row], reward[row], terminated[row], _, _ = self._bodies[index[row]].step(whole[row])
-
-        # the caller's thread takes a share too
-        mine, *others = np.array_split(np.arange(len(index)), self._threads)
-        running = self._pool.map(advance, others)
-        advance(mine)
-        list(running)
-        self._time[index] += 1
+        for row, copy in enumerate(index):
+            state[row], reward[row], terminated[row], _, _ = self._bodies[copy].step(whole[row])
         return self._show(index, state, reward, terminated)
+
+    def _fetch(self, copy: int, action: np.ndarray, frames: int) -> None:
+        """Give Gymnasium's simulator what the batch has computed, where it would step the physics itself."""
+        from mujoco import mj_rnePostConstraint
+
+        body = self._bodies[copy]
+        self._batch.get_data(copy, body.data)
+        mj_rnePostConstraint(body.model, body.data)
 
     def render(self) -> np.ndarray:
         import mujoco
 
         body = self._bodies[0]
+        self._batch.get_data(0, body.data)
         # nothing graphical is touched before the first picture
         if self._renderer is None:
             self._renderer = _renderer(body)
@@ -161,7 +181,6 @@ class _Robots:
         return self._renderer.render()
 
     def close(self) -> None:
-        self._pool.shutdown()
         if self._renderer is not None:
             self._renderer.close()
         for env in self._envs:
@@ -186,6 +205,30 @@ class _Robots:
             for agent, values in enumerate(self._envs[copy]._get_obs().values()):
                 obs[row, agent, : len(values)] = values
         return obs
+
+
+def _judge(
+    robot: str, body, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, torque: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return states [n, S], rewards [n] and endings [n] of n copies after a step, by the rules of Gymnasium's v5.
+
+    Args:
+        robot: one of `JUDGED`.
+        body: Gymnasium's simulator, for its constants.
+        before: [n, nq], positions before the step.
+        qpos, qvel: [n, nq] and [n, nv], positions and velocities after it.
+        torque: [n, nu].
+    """
+    seen = qpos[:, body.observation_structure["skipped_qpos"] :]
+    reward = body._forward_reward_weight * ((qpos[:, 0] - before[:, 0]) / body.dt)
+    cost = body._ctrl_cost_weight * np.sum(np.square(torque), axis=1)
+    if robot != "Hopper":
+        return np.concatenate([seen, qvel], axis=1), reward - cost, np.zeros(len(qpos), bool)
+    inside = lambda values, limits: (limits[0] < values) & (values < limits[1])
+    healthy = inside(np.concatenate([qpos, qvel], axis=1)[:, 2:], body._healthy_state_range).all(axis=1)
+    healthy &= inside(qpos[:, 1], body._healthy_z_range) & inside(qpos[:, 2], body._healthy_angle_range)
+    state = np.concatenate([seen, np.clip(qvel, -10.0, 10.0)], axis=1)
+    return state, reward + healthy * body._healthy_reward - cost, ~healthy
 
 
 def build(scenario: str):
