@@ -253,6 +253,31 @@ def test_pictures_are_of_copy_0_by_a_renderer_made_when_asked_for(monkeypatch):
     assert FakeRenderer.closed == 1
 
 
+@pytest.mark.parametrize("name", ["Hopper_3x1", "Ant_2x4"])
+def test_a_picture_shows_where_the_robot_is_and_changes_nothing(monkeypatch, name):
+    seen = []
+    monkeypatch.setattr(mujoco, "Renderer", FakeRenderer)
+    monkeypatch.setattr(FakeRenderer, "update_scene", lambda self, data, camera: seen.append(data.xpos[1].copy()))
+    monkeypatch.setattr(FakeRenderer, "render", lambda self: None)
+    spec, filmed = opened(name, 1)
+    _, unseen = opened(name, 1)
+    first, index = {}, np.array([0])
+    for seed in (7, 8, 7):  # the third episode begins like the first, after another one
+        for simulators in (filmed, unseen):
+            simulators.reset(index, np.array([seed]))
+        filmed.render()
+        np.testing.assert_array_equal(first.setdefault(seed, seen[-1]), seen[-1])
+        for action in violent_actions(spec, 3, 1, seed):
+            shown, expected = filmed.step(index, action), unseen.step(index, action)
+            for one, other in zip(jax.tree.leaves(shown), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(one, other)
+            filmed.render()
+    assert (first[7] != first[8]).any()
+    assert np.abs(np.diff(seen[:4], axis=0)).max(axis=1).all(), "every step moves it"
+    filmed.close()
+    unseen.close()
+
+
 def test_without_graphics_the_message_says_how_to_get_them(monkeypatch):
     def fail(*_):
         raise mujoco.FatalError("no OpenGL\nanywhere")

