@@ -9,7 +9,7 @@ turns of ten steps, of which the median counts.
     wrapper    gymnasium-robotics' multi-agent environments, one after the other
     gymnasium  its single-agent environments, one after the other: no local observations
     processes  the same, shared out to one process per core
-    physics    MuJoCo's own two functions, in one thread per core: a bound, no observations, rewards or endings
+    physics    MuJoCo's own two functions, called from Python in one thread per core: no rewards, no endings
     omcda_jax  envs.make(...).open(32)
 """
 

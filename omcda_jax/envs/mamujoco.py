@@ -1,9 +1,8 @@
 """Multi-agent MuJoCo: the robots of Gymnasium with their joints shared out among agents, as in gymnasium-robotics.
 
-The physics of all copies is MuJoCo's own batch, one call on a thread per core. What became of a copy is told by
-Gymnasium's single-agent simulator, to which its state is handed; for the robots of `JUDGED` by the same rules for all
-copies at once. What agents observe is gathered from all states at once. Every number is that of gymnasium-robotics'
-stepping; how much faster it comes is measured by `benchmarks/mamujoco.py`.
+MuJoCo's `Batch` steps all copies in one call, on a thread per core. States, rewards and endings are then computed by
+Gymnasium's simulator of each copy, for the robots of `VECTORISED` by the same formulas in NumPy. Every number is that
+of gymnasium-robotics; `benchmarks/mamujoco.py` measures how much faster it comes.
 
 An agent observes its own joints, the next joints and the torso (`agent_obsk=1`). The team's reward is the robot's. An
 agent with fewer observations or joints than another is padded with zeros, and `avail` is False where it has no joint.
@@ -39,7 +38,7 @@ SCENARIOS = (
     "Swimmer_2x1",
     "Walker2d_2x3",
 )
-JUDGED = ("HalfCheetah", "Hopper", "Swimmer")
+VECTORISED = ("HalfCheetah", "Hopper", "Swimmer")  # all that bears on them is in qpos and qvel, see `_outcome`
 PACKAGES = ("mujoco", "gymnasium", "gymnasium-robotics")
 PICTURE_SIZE = 320  # pixels, both ways
 _SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments of each
@@ -115,14 +114,14 @@ class _Robots:
 
         self._team = team
         self._robot, _, _ = scenario.partition("_")
-        self._judged = self._robot in JUDGED
-        # rules for all copies need one simulator, which draws where episodes start
-        self._envs = [build(scenario) for _ in range(1 if self._judged else copies)]
+        self._vectorised = self._robot in VECTORISED and team.selection is not None
+        # where it only draws initial states and holds constants, one simulator is enough
+        self._envs = [build(scenario) for _ in range(1 if self._vectorised else copies)]
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
         threads = min(copies, len(cores()) or os.cpu_count() or 1)
         # what Gymnasium reads of a copy is more than its state
-        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=not self._judged)
+        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=not self._vectorised)
         self._qpos, self._qvel, self._ctrl = map(self._batch.bind, ("qpos", "qvel", "ctrl"))
         for copy, body in enumerate(self._bodies):
             body.do_simulation = functools.partial(self._fetch, copy)
@@ -137,7 +136,7 @@ class _Robots:
         index = np.asarray(index)
         state = np.empty((len(index), self._team.spec.state_dim))
         for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
-            body = self._bodies[0 if self._judged else copy]
+            body = self._bodies[0 if self._vectorised else copy]
             state[row], _ = body.reset(seed=int(number))
             mj_getState(body.model, body.data, self._batch.state[copy], mjtState.mjSTATE_INTEGRATION)
         self._time[index] = 0
@@ -152,9 +151,9 @@ class _Robots:
         self._ctrl[index] = whole
         self._batch.step(np.sort(index), nstep=self._bodies[0].frame_skip)
         self._time[index] += 1
-        if self._judged:
-            outcome = _judge(self._robot, self._bodies[0], before, self._qpos[index], self._qvel[index], whole)
-            return self._show(index, *outcome)
+        if self._vectorised:
+            after = self._qpos[index], self._qvel[index]
+            return self._show(index, *_outcome(self._robot, self._bodies[0], before, *after, whole))
         state = np.empty((len(index), self._team.spec.state_dim))
         reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
         for row, copy in enumerate(index):
@@ -173,7 +172,7 @@ class _Robots:
         import mujoco
 
         body = self._bodies[0]
-        if self._judged:
+        if self._vectorised:
             self._batch.get_data(0, body.data)
             mujoco.mj_forward(body.model, body.data)
         # nothing graphical is touched before the first picture
@@ -186,8 +185,10 @@ class _Robots:
     def close(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
-        for env in self._envs:
+        for env, body in zip(self._envs, self._bodies, strict=True):
+            del body.do_simulation  # it refers to the batch
             env.close()
+        del self._batch, self._qpos, self._qvel, self._ctrl
 
     def _show(self, index: np.ndarray, state: np.ndarray, reward: np.ndarray, terminated: np.ndarray) -> TimeStep:
         return TimeStep(
@@ -210,13 +211,13 @@ class _Robots:
         return obs
 
 
-def _judge(
+def _outcome(
     robot: str, body, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, torque: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return states [n, S], rewards [n] and endings [n] of n copies after a step, by the rules of Gymnasium's v5.
 
     Args:
-        robot: one of `JUDGED`.
+        robot: one of `VECTORISED`.
         body: Gymnasium's simulator, for its constants.
         before: [n, nq], positions before the step.
         qpos, qvel: [n, nq] and [n, nv], positions and velocities after it.
