@@ -41,9 +41,8 @@ def opened():
 
 def state_of(host):
     """What the next step of a robot of mamujoco starts from, as the adapter has it."""
-    # an Ant's place is that of its body, which Gymnasium's simulator has
-    data = host._batch.get_data(0)
-    x = host._bodies[0].data.xpos[1, 0] if host._bodies[0].spec.id.startswith("Ant") else data.qpos[0]
+    data = host._bodies[0].data
+    x = data.xpos[1, 0] if host._bodies[0].spec.id.startswith("Ant") else data.qpos[0]
     return adapter.State(*map(np.float32, (data.qpos, data.qvel, data.qacc_warmstart, x)), np.int32(host._time[0]))
 
 
@@ -63,7 +62,7 @@ def test_a_step_is_that_of_the_host(opened, random, strict_ranks):
             np.testing.assert_allclose(shown.reward, expected.reward, atol=1e-3)
             np.testing.assert_allclose(after.qpos, state_of(host).qpos, atol=5e-3)
             assert not (shown.terminated or shown.truncated or shown.won)
-            touched += host._batch.bind("ncon")[0] > 0
+            touched += host._bodies[0].data.ncon > 0
     assert 0 < touched < 240
     last = [step(KEY, state_of(host)._replace(time=np.int32(time)), action)[1] for time in (998, 999)]
     assert [(bool(shown.terminated), bool(shown.truncated)) for shown in last] == [(False, False), (False, True)]
@@ -93,7 +92,7 @@ def test_an_ants_step_is_that_of_the_host(opened, random, strict_ranks, monkeypa
             pairs += [(shown.reward, expected.reward), (after.qpos, state_of(host).qpos)]
             pairs += [(after.qvel, state_of(host).qvel), (after.x, state_of(host).x)]
             errors.append([np.abs(np.asarray(ours) - theirs).max() for ours, theirs in pairs])
-            touched += host._batch.bind("ncon")[0] > 0
+            touched += host._bodies[0].data.ncon > 0
             if expected.terminated:
                 falls += 1
                 break

@@ -1,15 +1,15 @@
 """Multi-agent MuJoCo: the robots of Gymnasium with their joints shared out among agents, as in gymnasium-robotics.
 
-MuJoCo's `Batch` steps all copies in one call, on a thread per core. States, rewards and endings are then computed by
-Gymnasium's simulator of each copy, for the robots of `VECTORISED` by the same formulas in NumPy. Every number is that
-of gymnasium-robotics; `benchmarks/mamujoco.py` measures how much faster it comes.
+Gymnasium's single-agent simulators are stepped in threads, as physics frees Python's lock. For the robots of
+`VECTORISED` MuJoCo's `Batch` steps all copies in one call instead, and rewards and endings follow in NumPy. Every
+number is that of gymnasium-robotics; `benchmarks/mamujoco.py` measures how much faster it comes.
 
 An agent observes its own joints, the next joints and the torso (`agent_obsk=1`). The team's reward is the robot's. An
 agent with fewer observations or joints than another is padded with zeros, and `avail` is False where it has no joint.
 """
 
+import concurrent.futures
 import contextlib
-import functools
 import io
 import os
 import re
@@ -59,13 +59,15 @@ def make(scenario: str) -> HostEnvironment:
     env = build(scenario)
     team = shared_out(env)
     env.close()
+    is_vectorised = scenario.partition("_")[0] in VECTORISED and team.selection is not None
+    robots = _VectorisedRobots if is_vectorised else _Robots
     return HostEnvironment(
         name=f"mamujoco/{scenario}",
         spec=team.spec,
         horizon=team.horizon,
         max_return=None,
         versions=installed(*PACKAGES),
-        open=lambda copies: _Robots(scenario, team, copies).simulators(),
+        open=lambda copies: robots(scenario, team, copies).simulators(),
     )
 
 
@@ -107,74 +109,42 @@ def shared_out(env) -> Team:
 
 
 class _Robots:
-    """Copies of one robot."""
+    """Copies of one robot, each of them Gymnasium's simulator, stepped in threads."""
 
     def __init__(self, scenario: str, team: Team, copies: int):
-        from mujoco.batch import Batch
-
         self._team = team
-        self._robot, _, _ = scenario.partition("_")
-        self._vectorised = self._robot in VECTORISED and team.selection is not None
-        # where it only draws initial states and holds constants, one simulator is enough
-        self._envs = [build(scenario) for _ in range(1 if self._vectorised else copies)]
+        self._envs = [build(scenario) for _ in range(copies)]
         self._bodies = [env.single_agent_env.unwrapped for env in self._envs]
         self._time = np.zeros(copies, np.int64)
-        threads = min(copies, len(cores()) or os.cpu_count() or 1)
-        # what Gymnasium reads of a copy is more than its state
-        self._batch = Batch(self._bodies[0].model, copies, threads, persistent=not self._vectorised)
-        self._qpos, self._qvel, self._ctrl = map(self._batch.bind, ("qpos", "qvel", "ctrl"))
-        for copy, body in enumerate(self._bodies):
-            body.do_simulation = functools.partial(self._fetch, copy)
+        self._threads = _threads(copies)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads)
         self._renderer = None
 
     def simulators(self) -> Simulators:
         return Simulators(self.reset, self.step, self.render, self.close)
 
     def reset(self, index: np.ndarray, seed: np.ndarray) -> TimeStep:
-        from mujoco import mj_getState, mjtState
-
         index = np.asarray(index)
         state = np.empty((len(index), self._team.spec.state_dim))
         for row, (copy, number) in enumerate(zip(index, seed, strict=True)):
-            body = self._bodies[0 if self._vectorised else copy]
-            state[row], _ = body.reset(seed=int(number))
-            mj_getState(body.model, body.data, self._batch.state[copy], mjtState.mjSTATE_INTEGRATION)
+            state[row] = self._begin(copy, int(number))
         self._time[index] = 0
         return self._show(index, state, np.zeros(len(index)), np.zeros(len(index), bool))
 
     def step(self, index: np.ndarray, action: np.ndarray) -> TimeStep:
         index, action = np.asarray(index), np.asarray(action, np.float64)
-        space, before = self._bodies[0].action_space, self._qpos[index]
+        space = self._bodies[0].action_space
         whole = np.empty((len(index), len(self._team.joint)))
         whole[:, self._team.joint] = np.clip(action, -1.0, 1.0)[:, self._team.has]
         whole = (space.high + space.low) / 2.0 + (space.high - space.low) / 2.0 * whole
-        self._ctrl[index] = whole
-        self._batch.step(np.sort(index), nstep=self._bodies[0].frame_skip)
+        outcome = self._advance(index, whole)
         self._time[index] += 1
-        if self._vectorised:
-            after = self._qpos[index], self._qvel[index]
-            return self._show(index, *_outcome(self._robot, self._bodies[0], before, *after, whole))
-        state = np.empty((len(index), self._team.spec.state_dim))
-        reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
-        for row, copy in enumerate(index):
-            state[row], reward[row], terminated[row], _, _ = self._bodies[copy].step(whole[row])
-        return self._show(index, state, reward, terminated)
-
-    def _fetch(self, copy: int, action: np.ndarray, frames: int) -> None:
-        """Give Gymnasium's simulator what the batch has computed, where it would step the physics itself."""
-        from mujoco import mj_rnePostConstraint
-
-        body = self._bodies[copy]
-        self._batch.get_data(copy, body.data)
-        mj_rnePostConstraint(body.model, body.data)
+        return self._show(index, *outcome)
 
     def render(self) -> np.ndarray:
         import mujoco
 
         body = self._bodies[0]
-        if self._vectorised:
-            self._batch.get_data(0, body.data)
-            mujoco.mj_forward(body.model, body.data)
         # nothing graphical is touched before the first picture
         if self._renderer is None:
             self._renderer = _renderer(body)
@@ -183,12 +153,30 @@ class _Robots:
         return self._renderer.render()
 
     def close(self) -> None:
+        self._pool.shutdown()
         if self._renderer is not None:
             self._renderer.close()
-        for env, body in zip(self._envs, self._bodies, strict=True):
-            del body.do_simulation  # it refers to the batch
+        for env in self._envs:
             env.close()
-        del self._batch, self._qpos, self._qvel, self._ctrl
+
+    def _begin(self, copy: int, seed: int) -> np.ndarray:
+        return self._bodies[copy].reset(seed=seed)[0]
+
+    def _advance(self, index: np.ndarray, torque: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step copies with torques [n, nu]; return their states, rewards and endings."""
+        state = np.empty((len(index), self._team.spec.state_dim))
+        reward, terminated = np.empty(len(index)), np.empty(len(index), bool)
+
+        def advance(rows):
+            for row in rows:
+                state[row], reward[row], terminated[row], _, _ = self._bodies[index[row]].step(torque[row])
+
+        # the caller's thread takes a share too
+        mine, *others = np.array_split(np.arange(len(index)), self._threads)
+        running = self._pool.map(advance, others)
+        advance(mine)
+        list(running)
+        return state, reward, terminated
 
     def _show(self, index: np.ndarray, state: np.ndarray, reward: np.ndarray, terminated: np.ndarray) -> TimeStep:
         return TimeStep(
@@ -209,6 +197,47 @@ class _Robots:
             for agent, values in enumerate(self._envs[copy]._get_obs().values()):
                 obs[row, agent, : len(values)] = values
         return obs
+
+
+class _VectorisedRobots(_Robots):
+    """Copies of one robot of `VECTORISED`: rows of a batch, and one simulator for initial states and constants."""
+
+    def __init__(self, scenario: str, team: Team, copies: int):
+        from mujoco.batch import Batch
+
+        super().__init__(scenario, team, 1)
+        self._robot, _, _ = scenario.partition("_")
+        self._time = np.zeros(copies, np.int64)
+        self._batch = Batch(self._bodies[0].model, copies, _threads(copies))
+        self._qpos, self._qvel, self._ctrl = map(self._batch.bind, ("qpos", "qvel", "ctrl"))
+
+    def render(self) -> np.ndarray:
+        from mujoco import mj_forward
+
+        body = self._bodies[0]
+        self._batch.get_data(0, body.data)
+        mj_forward(body.model, body.data)
+        return super().render()
+
+    def close(self) -> None:
+        super().close()
+        del self._batch, self._qpos, self._qvel, self._ctrl
+
+    def _begin(self, copy: int, seed: int) -> np.ndarray:
+        from mujoco import mj_getState, mjtState
+
+        body, state = self._bodies[0], super()._begin(0, seed)
+        mj_getState(body.model, body.data, self._batch.state[copy], mjtState.mjSTATE_INTEGRATION)
+        return state
+
+    def _advance(self, index: np.ndarray, torque: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        before, self._ctrl[index] = self._qpos[index], torque
+        self._batch.step(np.sort(index), nstep=self._bodies[0].frame_skip)
+        return _outcome(self._robot, self._bodies[0], before, self._qpos[index], self._qvel[index], torque)
+
+
+def _threads(copies: int) -> int:
+    return min(copies, len(cores()) or os.cpu_count() or 1)
 
 
 def _outcome(
