@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omcda_jax import ALGORITHMS, EnvSpec, data
+from omcda_jax import ALGORITHMS, EnvSpec, data, system
 from omcda_jax.learner import Layout, initial_state, make_train_step
 
 # agents, observation, state, actions, discrete: SMAX 5m_vs_6m and MuJoCo Hopper 3x1
@@ -112,6 +112,12 @@ def clock_here() -> Callable[[], float]:
     return time.process_time if single else time.perf_counter
 
 
+def compiler_options() -> dict[str, Any]:
+    """Return the options that training compiles with; nothing where the checkout measured knows of none."""
+    of_platform = getattr(system, "compiler_options", lambda platform: {})
+    return of_platform(jax.default_backend())
+
+
 def random_dataset(spec: EnvSpec) -> data.Dataset:
     """Return whole episodes of noise, in which every action is legal."""
     random = np.random.default_rng(0)
@@ -154,7 +160,7 @@ def prepare(case: Case) -> Program:
     clock = clock_here()
     began = clock()
     lowered = step.lower(state, dataset)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options())
     seconds = clock() - began
     flops = None if layout.spread else count_flops(lowered, compiled)
     side_by_side = 1 if jax.default_backend() == "cpu" else case.trials  # on a CPU trials are a loop, counted once
@@ -415,7 +421,7 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
             if report.over():
                 report.fail(f"{name}, {count} episodes", "no time left")
                 continue
-            play, seconds = make_evaluate(act, environment, count), []
+            play, seconds = make_evaluate(act, environment, count, compiler_options=compiler_options()), []
             for seed in range(2):
                 began = clock()
                 results = jax.block_until_ready(play(params, jax.random.key(seed)))

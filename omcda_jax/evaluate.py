@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -70,6 +70,7 @@ def make_evaluate(
     episodes: int,
     *,
     population: bool = False,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[Any, jax.Array], EpisodeResults]:
     """Return a compiled `(state, key) -> EpisodeResults` that plays greedily until every episode has ended.
 
@@ -82,12 +83,13 @@ def make_evaluate(
         episodes: E.
         population: states lead with an axis of trials [T], and results are [T, E]. All trials play the same episodes,
             side by side; later calls may have fewer trials than the first, not more.
+        compiler_options: as of `jax.jit`, which allows them in no function that another jitted one calls.
     """
     make = _on_host if isinstance(environment, HostEnvironment) else _in_jax
-    return make(act, environment, episodes, population)
+    return make(act, environment, episodes, population, dict(compiler_options or {}) or None)
 
 
-def _in_jax(act, environment: Environment, episodes: int, population: bool):
+def _in_jax(act, environment: Environment, episodes: int, population: bool, options: dict[str, Any] | None):
     def step(carry: _Carry, state: Any, keys: jax.Array) -> _Carry:
         action = act(state, carry.timestep.obs, carry.timestep.avail)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, carry.time + 1)
@@ -117,7 +119,7 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool):
         final = jax.lax.while_loop(lambda carry: ~jnp.all(carry.done), lambda carry: step(carry, state, keys), carry)
         return final.results
 
-    return jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if population else evaluate)
+    return jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if population else evaluate, compiler_options=options)
 
 
 def _of_every_trial(act):
@@ -127,10 +129,10 @@ def _of_every_trial(act):
     return jax.vmap(act)
 
 
-def _on_host(act, environment: HostEnvironment, episodes: int, population: bool):
+def _on_host(act, environment: HostEnvironment, episodes: int, population: bool, options: dict[str, Any] | None):
     opened: list[Simulators] = []
     # the whole batch every time, ended episodes too, so that there is one shape to compile for
-    jitted = jax.jit(_of_every_trial(act) if population else act)
+    jitted = jax.jit(_of_every_trial(act) if population else act, compiler_options=options)
 
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         shape = (*jax.tree.leaves(state)[0].shape[:1], episodes) if population else (episodes,)

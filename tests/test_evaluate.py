@@ -151,6 +151,19 @@ def test_other_parameters_need_no_new_compilation(make):
 
 
 @COUNTDOWNS
+@pytest.mark.parametrize("population", [True, False])
+def test_options_of_compilation_are_handed_on(make, population):
+    weights, options = jnp.ones(2) if population else jnp.float32(1.0), {"xla_backend_optimization_level": 1}
+    plain, quick, wrong = (
+        make_evaluate(first_agent_acts, make(), 8, population=population, compiler_options=chosen)
+        for chosen in ({}, options, {"xla_no_such_option": 1})
+    )
+    chex.assert_trees_all_equal(plain(weights, jax.random.key(2)), quick(weights, jax.random.key(2)))
+    with pytest.raises(RuntimeError, match="xla_no_such_option"):
+        wrong(weights, jax.random.key(2))
+
+
+@COUNTDOWNS
 def test_trials_of_a_population_play_side_by_side_what_each_plays_alone(make):
     weights, key = jnp.array([1.0, -1.0, 2.0]), jax.random.key(2)
     together, alone = (make_evaluate(first_agent_acts, make(), 8, population=several) for several in (True, False))

@@ -11,6 +11,7 @@ from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import is_first
+from omcda_jax.system import compiler_options
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
 # What every evaluation leaves in the metrics of a population.
@@ -27,7 +28,10 @@ def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
     It raises ConfigError where no trial has finite returns only, for then the environment's rewards are not finite.
     """
     evaluation = job.config.evaluation
-    play = make_evaluate(job.algorithm.act, environment, evaluation.episodes, population=job.population)
+    options = compiler_options(jax.default_backend())
+    play = make_evaluate(
+        job.algorithm.act, environment, evaluation.episodes, population=job.population, compiler_options=options
+    )
     together = max(1, EPISODES_AT_ONCE // evaluation.episodes)
 
     def played(state):

@@ -17,7 +17,7 @@ from omcda_jax.runner.evaluation import Judge
 from omcda_jax.runner.jobs import Job, Saved
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.records import Records
-from omcda_jax.system import Interruption, programs_read
+from omcda_jax.system import Interruption, compiler_options, programs_read
 from omcda_jax.types import ConfigError, TrainState, updates_done
 
 
@@ -103,7 +103,7 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
     else:
         lowered = train_step.lower(state, dataset)
         with programs_read() as read:
-            train_step = lowered.compile()
+            train_step = lowered.compile(compiler_options(layout.devices[0].platform))
         how = f"read from {jax.config.jax_compilation_cache_dir}" if read else "compiled"
         say(f"the update for {len(layout.devices)} device(s) was {how} in {time.monotonic() - began:.1f} s")
     return train_step, state
