@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from omcda_jax.config import LearnerConfig, require
+from omcda_jax.system import compiler_options
 from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, TrainState, check_seed, updates_done
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
@@ -47,8 +48,7 @@ def initial_state(
         ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
     """
     check_seed(seed)
-    # one program in the place of hundreds
-    return jax.jit(lambda key: _begin(algorithm, spec, normalised, key, config))(jax.random.key(seed))
+    return _run_once(lambda key: _begin(algorithm, spec, normalised, key, config), jax.random.key(seed))
 
 
 def initial_population(
@@ -70,7 +70,15 @@ def initial_population(
     for config in dict.fromkeys(configs):  # numbers that are traced pass every check
         jax.eval_shape(lambda key: _begin(algorithm, spec, normalised, key, config), keys[0])  # noqa: B023 called at once
     numbers = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *configs)
-    return jax.jit(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)))(keys, numbers)
+    return _run_once(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)), keys, numbers)
+
+
+def _run_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function as one program, not as hundreds, compiled for a single call; traced where the call is."""
+    program = jax.jit(function)
+    if isinstance(arguments[0], jax.core.Tracer):
+        return program(*arguments)
+    return program.lower(*arguments).compile(compiler_options(jax.default_backend(), once=True))(*arguments)
 
 
 def _begin(algorithm: Algorithm, spec: EnvSpec, normalised: bool, key: jax.Array, config: Any) -> TrainState:

@@ -214,14 +214,19 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def compiler_options(platform: str) -> dict[str, Any]:
+def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
     """Return how to compile a large program for devices of a platform, for `compiler_options` of JAX; {}: as usual.
 
     On a CPU XLA makes hundreds of kernels of it. With LLVM's first level of optimisation, and sums that are not split
     into trees, they compile in about four fifths of the time. They run as fast, for what takes the time are products,
     which a library computes. What XLA_FLAGS sets stays as it is.
+
+    Args:
+        platform: of the devices.
+        once: the program runs a single time, so its kernels are not optimised at all.
     """
-    quick = {"xla_backend_optimization_level": 1, "xla_disable_hlo_passes": "tree_reduction_rewriter"}
+    level = 0 if once else 1
+    quick = {"xla_backend_optimization_level": level, "xla_disable_hlo_passes": "tree_reduction_rewriter"}
     flags_given = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in quick.items() if platform == "cpu" and name not in flags_given}
 

@@ -77,6 +77,7 @@ def test_only_a_cpu_compiles_otherwise_and_the_users_flags_stay(monkeypatch):
     options = system.compiler_options("cpu")
     assert options.keys() == {"xla_backend_optimization_level", "xla_disable_hlo_passes"}
     assert jax.jit(lambda x: jnp.sum(x * x), compiler_options=options)(jnp.arange(100.0)) == 328_350
+    assert system.compiler_options("cpu", once=True) == options | {"xla_backend_optimization_level": 0}
     assert system.compiler_options("gpu") == system.compiler_options("tpu") == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false --xla_backend_optimization_level=2")
     assert system.compiler_options("cpu").keys() == {"xla_disable_hlo_passes"}
