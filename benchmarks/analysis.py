@@ -48,7 +48,7 @@ from omcda_jax.runner.jobs import Job, claimed, refuse_other_settings, write_jso
 from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption, new_flags
+from omcda_jax.system import Interruption, new_flags, printing
 from omcda_jax.types import ConfigError, EnvSpec, TrainState, check_seed, updates_done
 
 # short calls, because a stop signal waits for one, of a whole population
@@ -434,4 +434,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

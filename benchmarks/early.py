@@ -32,7 +32,7 @@ from omcda_jax.learner import initial_state
 from omcda_jax.runner import datasets
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.presets import resolve
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, printing
 
 HELD_OUT, LARGEST = 0.2, 8_000
 TITLES, PARTS = ("explained", "sd of A", "worth"), ("held out", "learned")
@@ -120,4 +120,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

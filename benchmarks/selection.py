@@ -30,7 +30,7 @@ from absl import flags
 from benchmarks.rows import put
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.select import ESTIMATES
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMNS = (
@@ -149,4 +149,4 @@ def work(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(sys.argv, __doc__, FLAGS, work))
+    sys.exit(printing(lambda: run_command(sys.argv, __doc__, FLAGS, work)))

@@ -9,6 +9,7 @@
 
     algorithms   all nine, discrete (sizes of SMAX 5m_vs_6m) and continuous (Hopper): rate, FLOPs, share of the peak of
                  matrix products, memory, compilation
+    products     a hidden layer's three products against the number of agents: what bounds the rate of updates
     sizes        OMCDA and OMIGA against the number of agents and the batch
     population   trials side by side on one device
     flags        XLA's command buffers off, by default, and around loops (GPU)
@@ -41,7 +42,7 @@ from benchmarks import rivals
 from benchmarks.rows import put
 from omcda_jax.config import require
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMING = ROOT / "benchmarks" / "timing.py"
@@ -290,6 +291,7 @@ def watch(process: subprocess.Popen, metrics: pathlib.Path, patience: float | No
 
 SECTIONS = {
     "algorithms": lambda document, effort: ask(document, "algorithms", **effort),
+    "products": lambda document, effort: ask(document, "products", **effort),
     "sizes": lambda document, effort: ask(document, "sizes", **effort),
     "population": lambda document, effort: ask(document, "population", **effort),
     "flags": buffers,
@@ -394,4 +396,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

@@ -37,7 +37,7 @@ from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.frame import main as run_command
 from omcda_jax.runner.presets import resolve
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {
@@ -207,4 +207,4 @@ def work(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(sys.argv, __doc__, FLAGS, work))
+    sys.exit(printing(lambda: run_command(sys.argv, __doc__, FLAGS, work)))

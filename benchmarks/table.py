@@ -43,7 +43,7 @@ from omcda_jax.runner.evaluation import make_judge
 from omcda_jax.runner.jobs import Job, Saved, claimed, refuse_other_settings
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.processes import ordered, say
-from omcda_jax.system import Interruption, new_flags
+from omcda_jax.system import Interruption, new_flags, printing
 from omcda_jax.types import ConfigError, suggestion, updates_done
 
 TASKS = (
@@ -421,4 +421,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +207,41 @@ def peak_megabytes(compiled: Any) -> float:
     return (total - found.alias_size_in_bytes) / 1e6
 
 
+class LayerProduct:
+    """One of the products that a hidden layer takes, over and over.
+
+    Args:
+        form: "forward" x w, "inputs" g w' for the gradient of its inputs, "weights" x' g for that of its weights.
+        rows: of x and g, agents times batch.
+        width: of x, g and w.
+    """
+
+    FORMS: ClassVar = {"forward": lambda x, w: x @ w, "inputs": lambda g, w: g @ w.T, "weights": lambda x, g: x.T @ g}
+
+    def __init__(self, form: str, rows: int, width: int = 256):
+        self._length = max(2, 20_000 // rows)
+        self._flops = 2.0 * rows * width * width * self._length
+        other = (rows if form == "weights" else width, width)
+        self._pair = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, width), other])]
+
+        def once(_, left):
+            product = jax.lax.optimization_barrier(self.FORMS[form](left, self._pair[1]))  # all of it is needed
+            return left.at[0].set(product[0])
+
+        self._chain = jax.jit(lambda left: jax.lax.fori_loop(0, self._length, once, left))
+
+    def rate(self, seconds: float) -> float:
+        """Return FLOP/s over at least the given time."""
+        clock, done = clock_here(), 0
+        began = clock()
+        while True:
+            jax.block_until_ready(self._chain(self._pair[0]))
+            done += self._flops
+            passed = clock() - began
+            if passed >= seconds:
+                return done / passed
+
+
 class Products:
     """Products of float32 matrices at JAX's default precision, which the learner uses: the peak to compare with."""
 
@@ -363,11 +398,22 @@ def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
             report.row(f"{name}, {grown[0]} to {grown[-1]} agents", {"exponent": spread(map(float, slopes))})
 
 
+def products(report: Reporter, *, rounds: int, seconds: float) -> None:
+    """FLOP/s of a hidden layer's three products, against the number of agents at batch 128."""
+    meters = {(form, agents): LayerProduct(form, 128 * agents) for agents in AGENTS for form in LayerProduct.FORMS}
+    found = in_turns(meters, rounds, seconds, report)
+    for agents in AGENTS:
+        values = {f"{form} GFLOP/s": spread(one[form, agents] / 1e9 for one in found) for form in LayerProduct.FORMS}
+        report.row(f"{agents} agents", values)
+
+
 def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str = "omcda") -> None:
     """Trial-updates of a population against its size."""
     counts = [2**power for power in range(4 if jax.default_backend() == "cpu" else 9)]
     name_of = lambda trials: f"{algorithm}, {trials} trial{'s' if trials > 1 else ''}"
-    cases = {name_of(trials): Case(algorithm, "discrete", trials=trials) for trials in counts}
+    # where trials take turns, each does as many updates of a call as one alone
+    length = Case(algorithm, "discrete").updates if jax.default_backend() == "cpu" else 0
+    cases = {name_of(trials): Case(algorithm, "discrete", trials=trials, length=length) for trials in counts}
     found = in_turns(prepare_all(cases, report), rounds, seconds, report)
     single = name_of(1)
     for trials, name in zip(counts, cases, strict=True):
@@ -442,7 +488,7 @@ def facts(report: Reporter) -> None:
     print(json.dumps({"facts": found}), flush=True)
 
 
-MEASURES = (algorithms, sizes, population, cases, compilation, turns, evaluation, facts)
+MEASURES = (algorithms, products, sizes, population, cases, compilation, turns, evaluation, facts)
 
 
 def main(words: list[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from benchmarks import standings
 from omcda_jax.runner import frame, zoo
 from omcda_jax.runner.jobs import Job, settings_of_run
-from omcda_jax.system import new_flags
+from omcda_jax.system import new_flags, printing
 from omcda_jax.types import ConfigError
 
 
@@ -52,4 +52,4 @@ def _finals(directory: str) -> Iterator[tuple[str, str, Job]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(printing(lambda: main(sys.argv)))

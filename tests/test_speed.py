@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import rivals, speed, timing
@@ -74,7 +75,7 @@ def test_a_section_that_runs_again_replaces_its_rows_alone(tmp_path, canned):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--sections=sizes,speed", "--sections: expected some of algorithms, sizes, "),
+        ("--sections=sizes,speed", "--sections: expected some of algorithms, products, sizes, "),
         ("--cores=0", "--cores: expected at least 1, found 0"),
         ("--cores=100000", "--cores: expected at most the "),
         ("--rounds=0", "--rounds: expected at least 1, found 0"),
@@ -231,3 +232,28 @@ def test_every_algorithm_has_a_row_beside_omiga(capsys, monkeypatch):
     rate, work = row["values"]["updates/s"][0], row["values"]["MFLOP"]
     assert row["values"]["% of peak"][0] == pytest.approx(100 * rate * work / 1e3)
     assert product == {"case": "matrix product", "values": {"GFLOP/s": [1.0, 1.0, 1.0]}}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("form", timing.LayerProduct.FORMS)
+def test_the_products_of_a_layer_are_what_its_gradient_takes(form, monkeypatch):
+    random = np.random.default_rng(0)
+    x, w, g = (random.standard_normal(shape).astype(np.float32) for shape in [(6, 4), (4, 4), (6, 4)])
+    _, pull = jax.vjp(lambda x, w: x @ w, x, w)
+    wanted = {"forward": x @ w, "inputs": pull(g)[0], "weights": pull(g)[1]}[form]
+    operands = {"forward": (x, w), "inputs": (g, w), "weights": (x, g)}[form]
+    np.testing.assert_allclose(timing.LayerProduct.FORMS[form](*operands), wanted, rtol=1e-5, atol=1e-5)
+    moments = iter([0.0, 0.5, 2.0])
+    monkeypatch.setattr(timing, "clock_here", lambda: lambda: next(moments))
+    meter = timing.LayerProduct(form, 5_000, width=4)
+    assert meter.rate(1.0) == 2 * 4 * (2 * 5_000 * 4 * 4) / 2.0, "two calls of four products in two seconds"
+
+
+@pytest.mark.quick
+def test_products_have_a_row_for_every_number_of_agents(capsys, monkeypatch):
+    monkeypatch.setattr(timing.LayerProduct, "__init__", lambda self, form, rows: setattr(self, "rows", rows))
+    monkeypatch.setattr(timing.LayerProduct, "rate", lambda self, seconds: 1e9 * self.rows)
+    timing.products(timing.Reporter(60.0), rounds=1, seconds=0.01)
+    rows = printed(capsys)
+    assert [row["case"] for row in rows] == [f"{agents} agents" for agents in timing.AGENTS]
+    assert rows[1]["values"] == {f"{form} GFLOP/s": [1024.0] * 3 for form in timing.LayerProduct.FORMS}

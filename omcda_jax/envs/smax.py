@@ -10,8 +10,10 @@ The global state is brought to the scale of the observations (see `_scale_state`
 
 import contextlib
 import functools
-import io
+import importlib.util
+import os
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +63,11 @@ def make(
     )
 
 
+@functools.cache
 def _jaxmarl():
     """JaxMARL's simulator against the scripted team, and its scenarios by name with the one it lacks."""
     try:
-        with _silence():
+        with _smax_alone():
             from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
             from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
     except ImportError as error:
@@ -164,17 +167,25 @@ def _thinned(env_state, key, fewer, num_agents):
 
 
 @contextlib.contextmanager
-def _silence():
-    """Drop what JaxMARL prints while it is imported, and restore both streams afterwards.
+def _smax_alone():
+    """Import modules of JaxMARL in the block without the code of its packages, and forget them afterwards.
 
-    One of its modules replaces `sys.stdout` and `sys.stderr` by the interpreter's original ones half-way through.
+    The packages import all of JaxMARL's environments, which takes seconds, prints, and compiles dozens of programs. A
+    later `import jaxmarl` finds nothing half done. Where it was imported already, its modules are used as they are.
     """
-    with contextlib.redirect_stdout(io.StringIO()) as sink, contextlib.redirect_stderr(sys.stderr):
-        original, sys.__stdout__ = sys.__stdout__, sink
-        try:
-            yield
-        finally:
-            sys.__stdout__ = original
+    found = None if "jaxmarl" in sys.modules else importlib.util.find_spec("jaxmarl")
+    if found is None:
+        yield
+        return
+    folders = list(found.submodule_search_locations)
+    for name, part in (("jaxmarl", ""), ("jaxmarl.environments", "environments")):
+        package = sys.modules[name] = types.ModuleType(name)
+        package.__path__ = [os.path.join(folder, part) for folder in folders]
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "jaxmarl"]:
+            del sys.modules[name]
 
 
 def _allow_rank_promotion(function):
