@@ -219,7 +219,7 @@ class LayerProduct:
     FORMS: ClassVar = {"forward": lambda x, w: x @ w, "inputs": lambda g, w: g @ w.T, "weights": lambda x, g: x.T @ g}
 
     def __init__(self, form: str, rows: int, width: int = 256):
-        self._length = max(2, 20_000 // rows)
+        self._length = max(20, 20_000 // rows)  # what a call copies first does not show
         self._flops = 2.0 * rows * width * width * self._length
         other = (rows if form == "weights" else width, width)
         self._pair = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, width), other])]

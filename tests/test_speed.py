@@ -246,7 +246,7 @@ def test_the_products_of_a_layer_are_what_its_gradient_takes(form, monkeypatch):
     moments = iter([0.0, 0.5, 2.0])
     monkeypatch.setattr(timing, "clock_here", lambda: lambda: next(moments))
     meter = timing.LayerProduct(form, 5_000, width=4)
-    assert meter.rate(1.0) == 2 * 4 * (2 * 5_000 * 4 * 4) / 2.0, "two calls of four products in two seconds"
+    assert meter.rate(1.0) == 2 * 20 * (2 * 5_000 * 4 * 4) / 2.0, "two calls of twenty products in two seconds"
 
 
 @pytest.mark.quick
