@@ -313,24 +313,20 @@ def memory_bytes(dataset: Dataset) -> int:
 
 
 @jax.jit
-def _sums_to_go(
-    reward: chex.Array, discount: chex.Array, rows: chex.Array, gammas: chex.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the discounted rewards to go, and the weight that a row's return gives to what a time limit cut off.
-
-    Both are [T, G], 0 on final rows.
-    """
+def _returns_to_go(reward: chex.Array, discount: chex.Array, rows: chex.Array, gammas: chex.Array) -> jax.Array:
+    """Return the discounted rewards to go [T, G], 0 on final rows, nan where too much was cut off."""
     has_successor = jnp.zeros(reward.shape, bool).at[rows].set(True)
 
     def back(later, row):
         value, unseen = later
         reward, discount, live = row
+        # the weight that a row's return gives to what a time limit cut off
         now = jnp.where(live, reward + gammas * value, 0.0), jnp.where(live, gammas * discount * unseen, 1.0)
         return now, now
 
     start = jnp.zeros_like(gammas), jnp.ones_like(gammas)
     _, (value, unseen) = jax.lax.scan(back, start, (reward, discount, has_successor), reverse=True)
-    return value, jnp.where(has_successor[:, None], unseen, 0.0)
+    return jnp.where(has_successor[:, None] & (unseen > _UNSEEN), jnp.nan, value)
 
 
 def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
@@ -343,15 +339,14 @@ def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
         dataset: the whole, uncut.
         gammas: G discount factors per step; batches have the returns of the one they are asked for.
     """
-    gammas = jnp.asarray(gammas, jnp.float32)
-    value, unseen = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, gammas)
-    returns = jnp.where(unseen > _UNSEEN, jnp.nan, value)
+    factors = np.asarray(gammas, np.float32)
+    returns = _returns_to_go(dataset.reward, dataset.discount, dataset.rows, factors)
     on_host = isinstance(dataset.reward, np.ndarray)
-    returns, gammas = jax.tree.map(np.asarray, (returns, gammas)) if on_host else (returns, gammas)
-    return dataset.replace(return_to_go=returns, gammas=gammas)
+    returns, factors = (np.asarray(returns), factors) if on_host else (returns, jnp.asarray(factors))
+    return dataset.replace(return_to_go=returns, gammas=factors)
 
 
-def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
+def max_return_to_go(dataset: Dataset, gamma: float) -> float:
     """Return the largest sum of discounted rewards from a row to its episode's end, in scaled reward units.
 
     No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data. Rows whose
@@ -361,9 +356,11 @@ def max_return_to_go(dataset: Dataset, gamma: float) -> jax.Array:
         dataset: the data.
         gamma: discount factor per step in [0, 1]; 1 gives the undiscounted return-to-go.
     """
-    value, unseen = _sums_to_go(dataset.reward, dataset.discount, dataset.rows, jnp.array([gamma], jnp.float32))
-    largest = jnp.max(jnp.where(unseen > _UNSEEN, -jnp.inf, value)[dataset.rows])
-    return jnp.where(jnp.isfinite(largest), largest, jnp.nan)
+    factors = np.array([gamma], np.float32)
+    returns = np.asarray(_returns_to_go(dataset.reward, dataset.discount, dataset.rows, factors))
+    known = returns[np.asarray(dataset.rows)]
+    known = known[np.isfinite(known)]
+    return float(known.max()) if known.size else float("nan")
 
 
 def normaliser(dataset: Dataset) -> Normaliser:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig
@@ -151,7 +150,7 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     config, settings = job.config, job.config.data
     dataset, metadata = load(config, path)
     largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
-    metadata["max_return_to_go"] = None if np.isnan(largest) else float(largest) / settings.reward_scale
+    metadata["max_return_to_go"] = None if math.isnan(largest) else largest / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))
     if settings.held_out:

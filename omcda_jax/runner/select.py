@@ -123,7 +123,7 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
         raise ConfigError(f"{path}: expected the data that {job.directory} was trained on, found other data")
     if gamma is None:
         gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
-    largest = float(data.max_return_to_go(dataset, gamma))
+    largest = data.max_return_to_go(dataset, gamma)
     # with data.held_out the same episodes that the policies have not seen either
     parts = data.split(data.returns_to_go(dataset, [gamma]), config.data.held_out or HELD_OUT, config.data.seed)
     return Cut(*parts, gamma, largest)
