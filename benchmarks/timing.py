@@ -113,7 +113,7 @@ def clock_here() -> Callable[[], float]:
 
 
 def compiler_options() -> dict[str, Any]:
-    """Return the options that training compiles with; nothing where the checkout measured knows of none."""
+    """Return the options that a run compiles with; nothing where the checkout measured knows of none."""
     of_platform = getattr(system, "compiler_options", lambda platform: {})
     return of_platform(jax.default_backend())
 
@@ -211,18 +211,27 @@ class LayerProduct:
     """One of the products that a hidden layer takes, over and over.
 
     Args:
-        form: "forward" x w, "inputs" g w' for the gradient of its inputs, "weights" x' g for that of its weights.
+        form: "forward" x w, "inputs" g w' for the gradient of its inputs, "weights" x' g for that of its weights,
+            written as JAX's derivative has it, for XLA compiles other forms otherwise.
         rows: of x and g, agents times batch.
         width: of x, g and w.
     """
 
-    FORMS: ClassVar = {"forward": lambda x, w: x @ w, "inputs": lambda g, w: g @ w.T, "weights": lambda x, g: x.T @ g}
+    FORMS: ClassVar = {
+        "forward": lambda x, w: x @ w,
+        "inputs": lambda g, w: g @ w.T,
+        "weights": lambda x, g: (g.T @ x).T,
+    }
 
     def __init__(self, form: str, rows: int, width: int = 256):
-        self._length = max(20, 20_000 // rows)  # what a call copies first does not show
+        self._length = max(20, 20_000 // rows)  # so many that the copy at the start of a call does not show
         self._flops = 2.0 * rows * width * width * self._length
         other = (rows if form == "weights" else width, width)
-        self._pair = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, width), other])]
+        # of a size that keeps the row that goes on finite
+        scale = (rows if form == "weights" else width) ** -0.5
+        self._pair = [
+            scale * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, width), other])
+        ]
 
         def once(_, left):
             product = jax.lax.optimization_barrier(self.FORMS[form](left, self._pair[1]))  # all of it is needed
@@ -452,7 +461,8 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
     from omcda_jax.evaluate import make_evaluate
     from omcda_jax.types import ConfigError
 
-    clock = clock_here()
+    clock, found = clock_here(), compiler_options()
+    options = {"compiler_options": found} if found else {}  # other checkouts may not know of any
     act = lambda params, obs, avail: policies.sample(params, obs, avail, jax.random.key(0), 0.0)
     for name in environments:
         try:
@@ -467,7 +477,7 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
             if report.over():
                 report.fail(f"{name}, {count} episodes", "no time left")
                 continue
-            play, seconds = make_evaluate(act, environment, count, compiler_options=compiler_options()), []
+            play, seconds = make_evaluate(act, environment, count, **options), []
             for seed in range(2):
                 began = clock()
                 results = jax.block_until_ready(play(params, jax.random.key(seed)))

@@ -48,7 +48,8 @@ def initial_state(
         ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
     """
     check_seed(seed)
-    return _run_once(lambda key: _begin(algorithm, spec, normalised, key, config), jax.random.key(seed))
+    begin = lambda key: _begin(algorithm, spec, normalised, key, config)
+    return _run_once(begin, jax.random.key(seed), within=config)
 
 
 def initial_population(
@@ -73,12 +74,16 @@ def initial_population(
     return _run_once(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)), keys, numbers)
 
 
-def _run_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function as one program, not as hundreds, compiled for a single call; traced where the call is."""
-    program = jax.jit(function)
-    if isinstance(arguments[0], jax.core.Tracer):
-        return program(*arguments)
-    return program.lower(*arguments).compile(compiler_options(jax.default_backend(), once=True))(*arguments)
+def _run_once(function: Callable[..., Any], *arguments: Any, within: Any = None) -> Any:
+    """Call a function as one program, not as hundreds, compiled for a single call.
+
+    Where an argument, or a leaf of what the function holds `within`, is traced, it becomes part of the outer program.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, within))):
+        return jax.jit(function)(*arguments)
+    (device,) = arguments[0].devices()
+    program = jax.jit(function, compiler_options=compiler_options(device.platform, once=True))
+    return program(*arguments)
 
 
 def _begin(algorithm: Algorithm, spec: EnvSpec, normalised: bool, key: jax.Array, config: Any) -> TrainState:

@@ -44,6 +44,18 @@ def _scale(layer):
     return jax.tree.map(lambda x: x * layer["kernel"].shape[0] ** -0.5, layer)
 
 
+def _multiply(x: chex.Array, kernel: chex.Array, *unused: Any, **defaults: Any) -> chex.Array:
+    """Multiply [..., I] by [I, O], as `dot_general` of a dense layer.
+
+    The rows are one axis: of two or more XLA makes, for the gradient of the kernel, a slower product on a CPU.
+    """
+    rows = x.reshape(-1, x.shape[-1]) @ kernel
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+_Dense = functools.partial(nn.Dense, dot_general=_multiply)
+
+
 class AgentNetwork(nn.Module):
     """One ReLU MLP shared by all agents, with the agent's one-hot index appended to its input.
 
@@ -67,7 +79,7 @@ class AgentNetwork(nn.Module):
             x = jnp.concatenate([x, action], axis=-1)
         sizes = [*self.hidden_sizes, self.outputs]
         for depth, size in enumerate(sizes):
-            x = (nn.Dense if depth else _IndexedDense)(size, name=f"Dense_{depth}")(x)
+            x = (_Dense if depth else _IndexedDense)(size, name=f"Dense_{depth}")(x)
             if depth + 1 < len(sizes):
                 x = nn.LayerNorm(use_bias=False, use_scale=False)(x) if self.layer_norm else x
                 x = nn.relu(x)
@@ -84,7 +96,7 @@ class _IndexedDense(nn.Module):
         num_agents, inputs = x.shape[-2:]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs + num_agents, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x @ kernel[:inputs]
+        y = _multiply(x, kernel[:inputs])
         return y + jnp.broadcast_to(kernel[inputs:] + bias[None], y.shape)
 
 
@@ -102,8 +114,8 @@ class ReturnMixer(nn.Module):
     @nn.compact
     def __call__(self, global_state):
         """Map [..., S] to weights [..., N] and bias [...]."""
-        x = nn.relu(nn.Dense(self.hidden)(global_state))
-        return jnp.abs(nn.Dense(self.num_agents)(x)), nn.Dense(1)(x)[..., 0]
+        x = nn.relu(_Dense(self.hidden)(global_state))
+        return jnp.abs(_Dense(self.num_agents)(x)), _Dense(1)(x)[..., 0]
 
 
 class DeviationMixer(nn.Module):
@@ -130,12 +142,12 @@ class DeviationMixer(nn.Module):
         no_bias = jnp.zeros((*global_state.shape[:-1], n), global_state.dtype)
         if self.kind == "identity":
             return jnp.broadcast_to(np.eye(n, dtype=global_state.dtype), (*global_state.shape[:-1], n, n)), no_bias
-        x = nn.relu(nn.Dense(self.hidden)(global_state))
-        raw = nn.Dense(n * n)(x).reshape(*global_state.shape[:-1], n, n)
+        x = nn.relu(_Dense(self.hidden)(global_state))
+        raw = _Dense(n * n)(x).reshape(*global_state.shape[:-1], n, n)
         if self.kind == "convex":
             lean = jnp.broadcast_to(3.0 * np.eye(n, dtype=raw.dtype), raw.shape)
             return jax.nn.softmax(raw + lean, axis=-1), no_bias
-        return jnp.abs(raw), nn.Dense(n)(x)
+        return jnp.abs(raw), _Dense(n)(x)
 
 
 def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:

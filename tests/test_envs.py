@@ -253,29 +253,35 @@ def test_starts_that_cannot_be_are_refused(starts):
 
 
 def test_missing_jaxmarl_says_how_to_install_it(monkeypatch):
-    smax._jaxmarl.cache_clear()
     monkeypatch.setitem(sys.modules, "jaxmarl.environments.smax", None)
     with pytest.raises(ConfigError, match=r"pip install 'omcda-jax\[smax\]'"):
         envs.make("smax/3m")
 
 
 MAKING = """
-import io, sys
+import io, pickle, sys
 sys.stdout, sys.stderr = streams = io.StringIO(), io.StringIO()
 import jax
 from omcda_jax import envs
 assert "jaxmarl" not in sys.modules
 here = envs.make("smax/3m")
-assert not [name for name in sys.modules if name.startswith("jaxmarl")]
+assert "jaxmarl.environments.hanabi" not in sys.modules
 assert (sys.stdout, sys.stderr) == streams and not any(stream.getvalue() for stream in streams)
+env_state, shown = here.reset(jax.random.key(0))
+pickle.loads(pickle.dumps(jax.tree.structure(env_state)))
 import jaxmarl
-theirs = jaxmarl.make("HeuristicEnemySMAX", scenario=jaxmarl.environments.smax.map_name_to_scenario("3m"))
-_, shown = here.reset(jax.random.key(0))
+assert not hasattr(jaxmarl, "no_such_name") and not hasattr(jaxmarl.environments, "no_such_name")
+from jaxmarl.environments import Hanabi
+scenario = jaxmarl.environments.smax.map_name_to_scenario("3m")
+theirs = jaxmarl.make("HeuristicEnemySMAX", scenario=scenario)
 assert shown.obs.shape == (theirs.num_allies, theirs.obs_size)
+assert jax.tree.structure(env_state) == jax.tree.structure(theirs.reset(jax.random.key(0))[1])
+jaxmarl.environments.smax.register_scenario("mine", scenario)
+assert envs.make("smax/mine").spec == here.spec
 """
 
 
-def test_an_environment_is_made_silently_and_leaves_jaxmarl_to_whoever_imports_it():
+def test_an_environment_is_made_silently_and_the_rest_of_jaxmarl_is_there_for_who_asks():
     done = subprocess.run([sys.executable, "-c", MAKING], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -286,6 +292,7 @@ def test_a_jaxmarl_that_was_imported_before_is_used():
         from omcda_jax.envs import smax
         simulator, _ = smax._jaxmarl()
         assert simulator is jaxmarl.environments.smax.HeuristicEnemySMAX
+        assert type(jaxmarl) is type(smax.types)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omcda_jax import ALGORITHMS, learner
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import (
@@ -352,3 +353,19 @@ def test_progress_rewrites_one_line_on_a_terminal():
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_state_may_be_begun_within_another_program():
+    bc = ALGORITHMS["bc"]
+    rate_of = lambda rate: initial_state(bc, 0, SPEC, bc.config(learning_rate=rate)).config.learning_rate
+    rates = jnp.array([0.1, 0.2])
+    np.testing.assert_array_equal(jax.vmap(rate_of)(rates), rates)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(rate_of))(rates), rates)
+    assert jax.eval_shape(lambda: rate_of(0.1)).shape == ()
+
+
+def test_a_state_is_begun_with_the_options_of_its_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(learner, "compiler_options", lambda platform, **how: asked.append((platform, how)) or {})
+    initial_state(ALGORITHM, 0, SPEC, Settings())
+    assert asked == [(jax.devices()[0].platform, {"once": True})]

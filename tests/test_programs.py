@@ -81,3 +81,7 @@ def test_only_a_cpu_compiles_otherwise_and_the_users_flags_stay(monkeypatch):
     assert system.compiler_options("gpu") == system.compiler_options("tpu") == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false --xla_backend_optimization_level=2")
     assert system.compiler_options("cpu").keys() == {"xla_disable_hlo_passes"}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_enable_hlo_passes_only=fusion")
+    assert system.compiler_options("cpu").keys() == {"xla_backend_optimization_level"}
+    monkeypatch.setenv("XLA_FLAGS", "flags.txt")
+    assert system.compiler_options("cpu") == {}, "nobody knows what the file sets"

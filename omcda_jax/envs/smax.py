@@ -8,11 +8,10 @@ true final one. The two ends differ: `terminated` when a side is wiped out, `tru
 The global state is brought to the scale of the observations (see `_scale_state`).
 """
 
-import contextlib
 import functools
 import importlib.util
-import os
 import sys
+import threading
 import types
 
 import jax
@@ -24,6 +23,7 @@ from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
 HORIZON = 100
+_LOCK = threading.RLock()  # of what JaxMARL's packages are
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
 
 
@@ -63,13 +63,12 @@ def make(
     )
 
 
-@functools.cache
 def _jaxmarl():
     """JaxMARL's simulator against the scripted team, and its scenarios by name with the one it lacks."""
     try:
-        with _smax_alone():
-            from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
-            from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+        _defer_packages()
+        from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
+        from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
     except ImportError as error:
         raise ConfigError(f"environment smax needs a package ({error}): pip install 'omcda-jax[smax]'") from error
     corridor = Scenario(jnp.array([3] * 6 + [4] * 24, jnp.uint8), 6, 24, False, False)
@@ -166,26 +165,33 @@ def _thinned(env_state, key, fewer, num_agents):
     return env_state.replace(state=env_state.state.replace(unit_alive=alive, unit_health=health))
 
 
-@contextlib.contextmanager
-def _smax_alone():
-    """Import modules of JaxMARL in the block without the code of its packages, and forget them afterwards.
+class _Deferred(types.ModuleType):
+    """A package whose own code runs at the first attribute that its submodules have not set."""
 
-    The packages import all of JaxMARL's environments, which takes seconds, prints, and compiles dozens of programs. A
-    later `import jaxmarl` finds nothing half done. Where it was imported already, its modules are used as they are.
+    def __getattr__(self, name):
+        with _LOCK:
+            if "_begun" not in self.__dict__:
+                self._begun = True
+                self.__spec__.loader.exec_module(self)
+        if name in self.__dict__:
+            return self.__dict__[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+def _defer_packages():
+    """Let submodules of JaxMARL be imported without the code of its packages, unless that has run already.
+
+    The packages import all of JaxMARL's environments, which takes seconds, prints, and compiles dozens of programs.
     """
-    found = None if "jaxmarl" in sys.modules else importlib.util.find_spec("jaxmarl")
-    if found is None:
-        yield
-        return
-    folders = list(found.submodule_search_locations)
-    for name, part in (("jaxmarl", ""), ("jaxmarl.environments", "environments")):
-        package = sys.modules[name] = types.ModuleType(name)
-        package.__path__ = [os.path.join(folder, part) for folder in folders]
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "jaxmarl"]:
-            del sys.modules[name]
+    with _LOCK:
+        for name in ("jaxmarl", "jaxmarl.environments"):
+            spec = None if name in sys.modules else importlib.util.find_spec(name)
+            if spec is not None:
+                sys.modules[name] = package = importlib.util.module_from_spec(spec)
+                package.__class__ = _Deferred
+                parent, _, child = name.rpartition(".")
+                if parent:
+                    setattr(sys.modules[parent], child, package)
 
 
 def _allow_rank_promotion(function):

@@ -28,7 +28,7 @@ def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
     It raises ConfigError where no trial has finite returns only, for then the environment's rewards are not finite.
     """
     evaluation = job.config.evaluation
-    options = compiler_options(jax.default_backend())
+    options = compiler_options(job.layout().devices[0].platform)
     play = make_evaluate(
         job.algorithm.act, environment, evaluation.episodes, population=job.population, compiler_options=options
     )
