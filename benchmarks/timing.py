@@ -227,24 +227,23 @@ class LayerProduct:
         self._length = max(20, 20_000 // rows)  # so many that the copy at the start of a call does not show
         self._flops = 2.0 * rows * width * width * self._length
         other = (rows if form == "weights" else width, width)
-        # of a size that keeps the row that goes on finite
-        scale = (rows if form == "weights" else width) ** -0.5
-        self._pair = [
-            scale * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, width), other])
-        ]
+        scale = (rows if form == "weights" else width) ** -0.5  # keeps the row that goes on finite
+        noise = lambda place, shape: scale * jax.random.normal(jax.random.key(place), shape)
+        self._pair = noise(0, (rows, width)), noise(1, other)
 
-        def once(_, left):
-            product = jax.lax.optimization_barrier(self.FORMS[form](left, self._pair[1]))  # all of it is needed
-            return left.at[0].set(product[0])
+        def once(_, pair):
+            product = jax.lax.optimization_barrier(self.FORMS[form](*pair))  # all of it is needed
+            # both change, as in training, or what XLA makes of a constant would be made once
+            return tuple(operand.at[0].set(product[0]) for operand in pair)
 
-        self._chain = jax.jit(lambda left: jax.lax.fori_loop(0, self._length, once, left))
+        self._chain = jax.jit(lambda pair: jax.lax.fori_loop(0, self._length, once, pair))
 
     def rate(self, seconds: float) -> float:
         """Return FLOP/s over at least the given time."""
         clock, done = clock_here(), 0
         began = clock()
         while True:
-            jax.block_until_ready(self._chain(self._pair[0]))
+            jax.block_until_ready(self._chain(self._pair))
             done += self._flops
             passed = clock() - began
             if passed >= seconds:

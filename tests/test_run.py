@@ -56,6 +56,15 @@ def learning_curve(directory=DIRECTORY):
     return [{key: row[key] for key in row if key not in times} for row in read(directory / "metrics.jsonl")]
 
 
+@pytest.mark.parametrize("place", [training, evaluation])
+def test_training_and_evaluation_are_compiled_with_the_options_of_their_device(run, monkeypatch, place):
+    asked = []
+    monkeypatch.setattr(place, "compiler_options", lambda platform: asked.append(platform) or {"xla_no_such": 1})
+    with pytest.raises(RuntimeError, match="xla_no_such"):
+        run.main(command())
+    assert asked == ["cpu"]
+
+
 @pytest.mark.quick
 def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
     assert run.main(command()) == 0
