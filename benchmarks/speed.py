@@ -9,7 +9,7 @@
 
     algorithms   all nine, discrete (sizes of SMAX 5m_vs_6m) and continuous (Hopper): rate, FLOPs, share of the peak of
                  matrix products, memory, compilation
-    products     a hidden layer's three products against the number of agents: what bounds the rate of updates
+    products     a hidden layer's three products alone, against the number of agents
     sizes        OMCDA and OMIGA against the number of agents and the batch
     population   trials side by side on one device
     flags        XLA's command buffers off, by default, and around loops (GPU)

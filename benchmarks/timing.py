@@ -95,15 +95,24 @@ class Program:
 
     def rate(self, seconds: float) -> float:
         """Return updates per second over as many calls as take the given time."""
-        done, clock = 0, clock_here()
-        began = clock()
-        while True:
+
+        def once():
             self.state, report = self.call(self.state, self.dataset)
             jax.block_until_ready(report)
-            done += self.updates
-            passed = clock() - began
-            if passed >= seconds:
-                return done / passed
+
+        return per_second(once, self.updates, seconds)
+
+
+def per_second(once: Callable[[], Any], amount: float, seconds: float) -> float:
+    """Return an amount per second, of which every call does as much, over as many calls as take the given time."""
+    done, clock = 0.0, clock_here()
+    began = clock()
+    while True:
+        once()
+        done += amount
+        passed = clock() - began
+        if passed >= seconds:
+            return done / passed
 
 
 def clock_here() -> Callable[[], float]:
@@ -226,10 +235,9 @@ class LayerProduct:
     def __init__(self, form: str, rows: int, width: int = 256):
         self._length = max(20, 20_000 // rows)  # so many that the copy at the start of a call does not show
         self._flops = 2.0 * rows * width * width * self._length
-        other = (rows if form == "weights" else width, width)
-        scale = (rows if form == "weights" else width) ** -0.5  # keeps the row that goes on finite
-        noise = lambda place, shape: scale * jax.random.normal(jax.random.key(place), shape)
-        self._pair = noise(0, (rows, width)), noise(1, other)
+        summed = rows if form == "weights" else width
+        noise = lambda place, *shape: jax.random.normal(jax.random.key(place), shape) / summed**0.5  # stays finite
+        self._pair = noise(0, rows, width), noise(1, summed, width)
 
         def once(_, pair):
             product = jax.lax.optimization_barrier(self.FORMS[form](*pair))  # all of it is needed
@@ -240,14 +248,7 @@ class LayerProduct:
 
     def rate(self, seconds: float) -> float:
         """Return FLOP/s over at least the given time."""
-        clock, done = clock_here(), 0
-        began = clock()
-        while True:
-            jax.block_until_ready(self._chain(self._pair))
-            done += self._flops
-            passed = clock() - began
-            if passed >= seconds:
-                return done / passed
+        return per_second(lambda: jax.block_until_ready(self._chain(self._pair)), self._flops, seconds)
 
 
 class Products:
@@ -268,15 +269,10 @@ class Products:
         return self._speed(self._pairs[0], seconds)
 
     def _speed(self, pair, seconds):
-        clock, done, (x, y) = clock_here(), 0, pair
-        jax.block_until_ready(self._chain(x, y))
-        began = clock()
-        while True:
-            jax.block_until_ready(self._chain(x, y))
-            done += 2.0 * x.size * y.shape[1] * self._length
-            passed = clock() - began
-            if passed >= seconds:
-                return done / passed
+        x, y = pair
+        once = lambda: jax.block_until_ready(self._chain(x, y))
+        once()
+        return per_second(once, 2.0 * x.size * y.shape[1] * self._length, seconds)
 
 
 class Reporter:
@@ -408,11 +404,15 @@ def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
 
 def products(report: Reporter, *, rounds: int, seconds: float) -> None:
     """FLOP/s of a hidden layer's three products, against the number of agents at batch 128."""
-    meters = {(form, agents): LayerProduct(form, 128 * agents) for agents in AGENTS for form in LayerProduct.FORMS}
+    name_of = lambda form, agents: f"{agents} agents, {form}"
+    meters = {name_of(form, n): LayerProduct(form, 128 * n) for n in AGENTS for form in LayerProduct.FORMS}
     found = in_turns(meters, rounds, seconds, report)
     for agents in AGENTS:
-        values = {f"{form} GFLOP/s": spread(one[form, agents] / 1e9 for one in found) for form in LayerProduct.FORMS}
-        report.row(f"{agents} agents", values)
+        names = {form: name_of(form, agents) for form in LayerProduct.FORMS}
+        measured = {form: name for form, name in names.items() if name in found[0]}
+        if measured:
+            rates = {f"{form} GFLOP/s": spread(one[name] / 1e9 for one in found) for form, name in measured.items()}
+            report.row(f"{agents} agents", rates)
 
 
 def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str = "omcda") -> None:

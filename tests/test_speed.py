@@ -257,3 +257,6 @@ def test_products_have_a_row_for_every_number_of_agents(capsys, monkeypatch):
     rows = printed(capsys)
     assert [row["case"] for row in rows] == [f"{agents} agents" for agents in timing.AGENTS]
     assert rows[1]["values"] == {f"{form} GFLOP/s": [1024.0] * 3 for form in timing.LayerProduct.FORMS}
+    monkeypatch.setattr(timing.LayerProduct, "rate", lambda self, seconds: 1 / 0)
+    timing.products(timing.Reporter(60.0), rounds=1, seconds=0.01)
+    assert [row["failed"] for row in printed(capsys)] == ["division by zero"] * 3 * len(timing.AGENTS)

@@ -23,7 +23,7 @@ from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
 HORIZON = 100
-_LOCK = threading.RLock()  # of what JaxMARL's packages are
+_LOCK = threading.RLock()  # held while JaxMARL's packages are put into sys.modules, or their code runs
 _FEATURES = 10  # per unit in the global state: health, x, y, cooldown and six bits for the unit's type
 
 
