@@ -39,9 +39,12 @@ class Measure:
 
 
 def expectation(values: chex.Array, support: Support) -> chex.Array:
-    """Return E_pi[values]: [..., K] values at the support points to [...]."""
+    """Return E_pi[values]: [..., K] values at the support points to [...]; points of probability 0 count nothing."""
     chex.assert_equal_shape([values, support.probabilities])
-    return jnp.sum(support.probabilities * values, axis=-1)
+    probabilities = support.probabilities
+    # also keeps XLA on a CPU from making one slow kernel of a whole network and this sum
+    taken = jnp.where(probabilities > 0, probabilities * values, 0.0)
+    return jnp.sum(taken, axis=-1)
 
 
 def moved_expectation(values: chex.Array, slopes: chex.Array, before: Support, after: Support) -> chex.Array:

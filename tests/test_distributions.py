@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omcda_jax import networks
-from omcda_jax.distributions import expectation, has_choice, tanh_gaussian
+from omcda_jax.distributions import categorical, expectation, has_choice, tanh_gaussian
 from omcda_jax.types import EnvSpec
 
 pytestmark = pytest.mark.quick
@@ -85,6 +85,16 @@ def test_expectations_over_draws_converge_to_the_integral():
         exact = np.trapezoid(weight * values(np.tanh(u)), u) / np.trapezoid(weight, u)
         found = expectation(values(support.actions[..., 0]), support)
         assert float(found[0]) == pytest.approx(exact, rel=5e-3)
+
+
+def test_an_action_that_is_never_taken_counts_nothing_whatever_its_value():
+    legal = jnp.array([True, True, False])
+    mean = lambda logits, values: expectation(values, categorical(logits, legal).support())
+    logits = jnp.log(jnp.array([1.0, 3.0, 9.0]))
+    np.testing.assert_allclose(mean(logits, jnp.array([4.0, 8.0, jnp.inf])), 7.0, rtol=1e-6)
+    of_logits, of_values = jax.grad(mean, argnums=(0, 1))(logits, jnp.array([4.0, 8.0, 1e6]))
+    np.testing.assert_allclose(of_logits, [-0.75, 0.75, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(of_values, [0.25, 0.75, 0.0], rtol=1e-6)
 
 
 def test_who_has_a_choice():

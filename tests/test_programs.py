@@ -74,6 +74,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(unset):
 
 def test_only_a_cpu_compiles_otherwise_and_the_users_flags_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(system, "cores", lambda: [0, 1])
     options = system.compiler_options("cpu")
     assert options.keys() == {"xla_backend_optimization_level", "xla_disable_hlo_passes"}
     assert jax.jit(lambda x: jnp.sum(x * x), compiler_options=options)(jnp.arange(100.0)) == 328_350
@@ -85,3 +86,33 @@ def test_only_a_cpu_compiles_otherwise_and_the_users_flags_stay(monkeypatch):
     assert system.compiler_options("cpu").keys() == {"xla_backend_optimization_level"}
     monkeypatch.setenv("XLA_FLAGS", "flags.txt")
     assert system.compiler_options("cpu") == {}, "nobody knows what the file sets"
+
+
+def test_one_core_has_an_order_of_its_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    ordering = {"xla_cpu_scheduler_type", "xla_cpu_copy_insertion_use_region_analysis"}
+    monkeypatch.setattr(system, "cores", lambda: [0, 1])
+    as_usual = system.compiler_options("cpu")
+    assert not ordering & as_usual.keys()
+    monkeypatch.setattr(system, "cores", lambda: [1])
+    options = system.compiler_options("cpu")
+    assert options.keys() == as_usual.keys() | ordering
+    assert jax.jit(lambda x: jnp.sum(x * x), compiler_options=options)(jnp.arange(100.0)) == 328_350
+    assert system.compiler_options("cpu", once=True).keys() == as_usual.keys(), "an order would not pay"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT")
+    assert ordering - system.compiler_options("cpu").keys() == {"xla_cpu_scheduler_type"}
+
+
+def test_an_order_that_xla_knows_no_longer_is_done_without(monkeypatch):
+    def compile_fails(*unused, compiler_options):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(system, "cores", lambda: [0])
+    monkeypatch.setattr(jax, "jit", compile_fails)
+    system._one_core.cache_clear()
+    try:
+        options = system.compiler_options("cpu")
+    finally:
+        system._one_core.cache_clear()
+    assert options.keys() == {"xla_backend_optimization_level", "xla_disable_hlo_passes"}
