@@ -343,9 +343,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     If the block fails, `path` stays as it was and nothing else is left behind. A folder can only replace an empty one.
 
     Args:
-        path: the file or folder to write; its parent folder is made if missing.
+        path: the file or folder to write, or a link to it; its parent folder is made if missing.
+
+    Raises:
+        ConfigError: there is something else, such as a device, a pipe or a socket.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path}: expected a file or a folder to replace, found a device, a pipe or a socket")
     partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
