@@ -1,5 +1,6 @@
 """The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -63,6 +64,20 @@ def test_training_and_evaluation_are_compiled_with_the_options_of_their_device(r
     with pytest.raises(RuntimeError, match="xla_no_such"):
         run.main(command())
     assert asked == ["cpu"]
+
+
+def test_what_asking_for_options_compiles_is_not_taken_for_the_update(run, monkeypatch):
+    order = []
+
+    @contextlib.contextmanager
+    def programs_read():
+        order.append("watching")
+        yield []
+
+    monkeypatch.setattr(training, "programs_read", programs_read)
+    monkeypatch.setattr(training, "compiler_options", lambda platform: order.append("options") or {})
+    assert run.main(command()) == 0
+    assert order == ["options", "watching"]
 
 
 @pytest.mark.quick

@@ -101,9 +101,9 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
         # ahead of time pmap takes global arrays only, at the call each process's own
         say(f"training on {len(layout.devices)} devices; the first call compiles the update")
     else:
-        lowered = train_step.lower(state, dataset)
+        lowered, options = train_step.lower(state, dataset), compiler_options(layout.devices[0].platform)
         with programs_read() as read:
-            train_step = lowered.compile(compiler_options(layout.devices[0].platform))
+            train_step = lowered.compile(options)
         how = f"read from {jax.config.jax_compilation_cache_dir}" if read else "compiled"
         say(f"the update for {len(layout.devices)} device(s) was {how} in {time.monotonic() - began:.1f} s")
     return train_step, state
