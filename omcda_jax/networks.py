@@ -67,9 +67,8 @@ def _narrowing_product(x, kernel):
 
 def _gradients(operands, cotangent):
     x, kernel = operands
-    return cotangent @ kernel.T, jax.lax.platform_dependent(
-        x, cotangent, cpu=_sum_by_transposes, default=lambda x, y: x.T @ y
-    )
+    of_kernel = jax.lax.platform_dependent(x, cotangent, cpu=_sum_by_transposes, default=lambda x, y: x.T @ y)
+    return cotangent @ kernel.T, of_kernel
 
 
 def _sum_by_transposes(x, y):

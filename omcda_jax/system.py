@@ -244,7 +244,7 @@ def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
 
 @functools.cache
 def _one_core() -> dict[str, Any]:
-    """Return what orders kernels for one core; {} where XLA does not know it, for it is young and may go again."""
+    """Return options that order kernels for one core; {} where this version of XLA does not know them."""
     options = {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
         "xla_cpu_copy_insertion_use_region_analysis": True,
