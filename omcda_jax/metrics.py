@@ -1,5 +1,6 @@
 """Metrics on disk, one JSON object a line; progress on the screen; the spread of numbers."""
 
+import collections
 import json
 import os
 import sys
@@ -63,12 +64,16 @@ def to_json(value: Any) -> Any:
 class Progress:
     """Progress of a run: one line rewritten in place on a terminal, else a plain line every few seconds.
 
+    Updates per second, and the time left by them, are those of the last minutes: what a machine was busy with an hour
+    ago says nothing of now.
+
     Args:
         total: updates in all.
         start: updates done before this start.
         shown: metrics to print when present, by key.
         stream: where to print; standard output by default.
         interval: seconds between plain lines.
+        window: seconds over which updates per second are counted; a line's interval where that is longer.
     """
 
     def __init__(
@@ -78,11 +83,12 @@ class Progress:
         shown: tuple[str, ...] = (),
         stream: TextIO | None = None,
         interval: float = 10.0,
+        window: float = 300.0,
     ):
-        self._total, self._start, self._shown, self._interval = total, start, shown, interval
+        self._total, self._shown, self._interval, self._window = total, shown, interval, window
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
-        self._began = time.monotonic()
+        self._reached = collections.deque([(time.monotonic(), start)])
         self._last = -float("inf")
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -92,7 +98,11 @@ class Progress:
         if not due:
             return
         self._last = now
-        rate = (step - self._start) / max(now - self._began, 1e-9)
+        self._reached.append((now, step))
+        while now - self._reached[1][0] >= self._window:
+            self._reached.popleft()
+        since, before = self._reached[0]
+        rate = (step - before) / max(now - since, 1e-9)
         left = (self._total - step) / rate if rate else float("inf")
         parts = [f"{step}/{self._total} ({step / self._total:.0%})", f"{rate:.1f} updates/s", f"{duration(left)} left"]
         parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]

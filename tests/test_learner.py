@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -346,6 +347,23 @@ def test_progress_rewrites_one_line_on_a_terminal():
     progress.close()
     assert stream.getvalue().count("\r") == 2
     assert stream.getvalue().count("\n") == 1
+
+
+def test_the_time_left_is_by_the_updates_of_the_last_minutes(monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    stream = io.StringIO()
+    progress = Progress(total=10_000, start=1000, stream=stream, interval=0.0, window=60.0)
+    step = 1000
+    for seconds, updates in [(20, 20)] * 30 + [(20, 200)] * 3 + [(3600, 10)]:
+        clock, step = clock + seconds, step + updates
+        progress.update(step, {})
+    lines = [line.split("  ")[1:] for line in stream.getvalue().splitlines()]
+    assert lines[0] == ["1.0 updates/s", "2h29m left"]
+    assert lines[29] == ["1.0 updates/s", "2h20m left"]
+    assert lines[30] == ["4.0 updates/s", "34m10s left"]
+    assert lines[32] == ["10.0 updates/s", "13m00s left"]
+    assert lines[33] == ["0.0 updates/s", "779h00m left"]
 
 
 @pytest.mark.parametrize(
