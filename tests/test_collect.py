@@ -250,8 +250,17 @@ def test_hopeless_filter_is_reported(monkeypatch):
     # a huge bias makes both agents choose action 0: the total stays 0, which is even, and nobody wins
     (w, b), hidden, (last, bias) = make_params()
     params = ((w, b), hidden, (last * 0, jnp.array([99.0, 0.0, 0.0])))
-    with pytest.raises(ConfigError, match="kept 0 episodes of 8 played, expected 4; the policy wins too rarely"):
+    with pytest.raises(ConfigError, match="kept 0 of 4 episodes after 8 episodes; the policy wins too rarely"):
         collect.collect(make_toy(), [params], policies.Quality(("only",), won_only=True), episodes=4, seed=0)
+
+
+def test_a_hopeless_filter_of_transitions_counts_episodes(monkeypatch):
+    monkeypatch.setattr(collect, "TRIES_AT_LEAST", 1)
+    monkeypatch.setattr(collect, "TRIES_PER_EPISODE", 2)
+    lost = collect.Episodes(*[None] * 6, terminated=None, won=[False])._replace(length=[10])
+    judged = collect._judged(iter([lost] * 99), True, "transitions", 40, "toy")
+    with pytest.raises(ConfigError, match="kept 0 of 40 transitions after 8 episodes"):
+        list(judged)
 
 
 def test_stages_share_the_episodes(plain):

@@ -208,6 +208,21 @@ def test_a_scale_that_leaves_no_reward_is_refused(scale):
         data.from_arrays(SPEC, make_episodes(), reward_scale=scale)
 
 
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e39, "a finite number other than 0, found 1e\\+39"),
+        (1e-60, "a finite number other than 0, found 1e-60"),
+        (10.0, "one that leaves rewards finite, found 10.0"),
+    ],
+)
+def test_a_scale_is_judged_as_the_rewards_are_kept(scale, message):
+    episodes = make_episodes()
+    episodes.reward[0] = 1e38
+    with pytest.raises(ConfigError, match=f"reward_scale: expected {message}"):
+        data.from_arrays(SPEC, episodes, reward_scale=scale)
+
+
 def test_statistics_by_hand():
     # returns 3 and 15: mean 9, squared deviations 36 + 36 over 1
     assert data.statistics(make_episodes()) == {
@@ -459,6 +474,16 @@ def test_rows_of_another_file_or_cut_short_are_unpacked_again(file):
     assert rows.stat().st_mode & 0o777 == 0o777 & ~_umask()
     data.write(file, SPEC, make_episodes(seed=1), METADATA)
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes(seed=1).obs)
+
+
+def test_a_folder_of_the_user_s_under_the_name_of_the_rows_is_left_alone(file):
+    rows = Path(f"{file}.rows")
+    rows.mkdir()
+    (rows / "notes.txt").write_text("mine")
+    with pytest.raises(DatasetError, match=r"\.rows: could not write the unpacked rows: Directory not empty"):
+        hdf5.mapped(file)
+    assert (rows / "notes.txt").read_text() == "mine"
+    assert sorted(os.listdir(file.parent)) == [file.name, rows.name]
 
 
 def _umask():

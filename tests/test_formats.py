@@ -390,9 +390,11 @@ def test_actions_beyond_one_are_refused_with_both_ways_out(tmp_path):
     episodes, path = make_episodes(CONTINUOUS), tmp_path / "hopper.hdf5"
     write_omiga(path, episodes._replace(action=4 * episodes.action))
     largest = 4 * np.abs(episodes.action).max()
+    scale = np.ceil(1000 * largest) / 1000
     text = one_line(lambda: formats.read(path), path)
     assert "action: expected -1..1" in text
-    assert f"actions reach ±{largest:.3g}, beyond ±1: action_scale={largest:.3g} or clip_actions=True" in text
+    assert f"actions reach ±{largest:.6g}, beyond ±1: action_scale={scale:.6g} or clip_actions=True" in text
+    assert np.abs(formats.read(path, repairs=Repairs(action_scale=scale)).episodes.action).max() > 0.999
     scaled = formats.read(path, repairs=Repairs(action_scale=4.0))
     np.testing.assert_array_equal(scaled.episodes.action, episodes.action)
     clipped = formats.read(path, repairs=Repairs(clip_actions=True))
@@ -557,7 +559,7 @@ BROKEN = {
     ),
     "cfcql illegal": (
         broken_h5(lambda f: f["avail_actions"].__setitem__((0, 0, 1), [0, 0, 0, 0, 0]), write_cfcql, DISCRETE),
-        "avail: expected a legal action, found none for agent 1 in row 0",
+        "avail: expected a legal action, found none for agent 1 in episode 0, step 0",
     ),
     "omar file": (folder(lambda p: (p / "acs_1.npy").unlink()), "acs_1.npy: missing; expected obs_0.npy"),
     "omar cut": (

@@ -138,6 +138,17 @@ def test_a_downloaded_vault_reads_as_it_was_written(server, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "core/smac_v1").iterdir()] == ["tiny"]
 
 
+def test_a_vault_may_be_the_archive_itself(tmp_path):
+    formats.write(tmp_path / "Good", "vault", SPEC, episodes(), {})
+    with zipfile.ZipFile(tmp_path / "tiny.zip", "w") as file:
+        for path in (path for path in (tmp_path / "Good").rglob("*") if path.is_file()):
+            file.write(path, path.relative_to(tmp_path / "Good"))
+    origin = dict.fromkeys(("repository", "file", "revision", "size", "sha256"), "")
+    hub._unpack(origin, tmp_path / "tiny.zip", tmp_path / "tiny")
+    assert hub._vaults(tmp_path / "tiny") == [tmp_path / "tiny"]
+    assert command.main(["data", "verify", str(tmp_path / "tiny")]) == 0
+
+
 def test_a_folder_that_is_there_is_not_fetched_again(server, tmp_path):
     first = hub.download(NAME, tmp_path, endpoint=server.endpoint)
     assert hub.download(NAME, tmp_path, endpoint=server.endpoint) == first

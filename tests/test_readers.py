@@ -1,6 +1,7 @@
 """What people bring: one file per kind of fault and format, each read rightly or refused in one plain line."""
 
 import json
+import os
 import pickle
 import sys
 import warnings
@@ -15,7 +16,7 @@ from test_formats import CONTINUOUS, DISCRETE, make_episodes, write_cfcql, write
 from benchmarks import fuzz, layouts, mutations
 from omcda_jax import data
 from omcda_jax.config import Repairs
-from omcda_jax.data import formats
+from omcda_jax.data import formats, guess
 from omcda_jax.data.__main__ import main
 from omcda_jax.data.formats import rows
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
@@ -322,6 +323,67 @@ def test_parts_are_joined_in_natural_order(tmp_path):
     np.testing.assert_allclose(found.episodes.reward[[0, 11, 22]], episodes.reward[0] + [2, 9, 10], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [
+        (["run_20240101120000.h5", "run_20240201120000.h5"], 1),  # a range of all between would take the memory
+        (["part_0.h5", "part_2.h5"], 2),
+    ],
+)
+def test_only_numbers_near_each_other_have_gaps(tmp_path, names, notes):
+    for name in names:
+        write_cfcql(tmp_path / name, make_episodes(DISCRETE), 6)
+    assert len(formats.read(tmp_path).notes) == notes
+
+
+def test_parts_whose_numbers_are_equal_have_one_order(tmp_path):
+    names = ["part_001.h5", "part_01.h5", "part_1.h5"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert [os.path.basename(path) for path in guess.parts(tmp_path)] == names
+
+
+def test_what_is_refused_has_the_episode_and_step_of_its_file(tmp_path, capsys):
+    episodes = make_episodes(DISCRETE)
+    write_cfcql(tmp_path / "part_1.h5", episodes, 6)
+    legal = episodes.avail.copy()
+    legal[7, 1] = np.arange(5) != episodes.action[7, 1]  # rows 0-3, 4-5 and 6-10: the second step of the last episode
+    write_cfcql(tmp_path / "part_2.h5", episodes._replace(avail=legal), 6)
+    found = f"found {episodes.action[7, 1]} of agent 1 in episode 2, step 1 of part_2.h5"
+    assert f"action: expected a legal action, {found}" in refused(tmp_path, capsys)
+
+
+def test_agents_rewards_that_differ_have_the_episode_and_step(tmp_path, capsys):
+    def change(arrays):
+        arrays["reward"] = np.repeat(arrays["reward"], 3, axis=-1)
+        arrays["reward"][1, 0, 2] += 1
+
+    arrays = written("cfcql", tmp_path / "map.h5", change)
+    assert arrays["filled"][1, 0, 0] == 1
+    assert " in episode 1, step 0; team_reward=mean" in refused(tmp_path / "map.h5", capsys)
+
+
+def test_a_stray_numbered_file_is_no_agent_of_omar(tmp_path):
+    write_omar(tmp_path / "data", make_episodes(CONTINUOUS))
+    np.save(tmp_path / "data" / "seed_7.npy", np.zeros(3))
+    assert formats.read(tmp_path / "data").spec.num_agents == 2
+
+
+def test_a_foreign_file_may_have_an_attribute_named_format(tmp_path):
+    write_omiga(tmp_path / "data.hdf5", make_episodes(CONTINUOUS))
+    with h5py.File(tmp_path / "data.hdf5", "a") as file:
+        file.attrs["format"] = "d4rl"
+    assert formats.sniff(tmp_path / "data.hdf5") == "omiga"
+
+
+def test_a_vault_says_that_it_cannot_hold_padding_of_actions(tmp_path):
+    episodes = make_episodes(CONTINUOUS, terminated=(True, True, True))
+    episodes.avail[:, 1, 1] = False
+    episodes.action[:, 1, 1] = 0
+    lost = formats.write(tmp_path / "vault", "vault", CONTINUOUS, episodes, {})
+    assert lost == ("which episodes were won", "which dimensions of the actions are padding")
+
+
 def test_parts_of_other_sizes_formats_and_own_files_are_refused(tmp_path, capsys):
     write_cfcql(tmp_path / "part_0.h5", make_episodes(DISCRETE), 6)
     write_cfcql(tmp_path / "part_1.h5", make_episodes(EnvSpec(2, 4, 4, 5, True)), 6)
@@ -559,11 +621,60 @@ def test_lists_and_jax_arrays_make_a_dataset(tmp_path, convert):
         ("length", [3.5, 1, 4], "length: expected numbers that int32 holds, found 3.5 at 0"),
         ("reward", [1e39] + [0.0] * 10, "reward: expected numbers that float32 holds, found 1e\\+39 at 0"),
         ("won", ["yes", "no", "no"], "won: expected bool"),
+        ("length", 12, "length: expected an array with rows, found 12"),
+        ("length", np.array(12), "length: expected an array with rows, found array\\(12\\)"),
     ],
 )
 def test_lists_that_no_array_can_hold_are_named(key, value, message):
     with pytest.raises(DatasetError, match=message):
         data.from_arrays(DISCRETE, make_episodes(DISCRETE)._replace(**{key: value}))
+
+
+def test_half_precision_of_jax_becomes_single(tmp_path):
+    episodes = make_episodes(DISCRETE)
+    half = jnp.asarray(episodes.obs, jnp.bfloat16)
+    dataset = data.from_arrays(DISCRETE, episodes._replace(obs=half))
+    np.testing.assert_array_equal(dataset.obs, np.asarray(half, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"d": "a\0b"}, "d: expected text or a number, found 'a"),
+        ({"d": "\udc80"}, "d: expected text or a number, found "),
+        ({"s": 2**70}, "s: expected text or a number, found 11805"),
+        ({1: 2}, "expected names that are text, found 1"),
+        ({"": 2}, "expected names that are text, found ''"),
+        ({"a": {2: 3}}, "expected names that are text, found 2"),
+        ({"a": 1, "a.b": 2}, "a: expected a value or values below it, found both"),
+        ({"a": 1, "b": {"c": 2}, "a.d": 2}, "a: expected a value or values below it, found both"),
+    ],
+)
+def test_metadata_that_could_not_be_read_back_are_refused(tmp_path, metadata, message):
+    with pytest.raises(DatasetError, match=f"metadata: {message}"):
+        data.write(tmp_path / "mine.h5", DISCRETE, make_episodes(DISCRETE), metadata)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_at_their_limits_are_read_back(tmp_path):
+    metadata = {"low": -(2**63), "high": 2**64 - 1, "text": "ä" * 80, "group": {"x.y": 1.5, "z": ""}}
+    data.write(tmp_path / "mine.h5", DISCRETE, make_episodes(DISCRETE), metadata)
+    assert data.read(tmp_path / "mine.h5")[2].items() >= metadata.items()
+
+
+@pytest.mark.parametrize("metadata", [{"versions": "1.0", "weights": "abc"}, {"weights": {"a": 3}, "repairs": "none"}])
+def test_a_card_of_metadata_in_a_form_of_ones_own(tmp_path, capsys, metadata):
+    data.write(tmp_path / "mine.h5", DISCRETE, make_episodes(DISCRETE), metadata)
+    assert main(["data", "card", str(tmp_path / "mine.h5")]) == 0
+    assert "repaired" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [[1, 2], h5py.Empty("f"), b"\xff", 1j], ids=["array", "empty", "bytes", "complex"])
+def test_an_attribute_that_is_neither_text_nor_number_is_named(tmp_path, capsys, value):
+    data.write(tmp_path / "mine.h5", DISCRETE, make_episodes(DISCRETE), {})
+    with h5py.File(tmp_path / "mine.h5", "a") as file:
+        file.attrs["extra"] = value
+    assert "mine.h5: extra: expected text or a number, found " in refused(tmp_path / "mine.h5", capsys)
 
 
 def test_numpy_and_jax_numbers_in_the_metadata(tmp_path):

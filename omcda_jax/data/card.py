@@ -120,15 +120,17 @@ def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         numbers, metadata: as of `write`.
     """
     spec, totals = numbers["spec"], numbers["statistics"]
-    repairs, usual = metadata.get("repairs", {}), dataclasses.asdict(Repairs())
+    usual = dataclasses.asdict(Repairs())
     known = {
         "made from": metadata.get("description"),
-        "policies": ", ".join(f"{stage} (SHA-256 {sha[:12]})" for stage, sha in metadata.get("weights", {}).items()),
+        "policies": ", ".join(f"{stage} (SHA-256 {sha!s:.12})" for stage, sha in _group(metadata, "weights").items()),
         "made by": metadata.get("generator"),
         "environment": metadata.get("environment"),
         "quality": metadata.get("quality"),
-        "versions": ", ".join(f"{key} {value}" for key, value in metadata.get("versions", {}).items()),
-        "repaired": ", ".join(f"{key}={value}" for key, value in repairs.items() if value != usual.get(key)),
+        "versions": ", ".join(f"{key} {value}" for key, value in _group(metadata, "versions").items()),
+        "repaired": ", ".join(
+            f"{key}={value}" for key, value in _group(metadata, "repairs").items() if value != usual.get(key)
+        ),
         "sizes": f"{spec['agents']} agents, {spec['observation']} observation and {spec['state']} state features,"
         f" {spec['actions']} {'discrete actions' if spec['discrete'] else 'action dimensions'}",
         "episodes": totals["episodes"],
@@ -139,6 +141,12 @@ def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "won": f"{totals['win_rate']:.1%}",
     }
     return {key: value for key, value in known.items() if value not in (None, "")}
+
+
+def _group(metadata: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping of the metadata; a writer of one's own may have put something else there."""
+    group = metadata.get(key)
+    return group if isinstance(group, Mapping) else {}
 
 
 def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]) -> str:

@@ -85,15 +85,16 @@ def _judged(
     rollouts: Iterator[Episodes], won_only: bool, unit: str, share: int, name: str
 ) -> Iterator[tuple[Episodes, bool]]:
     """Yield episodes, and whether to keep them, until the share is reached; a filter that lets too few pass raises."""
-    amount = played = 0
+    amount = played = steps = 0
     while amount < share:
-        if played >= max(TRIES_AT_LEAST, TRIES_PER_EPISODE * share):
+        episodes = share if unit == "episodes" else share * played / max(steps, 1)
+        if played >= max(TRIES_AT_LEAST, TRIES_PER_EPISODE * episodes):
             raise ConfigError(
-                f"{name}: kept {amount} {unit} of {played} played, expected {share}; the policy wins too rarely for"
+                f"{name}: kept {amount} of {share} {unit} after {played} episodes; the policy wins too rarely for"
                 " won_only"
             )
         episode = next(rollouts)
-        played += 1
+        played, steps = played + 1, steps + int(episode.length[0])
         keep = not won_only or bool(episode.won[0])
         amount += _amount(episode, unit) if keep else 0
         yield episode, keep

@@ -1,6 +1,5 @@
 """Transitions ready to be sampled, on the device or on the host; their rows are laid out as in `episodes`."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -227,10 +226,13 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
         reward_scale: every reward is multiplied by it.
 
     Raises:
-        ConfigError: the scale is 0 or not finite.
+        ConfigError: the scale is 0 or not finite, or makes a reward so, as float32.
     """
-    is_scale = reward_scale != 0 and math.isfinite(reward_scale)
-    require(is_scale, "reward_scale", "a finite number other than 0", reward_scale)
+    with np.errstate(all="ignore"):
+        scale = np.float32(reward_scale)
+        reward = episodes.reward * scale
+    require(scale != 0 and np.isfinite(scale), "reward_scale", "a finite number other than 0", reward_scale)
+    require(np.isfinite(reward).all(), "reward_scale", "one that leaves rewards finite", reward_scale)
     final = final_rows(episodes.length)
     first = np.zeros(len(episodes.reward), bool)
     first[0] = True
@@ -244,7 +246,7 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
         global_state=episodes.global_state,
         avail=episodes.avail,
         action=episodes.action,
-        reward=episodes.reward * np.float32(reward_scale),
+        reward=reward,
         discount=discount,
         first=first,
         rows=rows,

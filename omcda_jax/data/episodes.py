@@ -5,6 +5,7 @@ row holds the true final observation, global state and legal actions, and zeros 
 not exist there. So every row is stored once and the successor of row t is always row t + 1.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import DatasetError, EnvSpec
 
 BLOCK = 1 << 24  # bytes looked at together
+
+Where = Callable[[int], str]
 
 
 class Episodes(NamedTuple):
@@ -46,6 +49,33 @@ def final_rows(length: np.ndarray) -> np.ndarray:
         length: [E] steps of each episode.
     """
     return np.cumsum(length.astype(np.int64) + 1) - 1
+
+
+def by_row(row: int) -> str:
+    """Return what error messages call a row."""
+    return f"row {row}"
+
+
+def by_step(length: np.ndarray, files: Sequence[tuple[str, int]] = ()) -> Where:
+    """Return what gives a row's episode and step, for data whose rows are others than those of their file.
+
+    Args:
+        length: [E] steps of each episode.
+        files: name and number of episodes of each file, in order, where there are several.
+    """
+    last = final_rows(length)
+
+    def where(row: int) -> str:
+        episode = int(np.searchsorted(last, row))
+        step, inside = row - int(last[episode] - length[episode]), ""
+        for name, count in files:
+            if episode < count:
+                inside = f" of {name}"
+                break
+            episode -= count
+        return f"episode {episode}, step {step}{inside}"
+
+    return where
 
 
 def returns(episodes: Episodes) -> np.ndarray:
@@ -99,12 +129,16 @@ def as_arrays(spec: EnvSpec, episodes: Episodes, source: str) -> Episodes:
 
 
 def _as_array(value: Any, kind: Any, source: str, key: str) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value
     try:
         found = np.asarray(value)
     except ValueError as error:
         raise DatasetError(f"{source}: {key}: expected numbers in rows of one shape, found rows that differ") from error
+    if not found.ndim:
+        raise DatasetError(f"{source}: {key}: expected an array with rows, found {value!r:.80}")
+    if isinstance(value, np.ndarray):
+        return value
+    if found.dtype.name == "bfloat16":
+        found = found.astype(np.float32)
     if found.dtype.kind not in "fiub":
         raise DatasetError(f"{source}: {key}: expected {np.dtype(kind)}, found {found.dtype}")
     with np.errstate(all="ignore"):
@@ -120,13 +154,14 @@ def _as_array(value: Any, kind: Any, source: str, key: str) -> np.ndarray:
     return array
 
 
-def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
+def check(spec: EnvSpec, episodes: Episodes, source: str, where: Where = by_row) -> None:
     """Check shapes, types, finite values, episode bookkeeping and the legality of every action.
 
     Args:
         spec: the task's sizes.
         episodes: the data.
         source: what error messages call the data.
+        where: what they call a row.
 
     Raises:
         DatasetError: one line naming the source, the key, what was expected and what was found.
@@ -148,8 +183,8 @@ def check(spec: EnvSpec, episodes: Episodes, source: str) -> None:
         if value.shape != shape:
             raise DatasetError(f"{source}: {key}: expected shape {shape}, found {value.shape}")
         if value.dtype == np.float32 and (row := _not_finite(value)) is not None:
-            raise DatasetError(f"{source}: {key}: expected finite numbers, found nan or inf in row {row}")
-    _check_actions(spec, episodes, source)
+            raise DatasetError(f"{source}: {key}: expected finite numbers, found nan or inf in {where(row)}")
+    _check_actions(spec, episodes, source, where)
 
 
 def _not_finite(values: np.ndarray) -> int | None:
@@ -187,7 +222,7 @@ def _check_bookkeeping(episodes: Episodes, source: str) -> None:
             raise DatasetError(f"{source}: {key}: expected {expected} rows (length + 1 per episode), found {count}")
 
 
-def _check_actions(spec: EnvSpec, episodes: Episodes, source: str) -> None:
+def _check_actions(spec: EnvSpec, episodes: Episodes, source: str, where: Where) -> None:
     final = final_rows(episodes.length)
     for key in ("action", "reward"):
         if getattr(episodes, key)[final].any():
@@ -195,19 +230,18 @@ def _check_actions(spec: EnvSpec, episodes: Episodes, source: str) -> None:
     stuck = ~episodes.avail.any(axis=-1)
     if stuck.any():
         row, agent = np.argwhere(stuck)[0]
-        raise DatasetError(f"{source}: avail: expected a legal action, found none for agent {agent} in row {row}")
+        raise DatasetError(f"{source}: avail: expected a legal action, found none for agent {agent} in {where(row)}")
     action = episodes.action
     low, high = (0, spec.action_dim - 1) if spec.discrete else (-1, 1)
     if action.min() < low or action.max() > high:
         row = int(np.argwhere((action < low) | (action > high))[0, 0])
         raise DatasetError(
-            f"{source}: action: expected {low}..{high}, found {action.min()}..{action.max()} (row {row})"
+            f"{source}: action: expected {low}..{high}, found {action.min()}..{action.max()} ({where(row)})"
         )
     if spec.discrete:
         legal = np.take_along_axis(episodes.avail, action[..., None], axis=-1)[..., 0]
         legal[final] = True
         if not legal.all():
             row, agent = np.argwhere(~legal)[0]
-            raise DatasetError(
-                f"{source}: action: expected a legal action, found {action[row, agent]} of agent {agent} in row {row}"
-            )
+            found = f"{action[row, agent]} of agent {agent} in {where(row)}"
+            raise DatasetError(f"{source}: action: expected a legal action, found {found}")

@@ -136,7 +136,7 @@ def parts(path: str | os.PathLike) -> list[str]:
     """
     natural = lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
     names = (name for name in visible(path) if not name.endswith(_BESIDE) and not name.startswith(("README", "SHA256")))
-    files = (os.path.join(path, name) for name in sorted(names, key=natural))
+    files = (os.path.join(path, name) for name in sorted(names, key=lambda name: (natural(name), name)))
     return [file for file in files if os.path.isfile(file)]
 
 

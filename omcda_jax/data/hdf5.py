@@ -35,7 +35,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,11 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
         return None
 
 
+def _is_own(folder: Path) -> bool:
+    """Whether the folder holds nothing but what may be left of a file's rows."""
+    return guess.visible(folder) <= {"digest", *(f"{key}.npy" for key in KEYS)}
+
+
 def _map(folder: Path) -> Episodes:
     return Episodes(*(np.load(folder / f"{key}.npy", mmap_mode="r") for key in KEYS))
 
@@ -187,7 +192,7 @@ def _unpack(file: Any, folder: Path, sizes: EnvSpec, attributes: Mapping[str, An
             check(sizes, episodes, str(path))
             _compare(attributes, digest(episodes, attributes), path)
             (partial / "digest").write_text(attributes["digest"])
-            if _unpacked(folder, attributes) is None:
+            if _is_own(folder) and _unpacked(folder, attributes) is None:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         # another process may have been as quick
@@ -262,6 +267,9 @@ def _attributes(file: Any, path: str | os.PathLike, environment: str | None) -> 
             f"{path}: format_version: expected {VERSION}, found {guess.value(attributes.get('format_version'))};"
             " collect the dataset again"
         )
+    for key, value in attributes.items():
+        if not _is_storable(value):
+            raise DatasetError(f"{path}: {key}: expected text or a number, found {guess.value(value)}")
     if environment is not None and task(str(attributes.get("environment"))) != task(environment):
         found = guess.value(attributes.get("environment"))
         raise DatasetError(f"{path}: environment: expected {environment!r}, found {found}")
@@ -308,19 +316,37 @@ def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any
         path: of the dataset, for messages.
 
     Raises:
-        DatasetError: a value of another kind.
+        DatasetError: a value of another kind or too large, a name that is no text, or one of a value and of a mapping.
     """
     flat = {}
+    for names, value in _leaves(metadata):
+        for name in names:
+            if not (isinstance(name, str) and name and _is_storable(name)):
+                raise DatasetError(f"{path}: metadata: expected names that are text, found {name!r:.80}")
+        if value is not None:
+            flat[".".join(names)] = _plain(value)
+    for key, value in flat.items():
+        if not _is_storable(value):
+            raise DatasetError(f"{path}: metadata: {key}: expected text or a number, found {guess.value(value)}")
+        if (group := key.partition(".")[0]) != key and group in flat:
+            raise DatasetError(f"{path}: metadata: {group}: expected a value or values below it, found both")
+    return flat
+
+
+def _leaves(metadata: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Names from the outer to the inner one, and the value."""
     for key, value in metadata.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": value[inner] for inner in value}
+            yield from (((key, inner), each) for inner, each in value.items())
         else:
-            flat[key] = value
-    flat = {key: _plain(value) for key, value in flat.items() if value is not None}
-    for key, value in flat.items():
-        if not isinstance(value, bool | int | float | str):
-            raise DatasetError(f"{path}: metadata: {key}: expected text or a number, found {guess.value(value)}")
-    return flat
+            yield (key,), value
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether HDF5 stores it as an attribute, as which it is read back."""
+    if isinstance(value, str):
+        return "\0" not in value and value.encode(errors="ignore").decode() == value
+    return isinstance(value, float) or isinstance(value, int) and -(2**63) <= value < 2**64
 
 
 def _plain(value: Any) -> Any:

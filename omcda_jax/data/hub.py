@@ -83,7 +83,7 @@ def download(
             ) from error
         except OSError as error:
             raise ConfigError(f"{target}: cannot write: {error.strerror or error}") from error
-    return sorted(folder for folder in target.rglob("*") if folder.is_dir() and _is_vault(folder))
+    return _vaults(target)
 
 
 def _require() -> Any:
@@ -193,13 +193,17 @@ def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
             file.extractall(unpacked)
             origin = {key: archive[key] for key in ("repository", "file", "revision", "size", "sha256")}
             (unpacked / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
-            for folder in list(unpacked.rglob("*")):
-                if folder.is_dir() and _is_vault(folder):
+            for folder in _vaults(unpacked):
+                if folder != unpacked:
                     manifest.write(folder)
+        if vault.matches(os.fspath(target)):  # its manifest lies beside it
+            manifest.write(target)
     except zipfile.BadZipFile as error:
         raise DatasetError(f"{archive['file']}: expected a zip archive, found: {error}") from error
     partial.unlink()
 
 
-def _is_vault(folder: Path) -> bool:
-    return vault.matches(os.fspath(folder))
+def _vaults(folder: Path) -> list[Path]:
+    """Those below a folder, or itself."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    return sorted(path for path in folders if vault.matches(os.fspath(path)))

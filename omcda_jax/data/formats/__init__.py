@@ -27,7 +27,7 @@ import numpy as np
 from omcda_jax.config import Repairs
 from omcda_jax.data import guess, h5, hdf5
 from omcda_jax.data.dataset import Dataset, arrange, put
-from omcda_jax.data.episodes import Episodes, as_arrays, check, statistics
+from omcda_jax.data.episodes import Episodes, as_arrays, by_step, check, statistics
 from omcda_jax.data.formats import cfcql, d4rl, madiff, madt, minari, npy, omar, omiga, rows, vault
 from omcda_jax.data.formats.repair import quirks, repaired
 from omcda_jax.system import replacing
@@ -75,12 +75,12 @@ def sniff(path: str | os.PathLike) -> str:
         return "madt"
     with h5.opened(path) as file:
         keys = set(file)
-        if "format" in file.attrs:
-            return "omcda"
-    if kind := _layout(keys - {"path_lengths"}):
+        says = str(file.attrs.get("format", ""))
+    kind = _layout(keys - {"path_lengths"})
+    if kind and says != hdf5.FORMAT:
         return kind
-    # with nothing to go by, the own reader says best what is missing
-    if set(hdf5.KEYS) & keys:
+    # with nothing else to go by, the own reader says best what is missing
+    if says or set(hdf5.KEYS) & keys:
         return "omcda"
     if any(key.startswith("episode_") for key in keys):
         raise DatasetError(
@@ -184,11 +184,14 @@ def read(
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
     # what a repair makes infinite is found by `check`, in words
     with np.errstate(all="ignore"):
-        episodes, left_out = repaired(reading.episodes, repairs, path, reading.stored)
+        where = by_step(reading.episodes.length, reading.files)
+        episodes, left_out = repaired(reading.episodes, repairs, path, reading.stored, where)
         odd = quirks(episodes)
     sizes = _sizes(episodes, path)
+    # a repair may leave out whole episodes, after which it is unknown which file one is of
+    files = reading.files if len(episodes.length) == len(reading.stored) else ()
     try:
-        check(sizes, episodes, path)
+        check(sizes, episodes, path, by_step(episodes.length, files))
     except DatasetError as error:
         raise DatasetError("; ".join([str(error), *odd])) from error
     if spec is not None:
@@ -208,7 +211,9 @@ def _read_arrays(module: Any, path: str) -> rows.Reading:
     reading = rows.joined([module.parse(h5.arrays(part, keys), part) for part in parts], parts)
     notes = [f"{len(parts)} files read as one dataset: {guess.shown(os.path.basename(part) for part in parts)}"]
     numbers = [int(match[1]) for part in parts if (match := re.search(r"(\d+)\.(?:h5|hdf5)$", part))]
-    missing = sorted(set(range(min(numbers, default=0), max(numbers, default=-1))) - set(numbers))
+    first, last = min(numbers, default=0), max(numbers, default=0)
+    # numbers far apart are dates and the like
+    missing = sorted({*range(first, last)} - {*numbers}) if last - first < 10 * len(parts) else []
     if len(numbers) == len(parts) and missing:
         notes.append(f"no part of number {', '.join(str(number) for number in missing[:8])}")
     return reading._replace(notes=[*notes, *reading.notes])
@@ -307,6 +312,8 @@ def write(
     except OSError as error:
         raise DatasetError(f"{path}: could not write: {error.strerror}") from error
     lost = ["which episodes were won"]
+    if not spec.discrete and not episodes.avail.all():
+        lost.append("which dimensions of the actions are padding")
     if not episodes.terminated.all():
         lost.append(f"the last observation of {(~episodes.terminated).sum()} episodes cut by the clock")
     return tuple(lost)

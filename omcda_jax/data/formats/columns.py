@@ -1,21 +1,16 @@
 """Columns as a file holds them, checked and turned into the library's types: numbers, flags, actions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from omcda_jax.data.episodes import Where, by_row
 from omcda_jax.types import DatasetError
 
-Where = Callable[[int], str]
 _KINDS = {"S": "text", "U": "text", "O": "objects", "V": "records", "c": "complex numbers", "m": "times", "M": "dates"}
 # of actions where no mask says how many there are; a larger index is damage rather than an action
 _MOST_ACTIONS = 4096
-
-
-def by_row(row: int) -> str:
-    """Return what error messages call a place in the first axis."""
-    return f"row {row}"
 
 
 def numbers(values: Any, source: str, key: str, ranks: Sequence[int]) -> np.ndarray:

@@ -35,7 +35,9 @@ def read(path: str) -> rows.Reading:
         DatasetError: a file is missing or damaged, or its shape or type is not the layout's.
     """
     names = guess.visible(path)
-    agents = 1 + max(int(match[1]) for name in names if (match := re.fullmatch(r"\w+_(\d{1,3})\.npy", name)))
+    known = "|".join(_PARTS + _STATES)
+    numbers = (match[2] for name in names if (match := re.fullmatch(rf"({known})_(\d{{1,3}})\.npy", name)))
+    agents = 1 + max(map(int, numbers), default=0)
     expected = [f"{part}_{agent}.npy" for agent in range(agents) for part in _PARTS]
     rows.require_keys(sorted(names), expected, path)
     parts = _PARTS + (_STATES if f"{_STATES[0]}_0.npy" in names else ())

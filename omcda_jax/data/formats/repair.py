@@ -3,16 +3,18 @@
 Readers of foreign formats hand over episodes as their file has them; everything here works on those.
 """
 
+import math
+
 import numpy as np
 
 from omcda_jax.config import Repairs
-from omcda_jax.data.episodes import Episodes, final_rows
+from omcda_jax.data.episodes import Episodes, Where, by_row, final_rows
 from omcda_jax.data.formats import columns
 from omcda_jax.types import ConfigError, DatasetError
 
 
 def repaired(
-    episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None
+    episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None, where: Where = by_row
 ) -> tuple[Episodes, list[str]]:
     """Return episodes with the user's corrections, and lines on what these left out.
 
@@ -22,12 +24,13 @@ def repaired(
         source: what error messages call the data.
         stored: [E] bool, as of `rows.Reading`: an episode that turns out to be cut although nothing is stored after its
             last step loses that step. None where all episodes store it.
+        where: what error messages call a row.
 
     Raises:
         DatasetError: the agents' rewards differ and `team_reward` does not say what to make of it.
         ConfigError: a repair that the data have no use for.
     """
-    reward = _team(episodes.reward, repairs.team_reward, source)
+    reward = _team(episodes.reward, repairs.team_reward, source, where)
     final = final_rows(episodes.length)
     if repairs.rewards == "return_to_go":
         reward = columns.single(reward - np.append(reward[1:], 0.0), source, "reward, without the rewards to come")
@@ -67,17 +70,17 @@ def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> tuple[Epis
     row[final[which]] = False
     row[final[~kept] - 1] = False
     episodes = episodes._replace(action=action, reward=reward, length=episodes.length - which)
-    by_row, by_episode = [field[row] for field in episodes[:5]], [field[kept] for field in episodes[5:]]
+    rows, others = [field[row] for field in episodes[:5]], [field[kept] for field in episodes[5:]]
     notes = [
         f"{which.sum()} episodes count as cut by time_limit; what followed their last step is not stored: the step is"
         " left out"
     ]
     if not kept.all():
         notes.append(f"{(~kept).sum()} episodes without a step that has a successor: left out")
-    return Episodes(*by_row, *by_episode), notes
+    return Episodes(*rows, *others), notes
 
 
-def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
+def _team(reward: np.ndarray, rule: str | None, source: str, where: Where) -> np.ndarray:
     if reward.ndim == 1:
         return reward.copy()
     if rule is not None:
@@ -86,7 +89,7 @@ def _team(reward: np.ndarray, rule: str | None, source: str) -> np.ndarray:
     if different.any():
         row = int(different.argmax())
         raise DatasetError(
-            f"{source}: reward: expected one reward for the team, found {_listed(reward[row])} in row {row};"
+            f"{source}: reward: expected one reward for the team, found {_listed(reward[row])} in {where(row)};"
             " team_reward=mean or team_reward=sum says what to make of it"
         )
     return reward[:, 0].copy()
@@ -104,8 +107,9 @@ def quirks(episodes: Episodes) -> list[str]:
     """
     notes = []
     if episodes.action.dtype.kind == "f" and (largest := float(np.abs(episodes.action).max(initial=0))) > 1:
+        scale = math.ceil(largest * 1e3) / 1e3
         notes.append(
-            f"actions reach ±{largest:.3g}, beyond ±1: action_scale={largest:.3g} or clip_actions=True makes them fit"
+            f"actions reach ±{largest:.6g}, beyond ±1: action_scale={scale:.6g} or clip_actions=True makes them fit"
         )
     if _looks_like_return_to_go(episodes):
         notes.append(

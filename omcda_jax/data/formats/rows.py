@@ -18,11 +18,13 @@ class Reading(NamedTuple):
         notes: lines on what was left out and what was made of the rest.
         stored: [E] bool, the file stores what the team saw after the last step; elsewhere the last observation stands
             for it, which counts for nothing while the task itself ended the episode.
+        files: name and number of episodes of each file, where there are several.
     """
 
     episodes: Episodes
     notes: list[str]
     stored: np.ndarray
+    files: tuple[tuple[str, int], ...] = ()
 
 
 def require_keys(keys: Sequence[str], expected: Sequence[str], source: str) -> None:
@@ -272,4 +274,5 @@ def joined(readings: Sequence[Reading], names: Sequence[str]) -> Reading:
             for note in reading.notes
         ],
         np.concatenate([reading.stored for reading in readings]),
+        tuple((os.path.basename(name), len(reading.stored)) for reading, name in zip(readings, names, strict=True)),
     )
