@@ -245,16 +245,18 @@ def conservatism_level(
     *,
     log_alpha_bounds: tuple[chex.Numeric, chex.Numeric] = (-7.0, 7.0),
     max_weight: chex.Numeric = 100.0,
-    num_halvings: int = 12,
+    num_levels: int = 16,
+    num_halvings: int = 8,
     axis_name: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
-    """Find the level alpha_i at which the policy weights spend exactly the agent's budget, and those weights.
+    """Find the lowest level alpha_i whose policy weights spend no more than the agent's budget, and those weights.
 
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
     pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
-    `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows; bisection on
-    log alpha_i, and a straight line between the last two points, meet the budget. This solves the paper's dual
-    min_alpha alpha (d_i - KL_i) instead of stepping it (a choice made here; the per-agent form of REPS, Peters et al.
+    `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows, but may rise again
+    towards that of A^c_i alone: so levels spread over the interval are tried first, and bisection on log alpha_i
+    between the lowest that does and the one below it, with a straight line at the end, meets the budget. The paper
+    steps alpha to where KL_i = d_i; to solve for it is a choice made here (the per-agent form of REPS, Peters et al.
     2010).
 
     Args:
@@ -262,8 +264,10 @@ def conservatism_level(
         deviation_advantage: [B, N] A^c_i = kappa_i (q^c_i - E_pi q^c_i), in nats.
         budget: [N] d_i, nats.
         mask: [B, N] rows in which the agent has a choice.
-        log_alpha_bounds: interval searched; the bound itself is returned where no level inside meets the budget.
+        log_alpha_bounds: interval searched. Where even the lower bound spends too little it is returned, and where no
+            level tried keeps within the budget the one that spends least.
         max_weight: cap on omega_i.
+        num_levels: tried first, evenly spread in log alpha, the bounds among them.
         num_halvings: of the bisection.
         axis_name: mapped device axis the batch is spread over.
 
@@ -276,16 +280,25 @@ def conservatism_level(
     def log_weights(log_alpha):
         return batch_log_weights(return_advantage * jnp.exp(-log_alpha) + deviation_advantage, mask, axis_name)
 
-    def at(log_alpha):
-        return log_alpha, weight_divergence(jnp.exp(log_weights(log_alpha)), mask, axis_name)
+    def spent_at(log_alpha):
+        return weight_divergence(jnp.exp(log_weights(log_alpha)), mask, axis_name)
 
     def halve(_, ends):
-        middle = at((ends[0][0] + ends[1][0]) / 2)
+        middle = (ends[0][0] + ends[1][0]) / 2
+        middle = middle, spent_at(middle)
         spends_too_much = middle[1] > budget
         choose = lambda x, y: jnp.where(spends_too_much, x, y)
         return jax.tree.map(choose, (middle, ends[1]), (ends[0], middle))
 
-    ends = tuple(at(jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape)) for bound in log_alpha_bounds)
+    bounds = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in log_alpha_bounds)
+    tried = jnp.linspace(*bounds, num_levels)
+    spent = jax.vmap(spent_at)(tried)
+    keeps = spent <= budget
+    least = num_levels - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
+    found = jnp.where(keeps.any(axis=0), keeps.argmax(axis=0), least)
+    below = jnp.where(keeps.any(axis=0), jnp.maximum(found - 1, 0), found)
+    at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (tried, spent))
+    ends = at(below), at(found)
     (low, spent_low), (high, spent_high) = jax.lax.fori_loop(0, num_halvings, halve, ends)
     share = (spent_low - budget) / jnp.maximum(spent_low - spent_high, jnp.finfo(budget.dtype).tiny)
     log_alpha = low + jnp.clip(share, 0.0, 1.0) * (high - low)

@@ -196,12 +196,15 @@ def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None 
 
 def optimiser() -> optax.GradientTransformation:
     """Return Adam on gradients clipped to global norm 1; the learning rate is applied by `apply_gradients`."""
-    return optax.chain(optax.stateless(lambda gradient, _: clip(gradient)), optax.scale_by_adam())
+    # eps_root, too small to change a step, gives the root a derivative where a gradient has always been 0
+    return optax.chain(optax.stateless(lambda gradient, _: clip(gradient)), optax.scale_by_adam(eps_root=1e-20))
 
 
 def norm(gradient: Any) -> chex.Array:
-    """Return the norm [] of a gradient over all its leaves; dot products compile in less time than sums of squares."""
-    return jnp.sqrt(sum(jnp.vdot(leaf, leaf, precision="highest") for leaf in jax.tree.leaves(gradient)))
+    """Return the norm [] of a gradient over all its leaves; its own derivative is 0 where it is 0."""
+    # dot products compile in less time than sums of squares
+    square = sum(jnp.vdot(leaf, leaf, precision="highest") for leaf in jax.tree.leaves(gradient))
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
 
 
 def clip(gradient: Any) -> Any:

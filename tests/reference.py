@@ -185,16 +185,24 @@ def weight_divergence(weights, mask):
 
 
 def solve_level(advantage_return, advantage_deviation, budget, mask, bounds, halvings=100):
-    """log alpha at which the weights' divergence equals the budget, for one agent, by fine bisection.
+    """Lowest log alpha of one agent at which the weights' divergence is within the budget, by scan and bisection.
 
-    advantage_return, advantage_deviation, mask: [B]; budget in nats; bounds (low, high) of log alpha. A larger alpha
-    means a smaller divergence, so the half with the crossing is kept; without one the nearer bound is returned.
+    advantage_return, advantage_deviation, mask: [B]; budget in nats; bounds (low, high) of log alpha. Without one the
+    level of the scan that spends least is returned.
     """
-    low, high = map(float, bounds)
+
+    def spent(level):
+        return weight_divergence(density_ratio(advantage_return * np.exp(-level) + advantage_deviation, mask), mask)
+
+    levels = np.linspace(*map(float, bounds), 400)
+    divergences = [spent(level) for level in levels]
+    keeps = np.flatnonzero(np.array(divergences) <= budget)
+    if not len(keeps):
+        return levels[np.argmin(divergences)]
+    low, high = levels[max(keeps[0] - 1, 0)], levels[keeps[0]]
     for _ in range(halvings):
         middle = 0.5 * (low + high)
-        weights = density_ratio(advantage_return * np.exp(-middle) + advantage_deviation, mask)
-        if weight_divergence(weights, mask) > budget:
+        if spent(middle) > budget:
             low = middle
         else:
             high = middle

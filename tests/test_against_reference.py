@@ -350,6 +350,7 @@ def test_levels_budgets_and_influence_agree(case):
             for i in range(3)
         ]
         log_alpha = np.asarray(before.log_alpha) + 0.05 * np.clip((spent - budget) / budget, -1, 1)
+    if fixed["warm"]:
         log_alpha = np.maximum(log_alpha, np.log(fixed["lowest"]))
     np.testing.assert_allclose(after.extra.log_alpha, log_alpha, atol=5e-5)
     np.testing.assert_allclose(metrics["allocation/alpha"], np.exp(log_alpha), rtol=5e-5)

@@ -313,6 +313,44 @@ def test_gradients_flow_through_an_update():
     np.testing.assert_allclose(gradient, numeric, rtol=1e-2)
 
 
+@pytest.mark.parametrize("choice", [True, False], ids=["choices", "no choice anywhere"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("omiga", "alpha"),
+        ("cql", "penalty"),
+        ("icq", "policy_temperature"),
+        ("comadice", "alpha"),
+        ("cfcql", "penalty"),
+        ("bc", "learning_rate"),
+        ("omcda", "learning_rate"),
+    ],
+)
+def test_derivatives_of_the_next_parameters_are_numbers(name, key, choice):
+    state, batch = after(CONFIGS[name]), make_batch(11)
+    if not choice:
+        batch = batch.replace(avail=jnp.arange(SPEC.action_dim) == jnp.zeros_like(batch.avail), action=0 * batch.action)
+
+    def size(value):
+        new, _ = omcda_jax.update(state.replace(config=state.config.replace(**{key: value})), batch)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(new.params))
+
+    assert jnp.isfinite(jax.jit(jax.grad(size))(getattr(state.config, key)))
+
+
+def test_the_derivative_of_a_step_is_that_of_differences():
+    state, batch = after(CONFIGS["omar"]), make_batch(11)
+
+    def size(value):
+        new, _ = omcda_jax.update(state.replace(config=state.config.replace(coefficient=value)), batch)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(new.params["policy"]))
+
+    value, step = float(state.config.coefficient), 2e-2
+    evaluate = jax.jit(size)
+    numeric = (evaluate(value + step) - evaluate(value - step)) / (2 * step)
+    np.testing.assert_allclose(jax.jit(jax.grad(size))(value), numeric, rtol=0.1)
+
+
 def test_each_group_learns_from_its_own_loss_only():
     state, batch = after(CONFIGS["omcda"]), make_batch(12)
     new, _ = UPDATE(state, batch)
@@ -357,9 +395,12 @@ def test_a_primed_critic_learns_the_returns_it_is_given(name):
         jax.eval_shape(omcda_jax.update, state, make_batch(0))
 
 
-def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over():
+@pytest.mark.parametrize("rate", [1.0, 0.01])
+def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over(rate):
     for config in (CONFIGS["omcda"], CONFIGS["omcda-fixed-gradient"]):
-        state = after(config.replace(critic_warmup=2, level_rate=1.0, price=10.0, d_tot=5.0), updates=2)
+        low = dict(alpha_init=0.01) if rate < 1 else {}
+        config = config.replace(critic_warmup=2, level_rate=rate, price=10.0, d_tot=5.0, **low)
+        state = after(config, updates=2)
         assert state.extra.value_size > 0
         warm = jnp.exp(state.extra.log_alpha)
         state, metrics = UPDATE(state, make_batch(3))

@@ -461,6 +461,32 @@ def test_level_stops_at_its_bounds_and_stays_finite():
     np.testing.assert_array_equal(none[1], np.zeros((4, 3)))
 
 
+def test_where_the_divergence_rises_again_the_lowest_level_within_the_budget_is_found(random):
+    x, y = random.normal(size=(2, 256, 1)).astype(np.float32)
+    deviation = 0.6 * (-0.9 * x + 0.436 * y)
+    mask, budget = np.ones_like(x, bool), jnp.array([0.12])
+    log_alpha, weights = _level(x, deviation, budget, mask)
+    assert weight_divergence(weights, mask)[0] == pytest.approx(0.12, rel=1e-3)
+    alone = _level(0 * x, deviation, budget, mask)[1]
+    assert weight_divergence(alone, mask)[0] > 0.15  # no level within, from some level on
+    expected = reference.solve_level(x[:, 0], deviation[:, 0], 0.12, mask[:, 0], BOUNDS)
+    assert float(log_alpha[0]) == pytest.approx(expected, abs=5e-4)
+
+
+def test_where_no_level_is_within_the_budget_the_one_that_spends_least_is_taken(random):
+    x = random.normal(size=(256, 1)).astype(np.float32)
+    mask, budget = np.ones_like(x, bool), jnp.array([0.01])
+    deviation = -0.6 * x + 0.4 * random.normal(size=(256, 1)).astype(np.float32)
+    log_alpha, weights = _level(x, deviation, budget, mask)
+    spent = weight_divergence(weights, mask)[0]
+    tried = np.exp(np.linspace(*BOUNDS, 16))
+    ratios = [reference.density_ratio(x[:, 0] / alpha + deviation[:, 0], mask[:, 0]) for alpha in tried]
+    divergences = [reference.weight_divergence(ratio, mask[:, 0]) for ratio in ratios]
+    assert min(divergences) > 0.01
+    assert spent == pytest.approx(min(divergences), rel=1e-4)
+    assert float(log_alpha[0]) == pytest.approx(np.log(tried[int(np.argmin(divergences))]), abs=1e-5)
+
+
 def test_weights_are_capped(random):
     advantage, deviation, mask = _level_case(random)
     capped = _level(advantage, deviation, jnp.full(3, 1.0), mask, cap=2.0)[1]

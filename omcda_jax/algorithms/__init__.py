@@ -130,6 +130,9 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Take one pure update step: jit, vmap, scan and differentiate it as you like.
 
+    Its derivatives are those of what it computes: targets, weights and advantages are constants of the losses, so that
+    the next parameters depend on `gamma`, say, through nothing that is differentiated.
+
     Args:
         state: from `init` or an earlier update.
         batch: B transitions (this device's, inside a pmap over `axis_name`), observations raw.

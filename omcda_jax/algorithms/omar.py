@@ -4,6 +4,7 @@ Source: Pan, Huang, Ma, Xu, "Plan Better Amid Conservatism: Offline Multi-Agent 
 Rectification" (ICML 2022). With c the mixing coefficient:
 
     continuous   L_pi = c mean |pi(o_i) - a*_i|^2 - (1 - c) mean q_i(o_i, pi(o_i)),   pi(o) = tanh(mean)
+                 with the square averaged over an agent's dimensions
                  a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method;
                  the policy is deterministic: targets take its action, the penalty's proposals are that with noise
     discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) E_pi q_i

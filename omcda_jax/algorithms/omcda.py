@@ -309,7 +309,8 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
         spent = masked_mean(estimates.policy.kl(estimates.behaviour), mask, axis_name)
         spent = jnp.where(rows > 0, spent, extra.budget)
         stepped = allocation.dual_step(extra.log_alpha, spent, extra.budget, config.level_step)
-        log_alpha = jnp.where(warms, log_alpha, jnp.clip(stepped, lowest, highest))
+        log_alpha = jnp.where(warms, log_alpha, stepped)
+    log_alpha = jnp.where(warms, log_alpha, jnp.clip(log_alpha, lowest, highest))
     return log_alpha, jnp.where(warms, mask.astype(weights.dtype), weights)
 
 
