@@ -290,20 +290,31 @@ def conservatism_level(
         choose = lambda x, y: jnp.where(spends_too_much, x, y)
         return jax.tree.map(choose, (middle, ends[1]), (ends[0], middle))
 
-    bounds = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in log_alpha_bounds)
-    tried = jnp.linspace(*bounds, num_levels)
-    spent = jax.vmap(spent_at)(tried)
-    keeps = spent <= budget
-    least = num_levels - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
-    found = jnp.where(keeps.any(axis=0), keeps.argmax(axis=0), least)
-    below = jnp.where(keeps.any(axis=0), jnp.maximum(found - 1, 0), found)
-    at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (tried, spent))
-    ends = at(below), at(found)
+    ends = _bracket(spent_at, budget, log_alpha_bounds, num_levels)
     (low, spent_low), (high, spent_high) = jax.lax.fori_loop(0, num_halvings, halve, ends)
     share = (spent_low - budget) / jnp.maximum(spent_low - spent_high, jnp.finfo(budget.dtype).tiny)
     log_alpha = low + jnp.clip(share, 0.0, 1.0) * (high - low)
     weights = jnp.minimum(jnp.exp(log_weights(log_alpha)), max_weight)
     return log_alpha, jnp.where(mask, weights, 0.0)
+
+
+def _bracket(
+    spent_at: Callable[[chex.Array], chex.Array], budget: chex.Array, bounds: Sequence[chex.Numeric], count: int
+) -> tuple[tuple[chex.Array, chex.Array], ...]:
+    """Two levels, each with what it spends, [N]: the lowest of `count` that is within the budget, and the next below.
+
+    Where none is within the budget, twice the one that spends least.
+    """
+    levels = jnp.linspace(
+        *(jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in bounds), count
+    )
+    spent = jax.vmap(spent_at)(levels)
+    within = spent <= budget
+    least = count - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
+    found = jnp.where(within.any(axis=0), within.argmax(axis=0), least)
+    below = jnp.where(within.any(axis=0), jnp.maximum(found - 1, 0), found)
+    at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (levels, spent))
+    return at(below), at(found)
 
 
 def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:

@@ -1,8 +1,10 @@
 """Metrics on disk, one JSON object a line; progress on the screen; the spread of numbers."""
 
 import collections
+import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -38,8 +40,10 @@ class MetricsFile:
     def __enter__(self) -> "MetricsFile":
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        self._file.close()
+    def __exit__(self, *error: Any) -> None:
+        # what a full disk refused once it refuses again
+        with contextlib.suppress(OSError) if error[0] else contextlib.nullcontext():
+            self._file.close()
 
 
 def read(path: str | os.PathLike) -> list[dict]:
@@ -107,7 +111,9 @@ class Progress:
         parts = [f"{step}/{self._total} ({step / self._total:.0%})", f"{rate:.1f} updates/s", f"{duration(left)} left"]
         parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
         line = "  ".join(parts)
-        self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
+        # a line that the terminal wraps could not be rewritten
+        shown = line[: shutil.get_terminal_size().columns - 1]
+        self._stream.write(f"\r\x1b[K{shown}" if self._live else line + "\n")
         self._stream.flush()
 
     def close(self) -> None:

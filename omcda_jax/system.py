@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -295,7 +296,8 @@ def exit_status(work: Callable[[], None]) -> int:
         work: the command.
     """
     try:
-        with Interruption(), computing():
+        with Interruption(), warnings.catch_warnings(), computing():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             work()
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)

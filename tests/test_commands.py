@@ -14,7 +14,7 @@ from benchmarks.toy import SPEC, episodes
 from benchmarks.toy import environment as toy
 from omcda_jax import data
 from omcda_jax.data.__main__ import main as data_command
-from omcda_jax.runner import collect, compare, train_behaviour
+from omcda_jax.runner import collect, compare, report, train_behaviour
 from omcda_jax.runner.behaviours import actor_of_run
 from omcda_jax.runner.jobs import load_run
 from omcda_jax.types import ConfigError
@@ -146,13 +146,18 @@ def test_shares_are_evaluated_and_loaded_by_their_directories(run, capsys):
     assert config.algorithm.learning_rate == 0.02 == pytest.approx(float(state.config.learning_rate))
 
 
-def test_a_cell_of_a_comparison_is_loaded(run):
+def test_a_cell_of_a_comparison_is_loaded(run, capsys):
     words = [word for word in command(updates=10)[2:] if "algorithm.name" not in word and "evaluat" not in word]
     assert compare.main(["compare.py", *words, "--tasks=smac_3m", "--algorithms=bc", "--seeds=0,3"]) == 0
     config, state = load_run("runs/compare/smac_3m/bc/seeds_0-3", trial=1)
     assert config.seed == 3 and int(state.step) == 10
     with pytest.raises(ConfigError, match="--policy: expected a run of one trial, found several in runs/compare"):
         actor_of_run("runs/compare/smac_3m/bc/seeds_0-3", toy(), "latest")
+    capsys.readouterr()
+    assert report.main(["report", "runs/compare/smac_3m/bc/seeds_0-3"]) == 78
+    assert "expected a run, a comparison or a sweep, found one cell of a comparison" in capsys.readouterr().err
+    assert run.main(["run", "--mode=eval", "--workdir=runs/compare/smac_3m/bc/seeds_0-3"]) == 78
+    assert "seeds_0-3: expected a run, found a cell of a comparison" in capsys.readouterr().err
 
 
 def test_a_run_of_another_name_or_version_is_told(finished, capsys):
@@ -184,3 +189,39 @@ def test_a_checkpoints_own_folder_is_evaluated(finished, capsys):
     for below in ("latest/50", "newest", "latest/40/state"):
         assert finished.main(command("--mode=eval", f"--workdir={DIRECTORY / 'checkpoints' / below}")) == 78
         assert "expected a run, its checkpoints/latest or checkpoints/best, or a step" in capsys.readouterr().err
+
+
+def test_fewer_updates_than_are_done_are_refused_and_change_nothing(finished, capsys):
+    before = {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")}
+    capsys.readouterr()
+    assert finished.main(command(updates=40)) == 78
+    assert "learner.updates: expected at least 60, which are done, found 40" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")} == before
+    assert finished.main(command("--mode=eval", updates=40)) == 0
+
+
+SAYS = "import sys; from omcda_jax.runner import main; main.COMMANDS['say'] = ('said', ''); main.main(sys.argv[1:])"
+
+
+@pytest.mark.parametrize(
+    ("words", "surroundings", "expected"),
+    [
+        ("say", {"PYTHONIOENCODING": "ascii"}, "1 ? 2"),  # a terminal that knows no ±
+        ("say >&-", {}, ""),  # no output at all
+    ],
+)
+def test_any_output_will_do(tmp_path, words, surroundings, expected):
+    (tmp_path / "said.py").write_text("def main(argv):\n    print('1 ± 2')\n    return 0\n")
+    line = f'"{sys.executable}" -c "{SAYS}" {words}'
+    found = os.environ | {"PYTHONPATH": str(ROOT)} | surroundings
+    ended = subprocess.run(line, shell=True, env=found, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (0, expected, "")
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_result(finished, capsys):
+    (DIRECTORY / "curves.png").unlink()
+    (DIRECTORY / "curves.png").mkdir()
+    capsys.readouterr()
+    assert finished.main(command("--mode=eval")) == 0
+    said = capsys.readouterr()
+    assert "no plot: " in said.out and "curves.png: Is a directory" in said.out and not said.err

@@ -83,6 +83,15 @@ def test_a_finished_comparison_is_only_read_again(compare, capsys):
     assert "cell 1 of 1: omiga" in capsys.readouterr().out
 
 
+def test_tables_that_cannot_be_written_are_one_line(compare, capsys):
+    assert compare.main(arguments(algorithms="bc", updates=10)) == 0
+    (OUT / "comparison.md").unlink()
+    (OUT / "comparison.md").mkdir()
+    capsys.readouterr()
+    assert compare.main(arguments(algorithms="bc", updates=10)) == 78
+    assert capsys.readouterr().err.endswith("compare: cannot write the tables: Is a directory\n")
+
+
 def test_a_table_of_nothing_is_not_written_over_one(compare, capsys):
     assert compare.main(arguments(algorithms="bc", updates=10)) == 0
     before = {path: path.read_text() for path in OUT.glob("comparison.*")}

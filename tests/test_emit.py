@@ -134,11 +134,26 @@ def test_xpk_itself_reads_the_command_line(capsys):
         ("skypilot", OPTIONS["skypilot"], "/elsewhere", "--directory: expected one below mount=/shared"),
         ("xpk", OPTIONS["xpk"] + ",slices=3", "/shared/a", "--hosts: expected a multiple of slices=3, found 4"),
         ("jobset", OPTIONS["jobset"] + ",name=A_b", "/shared/a", "name: expected up to 40 small letters"),
+        ("skypilot", OPTIONS["skypilot"] + ",spot=yes", "/shared/a", "spot: expected true or false, found 'yes'"),
     ],
 )
 def test_what_no_file_can_be_made_of_is_one_line(capsys, kind, options, directory, error):
     status, said = emitted(capsys, kind, options=options, directory=directory)
     assert status == 78 and error in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("spot", "found"), [("True", True), ("false", False)])
+def test_skypilot_takes_machines_that_may_be_taken_away_or_not(capsys, spot, found):
+    content = emitted(capsys, "skypilot", options=f"{OPTIONS['skypilot']},spot={spot}")
+    assert content["resources"]["use_spot"] is found
+
+
+def test_a_grid_over_several_lines_stays_one_word(capsys):
+    grid = "seed=5,6;\n algorithm.d_tot=0.9"
+    content = emitted(capsys, "jobset", f"--grid={grid}")
+    [job] = content["spec"]["replicatedJobs"]
+    words = job["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert f"--grid={grid}" in words and f"--grid={GRID}" in words
 
 
 def test_a_sweep_that_cannot_run_is_not_emitted(capsys):

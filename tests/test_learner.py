@@ -349,6 +349,14 @@ def test_progress_rewrites_one_line_on_a_terminal():
     assert stream.getvalue().count("\n") == 1
 
 
+def test_a_rewritten_line_is_no_wider_than_its_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    Progress(total=2, shown=("critic/q_return",), stream=stream).update(1, {"critic/q_return": 1.0})
+    assert len(stream.getvalue()) == len("\r\x1b[K") + 29
+
+
 def test_the_time_left_is_by_the_updates_of_the_last_minutes(monkeypatch):
     clock = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)

@@ -336,6 +336,12 @@ def test_only_numbers_near_each_other_have_gaps(tmp_path, names, notes):
     assert len(formats.read(tmp_path).notes) == notes
 
 
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, capsys, monkeypatch):
+    write_cfcql(tmp_path / "data.h5", make_episodes(DISCRETE), 6)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "expected a file or folder that can be read, found no permission to" in refused(tmp_path / "data.h5", capsys)
+
+
 def test_parts_whose_numbers_are_equal_have_one_order(tmp_path):
     names = ["part_001.h5", "part_01.h5", "part_1.h5"]
     for name in names:

@@ -22,7 +22,7 @@ from benchmarks.toy import SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats
-from omcda_jax.metrics import Progress, read
+from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.runner import datasets, evaluation, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
@@ -605,3 +605,20 @@ def test_a_full_disk_is_one_line_and_the_step_before_stays(run, monkeypatch, cap
     assert error.count("\n") == 1
     assert "No space left on device" in error and "bytes" in error and "step 20 is there" in error
     monkeypatch.undo()
+
+
+def test_a_full_disk_under_the_metrics_is_one_line_and_names_what_is_safe(run, monkeypatch, capsys):
+    original = MetricsFile.write
+
+    def write(self, step, values):
+        if step == 50:
+            raise OSError(28, "No space left on device")
+        return original(self, step, values)
+
+    monkeypatch.setattr(MetricsFile, "write", write)
+    assert run.main(command()) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "metrics.jsonl: could not be written (No space left on device)" in error
+    assert "the checkpoint of 40 updates" in error
+    monkeypatch.setattr(MetricsFile, "write", original)
+    assert run.main(command()) == 0

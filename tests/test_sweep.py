@@ -111,6 +111,17 @@ def test_a_file_of_rows_is_crossed_with_the_grid(tmp_path):
     (tmp_path / "rows.csv").write_text("task,algorithm.d_tot,seed\nsmac_3m,0.3,5\nsmac_3m,0.6,\n")
     [row] = rows_of(task=None, file=str(tmp_path / "rows.csv"))
     assert [(config.seed, config.algorithm.d_tot) for config in configs_of(row)] == [(5, 0.3), (0, 0.6)]
+    # as a spreadsheet writes it, with a mark of the bytes' order
+    (tmp_path / "rows.csv").write_bytes("\ufeffseed,task\n5,smac_3m\n".encode())
+    [row] = rows_of(task=None, file=str(tmp_path / "rows.csv"))
+    assert configs_of(row)[0].seed == 5
+
+
+@pytest.mark.quick
+def test_a_path_keeps_its_brackets_and_a_list_needs_none():
+    [row] = rows_of(assignments=["data.path=/data[1]", "algorithm.hidden_sizes=8,8"])
+    [config] = configs_of(row)
+    assert (config.data.path, config.algorithm.hidden_sizes) == ("/data[1]", (8, 8))
 
 
 @pytest.mark.quick
@@ -483,4 +494,8 @@ def test_time_is_estimated_from_rows_of_the_same_program_and_size():
     found = check.estimate(rows, rates, None, 2, 4)
     assert "1m40s of training with 2 rows at a time, 0.22 device hours with 4 devices a row" in found
     assert "1 rows without a known rate taken as the mean" in found
-    assert "200 s" not in found and "2m30s" in check.estimate(rows, rates, 5.0, 2, 0)
+    assert "200 s" not in found and "3m20s" in check.estimate(rows, rates, 5.0, 2, 0)
+    # three equal rows take two rounds at two places, and one at more places than rows
+    rows = rows_of("seed=0; learner.batch_size=8,16,32", assignments=["learner.updates=1000"])
+    assert "time: 3m20s of training with 2 rows" in check.estimate(rows, {}, 10.0, 2, 0)
+    assert "time: 1m40s of training with 5 rows" in check.estimate(rows, {}, 10.0, 5, 0)

@@ -44,6 +44,13 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     assert evaluated[1] == f"{final:.3f}" and policy[5] in out
     assert sum("yaxis2" in figure["layout"] for figure in shown.figures) == 6, "no map: rewards and actions"
 
+    # a result of an earlier state is not this one's
+    kept = (DIRECTORY / "result.json").read_text()
+    (DIRECTORY / "result.json").write_text(json.dumps(json.loads(kept) | {"step": 5}))
+    watched(str(DIRECTORY), "--episodes=1")
+    assert len(read(DIRECTORY / "watch.html").tables) == len(shown.tables) - 1
+    (DIRECTORY / "result.json").write_text(kept)
+
     # a saved policy, alone and beside a dataset
     config = settings_of_run(DIRECTORY)
     job, state = restore_trial(Trial({}, [], 0, {}, None, str(DIRECTORY)), config, environment().spec)

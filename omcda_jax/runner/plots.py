@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omcda_jax import metrics
+from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
 MANY = 12  # agents; more are rows of a heat map, as so many curves are not told apart
@@ -21,7 +22,7 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
         The path of the PNG file written into `directory`.
 
     Raises:
-        ConfigError: if matplotlib is not installed.
+        ConfigError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -45,7 +46,11 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
     for axis in axes:
         axis.locator_params(axis="x", nbins=5)
     path = os.path.join(directory, "curves.png")
-    figure.savefig(path, dpi=120)
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=120, format="png")
+    except OSError as error:
+        raise ConfigError(f"no plot: {path}: {error.strerror}") from error
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.checkpoint import Checkpoints, StorageError
 from omcda_jax.config import to_dict
 from omcda_jax.learner import Guard, Report
 from omcda_jax.metrics import MetricsFile, Progress, read
@@ -105,7 +105,13 @@ class Records:
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._rows:
-            self._rows.write(step, values)
+            try:
+                self._rows.write(step, values)
+            except OSError as error:
+                raise StorageError(
+                    f"{self._job.metrics}: could not be written ({error.strerror}); the same command goes on from the "
+                    f"checkpoint of {self.saved} updates"
+                ) from error
             self._sinks(step, values)
 
     def _trace(self, stop: bool = False) -> None:

@@ -55,8 +55,9 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
         (seen,), note = play(greedily(job.algorithm.act), environment, state, **sizes)
     except ConfigError as error:
         return Replay(f"No replay: {error}.")
-    shown = show(seen, environment)
-    return shown._replace(words=f"Greedy episode after {updates_done(state)} updates: {shown.words}{note}")
+    shown, step = show(seen, environment), updates_done(state)
+    later = "" if step == trial.step else f" The run has gone on since its result, from {trial.step} updates."
+    return shown._replace(words=f"Greedy episode after {step} updates: {shown.words}{note}{later}")
 
 
 def play(

@@ -331,6 +331,8 @@ def _shown(directory: str) -> dict[str, Any]:
                 "comparison.json, or of a sweep, with manifest.jsonl"
             )
         result = load(path)
+    if "seeds" in result:
+        raise ConfigError(f"{directory}: expected a run, a comparison or a sweep, found one cell of a comparison")
     if "trials" in result:
         print(trials_table(result))
         return result

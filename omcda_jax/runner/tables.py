@@ -14,6 +14,7 @@ from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.outcomes import load
 from omcda_jax.system import replacing
+from omcda_jax.types import ConfigError
 
 RESAMPLES = 2_000
 
@@ -205,7 +206,10 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
         for (task, algorithm), entry in entries.items()
     ]
     table = markdown(entries, cells)
-    for extension, content in (("md", table), ("csv", by_seed), ("json", json.dumps(whole, indent=2))):
-        with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:
-            partial.write_text(content)
+    try:
+        for extension, content in (("md", table), ("csv", by_seed), ("json", json.dumps(whole, indent=2))):
+            with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:
+                partial.write_text(content)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot write the tables: {error.strerror}") from error
     return table

@@ -109,6 +109,7 @@ def _trial(directory: str, values: flags.FlagValues) -> Watched:
     trial = trials[values.trial] if values.trial is not None else best(trials) if len(trials) > 1 else trials[0]
     environment = envs.make(config.data.environment)
     job, state = restore_trial(trial, config, environment.spec, values.checkpoint)
+    is_of_state = result and values.checkpoint == "latest" and result["step"] == updates_done(state)
     label = "".join(f", {key}={value}" for key, value in trial.label.items())
     return Watched(
         title=f"{report.title(to_dict(config))}{label}",
@@ -118,7 +119,7 @@ def _trial(directory: str, values: flags.FlagValues) -> Watched:
         evaluation=config.evaluation,
         act=greedily(job.algorithm.act),
         state=state,
-        result=result and {**result, "evaluation": trial.final} if values.checkpoint == "latest" else None,
+        result={**result, "evaluation": trial.final} if is_of_state else None,
     )
 
 

@@ -69,6 +69,8 @@ def sniff(path: str | os.PathLike) -> str:
         ConfigError: h5py is needed and not installed.
     """
     path = os.fspath(path)
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        raise DatasetError(f"{path}: expected a file or folder that can be read, found no permission to")
     if os.path.isdir(path):
         return _sniff_folder(path)
     if os.path.isfile(path) and madt.is_torch_file(path):

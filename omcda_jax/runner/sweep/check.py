@@ -1,5 +1,6 @@
 """What can be known to be wrong with rows before any of them runs, and what they will cost."""
 
+import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -96,15 +97,20 @@ def estimate(
         f"{len(programs)} compilations of different programs",
         f"{sum(row.updates for row in rows):,} updates of rows, {whole:,} of trials",
     ]
-    known = [row.updates / found for row in rows if (found := rates.get((row.program, len(row.trials)), rate))]
+    found = [rates.get((row.program, len(row.trials)), rate) for row in rows]
+    known = [row.updates / its for row, its in zip(rows, found, strict=True) if its]
     if not known:
         return "\n".join([*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP of such rows"])
-    seconds = sum(known) * len(rows) / len(known)
+    mean = sum(known) / len(known)
+    seconds = [row.updates / its if its else mean for row, its in zip(rows, found, strict=True)]
+    ends = [0.0] * at_a_time
+    for each in seconds:  # a row begins where one ends first
+        heapq.heapreplace(ends, ends[0] + each)
     unknown = (
         f", {len(rows) - len(known)} rows without a known rate taken as the mean" if len(known) < len(rows) else ""
     )
     lines.append(
-        f"time: {duration(seconds / min(at_a_time, len(rows)))} of training with {at_a_time} rows at a time, "
-        f"{seconds * max(devices, 1) / PER_HOUR:.2f} device hours with {max(devices, 1)} devices a row{unknown}"
+        f"time: {duration(max(ends))} of training with {at_a_time} rows at a time, "
+        f"{sum(seconds) * max(devices, 1) / PER_HOUR:.2f} device hours with {max(devices, 1)} devices a row{unknown}"
     )
     return "\n".join(lines)

@@ -122,7 +122,9 @@ def _same_for_all(values: flags.FlagValues) -> list[str]:
 
 
 def _lines(flag: flags.Flag) -> list[str]:
-    return flag.serialize().splitlines()
+    if isinstance(flag, flags.MultiFlag):
+        return [f"--{flag.name}={value}" for value in flag.value]
+    return [flag.serialize()]
 
 
 def _options(values: flags.FlagValues) -> machine.Options:
@@ -271,8 +273,9 @@ def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
         return
     others = [os.path.abspath(command.rates)] if command.rates else []
     rates = {}
-    for place in [*others, directory]:
-        rates |= state.rates(place, manifest.read(place))
+    for place in others:
+        rates |= state.rates(place, _some(place, manifest.read(place)))
+    rates |= state.rates(directory, manifest.read(directory))
     say(check.estimate(waiting, rates, command.rate, max(options.jobs, 1) * options.hosts, options.devices))
 
 

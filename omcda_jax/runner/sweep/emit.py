@@ -124,7 +124,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         "num_nodes": hosts,
         "resources": {
             "accelerators": given["accelerator"],
-            "use_spot": given["spot"] == "true",
+            "use_spot": given["spot"].lower() == "true",
             "job_recovery": recovery,
             **image,
         },
@@ -206,6 +206,8 @@ def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: M
         raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none{build}")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given["name"]):
         raise ConfigError(f"{flag}: name: expected up to 40 small letters, digits and dashes, found {given['name']!r}")
+    if given.get("spot", "true").lower() not in ("true", "false"):
+        raise ConfigError(f"{flag}: spot: expected true or false, found {given['spot']!r}")
     if os.path.commonpath([directory, given["mount"]]) != os.path.normpath(given["mount"]):
         raise ConfigError(
             f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"

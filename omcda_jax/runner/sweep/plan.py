@@ -115,7 +115,7 @@ def _points(order: Order) -> Iterator[tuple[str, Mapping[str, str]]]:
 
 def _lines(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             if path.endswith(".csv"):
                 lines = [{key: text.strip() for key, text in line.items() if text} for line in csv.DictReader(file)]
             else:
@@ -137,10 +137,14 @@ def _lines(path: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _text(config: ExperimentConfig, key: str) -> str:
     """A setting's value in the one way that the manifest writes it."""
+    return _plain(_value(config, key))
+
+
+def _value(config: ExperimentConfig, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
-    return _plain(value)
+    return value
 
 
 def _plain(value: Any) -> str:
@@ -186,7 +190,7 @@ def _row(number: int, members: Sequence[Trial], more: Sequence[str]) -> Row:
     ]
     fixed = {key: text for key, text in first.said.items() if key not in ("task", "distributed", *keys)}
     words = ["omcda-jax", "run", f"--config={first.said['task']}"]
-    words += [f"--config.{key}={text.strip('[]')}" for key, text in fixed.items()]
+    words += [f"--config.{key}={written(_value(first.config, key))}" for key in fixed]
     if keys:
         points = {tuple(_text(trial.config, key) for key in keys): trial for trial in members}
         text = grid.compose([dict(zip(keys, values, strict=True)) for values in points])
