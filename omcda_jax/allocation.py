@@ -5,7 +5,7 @@ Learning" (AAMAS 2025) and its full version "Who Matters Matters: Agent-Specific
 2026). Where the papers leave a choice open, the docstring says what was chosen here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -305,9 +305,8 @@ def _bracket(
 
     Where none is within the budget, twice the one that spends least.
     """
-    levels = jnp.linspace(
-        *(jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in bounds), count
-    )
+    low, high = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in bounds)
+    levels = jnp.linspace(low, high, count)
     spent = jax.vmap(spent_at)(levels)
     within = spent <= budget
     least = count - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
