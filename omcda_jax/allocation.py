@@ -39,6 +39,7 @@ class AllocationState:
 
 
 LARGEST_INFLUENCE = 1e30  # beyond it an influence counts as this one
+LEVELS_TRIED = 16  # before the bisection
 
 
 def influence(
@@ -245,7 +246,6 @@ def conservatism_level(
     *,
     log_alpha_bounds: tuple[chex.Numeric, chex.Numeric] = (-7.0, 7.0),
     max_weight: chex.Numeric = 100.0,
-    num_levels: int = 16,
     num_halvings: int = 8,
     axis_name: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
@@ -254,10 +254,9 @@ def conservatism_level(
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
     pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
     `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows, but may rise again
-    towards that of A^c_i alone: so levels spread over the interval are tried first, and bisection on log alpha_i
-    between the lowest that does and the one below it, with a straight line at the end, meets the budget. The paper
-    steps alpha to where KL_i = d_i; to solve for it is a choice made here (the per-agent form of REPS, Peters et al.
-    2010).
+    towards that of A^c_i alone. So the lowest level within the budget is sought among some that are evenly spread in
+    log alpha_i, then by bisection down to the next of them and by a straight line. The paper steps alpha to where
+    KL_i = d_i; to solve for it is a choice made here (the per-agent form of REPS, Peters et al. 2010).
 
     Args:
         return_advantage: [B, N] A^r_i = w^r_i (q^r_i - E_pi q^r_i).
@@ -267,7 +266,6 @@ def conservatism_level(
         log_alpha_bounds: interval searched. Where even the lower bound spends too little it is returned, and where no
             level tried keeps within the budget the one that spends least.
         max_weight: cap on omega_i.
-        num_levels: tried first, evenly spread in log alpha, the bounds among them.
         num_halvings: of the bisection.
         axis_name: mapped device axis the batch is spread over.
 
@@ -284,13 +282,12 @@ def conservatism_level(
         return weight_divergence(jnp.exp(log_weights(log_alpha)), mask, axis_name)
 
     def halve(_, ends):
-        middle = (ends[0][0] + ends[1][0]) / 2
-        middle = middle, spent_at(middle)
-        spends_too_much = middle[1] > budget
-        choose = lambda x, y: jnp.where(spends_too_much, x, y)
+        level = (ends[0][0] + ends[1][0]) / 2
+        middle = level, spent_at(level)
+        choose = lambda above, within: jnp.where(middle[1] > budget, above, within)
         return jax.tree.map(choose, (middle, ends[1]), (ends[0], middle))
 
-    ends = _bracket(spent_at, budget, log_alpha_bounds, num_levels)
+    ends = _bracket(spent_at, budget, log_alpha_bounds)
     (low, spent_low), (high, spent_high) = jax.lax.fori_loop(0, num_halvings, halve, ends)
     share = (spent_low - budget) / jnp.maximum(spent_low - spent_high, jnp.finfo(budget.dtype).tiny)
     log_alpha = low + jnp.clip(share, 0.0, 1.0) * (high - low)
@@ -299,17 +296,17 @@ def conservatism_level(
 
 
 def _bracket(
-    spent_at: Callable[[chex.Array], chex.Array], budget: chex.Array, bounds: Sequence[chex.Numeric], count: int
+    spent_at: Callable[[chex.Array], chex.Array], budget: chex.Array, bounds: Sequence[chex.Numeric]
 ) -> tuple[tuple[chex.Array, chex.Array], ...]:
-    """Two levels, each with what it spends, [N]: the lowest of `count` that is within the budget, and the next below.
+    """Two levels, each with what it spends, [N]: the lowest of LEVELS_TRIED within the budget, and the next below.
 
     Where none is within the budget, twice the one that spends least.
     """
     low, high = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in bounds)
-    levels = jnp.linspace(low, high, count)
+    levels = jnp.linspace(low, high, LEVELS_TRIED)
     spent = jax.vmap(spent_at)(levels)
     within = spent <= budget
-    least = count - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
+    least = LEVELS_TRIED - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
     found = jnp.where(within.any(axis=0), within.argmax(axis=0), least)
     below = jnp.where(within.any(axis=0), jnp.maximum(found - 1, 0), found)
     at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (levels, spent))
