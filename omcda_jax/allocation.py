@@ -254,7 +254,7 @@ def conservatism_level(
     omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
     pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
     `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows, but may rise again
-    towards that of A^c_i alone. So the lowest level within the budget is sought among some that are evenly spread in
+    towards that of A^c_i alone. So the lowest level within the budget is sought among LEVELS_TRIED, evenly spread in
     log alpha_i, then by bisection down to the next of them and by a straight line. The paper steps alpha to where
     KL_i = d_i; to solve for it is a choice made here (the per-agent form of REPS, Peters et al. 2010).
 

@@ -93,6 +93,7 @@ class Progress:
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
         self._reached = collections.deque([(time.monotonic(), start)])
+        self._rate = 0.0
         self._last = -float("inf")
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -102,19 +103,30 @@ class Progress:
         if not due:
             return
         self._last = now
-        self._reached.append((now, step))
-        while now - self._reached[1][0] >= self._window:
-            self._reached.popleft()
-        since, before = self._reached[0]
-        rate = (step - before) / max(now - since, 1e-9)
-        left = (self._total - step) / rate if rate else float("inf")
-        parts = [f"{step}/{self._total} ({step / self._total:.0%})", f"{rate:.1f} updates/s", f"{duration(left)} left"]
+        self._count(now, step)
+        left = (self._total - step) / self._rate if self._rate else float("inf")
+        parts = [
+            f"{step}/{self._total} ({step / self._total:.0%})",
+            f"{self._rate:.1f} updates/s",
+            f"{duration(left)} left",
+        ]
         parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
         line = "  ".join(parts)
         # a line that the terminal wraps could not be rewritten
         shown = line[: shutil.get_terminal_size().columns - 1]
         self._stream.write(f"\r\x1b[K{shown}" if self._live else line + "\n")
         self._stream.flush()
+
+    def _count(self, now: float, step: int) -> None:
+        """Bring updates per second up to date; a pause longer than the window leaves them as they were."""
+        if self._rate and now - self._reached[-1][0] > self._window:
+            self._reached = collections.deque([(now, step)])
+            return
+        self._reached.append((now, step))
+        while now - self._reached[1][0] >= self._window:
+            self._reached.popleft()
+        since, before = self._reached[0]
+        self._rate = (step - before) / max(now - since, 1e-9)
 
     def close(self) -> None:
         """End the rewritten line, so that what follows starts on its own."""

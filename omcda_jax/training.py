@@ -196,7 +196,7 @@ def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None 
 
 def optimiser() -> optax.GradientTransformation:
     """Return Adam on gradients clipped to global norm 1; the learning rate is applied by `apply_gradients`."""
-    # eps_root, too small to change a step, gives the root a derivative where a gradient has always been 0
+    # eps_root, too small to matter, gives the root a derivative where a gradient has always been 0
     return optax.chain(optax.stateless(lambda gradient, _: clip(gradient)), optax.scale_by_adam(eps_root=1e-20))
 
 

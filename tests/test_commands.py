@@ -198,6 +198,11 @@ def test_fewer_updates_than_are_done_are_refused_and_change_nothing(finished, ca
     assert "learner.updates: expected at least 60, which are done, found 40" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")} == before
     assert finished.main(command("--mode=eval", updates=40)) == 0
+    # as an earlier version left it
+    saved = json.loads((DIRECTORY / "config.json").read_text())
+    saved["learner"]["updates"] = 40
+    (DIRECTORY / "config.json").write_text(json.dumps(saved))
+    assert finished.main(["run", "--mode=eval", f"--workdir={DIRECTORY}"]) == 0
 
 
 SAYS = "import sys; from omcda_jax.runner import main; main.COMMANDS['say'] = ('said', ''); main.main(sys.argv[1:])"
@@ -208,6 +213,7 @@ SAYS = "import sys; from omcda_jax.runner import main; main.COMMANDS['say'] = ('
     [
         ("say", {"PYTHONIOENCODING": "ascii"}, "1 ? 2"),  # a terminal that knows no ±
         ("say >&-", {}, ""),  # no output at all
+        ("say 2>&-", {}, "1 ± 2"),
     ],
 )
 def test_any_output_will_do(tmp_path, words, surroundings, expected):

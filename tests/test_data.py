@@ -476,13 +476,14 @@ def test_rows_of_another_file_or_cut_short_are_unpacked_again(file):
     np.testing.assert_array_equal(hdf5.mapped(file)[1].obs, make_episodes(seed=1).obs)
 
 
-def test_a_folder_of_the_user_s_under_the_name_of_the_rows_is_left_alone(file):
+@pytest.mark.parametrize("name", ["notes.txt", ".git"])
+def test_a_folder_of_the_user_s_under_the_name_of_the_rows_is_left_alone(file, name):
     rows = Path(f"{file}.rows")
     rows.mkdir()
-    (rows / "notes.txt").write_text("mine")
+    (rows / name).write_text("mine")
     with pytest.raises(DatasetError, match=r"\.rows: could not write the unpacked rows: Directory not empty"):
         hdf5.mapped(file)
-    assert (rows / "notes.txt").read_text() == "mine"
+    assert (rows / name).read_text() == "mine"
     assert sorted(os.listdir(file.parent)) == [file.name, rows.name]
 
 

@@ -389,11 +389,11 @@ def test_nothing_is_overwritten(tmp_path):
 def test_actions_beyond_one_are_refused_with_both_ways_out(tmp_path):
     episodes, path = make_episodes(CONTINUOUS), tmp_path / "hopper.hdf5"
     write_omiga(path, episodes._replace(action=4 * episodes.action))
-    largest = 4 * np.abs(episodes.action).max()
+    largest = float(4 * np.abs(episodes.action).max())
     scale = np.ceil(1000 * largest) / 1000
     text = one_line(lambda: formats.read(path), path)
     assert "action: expected -1..1" in text
-    assert f"actions reach ±{largest:.6g}, beyond ±1: action_scale={scale:.6g} or clip_actions=True" in text
+    assert f"actions reach ±{largest:.9g}, beyond ±1: action_scale={scale:.9g} or clip_actions=True" in text
     assert np.abs(formats.read(path, repairs=Repairs(action_scale=scale)).episodes.action).max() > 0.999
     scaled = formats.read(path, repairs=Repairs(action_scale=4.0))
     np.testing.assert_array_equal(scaled.episodes.action, episodes.action)

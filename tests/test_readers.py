@@ -654,6 +654,10 @@ def test_half_precision_of_jax_becomes_single(tmp_path):
         ({"a": {2: 3}}, "expected names that are text, found 2"),
         ({"a": 1, "a.b": 2}, "a: expected a value or values below it, found both"),
         ({"a": 1, "b": {"c": 2}, "a.d": 2}, "a: expected a value or values below it, found both"),
+        ({"a": {"b": 1}, "a.b": 2}, "a.b: expected one value, found two"),
+        ({"a.": 1}, "expected names that are text, found 'a.'"),
+        ({"x.y": {"z": 1}}, "x.y: expected no dot in the name of a mapping"),
+        ({"x" * 70_000: 1}, "expected names that are text, found 'xxx"),
     ],
 )
 def test_metadata_that_could_not_be_read_back_are_refused(tmp_path, metadata, message):

@@ -473,6 +473,7 @@ def test_seeds_that_diverged_are_counted_and_left_out():
         (["--config.data.environment=nowhere/4m"], "00000-smac_3m-omcda: environment: expected smax/<scenario>"),
         (["--host=2", "--hosts=2"], "--host: expected less than --hosts=2, found 2"),
         (["--status=nowhere"], "nowhere: expected a sweep, found no manifest.jsonl"),
+        (["--dry_run", "--rates=nowhere"], "nowhere: expected the directory of a sweep, found no manifest.jsonl"),
         (["--status=a", "--collect=b"], "--status, --collect: expected one of the two, found both"),
         (["--grit=seed=1"], "--grit: no such flag"),
         (["--directory=data.h5"], "data.h5: cannot write the sweep's directory"),

@@ -130,8 +130,8 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Take one pure update step: jit, vmap, scan and differentiate it as you like.
 
-    Its derivatives are those of what it computes: targets, weights and advantages are constants of the losses, so that
-    the next parameters depend on `gamma`, say, through nothing that is differentiated.
+    Gradients are stopped at targets, weights and advantages: the derivative of the next parameters by `gamma`, for
+    instance, is 0.
 
     Args:
         state: from `init` or an earlier update.

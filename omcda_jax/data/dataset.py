@@ -226,7 +226,7 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
         reward_scale: every reward is multiplied by it.
 
     Raises:
-        ConfigError: the scale is 0 or not finite, or makes a reward so, as float32.
+        ConfigError: the scale is 0 or not finite as float32, or makes a reward infinite.
     """
     with np.errstate(all="ignore"):
         scale = np.float32(reward_scale)

@@ -175,7 +175,7 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
 
 def _is_own(folder: Path) -> bool:
     """Whether the folder holds nothing but what may be left of a file's rows."""
-    return guess.visible(folder) <= {"digest", *(f"{key}.npy" for key in KEYS)}
+    return not folder.is_dir() or set(os.listdir(folder)) <= {"digest", *(f"{key}.npy" for key in KEYS)}
 
 
 def _map(folder: Path) -> Episodes:
@@ -321,8 +321,12 @@ def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any
     flat = {}
     for names, value in _leaves(metadata):
         for name in names:
-            if not (isinstance(name, str) and name and _is_storable(name)):
+            if not (isinstance(name, str) and _is_storable(name) and all(name.split(".")) and len(name) < 1000):
                 raise DatasetError(f"{path}: metadata: expected names that are text, found {name!r:.80}")
+        if "." in names[0] and len(names) > 1:
+            raise DatasetError(f"{path}: metadata: {names[0]}: expected no dot in the name of a mapping")
+        if ".".join(names) in flat:
+            raise DatasetError(f"{path}: metadata: {'.'.join(names)}: expected one value, found two")
         if value is not None:
             flat[".".join(names)] = _plain(value)
     for key, value in flat.items():

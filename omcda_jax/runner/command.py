@@ -10,7 +10,8 @@ from absl import flags
 
 from omcda_jax.config import ExperimentConfig
 from omcda_jax.runner import sinks
-from omcda_jax.runner.jobs import Switches, place_in_run, seeds_of_cell, settings_of_run, share_folder
+from omcda_jax.runner.jobs import Switches, place_in_run, settings_of_run, share_folder
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.select import ESTIMATES, Order
@@ -112,7 +113,8 @@ def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> Experimen
         shares = values.num_processes is not None and not values.coordinator and not values.distributed
         if shares:
             run = share_folder(run, values.process_id, values.num_processes)
-        if seeds_of_cell(run):
+        result = os.path.join(run, "result.json")
+        if os.path.isfile(result) and "seeds" in load(result):
             raise ConfigError(
                 f"--workdir={run}: expected a run, found a cell of a comparison, which `omcda-jax compare` evaluates"
             )

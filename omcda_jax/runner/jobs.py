@@ -197,7 +197,7 @@ def claimed(job: Job) -> Iterator[None]:
 
     Raises:
         ConfigError: as `check_directory`; or it has checkpoints of a run with other settings, which are
-            named, or of more updates, or it cannot be written.
+            named, or it cannot be written.
     """
     with contextlib.ExitStack() as held:
 
@@ -207,7 +207,6 @@ def claimed(job: Job) -> Iterator[None]:
                 os.makedirs(job.directory, exist_ok=True)
                 held.enter_context(exclusive(job.directory, job.flag))
                 refuse_other_settings(job)
-                _refuse_fewer_updates(job)
                 write_json(os.path.join(job.directory, "config.json"), to_dict(job.config))
             except OSError as error:
                 raise ConfigError(f"{job.directory}: cannot write the run directory: {error.strerror}") from error
@@ -216,7 +215,12 @@ def claimed(job: Job) -> Iterator[None]:
         yield
 
 
-def _refuse_fewer_updates(job: Job) -> None:
+def refuse_fewer_updates(job: Job) -> None:
+    """Compare the updates wanted with those of the newest checkpoint, which would be kept with settings of fewer.
+
+    Raises:
+        ConfigError: more are done than are wanted.
+    """
     folder, wanted = job.checkpoints(), job.config.learner.updates
     names = os.listdir(folder) if os.path.isdir(folder) else []
     done = max((int(name) for name in names if name.isdigit()), default=0)
@@ -316,12 +320,6 @@ def share_folder(directory: str, index: int, count: int) -> str:
     return os.path.join(directory, f"share_{index}_of_{count}")
 
 
-def seeds_of_cell(directory: str) -> list[int]:
-    """Return the seeds that a comparison trained together in a directory, by its name; none elsewhere."""
-    found = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", os.path.basename(os.path.normpath(directory)))
-    return [int(seed) for seed in found[1].split("-")] if found else []
-
-
 def job_of_run(directory: str) -> Job:
     """Return the job of the directory of a run, of trials, of one process's share of them or of a comparison's cell.
 
@@ -329,14 +327,15 @@ def job_of_run(directory: str) -> Job:
         ConfigError: as `settings_of_run`.
     """
     config, name = settings_of_run(directory), os.path.basename(os.path.normpath(directory))
-    of_share = re.fullmatch(r"share_(\d+)_of_(\d+)", name)
+    of_cell, of_share = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", name), re.fullmatch(r"share_(\d+)_of_(\d+)", name)
     if config.learner.mode == "trials":
         configs = [each for _, each in expand_trials(config)]
         if of_share:
             configs = share(configs, *map(int, of_share.groups()))
         return Job(configs, directory, population=True)
-    if seeds := seeds_of_cell(directory):
-        return Job([dataclasses.replace(config, seed=seed) for seed in seeds], directory, population=True)
+    if of_cell:
+        configs = [dataclasses.replace(config, seed=int(seed)) for seed in of_cell[1].split("-")]
+        return Job(configs, directory, population=True)
     return Job([config], directory)
 
 

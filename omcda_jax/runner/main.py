@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 closed as the process ends
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 closed as the process ends
+        if getattr(getattr(sys, name), "errors", None) == "strict":
+            getattr(sys, name).reconfigure(errors="replace")
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     # where a user's own environments and algorithms are
     sys.path.append(os.getcwd())

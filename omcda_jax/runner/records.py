@@ -49,7 +49,10 @@ class Records:
 
     def __enter__(self) -> "Records":
         with contextlib.ExitStack() as files:
-            self._rows = files.enter_context(MetricsFile(self._job.metrics, self.saved)) if is_first() else None
+            try:
+                self._rows = files.enter_context(MetricsFile(self._job.metrics, self.saved)) if is_first() else None
+            except OSError as error:
+                raise self._refused(error) from error
             self._sinks = files.enter_context(sinks.opened(self._job)) if is_first() else None
             self._checkpoints = files.enter_context(Checkpoints(self._job.checkpoints()))
             self._best = files.enter_context(Best(self._job, self._spec))
@@ -103,15 +106,16 @@ class Records:
             values = {key: [summary[key] for summary in summaries] for key in SUMMARY}
         self._write(step, {f"evaluation/{key}": value for key, value in values.items()})
 
+    def _refused(self, error: OSError) -> StorageError:
+        safe = f"goes on from the checkpoint of {self.saved} updates" if self.saved else "begins anew"
+        return StorageError(f"{self._job.metrics}: could not be written ({error.strerror}); the same command {safe}")
+
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._rows:
             try:
                 self._rows.write(step, values)
             except OSError as error:
-                raise StorageError(
-                    f"{self._job.metrics}: could not be written ({error.strerror}); the same command goes on from the "
-                    f"checkpoint of {self.saved} updates"
-                ) from error
+                raise self._refused(error) from error
             self._sinks(step, values)
 
     def _trace(self, stop: bool = False) -> None:

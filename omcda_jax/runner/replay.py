@@ -56,8 +56,8 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
     except ConfigError as error:
         return Replay(f"No replay: {error}.")
     shown, step = show(seen, environment), updates_done(state)
-    later = "" if step == trial.step else f" The run has gone on since its result, from {trial.step} updates."
-    return shown._replace(words=f"Greedy episode after {step} updates: {shown.words}{note}{later}")
+    other = "" if step == trial.step else f" The result is that of {trial.step} updates."
+    return shown._replace(words=f"Greedy episode after {step} updates: {shown.words}{note}{other}")
 
 
 def play(

@@ -39,6 +39,7 @@ from omcda_jax.runner.jobs import (
     check_directory,
     claimed,
     fingerprints,
+    refuse_fewer_updates,
     restore,
     share,
     share_folder,
@@ -65,7 +66,9 @@ def execute(command: Command, interruption: Interruption) -> int:
         processes.join(shared.coordinator, shared.count, shared.index, interruption)
     job, labels = job_of(command)
     by_first(lambda: check_directory(job))
-    if command.mode == "eval":
+    if command.mode == "train":
+        by_first(lambda: refuse_fewer_updates(job))
+    else:
         job = as_begun(job)
         config = dataclasses.replace(config, learner=job.config.learner)
     say(overview(config))

@@ -109,7 +109,7 @@ def quirks(episodes: Episodes) -> list[str]:
     if episodes.action.dtype.kind == "f" and (largest := float(np.abs(episodes.action).max(initial=0))) > 1:
         scale = math.ceil(largest * 1e3) / 1e3
         notes.append(
-            f"actions reach ±{largest:.6g}, beyond ±1: action_scale={scale:.6g} or clip_actions=True makes them fit"
+            f"actions reach ±{largest:.9g}, beyond ±1: action_scale={scale:.9g} or clip_actions=True makes them fit"
         )
     if _looks_like_return_to_go(episodes):
         notes.append(

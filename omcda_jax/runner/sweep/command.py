@@ -263,6 +263,8 @@ def _status(statuses: Sequence[int], stopped: bool) -> int:
 
 def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
     directory, options = command.directory, command.options
+    if command.rates and not manifest.read(command.rates):
+        raise ConfigError(f"--rates={command.rates}: expected the directory of a sweep, found no manifest.jsonl")
     for row in rows[:present]:
         say(f"{row.name}  {state.state_of(directory, row).kind}, {len(row.trials)} trials")
     for row in rows[present:]:
@@ -273,9 +275,8 @@ def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
         return
     others = [os.path.abspath(command.rates)] if command.rates else []
     rates = {}
-    for place in others:
-        rates |= state.rates(place, _some(place, manifest.read(place)))
-    rates |= state.rates(directory, manifest.read(directory))
+    for place in [*others, directory]:
+        rates |= state.rates(place, manifest.read(place))
     say(check.estimate(waiting, rates, command.rate, max(options.jobs, 1) * options.hosts, options.devices))
 
 
