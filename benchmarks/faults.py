@@ -160,18 +160,19 @@ def _whole(place: pathlib.Path, **sizes: int) -> Run:
 
 def killed(place: pathlib.Path, full: bool) -> Outcome:
     """F1 kill -9 at random points of training and saving: ends bit-equal, resumes from the newest step on disk."""
-    whole, tries = _whole(place), 200 if full else 4
+    updates = LONG if full else LONG // 2
+    whole, tries = _whole(place, updates=updates), 200 if full else 4
     rng, passed, done, runs = random.Random(0), 0, 0, 0
     while done < tries:
         runs += 1
-        run, kills, behind = Run(place / f"killed_{runs}"), 0, False
+        run, kills, behind = Run(place / f"killed_{runs}", updates=updates), 0, False
         while run.codes != [0]:
             newest = run.steps[-1:]
             [process] = run.start()
             said = ""
             if done + kills < tries:
                 # a run killed after its last update has nothing left to compile
-                said = _until(process, f"of {LONG}, in" if rng.random() < 0.2 else "the update for", surely=False)
+                said = _until(process, f"of {updates}, in" if rng.random() < 0.2 else "the update for", surely=False)
                 time.sleep(rng.uniform(0, 1.0))
                 process.kill()
             run.end([process])
