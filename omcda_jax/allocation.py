@@ -307,8 +307,8 @@ def _bracket(
     spent = jax.vmap(spent_at)(levels)
     within = spent <= budget
     least = LEVELS_TRIED - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
-    found = jnp.where(within.any(axis=0), within.argmax(axis=0), least)
-    below = jnp.where(within.any(axis=0), jnp.maximum(found - 1, 0), found)
+    found, below = within.argmax(axis=0), jnp.maximum(within.argmax(axis=0) - 1, 0)
+    found, below = (jnp.where(within.any(axis=0), index, least) for index in (found, below))
     at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (levels, spent))
     return at(below), at(found)
 

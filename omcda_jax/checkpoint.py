@@ -164,7 +164,7 @@ class Checkpoints:
             yield
         except Exception as error:  # OSError, or tensorstore's own words for it
             self._open_manager = None
-            whole = sorted(int(name) for name in _listed(self.directory) if name.isdigit())
+            whole = steps_in(self.directory)
             raise StorageError(
                 f"{self.directory}: a checkpoint could not be written ({_shortened(error)}): "
                 f"{self._bytes} bytes and some more needed, {_free_bytes(self.directory)} free; "
@@ -373,6 +373,11 @@ def _shortened(error: Exception) -> str:
     """The first line; of a long one, which names file after file, what it begins and ends with."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 160 else f"{text[:60]} ... {text[-90:]}"
+
+
+def steps_in(directory: str) -> list[int]:
+    """Return the steps that are whole in a directory of checkpoints, in order; none where there is no directory."""
+    return sorted(int(name) for name in _listed(directory) if name.isdigit())
 
 
 def _listed(directory: str) -> list[str]:

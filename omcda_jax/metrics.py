@@ -14,6 +14,8 @@ import numpy as np
 
 from omcda_jax.system import replacing
 
+WINDOW = 300.0  # seconds over which updates per second are counted
+
 
 class MetricsFile:
     """A JSONL file of rows, appended to; a context manager.
@@ -77,7 +79,6 @@ class Progress:
         shown: metrics to print when present, by key.
         stream: where to print; standard output by default.
         interval: seconds between plain lines.
-        window: seconds over which updates per second are counted; a line's interval where that is longer.
     """
 
     def __init__(
@@ -87,9 +88,8 @@ class Progress:
         shown: tuple[str, ...] = (),
         stream: TextIO | None = None,
         interval: float = 10.0,
-        window: float = 300.0,
     ):
-        self._total, self._shown, self._interval, self._window = total, shown, interval, window
+        self._total, self._shown, self._interval = total, shown, interval
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
         self._reached = collections.deque([(time.monotonic(), start)])
@@ -112,18 +112,19 @@ class Progress:
         ]
         parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
         line = "  ".join(parts)
-        # a line that the terminal wraps could not be rewritten
-        shown = line[: shutil.get_terminal_size().columns - 1]
-        self._stream.write(f"\r\x1b[K{shown}" if self._live else line + "\n")
+        if self._live:  # a line that the terminal wraps could not be rewritten
+            self._stream.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            self._stream.write(line + "\n")
         self._stream.flush()
 
     def _count(self, now: float, step: int) -> None:
         """Bring updates per second up to date; a pause longer than the window leaves them as they were."""
-        if self._rate and now - self._reached[-1][0] > self._window:
+        if self._rate and now - self._reached[-1][0] > WINDOW:
             self._reached = collections.deque([(now, step)])
             return
         self._reached.append((now, step))
-        while now - self._reached[1][0] >= self._window:
+        while now - self._reached[1][0] >= WINDOW:
             self._reached.popleft()
         since, before = self._reached[0]
         self._rate = (step - before) / max(now - since, 1e-9)

@@ -171,7 +171,7 @@ def _leave_terminal() -> None:
 def computing() -> Iterator[None]:
     """Compute in 32 bits, compiled, and with a device, or say in one line what is in the way; keep what is compiled.
 
-    JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect within it.
+    JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect within it, and a warning is one line.
 
     Raises:
         ConfigError: JAX has no device of the kind that was asked for.
@@ -180,7 +180,8 @@ def computing() -> Iterator[None]:
         print("warning: JAX_DISABLE_JIT has no effect, commands run compiled programs", file=sys.stderr, flush=True)
     keep_programs()
     try:
-        with jax.enable_x64(False), jax.disable_jit(False):
+        with warnings.catch_warnings(), jax.enable_x64(False), jax.disable_jit(False):
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
             yield
     except (RuntimeError, AssertionError) as error:
         reason = _lacking_device()
@@ -296,8 +297,7 @@ def exit_status(work: Callable[[], None]) -> int:
         work: the command.
     """
     try:
-        with Interruption(), warnings.catch_warnings(), computing():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        with Interruption(), computing():
             work()
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -202,7 +202,7 @@ def optimiser() -> optax.GradientTransformation:
 
 def norm(gradient: Any) -> chex.Array:
     """Return the norm [] of a gradient over all its leaves; its own derivative is 0 where it is 0."""
-    # dot products compile in less time than sums of squares
+    # dot products compile in less time than sums of squares; nan stays nan
     square = sum(jnp.vdot(leaf, leaf, precision="highest") for leaf in jax.tree.leaves(gradient))
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax import ALGORITHMS, learner
+from omcda_jax import ALGORITHMS, learner, metrics
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import (
@@ -361,7 +361,8 @@ def test_the_time_left_is_by_the_updates_of_the_last_minutes(monkeypatch):
     clock = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     stream = io.StringIO()
-    progress = Progress(total=10_000, start=1000, stream=stream, interval=0.0, window=60.0)
+    monkeypatch.setattr(metrics, "WINDOW", 60.0)
+    progress = Progress(total=10_000, start=1000, stream=stream, interval=0.0)
     step = 1000
     for seconds, updates in [(20, 20)] * 30 + [(20, 200)] * 3 + [(3600, 10), (20, 100)]:
         clock, step = clock + seconds, step + updates

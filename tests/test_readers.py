@@ -339,7 +339,7 @@ def test_only_numbers_near_each_other_have_gaps(tmp_path, names, notes):
 def test_a_file_that_may_not_be_read_is_one_line(tmp_path, capsys, monkeypatch):
     write_cfcql(tmp_path / "data.h5", make_episodes(DISCRETE), 6)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "expected a file or folder that can be read, found no permission to" in refused(tmp_path / "data.h5", capsys)
+    assert "expected permission to read it, found none" in refused(tmp_path / "data.h5", capsys)
 
 
 def test_parts_whose_numbers_are_equal_have_one_order(tmp_path):
@@ -649,15 +649,15 @@ def test_half_precision_of_jax_becomes_single(tmp_path):
         ({"d": "a\0b"}, "d: expected text or a number, found 'a"),
         ({"d": "\udc80"}, "d: expected text or a number, found "),
         ({"s": 2**70}, "s: expected text or a number, found 11805"),
-        ({1: 2}, "expected names that are text, found 1"),
-        ({"": 2}, "expected names that are text, found ''"),
-        ({"a": {2: 3}}, "expected names that are text, found 2"),
+        ({1: 2}, "expected a name of text with no empty part beside a dot, found 1"),
+        ({"": 2}, "expected a name of text with no empty part beside a dot, found ''"),
+        ({"a": {2: 3}}, "expected a name of text with no empty part beside a dot, found 2"),
         ({"a": 1, "a.b": 2}, "a: expected a value or values below it, found both"),
         ({"a": 1, "b": {"c": 2}, "a.d": 2}, "a: expected a value or values below it, found both"),
         ({"a": {"b": 1}, "a.b": 2}, "a.b: expected one value, found two"),
-        ({"a.": 1}, "expected names that are text, found 'a.'"),
+        ({"a.": 1}, "expected a name of text with no empty part beside a dot, found 'a.'"),
         ({"x.y": {"z": 1}}, "x.y: expected no dot in the name of a mapping"),
-        ({"x" * 70_000: 1}, "expected names that are text, found 'xxx"),
+        ({"x" * 70_000: 1}, "expected a name of text with no empty part beside a dot, found 'xxx"),
     ],
 )
 def test_metadata_that_could_not_be_read_back_are_refused(tmp_path, metadata, message):

@@ -87,8 +87,8 @@ def _judged(
     """Yield episodes, and whether to keep them, until the share is reached; a filter that lets too few pass raises."""
     amount = played = steps = 0
     while amount < share:
-        episodes = share if unit == "episodes" else share * played / max(steps, 1)
-        if played >= max(TRIES_AT_LEAST, TRIES_PER_EPISODE * episodes):
+        wanted = share if unit == "episodes" else share * played / max(steps, 1)  # episodes
+        if played >= max(TRIES_AT_LEAST, TRIES_PER_EPISODE * wanted):
             raise ConfigError(
                 f"{name}: kept {amount} of {share} {unit} after {played} episodes; the policy wins too rarely for"
                 " won_only"

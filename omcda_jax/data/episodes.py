@@ -57,7 +57,7 @@ def by_row(row: int) -> str:
 
 
 def by_step(length: np.ndarray, files: Sequence[tuple[str, int]] = ()) -> Where:
-    """Return what gives a row's episode and step, for data whose rows are others than those of their file.
+    """Return a function that names a row by its episode and step, where rows are not numbered as in their file.
 
     Args:
         length: [E] steps of each episode.

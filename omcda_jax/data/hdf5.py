@@ -316,13 +316,15 @@ def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any
         path: of the dataset, for messages.
 
     Raises:
-        DatasetError: a value of another kind or too large, a name that is no text, or one of a value and of a mapping.
+        DatasetError: a value of another kind or too large, or a name that is no text or would be read back as another.
     """
     flat = {}
     for names, value in _leaves(metadata):
         for name in names:
             if not (isinstance(name, str) and _is_storable(name) and all(name.split(".")) and len(name) < 1000):
-                raise DatasetError(f"{path}: metadata: expected names that are text, found {name!r:.80}")
+                raise DatasetError(
+                    f"{path}: metadata: expected a name of text with no empty part beside a dot, found {name!r:.80}"
+                )
         if "." in names[0] and len(names) > 1:
             raise DatasetError(f"{path}: metadata: {names[0]}: expected no dot in the name of a mapping")
         if ".".join(names) in flat:

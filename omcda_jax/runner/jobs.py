@@ -15,7 +15,7 @@ import numpy as np
 
 from omcda_jax import envs
 from omcda_jax.algorithms import find
-from omcda_jax.checkpoint import Checkpoints, digest
+from omcda_jax.checkpoint import Checkpoints, digest, steps_in
 from omcda_jax.config import (
     RESUMABLE,
     DataConfig,
@@ -216,14 +216,12 @@ def claimed(job: Job) -> Iterator[None]:
 
 
 def refuse_fewer_updates(job: Job) -> None:
-    """Compare the updates wanted with those of the newest checkpoint, which would be kept with settings of fewer.
+    """Refuse a run of fewer updates than its newest checkpoint has: its settings would not be those of its state.
 
     Raises:
         ConfigError: more are done than are wanted.
     """
-    folder, wanted = job.checkpoints(), job.config.learner.updates
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    done = max((int(name) for name in names if name.isdigit()), default=0)
+    wanted, done = job.config.learner.updates, max(steps_in(job.checkpoints()), default=0)
     if done > wanted:
         raise ConfigError(
             f"{job.directory}: learner.updates: expected at least {done}, which are done, found {wanted}; --mode=eval "

@@ -37,11 +37,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 closed as the process ends
-        if getattr(getattr(sys, name), "errors", None) == "strict":
-            getattr(sys, name).reconfigure(errors="replace")
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    if sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     # where a user's own environments and algorithms are
     sys.path.append(os.getcwd())

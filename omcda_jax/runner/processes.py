@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,8 +101,7 @@ def guarded(work: Callable[[Interruption], int]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     complain = functools.partial(print, file=sys.stderr, flush=True)
     try:
-        with Interruption() as interruption, warnings.catch_warnings(), computing():
-            warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+        with Interruption() as interruption, computing():
             sys.unraisablehook = functools.partial(_unraisable, interruption)
             return work(interruption)
     except (ConfigError, DatasetError) as error:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,10 +49,8 @@ class Records:
 
     def __enter__(self) -> "Records":
         with contextlib.ExitStack() as files:
-            try:
+            with self._in_one_line():
                 self._rows = files.enter_context(MetricsFile(self._job.metrics, self.saved)) if is_first() else None
-            except OSError as error:
-                raise self._refused(error) from error
             self._sinks = files.enter_context(sinks.opened(self._job)) if is_first() else None
             self._checkpoints = files.enter_context(Checkpoints(self._job.checkpoints()))
             self._best = files.enter_context(Best(self._job, self._spec))
@@ -106,16 +104,21 @@ class Records:
             values = {key: [summary[key] for summary in summaries] for key in SUMMARY}
         self._write(step, {f"evaluation/{key}": value for key, value in values.items()})
 
-    def _refused(self, error: OSError) -> StorageError:
-        safe = f"goes on from the checkpoint of {self.saved} updates" if self.saved else "begins anew"
-        return StorageError(f"{self._job.metrics}: could not be written ({error.strerror}); the same command {safe}")
+    @contextlib.contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        """Turn a refusal to write metrics into one line, which says where the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            next_time = f"goes on from the checkpoint of {self.saved} updates" if self.saved else "begins anew"
+            raise StorageError(
+                f"{self._job.metrics}: could not be written ({error.strerror}); the same command {next_time}"
+            ) from error
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._rows:
-            try:
+            with self._in_one_line():
                 self._rows.write(step, values)
-            except OSError as error:
-                raise self._refused(error) from error
             self._sinks(step, values)
 
     def _trace(self, stop: bool = False) -> None:

@@ -44,6 +44,24 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def write_files(directory: str, texts: Mapping[str, str]) -> None:
+    """Write files of tables, each whole or not at all.
+
+    Args:
+        directory: where.
+        texts: by the files' names.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    try:
+        for name, text in texts.items():
+            with replacing(os.path.join(directory, name)) as partial:
+                partial.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot write the tables: {error.strerror}") from error
+
+
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return rows of cells below a heading as a table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heading, ["---"] * len(heading), *rows])
@@ -206,10 +224,6 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
         for (task, algorithm), entry in entries.items()
     ]
     table = markdown(entries, cells)
-    try:
-        for extension, content in (("md", table), ("csv", by_seed), ("json", json.dumps(whole, indent=2))):
-            with replacing(os.path.join(directory, f"comparison.{extension}")) as partial:
-                partial.write_text(content)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot write the tables: {error.strerror}") from error
+    texts = {"md": table, "csv": by_seed, "json": json.dumps(whole, indent=2)}
+    write_files(directory, {f"comparison.{extension}": text for extension, text in texts.items()})
     return table

@@ -70,19 +70,19 @@ def sniff(path: str | os.PathLike) -> str:
     """
     path = os.fspath(path)
     if os.path.exists(path) and not os.access(path, os.R_OK):
-        raise DatasetError(f"{path}: expected a file or folder that can be read, found no permission to")
+        raise DatasetError(f"{path}: expected permission to read it, found none")
     if os.path.isdir(path):
         return _sniff_folder(path)
     if os.path.isfile(path) and madt.is_torch_file(path):
         return "madt"
     with h5.opened(path) as file:
         keys = set(file)
-        says = str(file.attrs.get("format", ""))
+        named = str(file.attrs.get("format", ""))
     kind = _layout(keys - {"path_lengths"})
-    if kind and says != hdf5.FORMAT:
+    if kind and named != hdf5.FORMAT:
         return kind
     # with nothing else to go by, the own reader says best what is missing
-    if says or set(hdf5.KEYS) & keys:
+    if named or set(hdf5.KEYS) & keys:
         return "omcda"
     if any(key.startswith("episode_") for key in keys):
         raise DatasetError(
@@ -184,9 +184,9 @@ def read(
         sizes, episodes, metadata = read_own(path, spec=spec, environment=environment)
         return Contents(kind, sizes, episodes, metadata | {"statistics": statistics(episodes)}, ())
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
+    where = by_step(reading.episodes.length, reading.files)
     # what a repair makes infinite is found by `check`, in words
     with np.errstate(all="ignore"):
-        where = by_step(reading.episodes.length, reading.files)
         episodes, left_out = repaired(reading.episodes, repairs, path, reading.stored, where)
         odd = quirks(episodes)
     sizes = _sizes(episodes, path)

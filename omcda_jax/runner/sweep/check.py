@@ -97,12 +97,12 @@ def estimate(
         f"{len(programs)} compilations of different programs",
         f"{sum(row.updates for row in rows):,} updates of rows, {whole:,} of trials",
     ]
-    found = [rates.get((row.program, len(row.trials)), rate) for row in rows]
-    known = [row.updates / its for row, its in zip(rows, found, strict=True) if its]
+    its_rate = lambda row: rates.get((row.program, len(row.trials)), rate)
+    known = {row.name: row.updates / its_rate(row) for row in rows if its_rate(row)}
     if not known:
         return "\n".join([*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP of such rows"])
-    mean = sum(known) / len(known)
-    seconds = [row.updates / its if its else mean for row, its in zip(rows, found, strict=True)]
+    mean = sum(known.values()) / len(known)
+    seconds = [known.get(row.name, mean) for row in rows]
     ends = [0.0] * at_a_time
     for each in seconds:  # a row begins where one ends first
         heapq.heapreplace(ends, ends[0] + each)

@@ -13,8 +13,7 @@ from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import result_of
-from omcda_jax.runner.tables import bootstrap_interval, csv_text, interquartile_mean, markdown_table
-from omcda_jax.system import replacing
+from omcda_jax.runner.tables import bootstrap_interval, csv_text, interquartile_mean, markdown_table, write_files
 from omcda_jax.types import ConfigError
 
 Record = dict[str, Any]
@@ -175,10 +174,5 @@ def collect(directory: str, rows: Sequence[Row]) -> str:
     for name, entries in tables.items():
         files |= {f"{name}.csv": csv_text(columns_of(entries), entries), f"{name}.json": json.dumps(entries, indent=2)}
         files[f"{name}.md"] = markdown(entries)
-    try:
-        for name, text in files.items():
-            with replacing(os.path.join(directory, name)) as partial:
-                partial.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot write the tables: {error.strerror}") from error
+    write_files(directory, files)
     return markdown(groups)

@@ -113,7 +113,13 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         words: of the sweep's command, without the host's number.
         hosts: how many there are.
         given: values of SKYPILOT, complete.
+
+    Raises:
+        ConfigError: `spot` is neither true nor false.
     """
+    spot = given["spot"].lower()
+    if spot not in ("true", "false"):
+        raise ConfigError(f"--engine_options: spot: expected true or false, found {given['spot']!r}")
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
     image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
     install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"
@@ -124,7 +130,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         "num_nodes": hosts,
         "resources": {
             "accelerators": given["accelerator"],
-            "use_spot": given["spot"].lower() == "true",
+            "use_spot": spot == "true",
             "job_recovery": recovery,
             **image,
         },
@@ -206,8 +212,6 @@ def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: M
         raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none{build}")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given["name"]):
         raise ConfigError(f"{flag}: name: expected up to 40 small letters, digits and dashes, found {given['name']!r}")
-    if given.get("spot", "true").lower() not in ("true", "false"):
-        raise ConfigError(f"{flag}: spot: expected true or false, found {given['spot']!r}")
     if os.path.commonpath([directory, given["mount"]]) != os.path.normpath(given["mount"]):
         raise ConfigError(
             f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"
