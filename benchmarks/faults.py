@@ -258,10 +258,11 @@ def signalled_any_time(place: pathlib.Path, full: bool) -> Outcome:
 def one_signalled(place: pathlib.Path, full: bool) -> Outcome:
     """F3 SIGTERM to any one of 2 and of 4 processes: all stop after the same update with 75, and end bit-equal."""
     passed = tried = 0
+    updates = 600 if full else 300
     for count in (2, 4) if full else (2,):
-        whole = _whole(place, updates=600, processes=count)
+        whole = _whole(place, updates=updates, processes=count)
         for index in range(5) if full else (count - 1,):
-            run = Run(place / f"one_signalled_{count}_{index}", updates=600, processes=count)
+            run = Run(place / f"one_signalled_{count}_{index}", updates=updates, processes=count)
             processes = run.start()
             _until(processes[0], "updates/s")
             processes[index % count].send_signal(signal.SIGTERM)
@@ -276,10 +277,11 @@ def one_signalled(place: pathlib.Path, full: bool) -> Outcome:
 
 def one_killed(place: pathlib.Path, full: bool) -> Outcome:
     """F4 SIGKILL to one of 2 processes: the other ends non-zero within 30 s, the pair goes on and ends bit-equal."""
-    whole, passed, tries, slowest = _whole(place, updates=600, processes=2), 0, 5 if full else 1, 0.0
+    updates = 600 if full else 300
+    whole, passed, tries, slowest = _whole(place, updates=updates, processes=2), 0, 5 if full else 1, 0.0
     codes = set()
     for index in range(tries):
-        run = Run(place / f"one_killed_{index}", updates=600, processes=2)
+        run = Run(place / f"one_killed_{index}", updates=updates, processes=2)
         processes = run.start()
         _until(processes[0], "updates/s")
         processes[1 - index % 2].kill()
