@@ -89,10 +89,20 @@ def make_evaluate(
     return make(act, environment, episodes, population, dict(compiler_options or {}) or None)
 
 
+def _key_of_reset(key: chex.PRNGKey) -> chex.PRNGKey:
+    """Return what an episode begins with, by its key; independent of all that its steps draw, as of rollouts."""
+    return jax.random.fold_in(key, 0)
+
+
+def _keys_of_step(key: chex.PRNGKey, time: chex.Numeric) -> chex.PRNGKey:
+    """Return the keys of the action and of the simulator, [2], in a step of an episode, counted from 1."""
+    return jax.random.split(jax.random.fold_in(key, time))
+
+
 def _in_jax(act, environment: Environment, episodes: int, population: bool, options: dict[str, Any] | None):
     def step(carry: _Carry, state: Any, keys: jax.Array) -> _Carry:
         action = act(state, carry.timestep.obs, carry.timestep.avail)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, carry.time + 1)
+        _, step_keys = jax.vmap(_keys_of_step, in_axes=(0, None), out_axes=1)(keys, carry.time + 1)
         env_state, timestep = jax.vmap(environment.step)(step_keys, carry.env_state, action)
         active = ~carry.done
         at_horizon = carry.time + 1 >= environment.horizon
@@ -112,7 +122,7 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool, opti
 
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
         keys = jax.random.split(key, episodes)
-        env_state, timestep = jax.vmap(environment.reset)(keys)
+        env_state, timestep = jax.vmap(environment.reset)(jax.vmap(_key_of_reset)(keys))
         nothing = jnp.zeros(episodes, bool)
         start = EpisodeResults(jnp.zeros(episodes, jnp.float32), nothing, jnp.zeros(episodes, jnp.int32), nothing)
         carry = _Carry(jnp.int32(0), env_state, timestep, nothing, start)
@@ -275,11 +285,11 @@ def watch(
 def _seen_in_jax(act, environment: Environment, state: Any, key: jax.Array) -> Seen:
     units = jax.jit(environment.map.units) if environment.map else lambda env_state: None
     step = jax.jit(environment.step)
-    env_state, timestep = jax.jit(environment.reset)(key)
+    env_state, timestep = jax.jit(environment.reset)(_key_of_reset(key))
     seen, actions, rewards, won = [units(env_state)], [], [], False
     for time in range(1, environment.horizon + 1):
-        step_key = jax.random.fold_in(key, time)
-        actions.append(act(state, timestep.obs, timestep.avail, jax.random.fold_in(step_key, 0)))
+        act_key, step_key = _keys_of_step(key, time)
+        actions.append(act(state, timestep.obs, timestep.avail, act_key))
         env_state, timestep = step(step_key, env_state, actions[-1])
         seen.append(units(env_state))
         rewards.append(timestep.reward)

@@ -9,10 +9,15 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax import data, envs
+import omcda_jax
+from omcda_jax import algorithms, data, envs
+from omcda_jax.behaviour import acts
+from omcda_jax.behaviour.policies import Quality
+from omcda_jax.data.collect import collect
 from omcda_jax.envs import contract, mpe
 from omcda_jax.envs.base import HostEnvironment
 from omcda_jax.envs.pettingzoo import _Single
@@ -183,7 +188,9 @@ class Places:
 def test_a_module_that_lacks_a_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "lacking.py").write_text("import no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="environment lacking/9: cannot import lacking: No module named 'no_such"):
+    with pytest.raises(
+        ConfigError, match="lacking/9: cannot import lacking: ModuleNotFoundError: No module named 'no_such"
+    ):
         envs.make("lacking/9")
 
 
@@ -230,11 +237,33 @@ def test_pettingzoo_actions_reach_the_environment_in_its_own_units():
     single.step(np.array([[-1.0, 1.0], [0.0, 9.0]]))
     np.testing.assert_allclose(env.last["tall"], [0.0, 6.0])
     np.testing.assert_allclose(env.last["short"], [3.0])
+    # who is gone has nothing to act with
+    np.testing.assert_array_equal(single.step(np.zeros((2, 2))).avail, [[1, 1], [0, 0]])
     env = particles.parallel_env()
     single = _Single(env, "particles")
     single.reset(0)
     single.step(np.array([2, 0]))
     assert env.last == {"tall": 7, "short": 5}
+
+
+def test_pettingzoo_takes_all_observations_where_state_is_no_method():
+    env = importlib.import_module("particles").parallel_env()
+    env.state = {"of": "the author's own"}
+    assert _Single(env, "particles").spec.state_dim == 6
+
+
+def test_pettingzoo_continuous_agents_that_leave_have_no_choice_in_the_data():
+    environment = envs.make("pettingzoo/particles?horizon=4&continuous=True")
+    episodes, _ = collect(environment, [()], Quality(("random",)), act=acts.uniform(False), episodes=3, seed=0)
+    dataset = data.from_arrays(environment.spec, episodes)
+    batch = data.gather(dataset, jnp.asarray(dataset.rows))
+    assert not batch.avail[2::4, 1].any() and not batch.action[2::4, 1].any()
+    for name in ("bc", "omcda"):
+        config = algorithms.find(name).config(hidden_sizes=(8,))
+        state = omcda_jax.init(jax.random.key(0), environment.spec, config)
+        for _ in range(2):
+            state, metrics = omcda_jax.update(state, batch)
+        assert all(np.isfinite(value).all() for value in metrics.values())
 
 
 def test_pettingzoo_action_masks():
@@ -437,8 +466,8 @@ def test_pettingzoo_mistakes(scenario, message):
 class FakeStarCraft:
     """Answers as smac documents."""
 
-    def __init__(self, map_name, seed=None):
-        self.seed, self.t, self.closed = seed, 0, False
+    def __init__(self, map_name, seed=None, continuing_episode=False):
+        self.seed, self.t, self.closed, self.continuing = seed, 0, False, continuing_episode
 
     def get_env_info(self):
         return {"n_agents": 2, "obs_shape": 3, "state_shape": 4, "n_actions": 5, "episode_limit": 3}
@@ -461,7 +490,8 @@ class FakeStarCraft:
         if self.seed == 7 and self.t == 2:
             return 12.0, True, {"battle_won": True}
         if self.t == 3:
-            return 0.5, True, {"episode_limit": True, "battle_won": False}
+            # said only of what goes on
+            return 0.5, True, {"battle_won": False} | ({"episode_limit": True} if self.continuing else {})
         return 0.5, False, {}
 
     def close(self):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omcda_jax import data, envs
-from omcda_jax.behaviour import policies
+from omcda_jax.behaviour import acts, policies
 from omcda_jax.data import rollouts
 from omcda_jax.data.episodes import check
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
@@ -334,6 +334,18 @@ def test_draws_of_the_host_are_those_of_the_policy(hosted):
     assert np.abs(np.cov(error.T) - np.eye(3)).max() < 0.25
 
 
+def test_a_function_in_python_is_asked_for_copies_that_play_only():
+    asked = []
+
+    def act(obs, avail, key):
+        asked.append(obs)
+        return np.where(avail, 0.5, 0.0)
+
+    behaviour = acts.InPython(act, discrete=False)
+    episodes, _ = collect.collect(make_host(), [()], PLAIN, act=behaviour, episodes=3, seed=5)
+    assert len(asked) == episodes.length.sum()
+
+
 @pytest.mark.parametrize("copies", [1, 7, 50])
 def test_neither_copies_nor_number_change_an_episode_of_the_host(hosted, monkeypatch, copies):
     monkeypatch.setattr(rollouts, "COPIES", copies)
@@ -502,7 +514,7 @@ def test_random_play_is_a_quality_of_every_environment(toy_shop, monkeypatch):
     for words in ({"quality": "random"}, {"policy": "random", "quality": None}):
         name, found = behaviours.behaviour(environment="toy/sum", **words)
         assert name == "random" and found.facts["description"] == metadata["description"]
-        assert list(found.flags) == ["--policy=random", "--quality=random"]
+        assert list(found.flags) == ["--policy=random", *(["--quality=random"] if words["quality"] else [])]
 
 
 def test_ensure_refuses_what_it_cannot_make(toy_shop):
@@ -558,19 +570,22 @@ def test_real_battles(tmp_path):
 
 def test_script_makes_describes_and_refuses(toy_shop, capsys):
     request = {"environment": "toy/sum", "quality": "medium", "episodes": 12, "seed": 5}
-    script.run(request)
+    found = collect.of_stages("toy/sum", "medium")
+    script.run(request, found)
     made = capsys.readouterr().out
     assert "collecting 12 episodes" in made and "12 kept of 12 played" in made
-    script.run(request)
-    found = capsys.readouterr().out
-    assert "exists: checking it" in found and "collecting" not in found and "12 kept of 12 played" in found
+    script.run(request, found)
+    again = capsys.readouterr().out
+    assert "exists: checking it" in again and "collecting" not in again and "12 kept of 12 played" in again
     with pytest.raises(ConfigError, match="size: expected one of"):
-        script.run(request | {"transitions": 30})
+        script.run(request | {"transitions": 30}, found)
     path = data.default_path(**request)
     with pytest.raises(DatasetError, match="transitions: expected 30, found None; name another --out"):
-        script.run(request | {"transitions": 30, "episodes": None}, out=path)
+        script.run(request | {"transitions": 30, "episodes": None}, found, path)
     with pytest.raises(DatasetError, match="seed: expected 6, found 5; name another --out"):
-        script.run(request | {"seed": 6}, out=path)
+        script.run(request | {"seed": 6}, found, path)
+    with pytest.raises(DatasetError, match="weights: expected"):
+        script.run(request, found._replace(facts=found.facts | {"weights": {"medium": "of another policy"}}))
 
 
 def test_script_exits_with_78_and_one_line(tmp_path):

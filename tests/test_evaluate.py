@@ -293,6 +293,35 @@ def test_what_is_watched_is_the_first_episode_of_an_evaluation(seed):
         np.testing.assert_array_equal(units[1], np.arange(len(reward) + 1))
 
 
+def coins(env_steps=4):
+    """Each step pays 1 where its own coin shows what the reset's did, or what the action's key would have shown."""
+    coin = lambda key: jax.random.bernoulli(jax.random.split(key)[1]).astype(jnp.int32)
+
+    def show(time, reward):
+        end = time == env_steps
+        seen = dict(obs=jnp.zeros((2, 1)), global_state=jnp.zeros(1), avail=jnp.ones((2, 2), bool))
+        return TimeStep(**seen, reward=reward, terminated=end, truncated=end & False, won=end & False)
+
+    def reset(key):
+        return (jnp.int32(0), coin(key)), show(jnp.int32(0), jnp.float32(0))
+
+    def step(key, env_state, action):
+        time, first = env_state
+        reward = (jax.random.bernoulli(key) == first) + 10.0 * (coin(key) == action[0])
+        return (time + 1, first), show(time + 1, reward)
+
+    return Environment("toy/coins", SPEC, env_steps, None, {}, reset, step)
+
+
+def test_what_a_step_draws_is_independent_of_the_reset_and_of_the_action():
+    play = make_evaluate(lambda state, obs, avail: jnp.zeros(obs.shape[:-1], jnp.int32), coins(1), 4000)
+    returns = np.asarray(play(jnp.float32(0), jax.random.key(0)).returns)
+    assert abs((returns % 10).mean() - 0.5) < 0.05
+    coin = lambda state, obs, avail, key: jnp.full(2, jax.random.bernoulli(key).astype(jnp.int32))
+    seen = watch(coin, coins(200), jnp.float32(0), seed=0)[0]
+    assert abs((seen.reward // 10).mean() - 0.5) < 0.15
+
+
 def test_what_is_watched_on_the_host_are_the_episodes_of_an_evaluation():
     log = []
     environment = host_countdown(truncates_itself=False, log=log)

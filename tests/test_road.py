@@ -67,6 +67,11 @@ def home(tmp_path_factory):
     (home / "few").mkdir()  # without the stages on the way to medium
     for stage in ("medium", "expert"):
         shutil.copy(home / "weights" / policies.file_name(HOST, stage), home / "few")
+    np.save(home / "rows.npy", np.zeros(3))
+    with np.load(home / "weights" / policies.file_name(HOST, "expert")) as file:
+        arrays = {key: file[key] for key in file}
+    np.savez(home / "narrow.npz", **arrays | {"actor_1_w": arrays["actor_1_w"][..., :-1, :]})
+    (home / "broken_module.py").write_text("raise RuntimeError('no licence')")
     return home
 
 
@@ -232,7 +237,7 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
             ["--policy=own_policies:wide"],
             "own_policies:wide: expected actions [2] of integers, found [2, 3] of f",
         ),
-        (HOST, ["--policy=own_policies:illegal"], "policy own_policies:illegal: expected legal actions, found 3 of ag"),
+        (HOST, ["--policy=own_policies:illegal"], f"a policy in {HOST}: expected legal actions, found 3 of agent 1"),
         (HOST, ["--policy=own_policies:broken"], "own_policies:broken(obs, avail, key) failed: "),
         (
             IN_JAX,
@@ -259,6 +264,16 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
         ),
         ("pettingzoo/particles?horizon=3", ["--policy={home}/run"], "obs_dim: expected 3 for pettingzoo/particles"),
         (HOST, ["--policy={home}/run", "--checkpoint=best"], None),
+        (HOST, ["--policy=random", "--checkpoint=best"], "--checkpoint: expected the directory of a run as --policy"),
+        (HOST, ["--policy={home}/rows.npy"], "rows.npy: expected actor_0_w .. actor_2_b in an npz file"),
+        (HOST, ["--policy={home}/narrow.npz"], "narrow.npz for examples.environment_in_python/5: actor_1_w: expected"),
+        (
+            "examples.environment_in_python/abc",
+            ["--policy=random"],
+            "python/abc: ValueError: invalid literal",
+        ),
+        ("pettingzoo/?N=3", ["--policy=random"], "environment pettingzoo/?N=3: expected a module with parallel_env"),
+        ("broken_module/5", ["--policy=random"], "cannot import broken_module: RuntimeError: no licence (broken_modu"),
         (
             "pettingzoo/particles?horizon=3",
             ["--policy={home}/weights/{expert}"],
@@ -268,6 +283,7 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
 )
 def test_mistakes_are_named(own, home, tmp_path, monkeypatch, capsys, environment, words, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(home)
     names = {"home": home, "expert": policies.file_name(HOST, "expert")}
     words = [word.format(**names) for word in words]
     status = collect.main(["collect.py", f"--environment={environment}", "--episodes=2", "--out=own.h5", *words])
@@ -277,6 +293,16 @@ def test_mistakes_are_named(own, home, tmp_path, monkeypatch, capsys, environmen
     else:
         assert status == 78 and error.startswith("error: ") and error.count("\n") == 1 and message in error
         assert not Path("own.h5").exists()
+
+
+def test_data_of_other_policies_do_not_take_the_name_of_the_packages(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(collect, "QUALITIES", {(IN_JAX, "medium"): None})
+    words = ["collect.py", f"--environment={IN_JAX}", "--quality=medium", "--policy=random", "--episodes=2"]
+    assert collect.main(words) == 78
+    assert "--policy: expected --out too, for datasets/examples.environ" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert collect.main([*words, "--out=own.h5"]) == 0
 
 
 @pytest.mark.parametrize(

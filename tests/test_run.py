@@ -495,6 +495,11 @@ def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch
     assert run.main(command("--config.learner.evaluate_every=20")) == 0
     names = lambda which: sorted(path.name for path in (DIRECTORY / "checkpoints" / which).iterdir())
     assert (names("latest"), names("best")) == (["40", "60"], ["20"])
+    # an evaluation that is asked for afterwards is none on the way, however lucky
+    monkeypatch.setattr(evaluation, "summarise", lambda found: summarise(found) | {"return_mean": 99.0})
+    for mode in ("eval", "train"):
+        assert run.main(command("--config.learner.evaluate_every=20", f"--mode={mode}")) == 0
+    assert names("best") == ["20"]
     monkeypatch.setattr(evaluation, "summarise", summarise)
     assert run.main(command("--config.learner.evaluate_every=20", "--mode=eval", "--checkpoint=best")) == 0
     best = json.loads((DIRECTORY / "result_best.json").read_text())

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.behaviour.policies import Quality, sample
-from omcda_jax.types import ConfigError
 
 CHANCE = "actions drawn at random from the legal ones"
 
@@ -23,27 +22,16 @@ class InPython(NamedTuple):
 
     Attributes:
         function: `function(obs [N, O], avail [N, A], seed [2] uint32) -> action [N] or [N, A]`, all of NumPy.
-        name: for messages.
         discrete: whether actions are indices.
     """
 
     function: Callable
-    name: str
     discrete: bool
 
     def __call__(self, params: Any, obs: np.ndarray, avail: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Return the function's action.
-
-        Raises:
-            ConfigError: it is not legal.
-        """
+        """Return the function's action."""
         del params
-        action = np.asarray(self.function(obs, avail, key))
-        legal = self._legal(action, avail)
-        if not legal.all():
-            agent = int(np.flatnonzero(~legal)[0])
-            raise ConfigError(f"policy {self.name}: expected legal actions, found {action[agent]} of agent {agent}")
-        return action.astype(np.int32 if self.discrete else np.float32)
+        return np.asarray(self.function(obs, avail, key)).astype(np.int32 if self.discrete else np.float32)
 
     def mixed(self, share: float) -> "InPython":
         """Return `mixed` of it."""
@@ -58,12 +46,6 @@ class InPython(NamedTuple):
             return np.where(coin if self.discrete else coin[:, None], drawn, self.function(obs, avail, key))
 
         return self._replace(function=act_or_not)
-
-    def _legal(self, action: np.ndarray, avail: np.ndarray) -> np.ndarray:
-        if not self.discrete:
-            return (np.abs(action) <= 1).all(axis=-1)  # nan is not
-        inside = (action >= 0) & (action < avail.shape[-1])
-        return inside & np.take_along_axis(avail, np.where(inside, action, 0)[:, None], axis=-1)[:, 0]
 
 
 class Behaviour(NamedTuple):

@@ -234,7 +234,7 @@ def read_weights(path: Path) -> Params:
             layers = tuple((file[f"actor_{k}_w"], file[f"actor_{k}_b"]) for k in range(3))
             kind = Gaussian if "log_std" in file else Categorical if "obs_mean" in file else None
             params = layers if kind is None else kind(layers, *(file[key] for key in kind._fields[1:]))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{path}: expected actor_0_w .. actor_2_b in an npz file, found: {one_line(error)}"
         ) from error
@@ -281,6 +281,17 @@ def check(params: Params, spec: EnvSpec, name: str) -> None:
             f"behaviour policy {name}: expected {words(*expected[:2], kinds[expected[2]])},"
             f" found {words(*sizes[:2], kinds[sizes[2]])}"
         )
+    lead = (spec.num_agents,) if separate else ()
+    widths = [inputs[-1], *(w.shape[-1] for w, _ in layers)]
+    arrays = {}
+    for k, (w, b) in enumerate(layers):
+        arrays |= {f"actor_{k}_w": (w, (*lead, *widths[k : k + 2])), f"actor_{k}_b": (b, (*lead, widths[k + 1]))}
+    if separate:
+        known = {"log_std": spec.action_dim, "obs_mean": spec.obs_dim, "obs_std": spec.obs_dim}
+        arrays |= {key: (getattr(params, key), (*lead, known[key])) for key in params._fields[1:]}
+    for key, (array, shape) in arrays.items():
+        if array.shape != shape:
+            raise ConfigError(f"behaviour policy {name}: {key}: expected {list(shape)}, found {list(array.shape)}")
 
 
 def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey, temperature: float) -> jax.Array:

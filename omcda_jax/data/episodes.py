@@ -228,7 +228,7 @@ def _check_actions(spec: EnvSpec, episodes: Episodes, source: str, where: Where)
         if getattr(episodes, key)[final].any():
             raise DatasetError(f"{source}: {key}: expected zeros on each episode's final row, found others")
     stuck = ~episodes.avail.any(axis=-1)
-    if stuck.any():
+    if spec.discrete and stuck.any():
         row, agent = np.argwhere(stuck)[0]
         raise DatasetError(f"{source}: avail: expected a legal action, found none for agent {agent} in {where(row)}")
     action = episodes.action

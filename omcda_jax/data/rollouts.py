@@ -53,7 +53,8 @@ def player(
         episodes: about how many will be wanted, None where that is not known.
 
     Raises:
-        ConfigError: from `play`, an episode goes on beyond the environment's horizon.
+        ConfigError: from `play`, an episode goes on beyond the environment's horizon, or an action is not legal where
+            the simulator runs on the host.
     """
     if isinstance(environment, HostEnvironment):
         choose, copies = _chooser(act), min(COPIES, episodes or COPIES)
@@ -118,13 +119,16 @@ def _play(environment: Environment, begin, advance, chunk: int, request: Request
 
 
 def _chooser(act: acts.Act):
-    """Return a function of a step's actions in all copies at once, each from the key of its own episode and step."""
+    """Return a function of a step's actions in the copies `who` that play, each from the key of its episode and step.
+
+    The other arguments have a row for every copy: the compiled width stays the same however many play.
+    """
     key_of = lambda key, episode, t: jax.random.fold_in(jax.random.fold_in(key, episode), t)
     if isinstance(act, acts.InPython):
         key_data = jax.jit(jax.vmap(lambda *of: jax.random.key_data(key_of(*of)), in_axes=(None, 0, 0)))
 
-        def choose(params, key, episode, t, obs, avail):
-            rows = zip(obs, avail, np.asarray(key_data(key, episode, t)), strict=True)
+        def choose(who, params, key, episode, t, obs, avail):
+            rows = zip(obs[who], avail[who], np.asarray(key_data(key, episode, t))[who], strict=True)
             return np.stack([act(params, *row) for row in rows])
 
         return choose
@@ -132,7 +136,8 @@ def _chooser(act: acts.Act):
     def one(params, key, episode, t, obs, avail):
         return act(params, obs, avail, key_of(key, episode, t))
 
-    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0)))
+    jitted = jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0)))
+    return lambda who, *rows: np.asarray(jitted(*rows))[who]
 
 
 def _play_host(
@@ -169,9 +174,10 @@ def _play_host(
         who = np.flatnonzero(running)
         if not len(who):
             return
-        chosen = np.asarray(choose(params, key, episode, t, obs[everyone, t], avail[everyone, t]))
-        after = simulators.step(who, chosen[who])
-        action[who, t[who]], reward[who, t[who]] = chosen[who], after.reward
+        chosen = choose(who, params, key, episode, t, obs[everyone, t], avail[everyone, t])
+        _require_legal(environment, chosen, avail[who, t[who]])
+        after = simulators.step(who, chosen)
+        action[who, t[who]], reward[who, t[who]] = chosen, after.reward
         won[who] |= after.won
         t[who] += 1
         steps += len(who)
@@ -186,6 +192,20 @@ def _play_host(
         while due in finished:
             yield finished.pop(due)
             due += 1
+
+
+def _require_legal(environment: HostEnvironment, action: np.ndarray, avail: np.ndarray) -> None:
+    """Refuse what a simulator might take amiss, before it sees it."""
+    if environment.spec.discrete:
+        inside = (action >= 0) & (action < avail.shape[-1])
+        legal = inside & np.take_along_axis(avail, np.where(inside, action, 0)[..., None], axis=-1)[..., 0]
+    else:
+        legal = (np.abs(action) <= 1).all(axis=-1)  # nan is not
+    if not legal.all():
+        copy, agent = np.argwhere(~legal)[0]
+        raise ConfigError(
+            f"a policy in {environment.name}: expected legal actions, found {action[copy, agent]} of agent {agent}"
+        )
 
 
 def _endless(environment: Environment | HostEnvironment) -> ConfigError:

@@ -6,6 +6,8 @@ function `make(scenario)`, see experiments/examples.
 
 import importlib
 import importlib.util
+import os
+import traceback
 
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.contract import check
@@ -42,13 +44,24 @@ def make(name: str) -> Environment | HostEnvironment:
         return importlib.import_module(module).make(scenario)
     try:
         builder = getattr(importlib.import_module(module), "make", None)
-    except ImportError as error:
-        raise ConfigError(f"environment {name}: cannot import {module}: {one_line(error)}") from error
+    except Exception as error:  # of whatever the module does
+        raise ConfigError(f"environment {name}: cannot import {module}: {_placed(error)}") from error
     if builder is None:
         raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")
-    environment = builder(scenario)
-    check(environment, name)
+    try:
+        environment = builder(scenario)
+        check(environment, name)
+    except ConfigError:
+        raise
+    except Exception as error:  # likewise
+        raise ConfigError(f"environment {name}: {_placed(error)}") from error
     return environment
+
+
+def _placed(error: Exception) -> str:
+    """An error on one line, with the place in the user's code that it comes from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)} ({os.path.basename(last.filename)}:{last.lineno})"
 
 
 def _importable(module: str) -> bool:

@@ -274,7 +274,8 @@ def build(scenario: str):
         scenario: as for `make`.
 
     Raises:
-        ConfigError: gymnasium-robotics is not installed, or MuJoCo does not find the graphics that MUJOCO_GL names.
+        ConfigError: gymnasium-robotics is not installed or cannot build the scenario, or MuJoCo does not find the
+            graphics that MUJOCO_GL names.
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -289,6 +290,8 @@ def build(scenario: str):
     mujoco.set_mju_user_warning(lambda text: None)
     try:
         return mamujoco_v1.parallel_env(robot, partition, disable_env_checker=True)
+    except ValueError as error:
+        raise ConfigError(f"mamujoco: scenario {scenario!r} has no robot: {one_line(error)}") from error
     finally:
         mujoco.set_mju_user_warning(handler)
 

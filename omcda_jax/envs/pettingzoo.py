@@ -2,9 +2,9 @@
 
 What follows the question mark goes to the module's `parallel_env`; `horizon` stays here, for environments that do not
 tell theirs by `max_cycles`. The team's reward is the mean of the agents'. Agents of different sizes are padded; one
-that is gone observes zeros and has action 0 only. The state is the environment's own, or else all observations.
-Continuous actions in [-1, 1] are stretched to the space's bounds. An `action_mask`, beside an `observation` or in the
-agent's info, gives the legal actions.
+that is gone observes zeros and has action 0 only, or no dimension to act in. The state is the environment's own, or
+else all observations. Continuous actions in [-1, 1] are stretched to the space's bounds. An `action_mask`, beside an
+`observation` or in the agent's info, gives the legal actions.
 
 An episode ends where every agent is terminated or truncated. It is terminated where every agent was, each at its last
 step; where one was only truncated, the clock cut the team's task. An agent that is both at once is terminated.
@@ -40,7 +40,7 @@ def make(scenario: str) -> HostEnvironment:
     try:
         module = importlib.import_module(module_name)
         build = module.parallel_env
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # of whatever the module does
         lacks = isinstance(error, ImportError)
         advice = "; pip install what it needs, such as 'omcda-jax[pettingzoo]' and mpe2" if lacks else ""
         raise ConfigError(
@@ -80,6 +80,8 @@ class _Single:
         self._seen = {agent: _observed(env.observation_space(agent), agent, self._name) for agent in self._agents}
         # agents whose part is over, and whether it was by termination
         self._over: dict[Any, bool] = {}
+        # not everything called so is the method
+        self._tells_state = callable(getattr(env, "state", None))
         step = self.reset(0)
         self.spec = EnvSpec(*step.obs.shape, len(step.global_state), max(self._sizes), self._discrete)
 
@@ -131,12 +133,11 @@ class _Single:
             if here:
                 own = shown[agent]["observation"] if is_dict else shown[agent]
             parts.append(np.asarray(own, np.float32).ravel())
-            if here or not self._discrete:
-                avail[k, : self._sizes[k]] = True
-            if here and self._discrete:
-                avail[k, : self._sizes[k]] = self._mask(k, shown[agent] if is_dict else {}, infos.get(agent) or {})
-            # nobody is without an action, not even who is gone
-            if not avail[k].any():
+            if here:
+                own = self._mask(k, shown[agent] if is_dict else {}, infos.get(agent) or {}) if self._discrete else True
+                avail[k, : self._sizes[k]] = own
+            # there is always an action with an index to take, even for who is gone
+            if self._discrete and not avail[k].any():
                 avail[k, 0] = True
         width = max(len(part) for part in parts)
         obs = np.stack([np.pad(part, (0, width - len(part))) for part in parts])
@@ -171,11 +172,12 @@ class _Single:
         return float(np.asarray(reward).item())
 
     def _state(self, obs: np.ndarray) -> np.ndarray:
-        try:
-            state = np.asarray(self._env.state(), np.float32).ravel()
-        except (NotImplementedError, AttributeError):
+        if not self._tells_state:
             return obs.ravel()
-        return state
+        try:
+            return np.asarray(self._env.state(), np.float32).ravel()
+        except NotImplementedError:
+            return obs.ravel()
 
 
 def _is_discrete(actions: list, name: str) -> bool:

@@ -70,11 +70,14 @@ def behaviour(
         raise ConfigError(f"--random_share: expected a number from 0 to 1, found {random_share:g}")
     if policy is not None and weights is not None:
         raise ConfigError("--policy, --weights: expected one of them, found both")
+    if checkpoint != "latest" and (policy is None or not _is_run(policy)):
+        raise ConfigError(f"--checkpoint: expected the directory of a run as --policy, found {policy or 'none'}")
     game = envs.make(environment)
     if policy is None and weights is None and quality == "random":
         policy = quality
     if policy is None:
-        found, name = of_stages(environment, quality or "medium", folder(weights)), quality or "medium"
+        name = quality or "medium"
+        found = of_stages(environment, name, folder(weights))
         for stage, params in zip(found.recipe.stages, found.params, strict=True):
             policies.check(params, game.spec, f"{stage} for {environment}")
         recipe = dataclasses.replace(found.recipe, temperature=0.0) if greedy else found.recipe
@@ -86,11 +89,16 @@ def behaviour(
         facts = {"description": f"{source.text}; every episode kept", "policy": policy, "temperature": None}
         if source.weights is not None:
             facts["weights"] = {source.name: source.weights}
-        flags = [f"--policy={shlex.quote(policy)}", f"--quality={shlex.quote(name)}"]
+        flags = [f"--policy={shlex.quote(policy)}"]
+        flags += [] if quality is None else [f"--quality={shlex.quote(quality)}"]
         flags += [] if checkpoint == "latest" else [f"--checkpoint={checkpoint}"]
         recipe = policies.Quality((source.name,))
         found = acts.Behaviour(recipe, (source.params,), source.act, facts, tuple(flags))
     return _varied(name, found, game.spec.discrete, greedy, random_share, named=policy is not None and quality)
+
+
+def _is_run(policy: str) -> bool:
+    return os.path.isfile(os.path.join(policy, "config.json"))
 
 
 def _varied(name, found, discrete, greedy, share, *, named):
@@ -133,7 +141,7 @@ def find(policy: str, game: Environment | HostEnvironment, checkpoint: str, gree
     how = "greedy actions of" if greedy else "actions sampled from"
     if os.path.isfile(os.path.join(policy, "policy.json")):
         return _of_actor(load_policy(policy), f"the policy saved as {policy}", game, greedy, how)
-    if os.path.isfile(os.path.join(policy, "config.json")):
+    if _is_run(policy):
         actor, updates = actor_of_run(policy, game, checkpoint)
         return _of_actor(actor, f"the run {policy} after {updates} updates", game, greedy, how)
     if os.path.isfile(policy):
@@ -228,7 +236,7 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
     if not isinstance(game, HostEnvironment):
         raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")
     _check_choice(policy, chosen, spec)
-    return acts.InPython(function, policy, spec.discrete)
+    return acts.InPython(function, spec.discrete)
 
 
 def _check_choice(policy: str, chosen: Any, spec: EnvSpec) -> None:

@@ -24,11 +24,12 @@ from absl import flags
 
 from omcda_jax import data
 from omcda_jax.behaviour.acts import Behaviour
+from omcda_jax.behaviour.policies import QUALITIES
 from omcda_jax.envs.base import task
 from omcda_jax.runner import frame
 from omcda_jax.runner.behaviours import behaviour
 from omcda_jax.system import new_flags
-from omcda_jax.types import DatasetError
+from omcda_jax.types import ConfigError, DatasetError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,11 +47,12 @@ def _collect(values: flags.FlagValues) -> None:
         by_transitions = task(request["environment"]).startswith("mamujoco/")
         request |= {"transitions": 100_000} if by_transitions else {"episodes": 1000}
     options = {key: values[key].value for key in ("policy", "weights", "checkpoint", "greedy", "random_share")}
-    if any(options[key] != values[key].default for key in options):
-        request["quality"], found = behaviour(request["environment"], request["quality"], **options)
-        run(request, values.out, found)
-    else:
-        run(request | {"quality": request["quality"] or "medium"}, values.out)
+    request["quality"], found = behaviour(request["environment"], request["quality"], **options)
+    own = next((key for key in ("policy", "weights") if options[key] is not None), None)
+    if own and values.out is None and (task(request["environment"]), request["quality"]) in QUALITIES:
+        path = data.default_path(**request)
+        raise ConfigError(f"--{own}: expected --out too, for {path} is for policies that come with the package")
+    run(request, found, values.out)
 
 
 def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
@@ -77,13 +79,13 @@ def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
     return "\n".join(f"{key:<12} {value}" for key, value in lines.items())
 
 
-def run(request: dict, out: str | None = None, found: Behaviour | None = None) -> None:
+def run(request: dict, found: Behaviour, out: str | None = None) -> None:
     """Make a dataset, or check the one that is there, and print what it holds.
 
     Args:
         request: `environment`, `quality`, `episodes` or `transitions`, and `seed`, see `data.ensure`.
+        found: what is rolled out.
         out: the file; None is `data.default_path`.
-        found: what is rolled out; None is what comes with the package.
 
     Raises:
         ConfigError: a wrong value or a missing package.
@@ -96,7 +98,7 @@ def run(request: dict, out: str | None = None, found: Behaviour | None = None) -
     path = data.ensure(**request, path=path, behaviour=found)
     _, _, metadata = data.read(path)
     holds = {**metadata, "episodes": metadata["statistics"]["episodes"]}
-    for key, value in {**request, **(found.facts if found else {})}.items():
+    for key, value in {**request, **found.facts}.items():
         if value is not None and holds.get(key) != value:
             raise DatasetError(f"{path}: {key}: expected {value!r}, found {holds.get(key)!r}; name another --out")
     print(summary(path, metadata, time.monotonic() - began))

@@ -86,7 +86,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     with claimed(job):
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
-        if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
+        learns = command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates)
+        if learns:
             source = datasets.ready(job, environment, source, begins=saved.state is None)
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
@@ -98,7 +99,12 @@ def execute(command: Command, interruption: Interruption) -> int:
             raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
         else:
             say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
+        ends = learns or (command.mode == "train" and not os.path.exists(result_path(job, command.which)))
         result = finish(job, environment, saved, judge, labels, command.which)
+        # an evaluation that is asked for later, perhaps of fewer episodes, is not one on the way
+        if ends and is_first() and not job.population:
+            with Best(job, environment.spec) as best:
+                best.offer(saved.state, result["evaluation"], saved.metadata)
         if is_first():
             show(command, job, environment, saved.state, result)
         if command.select:
@@ -153,9 +159,6 @@ def finish(
         result["trials"] = report.trials(labels, summaries, learning["metrics"], saved.metadata["guard"])
     else:
         result |= {"evaluation": without_returns(summaries[0]), **learning}
-        if which == "latest":
-            with Best(job, environment.spec) as best:
-                best.offer(state, summaries[0], saved.metadata)
     result |= {
         "data": saved.metadata["data"],
         "environment_versions": dict(environment.versions),

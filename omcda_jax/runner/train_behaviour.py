@@ -17,6 +17,7 @@ other weights from the same seed; expect about the same figures, not the same nu
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -158,8 +159,9 @@ def _flags() -> flags.FlagValues:
     define("alias", "scenario", "environment")
     define("string", "out", "weights", "Folder for the npz files, made if it is not there.")
     define("integer", "seed", 0, "Seed of the training.")
-    define("integer", "episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
-    define("integer", "every", 0, "With a recipe: also save a snapshot about every so many environment steps.")
+    whole = functools.partial(define, "integer", lower_bound=0)
+    whole("episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
+    whole("every", 0, "With a recipe: also save a snapshot about every so many environment steps.")
     for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(Settings)))):
         texts = meanings(type(settings))
         for name in shown:
