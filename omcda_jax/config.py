@@ -260,6 +260,8 @@ def population_keys(algorithm: Any) -> list[str]:
 def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
     """Return what `learner.trials` varies and the settings, for every trial of the grid; `grid` has its grammar.
 
+    A trial that comes twice, in other words too, such as .01 and 0.010, counts once.
+
     Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
 
     Args:
@@ -279,7 +281,7 @@ def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], Experi
         label = {key: getattr(settings.algorithm, key.partition(".")[2], settings.seed) for key in varied}
         label |= {key: varied[key] for key, value in label.items() if isinstance(value, tuple)}
         trials.append((label, settings))
-    return trials
+    return list({tuple(label.items()): (label, settings) for label, settings in trials}.values())
 
 
 def to_dict(config: Any) -> dict:

@@ -81,7 +81,9 @@ def points(text: str, flag: str) -> list[dict[str, str]]:
     found = [point for part in text.split("|") for point in _product(part, flag)]
     if not found:
         raise ConfigError(f"{flag}: expected key=value,value,..., found {text!r}")
-    return list({tuple(point.items()): point for point in found}.values())
+    order = list(dict.fromkeys(key for point in found for key in point))  # on both sides of '|' the same
+    ordered = [{key: point[key] for key in order if key in point} for point in found]
+    return list({tuple(point.items()): point for point in ordered}.values())
 
 
 def _product(text: str, flag: str) -> Iterator[dict[str, str]]:
@@ -139,13 +141,16 @@ def _draw(key: str, span: Range) -> list[str]:
     generator = random.Random(f"{key}={span.kind}({span.low},{span.high})")
     numbers = range(span.count or 0)
     if span.kind == "uniform":
-        return [number(generator.uniform(span.low, span.high)) for _ in numbers]
-    return [number(math.exp(generator.uniform(math.log(span.low), math.log(span.high)))) for _ in numbers]
+        return [number(generator.uniform(span.low, span.high), span) for _ in numbers]
+    return [number(math.exp(generator.uniform(math.log(span.low), math.log(span.high))), span) for _ in numbers]
 
 
-def number(value: float) -> str:
-    """Return the text of a number drawn from a range."""
-    return f"{value:.4g}"
+def number(value: float, span: Range) -> str:
+    """Return the text of a number drawn from a range: four digits, and as many more as the ends have in common."""
+    largest = max(abs(span.low), abs(span.high))
+    digits = 4 + max(0, math.ceil(math.log10(largest / (span.high - span.low))))
+    text = f"{value:.{digits}g}"
+    return text if span.low <= float(text) <= span.high else repr(value)
 
 
 def compose(varied: Sequence[Mapping[str, str]]) -> str:

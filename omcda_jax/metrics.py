@@ -110,7 +110,7 @@ class Progress:
             f"{self._rate:.1f} updates/s",
             f"{duration(left)} left",
         ]
-        parts += [f"{key} {np.mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
+        parts += [f"{key} {_mean(metrics[key]):.4g}" for key in self._shown if key in metrics]
         line = "  ".join(parts)
         if self._live:  # a line that the terminal wraps could not be rewritten
             self._stream.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
@@ -133,6 +133,13 @@ class Progress:
         """End the rewritten line, so that what follows starts on its own."""
         if self._live:
             self._stream.write("\n")
+
+
+def _mean(values: Any) -> float:
+    """Of trials side by side, those that have diverged left out as long as others have not."""
+    values = np.asarray(values)
+    finite = values[np.isfinite(values)]
+    return finite.mean() if finite.size else values.mean()
 
 
 def standard_deviation(values: Any, axis: int | None = None) -> np.ndarray:

@@ -196,12 +196,17 @@ def cores() -> list[int]:
 
 
 def keep_programs() -> None:
-    """Let JAX keep compiled programs in the user's cache folder, where a later process finds them.
+    """Let JAX keep all compiled programs, where a later process finds them.
 
-    Without effect where JAX_COMPILATION_CACHE_DIR names a folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off,
-    or the folder cannot be made. Those longest unused go first when they take more than PROGRAMS_SIZE.
+    They lie where JAX_COMPILATION_CACHE_DIR says, or else in the user's cache folder, in which those longest unused go
+    first when they take more than PROGRAMS_SIZE. Without effect where JAX_ENABLE_COMPILATION_CACHE=false turns it off
+    or the folder cannot be made.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.jax_compilation_cache_dir:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "omcda-jax", "programs")
     try:
@@ -213,8 +218,6 @@ def keep_programs() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
@@ -329,11 +332,7 @@ def printing(work: Callable[[], int]) -> int:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return a file's SHA-256 in hexadecimal.
-
-    Args:
-        path: the file.
-    """
+    """Return the SHA-256 of the file at a path, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -74,6 +74,19 @@ def test_a_set_of_points_is_a_text_again(chosen):
     assert inner(points(compose(chosen), "--grid")) == inner(chosen)
 
 
+def test_numbers_of_a_narrow_range_differ_and_stay_inside():
+    for low, high in ((0.999, 0.9999), (0.9999, 0.99999), (1000.1, 1000.9), (-3.00001, -3.0)):
+        drawn = [float(point["x"]) for point in points(f"x=uniform({low},{high},8)", "")]
+        assert len(set(drawn)) == 8 and low <= min(drawn) and max(drawn) <= high
+    assert len(points("x=uniform(0,1,1)", "")[0]["x"]) <= len("0.12345")
+
+
+def test_points_of_all_products_have_their_keys_in_one_order():
+    found = points("a=uniform(0.1,0.2,1); b=0,1 | a=0.01; b=0", "")
+    assert [list(point) for point in found] == [["b", "a"]] * 3
+    assert len(points("a=1; b=2 | b=2; a=1", "")) == 1
+
+
 def test_a_product_is_written_as_one():
     text = "seed=0,1,2; a=0.5,1"
     assert compose(points(text, "--grid")) == text

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import toy
 from benchmarks.faults import Run
+from omcda_jax.runner import processes
+from omcda_jax.types import ConfigError, DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +33,32 @@ def evaluation(run):
     return json.loads((run.directory / "result.json").read_text())["evaluation"]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (4, 1)])
-def test_the_number_of_processes_changes_nothing(place, whole, processes, devices):
-    run = Run(place / f"on_{processes}_{devices}", updates=200, processes=processes, devices=devices).go()
-    assert run.codes == [0] * processes, run.err
+@pytest.mark.parametrize(("number", "devices"), [(1, 4), (4, 1)])
+def test_the_number_of_processes_changes_nothing(place, whole, number, devices):
+    run = Run(place / f"on_{number}_{devices}", updates=200, processes=number, devices=devices).go()
+    assert run.codes == [0] * number, run.err
     np.testing.assert_allclose(run.losses(), whole.losses(), rtol=1e-5)
     assert evaluation(run) == evaluation(whole)
+
+
+def test_what_differs_between_processes_is_refused_in_all(monkeypatch):
+    theirs = []
+    monkeypatch.setattr(processes, "broadcast", lambda own: theirs[0] if theirs else theirs.append(own) or own)
+    monkeypatch.setattr(processes, "anywhere", lambda condition: condition)
+    processes.require_same("settings", {"seed": 0, "rate": 0.1})
+    processes.require_same("settings", {"rate": 0.1, "seed": 0})
+    with pytest.raises(ConfigError, match="settings: expected the same in all 1 processes, found others"):
+        processes.require_same("settings", {"seed": 1, "rate": 0.1})
+
+
+def test_a_mistake_of_one_process_ends_the_others(monkeypatch):
+    monkeypatch.setattr(processes, "anywhere", lambda condition: True)
+    with pytest.raises(ConfigError, match="another process cannot go on"):
+        processes.by_all(lambda: 3)
+    with pytest.raises(DatasetError, match="nothing there"):
+        processes.by_all(lambda: (_ for _ in ()).throw(DatasetError("nothing there")))
+    monkeypatch.setattr(processes, "anywhere", lambda condition: condition)
+    assert processes.by_all(lambda: 3) == 3
 
 
 def test_a_mistake_ends_every_process_with_status_78(whole):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -449,6 +450,8 @@ def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypa
     assert "all shares" not in capsys.readouterr().out
     assert share(0) == 0
     assert "all shares of" in capsys.readouterr().out
+    assert run.main(["run.py", "--mode=eval", f"--workdir={TRIALS / 'share_1_of_2'}"]) == 0
+    assert "1 trial" in capsys.readouterr().out
     trials = report.shares(str(TRIALS))["trials"]
     expected = result_of(Path("whole"))["trials"]
     assert [one["trial"] for one in trials] == [{"seed": seed} for seed in (0, 1, 2)]
@@ -505,6 +508,43 @@ def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch
     best = json.loads((DIRECTORY / "result_best.json").read_text())
     assert best["step"] == best["metrics"]["step"] == 20
     assert result_of()["step"] == 60
+
+
+def test_the_best_of_other_episodes_or_other_settings_does_not_stay(run, monkeypatch, capsys):
+    more = "--config.learner.evaluate_every=20"
+    summarise = evaluation.summarise
+    returns = iter([9.0, 1.0, 2.0, 1.5])
+    monkeypatch.setattr(evaluation, "summarise", lambda found: summarise(found) | {"return_mean": next(returns)})
+    best = lambda: [path.name for path in (DIRECTORY / "checkpoints" / "best").iterdir()]
+    assert run.main(command(more, updates=20)) == 0 and best() == ["20"]
+    assert run.main(command(more, "--config.evaluation.episodes=3", updates=60)) == 0
+    assert best() == ["40"]
+    shutil.rmtree(DIRECTORY / "checkpoints" / "latest")
+    assert run.main(command(more, "--config.seed=7", f"--workdir={DIRECTORY}")) == 78
+    assert "holds a run with other settings (seed was 0, is 7" in capsys.readouterr().err
+
+
+def test_the_best_is_not_what_training_goes_on_from(run, capsys):
+    assert run.main(command()) == 0
+    assert run.main(command("--checkpoint=best", updates=80)) == 78
+    assert "--checkpoint=best: expected --mode=eval with it, found --mode=train" in capsys.readouterr().err
+
+
+def test_an_evaluation_leaves_the_runs_own_settings(run):
+    assert run.main(command()) == 0
+    begun = (DIRECTORY / "config.json").read_text()
+    assert run.main(command("--mode=eval", "--config.evaluation.episodes=9")) == 0
+    assert (DIRECTORY / "config.json").read_text() == begun
+    assert result_of()["evaluation"]["episodes"] == 9
+
+
+def test_a_result_that_cannot_be_written_says_how_to_go_on(run, monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(run, "write_json", lambda path, value: (_ for _ in ()).throw(full))
+    assert run.main(command()) == 1
+    error = capsys.readouterr().err
+    assert "result.json: could not be written (No space left on device); training is saved" in error
+    assert error.count("\n") == 1
 
 
 def test_a_second_run_in_the_same_directory_is_refused_and_a_dead_one_is_not_in_the_way(run, capsys):

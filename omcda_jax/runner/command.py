@@ -91,6 +91,8 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
     algorithm = config.algorithm.name.replace(":", ".")
     parts = (config.directory, config.name, config.data.quality, algorithm, seed)
     directory, checkpoint, step = os.path.abspath(values.workdir or os.path.join(*parts)), values.checkpoint, None
+    if values.mode != "eval" and checkpoint != "latest":
+        raise ConfigError(f"--checkpoint={checkpoint}: expected --mode=eval with it, found --mode={values.mode}")
     if values.mode == "eval" and place_in_run(directory):
         directory, checkpoint, step = _checkpoint_at(directory, checkpoint)
     return Command(

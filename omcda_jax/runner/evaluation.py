@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from omcda_jax.checkpoint import Checkpoints
+from omcda_jax.config import to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
 from omcda_jax.runner.jobs import Job
@@ -75,9 +76,12 @@ class Best:
         self._checkpoints = None
         self._highest = -np.inf
         if not job.population and is_first():
-            self._checkpoints = Checkpoints(job.checkpoints("best"), keep=1)
+            # on disk before the row of its evaluation, which says that it was done
+            self._checkpoints = Checkpoints(job.checkpoints("best"), keep=1, wait=True)
             _, metadata = self._checkpoints.restore(job.template(spec)) or (None, None)
-            self._highest = metadata["evaluation"]["return_mean"] if metadata else -np.inf
+            # only evaluations of the same episodes compare
+            if metadata and metadata["config"]["evaluation"] == to_dict(job.config)["evaluation"]:
+                self._highest = metadata["evaluation"]["return_mean"]
 
     def offer(self, state: TrainState, summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         """Keep the state if none was better."""

@@ -192,8 +192,12 @@ def check_directory(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def claimed(job: Job) -> Iterator[None]:
-    """Make the run directory, hold it alone and write its config.json.
+def claimed(job: Job, *, begins: bool = True) -> Iterator[None]:
+    """Make the run directory, hold it alone and write its config.json, unless it is only looked at.
+
+    Args:
+        job: whose.
+        begins: it begins or goes on, with these settings.
 
     Raises:
         ConfigError: as `check_directory`; or it has checkpoints of a run with other settings, which are
@@ -207,7 +211,8 @@ def claimed(job: Job) -> Iterator[None]:
                 os.makedirs(job.directory, exist_ok=True)
                 held.enter_context(exclusive(job.directory, job.flag))
                 refuse_other_settings(job)
-                write_json(os.path.join(job.directory, "config.json"), to_dict(job.config))
+                if begins:
+                    write_json(os.path.join(job.directory, "config.json"), to_dict(job.config))
             except OSError as error:
                 raise ConfigError(f"{job.directory}: cannot write the run directory: {error.strerror}") from error
 
@@ -236,7 +241,7 @@ def refuse_other_settings(job: Job) -> None:
         ConfigError: naming the settings that differ and alter an update already done.
     """
     path = os.path.join(job.directory, "config.json")
-    if os.path.exists(path) and os.path.isdir(job.checkpoints()):
+    if os.path.exists(path) and any(os.path.isdir(job.checkpoints(which)) for which in ("latest", "best")):
         _refuse_changes(job, load(path))
 
 
@@ -318,6 +323,12 @@ def share_folder(directory: str, index: int, count: int) -> str:
     return os.path.join(directory, f"share_{index}_of_{count}")
 
 
+def place_of_share(directory: str) -> tuple[int, int] | None:
+    """Return of which process, of how many, a directory is the share; None where it is none."""
+    found = re.fullmatch(r"share_(\d+)_of_(\d+)", os.path.basename(os.path.normpath(directory)))
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def job_of_run(directory: str) -> Job:
     """Return the job of the directory of a run, of trials, of one process's share of them or of a comparison's cell.
 
@@ -325,11 +336,11 @@ def job_of_run(directory: str) -> Job:
         ConfigError: as `settings_of_run`.
     """
     config, name = settings_of_run(directory), os.path.basename(os.path.normpath(directory))
-    of_cell, of_share = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", name), re.fullmatch(r"share_(\d+)_of_(\d+)", name)
+    of_cell, of_share = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", name), place_of_share(directory)
     if config.learner.mode == "trials":
         configs = [each for _, each in expand_trials(config)]
         if of_share:
-            configs = share(configs, *map(int, of_share.groups()))
+            configs = share(configs, *of_share)
         return Job(configs, directory, population=True)
     if of_cell:
         configs = [dataclasses.replace(config, seed=int(seed)) for seed in of_cell[1].split("-")]

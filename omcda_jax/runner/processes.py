@@ -1,10 +1,13 @@
 """Processes that share a run: which one prints, what the first one decides for all, and how a process ends."""
 
 import functools
+import hashlib
 import json
 import logging
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +16,13 @@ import jax
 import numpy as np
 
 from omcda_jax.checkpoint import StorageError
-from omcda_jax.learner import NonFiniteMetrics, broadcast
+from omcda_jax.learner import NonFiniteMetrics, anywhere, broadcast
 from omcda_jax.system import Interrupted, Interruption, computing, one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
 HEARTBEAT = 20
+FAREWELL = 2  # seconds that the first process, without which the others cannot be, lets them end by themselves
 
 
 def say(*words: Any) -> None:
@@ -53,6 +57,37 @@ def by_first(work: Callable[[], Any]) -> Any:
     if "error" in answer:
         raise ConfigError(answer["error"])
     return answer["value"]
+
+
+def by_all(work: Callable[[], Any]) -> Any:
+    """Return in every process what `work()` gave there; a mistake in one of them ends all.
+
+    Raises:
+        ConfigError: `work` raised it, or DatasetError, in some process.
+    """
+    found, mistake = None, None
+    try:
+        found = work()
+    except (ConfigError, DatasetError) as error:
+        mistake = error
+    if anywhere(mistake is not None):
+        raise mistake or ConfigError("another process cannot go on and says why; the others end with it")
+    return found
+
+
+def require_same(what: str, value: Any) -> None:
+    """Refuse to share a run with processes that have something else, on which each would train its own replica.
+
+    Args:
+        what: it is, a plural.
+        value: of this process, of plain JSON values.
+
+    Raises:
+        ConfigError: in every process, where they differ.
+    """
+    own = np.frombuffer(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest(), np.uint8)
+    if anywhere(not np.array_equal(broadcast(own), own)):
+        raise ConfigError(f"{what}: expected the same in all {jax.process_count()} processes, found others")
 
 
 def join(coordinator: str | None, processes: int | None, index: int | None, interruption: Interruption) -> None:
@@ -106,18 +141,16 @@ def guarded(work: Callable[[Interruption], int]) -> int:
             return work(interruption)
     except (ConfigError, DatasetError) as error:
         complain(f"error: {error}")
-        return os.EX_CONFIG
+        return _alone(os.EX_CONFIG)
     except NonFiniteMetrics as error:
         complain(f"error: training diverged: {error}; what was saved before is intact")
-        return 1
+        return _alone(1)
     except StorageError as error:
         complain(f"error: {error}")
-        return 1
+        return _alone(1)
     except Interrupted as signal_name:
         complain(f"stopped by {signal_name} with nothing more to save; the same command resumes")
-        if jax.distributed.is_initialized():
-            os._exit(os.EX_TEMPFAIL)
-        return os.EX_TEMPFAIL
+        return _alone(os.EX_TEMPFAIL)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
@@ -125,6 +158,20 @@ def guarded(work: Callable[[Interruption], int]) -> int:
             f"error: another process is gone ({one_line(error)}); the same commands resume from the latest checkpoint"
         )
         os._exit(os.EX_TEMPFAIL)
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            _alone(1)
+        raise
+
+
+def _alone(status: int) -> int:
+    """End one of several processes with this status, so that the others miss it; return it where there is but one."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        time.sleep(FAREWELL if jax.process_index() == 0 else 0)
+        os._exit(status)
+    return status
 
 
 def _unraisable(interruption: Interruption, unraisable: Any) -> None:

@@ -122,7 +122,7 @@ class Records:
             self._sinks(step, values)
 
     def _trace(self, stop: bool = False) -> None:
-        if not self._job.switches.profile:
+        if not self._job.switches.profile or not is_first():
             return
         path, (first, last) = os.path.join(self._job.directory, "profile"), TRACED
         if self._calls == first and not stop and not self._tracing:

@@ -17,14 +17,17 @@ that run independently, by --num_processes and --process_id alone. --select name
 """
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from omcda_jax import envs
+from omcda_jax.checkpoint import StorageError
 from omcda_jax.config import expand_trials, to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import check_video, record_video
@@ -39,6 +42,7 @@ from omcda_jax.runner.jobs import (
     check_directory,
     claimed,
     fingerprints,
+    place_of_share,
     refuse_fewer_updates,
     restore,
     share,
@@ -65,6 +69,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     if shared.join:
         processes.join(shared.coordinator, shared.count, shared.index, interruption)
     job, labels = job_of(command)
+    if shared.join:
+        processes.require_same("settings", _shared(job))
     by_first(lambda: check_directory(job))
     if command.mode == "train":
         by_first(lambda: refuse_fewer_updates(job))
@@ -74,7 +80,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     say(overview(config))
     begins = command.mode == "train" and not os.path.isdir(job.checkpoints())
     # a simulator takes seconds to import, a damaged file is noticed at once
-    source = datasets.read_if_there(job) if begins else None
+    source = processes.by_all(lambda: datasets.read_if_there(job)) if begins else None
     environment = envs.make(config.data.environment)
     if command.video:
         check_video(environment, command.video)
@@ -83,12 +89,13 @@ def execute(command: Command, interruption: Interruption) -> int:
         select.check(command.select, job, environment.spec)
     if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
         raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
-    with claimed(job):
+    with claimed(job, begins=command.mode == "train"):
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
-        learns = command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates)
-        if learns:
-            source = datasets.ready(job, environment, source, begins=saved.state is None)
+        if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
+            early, source = source, None
+            source = processes.by_all(lambda: datasets.ready(job, environment, early, begins=saved.state is None))
+            processes.require_same("the data", source.metadata.get("digest"))
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
             # one of several processes goes on even so, for the others would wait for it
@@ -99,18 +106,19 @@ def execute(command: Command, interruption: Interruption) -> int:
             raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
         else:
             say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
-        ends = learns or (command.mode == "train" and not os.path.exists(result_path(job, command.which)))
-        result = finish(job, environment, saved, judge, labels, command.which)
-        # an evaluation that is asked for later, perhaps of fewer episodes, is not one on the way
-        if ends and is_first() and not job.population:
-            with Best(job, environment.spec) as best:
-                best.offer(saved.state, result["evaluation"], saved.metadata)
+        result = finish(job, environment, saved, judge, labels, command)
         if is_first():
             show(command, job, environment, saved.state, result)
         if command.select:
             source = None  # what training drew from makes room
             say(select.table(select.select(job, labels, saved, command.select)))
     return os.EX_OK
+
+
+def _shared(job: Job) -> dict[str, Any]:
+    """The settings but for what names places on a host's own disks."""
+    settings = to_dict(job.config)
+    return settings | {"directory": None, "data": settings["data"] | {"path": None}}
 
 
 def job_of(command: Command) -> tuple[Job, Labels]:
@@ -128,11 +136,13 @@ def job_of(command: Command) -> tuple[Job, Labels]:
             raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {shared.count}")
         labels, configs = (share(each, shared.index, shared.count) for each in (labels, configs))
         directory = share_folder(directory, shared.index, shared.count)
+    elif place_of_share(directory):
+        labels, configs = (share(each, *place_of_share(directory)) for each in (labels, configs))
     return Job(configs, directory, population=True, switches=command.switches), labels
 
 
 def finish(
-    job: Job, environment: Environment | HostEnvironment, saved: Saved, judge: Judge, labels: Labels, which: str
+    job: Job, environment: Environment | HostEnvironment, saved: Saved, judge: Judge, labels: Labels, command: Command
 ) -> dict[str, Any]:
     """Evaluate the state, write result.json (of the best checkpoint result_best.json), return what it holds.
 
@@ -142,9 +152,12 @@ def finish(
         saved: its state, and what lies beside it.
         judge: evaluates it.
         labels: what each trial varies.
-        which: the checkpoint that the state is from, as `Command.which`.
+        command: which checkpoint the state is from, and whether it is the end of a training.
+
+    Raises:
+        StorageError: the result cannot be written.
     """
-    began, config, state = time.monotonic(), job.config, saved.state
+    began, config, state, path = time.monotonic(), job.config, saved.state, result_path(job, command.which)
     summaries = judge(state)
     evaluated = time.monotonic() - began
     if not is_first():
@@ -159,6 +172,10 @@ def finish(
         result["trials"] = report.trials(labels, summaries, learning["metrics"], saved.metadata["guard"])
     else:
         result |= {"evaluation": without_returns(summaries[0]), **learning}
+        # an evaluation that is asked for later, perhaps of fewer episodes, is not one on the way
+        if command.mode == "train" and _recorded(path) != updates_done(state):
+            with Best(job, environment.spec) as best:
+                best.offer(state, summaries[0], saved.metadata)
     result |= {
         "data": saved.metadata["data"],
         "environment_versions": dict(environment.versions),
@@ -167,8 +184,18 @@ def finish(
         **fingerprints(job, state),
         **report.provenance(),
     }
-    write_json(result_path(job, which), result)
+    try:
+        write_json(path, result)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: could not be written ({error.strerror}); training is saved, the same command evaluates it again"
+        ) from error
     return result
+
+
+def _recorded(path: str) -> int | None:
+    """The updates behind the result that is there."""
+    return json.loads(Path(path).read_text()).get("step") if os.path.exists(path) else None
 
 
 def result_path(job: Job, which: str) -> str:

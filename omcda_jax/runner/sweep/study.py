@@ -111,7 +111,7 @@ def _ends(axis: list[str] | grid.Range) -> list[str]:
     """Values that are settings if all are: of a range its ends and one that is no whole number."""
     if not isinstance(axis, grid.Range):
         return axis
-    return [grid.number(value) for value in (axis.low, axis.high, axis.low + 0.3719 * (axis.high - axis.low))]
+    return [grid.number(value, axis) for value in (axis.low, axis.high, axis.low + 0.3719 * (axis.high - axis.low))]
 
 
 class Asked(NamedTuple):
@@ -166,7 +166,7 @@ class Study:
         found = []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.params.keys() == self._space.axes.keys():
-                settings = {key: self._text(trial.params[key]) for key in self._space.axes}
+                settings = {key: _text(trial.params[key], axis) for key, axis in self._space.axes.items()}
                 found.append(Asked(trial.number, settings, trial.value, trial.state.is_finished()))
         return found
 
@@ -188,8 +188,9 @@ class Study:
         state = self._optuna.trial.TrialState
         self._study.tell(number, value, state=state.PRUNED if value is None else state.COMPLETE)
 
-    def _text(self, value: str | float) -> str:
-        return value if isinstance(value, str) else grid.number(value)
+
+def _text(value: str | float, axis: list[str] | grid.Range) -> str:
+    return grid.number(value, axis) if isinstance(axis, grid.Range) else value
 
 
 def described(search: Search, space: Space) -> dict[str, Any]:
