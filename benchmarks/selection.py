@@ -28,7 +28,10 @@ import scipy.stats
 from absl import flags
 
 from benchmarks.rows import put
+from omcda_jax.config import to_dict
+from omcda_jax.runner.command import parse
 from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.run import job_of
 from omcda_jax.runner.select import ESTIMATES
 from omcda_jax.system import new_flags, printing
 
@@ -66,7 +69,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def read_finished(
-    directory: pathlib.Path, by: str, updates: int, gamma: float | None = None
+    directory: pathlib.Path,
+    by: str,
+    updates: int,
+    gamma: float | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]] | None:
     """The rows of a run's trials, those that diverged left out; None where it is not finished as ordered."""
     paths = [directory / name for name in ("result.json", "selection.json")]
@@ -75,6 +82,8 @@ def read_finished(
     result, selection = (json.loads(path.read_text()) for path in paths)
     ordered = (selection["by"], selection["updates"]) == (by, updates) and gamma in (None, selection["gamma"])
     if not (result["finished"] and ordered and selection["step"] == result["step"]):
+        return None
+    if settings is not None and result["config"] != settings:
         return None
     return [
         {
@@ -94,14 +103,19 @@ def read_finished(
     ]
 
 
+def words(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> list[str]:
+    """The command line of `experiments/run.py` for one preset's population."""
+    settings = [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
+    found = [f"--config={preset}", f"--workdir={directory}"]
+    found += [f"--select={values.select}", f"--select_updates={values.select_updates}"]
+    found += [f"--select_gamma={values.select_gamma}"] if values.select_gamma is not None else []
+    return found + [f"--config.{setting}" for setting in [*settings, *values.overrides]]
+
+
 def run(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> None:
     """Trains and judges one preset's population."""
     directory.mkdir(parents=True, exist_ok=True)
-    settings = [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={preset}", f"--workdir={directory}"]
-    command += [f"--select={values.select}", f"--select_updates={values.select_updates}"]
-    command += [f"--select_gamma={values.select_gamma}"] if values.select_gamma is not None else []
-    command += [f"--config.{setting}" for setting in [*settings, *values.overrides]]
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), *words(preset, directory, values)]
     with open(directory / "log.txt", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     print(f"{preset}: exit {code}, {directory / 'log.txt'}", file=sys.stderr, flush=True)
@@ -134,7 +148,8 @@ def work(values: flags.FlagValues) -> None:
     finished: dict[str, list[dict[str, Any]]] = {}
     for preset in values.presets:
         directory = pathlib.Path(values.directory) / preset / values.algorithm
-        ordered = (directory, values.select, values.select_updates, values.select_gamma)
+        job, _ = job_of(parse(["run.py", *words(preset, directory, values)]))
+        ordered = (directory, values.select, values.select_updates, values.select_gamma, to_dict(job.config))
         if values.run and read_finished(*ordered) is None:
             run(preset, directory, values)
         found = read_finished(*ordered)

@@ -24,6 +24,7 @@ from absl import flags
 from omcda_jax.types import ConfigError, DatasetError, check_seed
 
 PROGRAMS_SIZE = 2 * 1024**3  # bytes of compiled programs that are kept
+EX_DIVERGED = os.EX_DATAERR  # not retried: the same numbers would come again
 EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
 
 
@@ -399,13 +400,13 @@ def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[Tex
         yield file
 
 
-def _take(file: TextIO, busy: Callable[[str], None]) -> None:
+def _take(file: TextIO, busy: Callable[[str], None], kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         busy(file.read().strip())
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
 
 
 @contextlib.contextmanager
@@ -437,7 +438,7 @@ def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
     path = os.path.join(directory, "lock")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            _take(file, _refusal(directory, flag))
+            _take(file, _refusal(directory, flag), fcntl.LOCK_SH)
 
 
 def _refusal(directory: str | os.PathLike, flag: str) -> Callable[[str], None]:

@@ -263,3 +263,5 @@ def test_a_seed_that_diverged_is_named_and_left_out_of_the_means(compare, capsys
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| bc |"))
     mean = np.mean(result["evaluation"][0]["returns"])
     assert f"| {mean:.3f} ± 0.000<br>" in row and row.endswith("<br>1 diverged |")
+    with open(OUT / "comparison.csv", encoding="utf-8") as file:
+        assert [line["diverged"] for line in csv.DictReader(file)] == ["", "policy/loss"]

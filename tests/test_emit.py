@@ -29,7 +29,9 @@ OPTIONS = {
 def emitted(capsys, kind, *more, options=None, directory="/shared/budgets"):
     """The file's contents, or what was said instead."""
     given = OPTIONS[kind] if options is None else options
-    line = [*LINE, f"--emit={kind}", f"--engine_options={given}", f"--directory={directory}", "--hosts=4", *more]
+    # hosts cannot lock files in a bucket
+    line = [word for word in LINE if kind != "skypilot" or word != "--claim"]
+    line += [f"--emit={kind}", f"--engine_options={given}", f"--directory={directory}", "--hosts=4", *more]
     status, said = sweep.main(line), capsys.readouterr()
     if status:
         return status, said.err
@@ -131,10 +133,14 @@ def test_xpk_itself_reads_the_command_line(capsys):
             "expected claim=..., accelerator=..., topology=..., chips=... for --emit=jobset",
         ),
         ("skypilot", OPTIONS["skypilot"] + ",buckt=a", "/shared/a", "buckt: no such option of --emit=skypilot; "),
-        ("skypilot", OPTIONS["skypilot"], "/elsewhere", "--directory: expected one below mount=/shared"),
+        ("skypilot", OPTIONS["skypilot"], "/elsewhere", "--directory: expected a path below mount=/shared"),
         ("xpk", OPTIONS["xpk"] + ",slices=3", "/shared/a", "--hosts: expected a multiple of slices=3, found 4"),
         ("jobset", OPTIONS["jobset"] + ",name=A_b", "/shared/a", "name: expected up to 40 small letters"),
         ("skypilot", OPTIONS["skypilot"] + ",spot=yes", "/shared/a", "spot: expected true or false, found 'yes'"),
+        ("skypilot", OPTIONS["skypilot"] + ",spot=0", "/shared/a", "spot: expected true or false, found '0'"),
+        ("skypilot", OPTIONS["skypilot"] + ",mount=shared", "/shared/a", "mount: expected an absolute path, found 'sh"),
+        ("jobset", OPTIONS["jobset"] + ",restarts=abc", "/shared/a", "restarts: expected a whole number, found 'abc'"),
+        ("jobset", OPTIONS["jobset"] + ",name=123", "/shared/a", "name: expected up to 40 small letters"),
     ],
 )
 def test_what_no_file_can_be_made_of_is_one_line(capsys, kind, options, directory, error):
@@ -154,6 +160,25 @@ def test_a_grid_over_several_lines_stays_one_word(capsys):
     [job] = content["spec"]["replicatedJobs"]
     words = job["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
     assert f"--grid={grid}" in words and f"--grid={GRID}" in words
+
+
+def test_what_looks_like_a_number_stays_a_text_where_texts_are_meant(capsys):
+    content = emitted(capsys, "jobset", options=OPTIONS["jobset"].replace("claim=disk", "claim=7"))
+    [volume] = content["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "7"}
+    options = sweep.parse([*LINE, "--engine=slurm", "--engine_options=slurm_account=007,timeout_min=60"]).options
+    assert options.engine == {"slurm_account": "007", "timeout_min": 60}
+
+
+def test_files_that_pods_would_not_find_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("{}\n")
+    for more in ("--rows=rows.jsonl", "--config.data.path=mine.h5"):
+        status, said = emitted(capsys, "jobset", more)
+        assert status == 78 and "expected a path below mount=/shared, which hosts share" in said
+    line = [*LINE, "--emit=skypilot", f"--engine_options={OPTIONS['skypilot']}", "--directory=/shared/a"]
+    assert sweep.main(line) == 78
+    assert "--claim: expected none with --emit=skypilot" in capsys.readouterr().err
 
 
 def test_a_sweep_that_cannot_run_is_not_emitted(capsys):

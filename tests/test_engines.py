@@ -76,6 +76,21 @@ def test_a_job_requeues_what_saved_repeats_what_crashed_and_fails_with_the_rest(
     assert kinds(tmp_path, rows[4:]) == ["waiting"]
 
 
+def test_somebody_who_only_looked_keeps_no_job_from_its_row(tmp_path, stubs, job, monkeypatch):
+    [row] = stubs("fine")
+    looks = []
+
+    class Looked(slurm.Task):
+        def __init__(self, *given, **more):
+            looks.append(given)
+            if len(looks) < 3:
+                raise slurm.Busy("somebody looks")
+            super().__init__(*given, **more)
+
+    monkeypatch.setattr(slurm, "Task", Looked)
+    assert job(row) == (0, 0) and kinds(tmp_path, [row]) == ["done"] and len(looks) == 3
+
+
 @pytest.mark.parametrize(
     ("engine", "error"),
     [

@@ -100,7 +100,7 @@ def test_the_image_installs_extras_that_exist_from_files_that_exist():
 )
 def test_an_emitted_file_says_how_its_image_is_built(kind, options, expected):
     given = dict(option.split("=", 1) for option in options.split(","))
-    comment, content = emit.emit(kind, ["omcda-jax", "sweep"], "/shared/a", 1, given).split("\n", 1)
+    comment, content = emit.emit(kind, ["omcda-jax", "sweep", "--directory=/shared/a"], 1, given).split("\n", 1)
     assert comment == (
         f"# the image: docker build --file docker/Dockerfile --build-arg {expected} --tag registry/omcda:1 ."
     )
@@ -110,6 +110,6 @@ def test_an_emitted_file_says_how_its_image_is_built(kind, options, expected):
 def test_without_an_image_skypilot_installs_the_wheel_of_the_accelerator():
     for accelerator, wheel in [("tpu-v6e-8", "tpu"), ("H100:8", "cuda13")]:
         given = {"bucket": "gs://bucket", "accelerator": accelerator}
-        content = yaml.safe_load(emit.emit("skypilot", ["omcda-jax", "sweep"], "/shared/a", 1, given))
+        content = yaml.safe_load(emit.emit("skypilot", ["omcda-jax", "sweep", "--directory=/shared/a"], 1, given))
         assert content["setup"] == f"pip install 'omcda-jax[smax]' 'jax[{wheel}]'"
         assert "image_id" not in content["resources"]

@@ -24,7 +24,7 @@ from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats
 from omcda_jax.metrics import MetricsFile, Progress, read
-from omcda_jax.runner import datasets, evaluation, report, training
+from omcda_jax.runner import datasets, evaluation, records, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.system import exclusive
@@ -266,7 +266,7 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
 
 
 def test_divergence_stops_with_status_1_and_says_where(run, capsys):
-    assert run.main(command("--config.algorithm.learning_rate=1e30")) == 1
+    assert run.main(command("--config.algorithm.learning_rate=1e30")) == 65
     assert (
         "training diverged: policy/loss was not finite in 10 updates in a row, up to update 20"
         in capsys.readouterr().err
@@ -536,6 +536,21 @@ def test_an_evaluation_leaves_the_runs_own_settings(run):
     assert run.main(command("--mode=eval", "--config.evaluation.episodes=9")) == 0
     assert (DIRECTORY / "config.json").read_text() == begun
     assert result_of()["evaluation"]["episodes"] == 9
+
+
+def test_a_reader_that_leaves_costs_no_update(run, monkeypatch):
+    def gone(self, step, metrics):
+        if step == 30:
+            raise BrokenPipeError
+
+    more = ("--config.learner.checkpoint_every=60", "--config.learner.log_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Progress, "update", gone)
+        with pytest.raises(BrokenPipeError):
+            run.main(command(*more))
+    assert [path.name for path in (DIRECTORY / "checkpoints" / "latest").iterdir()] == ["30"]
+    assert run.main(command(*more)) == 0
+    assert [row["step"] for row in learning_curve() if "policy/loss" in row] == [10, 20, 30, 40, 50, 60]
 
 
 def test_a_result_that_cannot_be_written_says_how_to_go_on(run, monkeypatch, capsys):

@@ -308,6 +308,10 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     rows = study.read_finished(DIRECTORY, "dr", 400)
     assert [row["return_mean"] for row in rows] == returns and rows[1]["fqe"] == values[1]
     assert study.read_finished(DIRECTORY, "dr", 500) is None
+    config = json.loads((DIRECTORY / "result.json").read_text())["config"]
+    assert study.read_finished(DIRECTORY, "dr", 400, None, config) == rows
+    other = config | {"learner": config["learner"] | {"trials": "seed=5..8"}}
+    assert study.read_finished(DIRECTORY, "dr", 400, None, other) is None
     assert "| smac_3m | fqe | 2 | 1.00 | learning_rate=0.01 | 2.00 | 2.00 | 0.00 | 0% | 50% |" in study.lines(rows)
 
     shutil.move("data.h5", "other.h5")

@@ -18,6 +18,7 @@ from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.config import expand_trials
 from omcda_jax.metrics import read
 from omcda_jax.runner.command import parse as parse_run
+from omcda_jax.runner.outcomes import short_names
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.runner.run import job_of
 from omcda_jax.runner.sweep import check, collect, local, machine, manifest, plan, state
@@ -199,6 +200,9 @@ count = len(open(tries).readlines())
 if what == "refuse":
     print("a word first\\nerror: it is broken\\nand a last word")
     sys.exit(78)
+if what == "diverge":
+    print("error: training diverged: policy/loss was not finite")
+    sys.exit(65)
 if what == "crash" or (what == "crash once" and count == 1):
     raise ValueError("of the stub")
 if what == "killed once" and count == 1:
@@ -371,6 +375,17 @@ def test_a_crash_on_one_host_ends_the_others_too(tmp_path, stubs):
 # ---- the command
 
 
+def test_a_row_that_diverged_is_not_started_again_and_is_counted(tmp_path, stubs):
+    rows = stubs("diverge")
+    for _ in range(2):
+        work(tmp_path, rows, retries=2)
+    assert len(tries_of(tmp_path, rows[0])) == 1 and kinds(tmp_path, rows) == ["failed"]
+    [record] = collect.trials(str(tmp_path), rows)
+    assert (record["seed"], record["diverged"], record["return_mean"]) == ("0", "all", "")
+    [group] = collect.over_seeds([record, {**record, "diverged": "", "return_mean": 2.0, "win_rate": 0.0}])
+    assert (group["seeds"], group["diverged"], group["mean"]) == (2, 1, 2.0)
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A sweep of the toy simulator: its command line but for the grid."""
@@ -445,6 +460,23 @@ def collected(directory, capsys):
     assert [list(run) for run in runs] == [["step_1", "step_2", "absolute_metrics"]] * 4
     assert [[run["step_1"]["step_count"], run["step_2"]["step_count"]] for run in runs] == [[30, 60]] * 4
     assert [run["absolute_metrics"]["return"] for run in runs] == [[end] for end in ends]
+
+
+@pytest.mark.quick
+def test_whatever_varies_tells_settings_and_datasets_apart():
+    record = {"task": "a", "algorithm.name": "bc", "data.quality": "good", "data.seed": 1, "evaluation.seed": ""}
+    record |= {
+        "distributed": "true",
+        "seed": "0",
+        "return_mean": 1.0,
+        "win_rate": 0.0,
+        "diverged": "",
+        "data_mean": 1.0,
+    }
+    assert collect.dataset_of(record) == "a:good seed=1" and collect.dataset_of({"task": "a"}) == "a"
+    assert len(collect.over_seeds([record, record | {"distributed": "false"}])) == 2
+    names = short_names(["data.seed", "evaluation.seed", "algorithm.d_tot"])
+    assert names == {"data.seed": "data.seed", "evaluation.seed": "evaluation.seed", "algorithm.d_tot": "d_tot"}
 
 
 @pytest.mark.quick

@@ -16,6 +16,7 @@ import omcda_jax
 from benchmarks.zoo import main as zoo_of_table
 from omcda_jax.checkpoint import Checkpoints, digest, load_policy
 from omcda_jax.config import to_dict
+from omcda_jax.evaluate import EpisodeResults
 from omcda_jax.runner import zoo
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.presets import resolve
@@ -185,6 +186,16 @@ def test_an_entry_comes_from_the_hub(made, tmp_path, capsys, monkeypatch):
     card.write_text(card.read_text().replace('"updates": 60', '"update": 60'))
     assert run(folder, "evaluate", tmp_path / NAME) == 78
     assert "found no updates" in capsys.readouterr().err
+
+
+@pytest.mark.quick
+def test_the_error_counts_that_all_policies_play_the_same_episodes(random, monkeypatch):
+    returns = random.normal(size=(3, 50)) + 4 * random.normal(size=50)
+    others = [np.zeros((3, 50), kind) for kind in (bool, int, bool)]
+    monkeypatch.setattr(zoo, "make_evaluate", lambda *_, **__: lambda state, key: EpisodeResults(returns, *others))
+    played = zoo.play([jnp.zeros(2)] * 3, None, 50, 0)
+    assert played.mean == pytest.approx(returns.mean())
+    assert played.error == pytest.approx(returns.mean(axis=0).std(ddof=1) / 50**0.5)
 
 
 @pytest.mark.quick

@@ -39,7 +39,9 @@ from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
 # settings that every cell has of its own, and the flags that give them
-OWN = {"algorithm.name": "--algorithms", "seed": "--seeds", "directory": "--directory"}
+OWN = {"algorithm.name": "--algorithms", "directory": "--directory"} | dict.fromkeys(
+    ("seed", "learner.mode", "learner.trials"), "--seeds"
+)
 
 
 class Command(NamedTuple):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,14 +86,22 @@ def _own(rows: Sequence[Mapping[str, Any]], place: int) -> list[dict[str, Any]]:
 def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Return trials that differ by their seed only together, under what they have in common, in order of appearance."""
     groups: dict[str, list[Trial]] = {}
+    names = short_names(key for trial in trials for key in trial.label)
     for trial in trials:
         shared = [
-            str(value) if key == "algorithm.name" else f"{key.rpartition('.')[2]}={value}"
+            str(value) if key == "algorithm.name" else f"{names[key]}={value}"
             for key, value in trial.label.items()
             if key != "seed"
         ]
         groups.setdefault(", ".join(shared), []).append(trial)
     return groups
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return the last word of each dotted key; the whole key where another one ends alike."""
+    found = dict.fromkeys(keys)
+    last = [key.rpartition(".")[2] for key in found]
+    return {key: key if last.count(word) > 1 else word for key, word in zip(found, last, strict=True)}
 
 
 def best(trials: Sequence[Trial]) -> Trial:

@@ -17,7 +17,7 @@ import numpy as np
 
 from omcda_jax.checkpoint import StorageError
 from omcda_jax.learner import NonFiniteMetrics, anywhere, broadcast
-from omcda_jax.system import Interrupted, Interruption, computing, one_line
+from omcda_jax.system import EX_DIVERGED, Interrupted, Interruption, computing, one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
@@ -144,7 +144,7 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         return _alone(os.EX_CONFIG)
     except NonFiniteMetrics as error:
         complain(f"error: training diverged: {error}; what was saved before is intact")
-        return _alone(1)
+        return _alone(EX_DIVERGED)
     except StorageError as error:
         complain(f"error: {error}")
         return _alone(1)

@@ -71,11 +71,14 @@ class Records:
         is_due = settings.evaluate_every and 0 < step < settings.updates and step % settings.evaluate_every == 0
         return bool(is_due) and step not in self._evaluated
 
-    def follow(self, step: int, report: Report) -> None:
-        """Show progress after a training call, and count it for the rate and the profile."""
+    def count(self, report: Report) -> None:
+        """Count a training call for the rate and the profile."""
         self._seconds += report.seconds
         self._calls += 1
         self._trace()
+
+    def show(self, step: int, report: Report) -> None:
+        """Show progress after a training call."""
         if is_first():
             self._progress.update(step, report.metrics)
 
@@ -101,7 +104,7 @@ class Records:
         self._best.offer(state, summaries[0], self.metadata)
         values = without_returns(summaries[0])
         if self._job.population:
-            values = {key: [summary[key] for summary in summaries] for key in SUMMARY}
+            values = {key: [summary[key] for summary in summaries] for key in (*SUMMARY, "return_se")}
         self._write(step, {f"evaluation/{key}": value for key, value in values.items()})
 
     @contextlib.contextmanager

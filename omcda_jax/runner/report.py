@@ -101,7 +101,7 @@ def table(result: Mapping[str, Any]) -> str:
     if "critic/q_return" in result["metrics"] and result["data"].get("max_return_to_go") is not None:
         value = result["metrics"]["critic/q_return"] / config["data"]["reward_scale"]
         bound = result["data"]["max_return_to_go"]
-        verdict = "" if value <= bound else "  <- above what any data episode earned: the critic overestimates"
+        verdict = "" if not value > bound else "  <- above what any data episode earned: the critic overestimates"
         parts.append(f"return critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
     return "\n".join(parts)
 
@@ -193,7 +193,7 @@ def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, 
 
 def text(value: float | str) -> str:
     """Return what a trial varies as a cell of a table."""
-    return value if isinstance(value, str) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def title(config: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
         rows: of its manifest, one of them done at least.
         with_replay: play an episode of the trial with the highest return on the first task.
     """
-    records = collect.trials(directory, rows)
+    records = [record for record in collect.trials(directory, rows) if record["diverged"] != "all"]
     results = [(row, result) for row in rows if (result := result_of(directory, row))]
     found = [
         (trial, result)
@@ -34,9 +34,10 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     one_algorithm = len({record["algorithm.name"] for record in records}) == 1
     left_out = {"algorithm.name"} if one_algorithm else set()
     for record, (trial, result) in zip(records, found, strict=True):
-        keys = [key for key in record if ("." in key or key == "seed") and record[key] != "" and key not in left_out]
-        label = {key: record[key] for key in keys}
-        tasks.setdefault(record["task"], []).append((trial._replace(label=label), result))
+        given = collect.settings(record).items()
+        own = {key: value for key, value in given if not key.startswith("data.") and key != "task"}
+        label = {key: value for key, value in own.items() if value != "" and key not in left_out}
+        tasks.setdefault(collect.dataset_of(record), []).append((trial._replace(label=label), result))
     by_task = {task: by_setting([trial for trial, _ in own]) for task, own in tasks.items()}
     data = {task: own[0][1] for task, own in tasks.items()}
 
@@ -119,8 +120,8 @@ def _best(groups: Mapping[str, Sequence[Trial]]) -> dict[str, Sequence[Trial]]:
 def _settings(records: Sequence[Mapping[str, Any]]) -> list[Part]:
     """A figure for every setting that varies on a task."""
     drawn = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        own = [record for record in records if record["task"] == task and not record["diverged"]]
+    for task in dict.fromkeys(map(collect.dataset_of, records)):
+        own = [record for record in records if collect.dataset_of(record) == task and not record["diverged"]]
         for key in (key for key in (own[0] if own else {}) if "." in key):
             having = [record for record in own if record[key] != ""]
             values = [_number(record[key]) for record in having]

@@ -213,11 +213,11 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
     results = {key: result for key, result in read.items() if result}
     entries = {key: statistics(result) for key, result in results.items()}
     rows = [
-        {"task": task, "algorithm": algorithm, "updates": result["step"], **seed}
+        {"task": task, "algorithm": algorithm, "updates": result["step"], **seed, "diverged": culprit or ""}
         for (task, algorithm), result in results.items()
-        for seed in result["evaluation"]
+        for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True)
     ]
-    by_seed = csv_text(("task", "algorithm", "seed", "updates", *SUMMARY), rows)
+    by_seed = csv_text(("task", "algorithm", "seed", "updates", *SUMMARY, "diverged"), rows)
     places = {(cell.task, cell.algorithm): os.path.relpath(cell.directory, directory) for cell in cells}
     whole = [
         {"task": task, "algorithm": algorithm, "directory": places[task, algorithm], **entry}

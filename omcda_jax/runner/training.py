@@ -50,6 +50,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
     guard = Guard(len(job.configs), saved.metadata.get("guard"))
     seconds = saved.metadata.get("seconds", 0.0)
     stopping = functools.partial(_is_stopping, job, interruption)
+    unread = None  # output whose reader left: it ends the run, once what is done is saved
 
     with source.opened as dataset_at:
         train_step, state = compile_step(job, layout, state, dataset_at(step))
@@ -57,20 +58,26 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
             if records.lack_evaluation(step) and not stopping():
                 evaluate(step, layout.collect(state), judge, records, interruption)
             calls = () if stopping() else train(train_step, state, dataset_at, settings, layout=layout, guard=guard)
-            for step, state, report in calls:
-                records.follow(step, report)
-                if step % settings.log_every == 0 or step >= settings.updates:
-                    records.log(step, report)
-                if step % settings.checkpoint_every == 0:
-                    records.save(step, layout.collect(state))
-                if records.lack_evaluation(step) and not stopping():
-                    evaluate(step, layout.collect(state), judge, records, interruption)
-                if stopping():
-                    break
+            try:
+                for step, state, report in calls:
+                    records.count(report)
+                    if step % settings.log_every == 0 or step >= settings.updates:
+                        records.log(step, report)
+                    if step % settings.checkpoint_every == 0:
+                        records.save(step, layout.collect(state))
+                    records.show(step, report)
+                    if records.lack_evaluation(step) and not stopping():
+                        evaluate(step, layout.collect(state), judge, records, interruption)
+                    if stopping():
+                        break
+            except BrokenPipeError as error:
+                unread = error
             state = layout.collect(state)
             if step > records.saved:
                 records.save(step, state)
             records.wait()
+    if unread:
+        raise unread
     return Saved(state, records.metadata)
 
 

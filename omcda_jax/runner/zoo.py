@@ -33,6 +33,7 @@ from omcda_jax.config import to_dict
 from omcda_jax.data import hub, manifest
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
+from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.datasets import warn_of_versions
 from omcda_jax.runner.evaluation import EPISODES_AT_ONCE
 from omcda_jax.runner.jobs import Job, job_of_run, restore
@@ -55,7 +56,7 @@ class Played(NamedTuple):
     Attributes:
         summaries: of each, as `summarise` gives it.
         mean: over policies, of their mean returns.
-        error: standard error of it, for these policies: over episodes.
+        error: standard error of it, for these policies: over episodes, of the policies' mean in each.
     """
 
     summaries: list[dict[str, float]]
@@ -74,14 +75,15 @@ def play(actors: Sequence[Actor], environment: Environment | HostEnvironment, ep
     """
     evaluate = make_evaluate(algorithms.act, environment, episodes, population=True)
     together = max(1, EPISODES_AT_ONCE // episodes)
-    summaries = []
+    summaries, returns = [], []
     for first in range(0, len(actors), together):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *actors[first : first + together])
         results = jax.device_get(evaluate(stacked, jax.random.key(seed)))
         summaries += [summarise(type(results)(*rows)) for rows in zip(*results, strict=True)]
-    mean = float(np.mean([each["return_mean"] for each in summaries]))
-    error = math.sqrt(sum(each["return_se"] ** 2 for each in summaries)) / len(summaries)
-    return Played(summaries, mean, error)
+        returns += [*results.returns]
+    # episodes are the same for all policies, whose returns therefore vary together
+    own = np.mean(returns, axis=0, dtype=np.float64)
+    return Played(summaries, float(own.mean()), float(standard_deviation(own)) / math.sqrt(episodes))
 
 
 def add(job: Job, zoo: str | os.PathLike, name: str, trained_with: Any = None) -> Path:

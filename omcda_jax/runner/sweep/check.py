@@ -14,7 +14,7 @@ from omcda_jax.runner.jobs import refuse_other_settings
 from omcda_jax.runner.run import job_of
 from omcda_jax.runner.sweep import manifest
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.sweep.state import is_over
 from omcda_jax.runner.sweep.task import command
 from omcda_jax.types import ConfigError, DatasetError
 
@@ -70,7 +70,7 @@ def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[R
 
     def checked(present: Sequence[Row]) -> list[Row]:
         added = more(present)
-        check(directory, [row for row in [*present, *added] if not result_of(directory, row)])
+        check(directory, [row for row in [*present, *added] if not is_over(directory, row)])
         return added
 
     return manifest.extend(directory, checked)

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.metrics import read, standard_deviation
+from omcda_jax.runner import outcomes
 from omcda_jax.runner.evaluation import SUMMARY
-from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.sweep.state import has_diverged, result_of
 from omcda_jax.runner.tables import bootstrap_interval, csv_text, interquartile_mean, markdown_table, write_files
 from omcda_jax.types import ConfigError
 
 Record = dict[str, Any]
+
+FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # of a record, the rest was given
 
 
 def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
@@ -28,8 +30,8 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
 
     Returns:
         Records of `task`, `algorithm.name`, `seed`, what else differs anywhere in the sweep, then `updates`, what the
-        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, or nothing), `data_mean`
-        (return of the data) and `run`, the run directory.
+        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, "all" where no trial of the
+        row was left to evaluate, or nothing), `data_mean` (return of the data) and `run`, the run directory.
     """
     said = [trial for row in rows for trial in row.trials]
     keys = dict.fromkeys(key for trial in said for key in trial)
@@ -41,16 +43,21 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
     found = []
     for row in rows:
         result = result_of(directory, row)
-        if result is None:
+        if result:
+            mean, ends = result["data"]["statistics"]["return_mean"], _ends(result)
+            each = [
+                {"updates": result["step"], **{key: end["evaluation"][key] for key in SUMMARY}}
+                | {"skipped": end["skipped"], "diverged": end["diverged"] or "", "data_mean": mean}
+                for end in ends
+            ]
+        elif has_diverged(directory, row):
+            nothing = dict.fromkeys(("updates", *SUMMARY, "skipped"), "")
+            each = [{**nothing, "diverged": "all", "data_mean": ""}] * len(row.trials)
+        else:
             continue
-        for index, (trial, end) in enumerate(zip(row.trials, _ends(result), strict=True)):
-            found.append(
-                {key: trial.get(key, "") for key in shown}
-                | {"updates": result["step"]}
-                | {key: end["evaluation"][key] for key in SUMMARY}
-                | {"skipped": end["skipped"], "diverged": end["diverged"] or ""}
-                | {"data_mean": result["data"]["statistics"]["return_mean"], "run": row.directory, "place": index}
-            )
+        for index, (trial, end) in enumerate(zip(row.trials, each, strict=True)):
+            given = {key: trial.get(key, "") for key in shown}
+            found.append(given | end | {"run": row.directory, "place": index})
     return found
 
 
@@ -62,9 +69,17 @@ def _ends(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [{"evaluation": result["evaluation"], "skipped": skipped, "diverged": None}]
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    """What a record's trial was given."""
-    return {key: value for key, value in record.items() if key in ("task", "seed") or "." in key}
+def settings(record: Record) -> dict[str, Any]:
+    """Return what a record's trial was given."""
+    return {key: value for key, value in record.items() if key not in FOUND}
+
+
+def dataset_of(record: Record) -> str:
+    """Return the name of a record's task, with the settings of its data that vary in the sweep."""
+    quality = [record["data.quality"]] if record.get("data.quality", "") != "" else []
+    others = {key: value for key, value in record.items() if key.startswith("data.") and key != "data.quality"}
+    named = [f"{key.removeprefix('data.')}={value}" for key, value in others.items() if value != ""]
+    return " ".join([":".join([record["task"], *quality]), *named])
 
 
 def over_seeds(records: Sequence[Record]) -> list[Record]:
@@ -80,41 +95,45 @@ def over_seeds(records: Sequence[Record]) -> list[Record]:
     """
     groups: dict[tuple, list[Record]] = {}
     for record in records:
-        settings = {key: value for key, value in _settings(record).items() if key != "seed"}
-        groups.setdefault(tuple(settings.items()), []).append(record)
+        shared = {key: value for key, value in settings(record).items() if key != "seed"}
+        groups.setdefault(tuple(shared.items()), []).append(record)
     found = []
-    for settings, members in groups.items():
+    for shared, members in groups.items():
         sound = [record for record in members if not record["diverged"]]
-        entry = dict(settings) | {"seeds": len(members), "diverged": len(members) - len(sound)}
+        entry = dict(shared) | {"seeds": len(members), "diverged": len(members) - len(sound)}
         if sound:
             returns = np.array([[record["return_mean"]] for record in sound])
             low, high = bootstrap_interval(returns)
             entry |= {"mean": float(returns.mean()), "sd": float(standard_deviation(returns))}
             entry |= {"iqm": interquartile_mean(returns), "low": low, "high": high}
             entry |= {"win_rate": float(np.mean([record["win_rate"] for record in sound]))}
-        found.append(entry | {"data_mean": members[0]["data_mean"]})
+        of_data = [record["data_mean"] for record in members if record["data_mean"] != ""]
+        found.append(entry | {"data_mean": of_data[0] if of_data else ""})
     return found
 
 
 def marl_eval(directory: str, records: Sequence[Record]) -> dict[str, Any]:
     """Return the records as marl-eval reads them: environment, task, algorithm, run, step, metrics.
 
-    An algorithm with other settings counts as another algorithm. The last step is the final evaluation, and so are the
-    `absolute_metrics`, for it is the final policy that counts.
+    An algorithm with other settings counts as another algorithm, and trials that diverged are left out. The last step
+    is the final evaluation, and so are the `absolute_metrics`, for it is the final policy that counts.
 
     Args:
         directory: of the sweep.
         records: of `trials`.
     """
     found: dict[str, Any] = {}
+    names = outcomes.short_names(key for record in records for key in settings(record))
     for record in records:
-        config = load(os.path.join(directory, record["run"], "config.json"))
+        if record["diverged"]:
+            continue
+        config = outcomes.load(os.path.join(directory, record["run"], "config.json"))
         environment = config["data"]["environment"].partition("/")[0].lower()
-        settings = _settings(record)
+        given = settings(record)
         # marl-eval wants tasks in small and algorithms in capital letters
-        task = "-".join([settings.pop("task"), *filter(None, [settings.pop("data.quality", "")])]).lower()
-        seed, name = settings.pop("seed"), settings.pop("algorithm.name")
-        variant = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if value != ""]
+        task = "-".join([given.pop("task"), *filter(None, [given.pop("data.quality", "")])]).lower()
+        seed, name = given.pop("seed"), given.pop("algorithm.name")
+        variant = [f"{names[key]}={value}" for key, value in given.items() if value != ""]
         algorithm = " ".join([name, *variant]).upper()
         last = {"return": [record["return_mean"]], "win_rate": [record["win_rate"]]}
         steps = [*_on_the_way(directory, record), {"step_count": record["updates"], **last}]

@@ -116,9 +116,10 @@ def _search(values: flags.FlagValues, order: plan.Order) -> Search | None:
 
 
 def _same_for_all(values: flags.FlagValues) -> list[str]:
-    own = ("emit", "engine_options", "host", "hosts", "directory")
+    own = ("emit", "engine_options", "host", "hosts", "directory", "rows")
     given = [line for name in values if values[name].present and name not in own for line in _lines(values[name])]
-    return [*given, f"--directory={os.path.abspath(values.directory)}"]
+    places = {name: values[name].value for name in ("rows", "directory") if values[name].value}
+    return [*given, *(f"--{name}={os.path.abspath(path)}" for name, path in places.items())]
 
 
 def _lines(flag: flags.Flag) -> list[str]:
@@ -133,7 +134,7 @@ def _options(values: flags.FlagValues) -> machine.Options:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ConfigError(f"--engine_options: expected KEY=VALUE, found {text!r}")
-        given[key] = int(value) if value.isdecimal() else value
+        given[key] = value if values.emit or not value.isdecimal() or str(int(value)) != value else int(value)
     if values.engine == "local" and given and not values.emit:
         raise ConfigError("--engine_options: expected none with --engine=local, whose flags are --jobs, --cores, ...")
     same = {name: values[name].value for name in machine.Options._fields if name not in ("jobs", "engine")}
@@ -198,7 +199,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         if command.order:
             plan.trials(command.order)
         options = command.options
-        say(emit.emit(command.emit, command.words, directory, options.hosts, options.engine))
+        say(emit.emit(command.emit, command.words, options.hosts, options.engine))
         return os.EX_OK
     if command.act in ("status", "collect"):
         return _report(command)
@@ -217,7 +218,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             rows = manifest.read(directory)
         else:
             rows = _some(directory, check.extend(directory, add))
-            waiting = [row for row in rows if not state.result_of(directory, row)]
+            waiting = [row for row in rows if not state.is_over(directory, row)]
             say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
             work(waiting)
             ended = _status(list(statuses.values()), interruption.requested)
@@ -269,7 +270,7 @@ def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
         say(f"{row.name}  {state.state_of(directory, row).kind}, {len(row.trials)} trials")
     for row in rows[present:]:
         say(f"{row.name}  new, {len(row.trials)} trials\n    {shlex.join(row.command)}")
-    waiting = [row for row in rows if not state.result_of(directory, row)]
+    waiting = [row for row in rows if not state.is_over(directory, row)]
     if not waiting:
         say("nothing to do")
         return

@@ -13,6 +13,8 @@ from typing import Any
 
 from omcda_jax.types import ConfigError, suggestion
 
+NUMBERS = {"restarts", "grace", "slices", "chips"}  # options that are whole numbers
+PLACES = {"--directory", "--rows", "--config.data.path"}  # flags whose files hosts have to share
 GRACE = 120  # seconds to save: one training call, and a checkpoint of a few megabytes
 RESTARTS = 100
 
@@ -113,13 +115,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         words: of the sweep's command, without the host's number.
         hosts: how many there are.
         given: values of SKYPILOT, complete.
-
-    Raises:
-        ConfigError: `spot` is neither true nor false.
     """
-    spot = given["spot"].lower()
-    if spot not in ("true", "false"):
-        raise ConfigError(f"--engine_options: spot: expected true or false, found {given['spot']!r}")
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
     image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
     install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"
@@ -130,7 +126,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         "num_nodes": hosts,
         "resources": {
             "accelerators": given["accelerator"],
-            "use_spot": spot == "true",
+            "use_spot": given["spot"].lower() == "true",
             "job_recovery": recovery,
             **image,
         },
@@ -155,7 +151,7 @@ def xpk(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> str:
         ConfigError: the hosts are no multiple of the slices.
     """
     slices = given["slices"]
-    if not isinstance(slices, int) or slices < 1 or hosts % slices:
+    if slices < 1 or hosts % slices:
         raise ConfigError(f"--hosts: expected a multiple of slices={slices}, found {hosts}")
     # the cluster sets these variables; one that is not set counts as 0
     number = f"$((MEGASCALE_SLICE_ID * {hosts // slices} + JOB_COMPLETION_INDEX))"
@@ -187,39 +183,57 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any] | str], Mapping[str, Any]]] 
 }
 
 
-def emit(kind: str, words: Sequence[str], directory: str, hosts: int, options: Mapping[str, Any]) -> str:
+def emit(kind: str, words: Sequence[str], hosts: int, options: Mapping[str, str]) -> str:
     """Return a file, or the command line, of one of KINDS.
 
     Args:
         kind: which.
         words: of the sweep's command, without the host's number.
-        directory: of the sweep.
         hosts: how many there are.
-        options: by key, of the kind's.
+        options: texts by key, of the kind's.
 
     Raises:
-        ConfigError: an option is missing or not known, or hosts do not share the sweep's directory.
+        ConfigError: an option is missing, not known or not of its kind, or hosts do not share a file that the command
+            names.
     """
     build, defaults = KINDS[kind]
     flag = "--engine_options"
     for key in options:
         if key not in defaults:
             raise ConfigError(f"{flag}: {key}: no such option of --emit={kind}; {suggestion(key, defaults)}")
-    given = {**defaults, **options}
+    if options.get("spot", "true").lower() not in ("true", "false"):
+        raise ConfigError(f"{flag}: spot: expected true or false, found {options['spot']!r}")
+    given = {**defaults, **{key: _number(key, value) for key, value in options.items()}}
     missing = [key for key, value in given.items() if value is None]
     if missing:
         build = f"; an image: {BUILD.format('tpu', 'NAME')}" if "image" in missing else ""
         raise ConfigError(f"{flag}: expected {'=..., '.join(missing)}=... for --emit={kind}, found none{build}")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given["name"]):
         raise ConfigError(f"{flag}: name: expected up to 40 small letters, digits and dashes, found {given['name']!r}")
-    if os.path.commonpath([directory, given["mount"]]) != os.path.normpath(given["mount"]):
-        raise ConfigError(
-            f"--directory: expected one below mount={given['mount']}, which hosts share, found {directory}"
-        )
+    if not os.path.isabs(given["mount"]):
+        raise ConfigError(f"{flag}: mount: expected an absolute path, found {given['mount']!r}")
+    for name, _, path in (word.partition("=") for word in words):
+        if name in PLACES and not _is_below(path, given["mount"]):
+            raise ConfigError(f"{name}: expected a path below mount={given['mount']}, which hosts share, found {path}")
+    if kind == "skypilot" and "--claim" in words:
+        raise ConfigError("--claim: expected none with --emit=skypilot, for hosts cannot lock files in a bucket")
     wheel = _wheel(given.get("accelerator", "tpu"))
     told = [f"# the image: {BUILD.format(wheel, shlex.quote(given['image']))}"] if given["image"] else []
     built = build(words, hosts, given)
     return "\n".join([*told, *([built] if isinstance(built, str) else _yaml(built))]) + "\n"
+
+
+def _is_below(path: str, mount: str) -> bool:
+    return os.path.isabs(path) and os.path.commonpath([path, mount]) == os.path.normpath(mount)
+
+
+def _number(key: str, value: str) -> int | str:
+    """An option's value, a number where one is meant."""
+    if key not in NUMBERS:
+        return value
+    if not value.isdecimal():
+        raise ConfigError(f"--engine_options: {key}: expected a whole number, found {value!r}")
+    return int(value)
 
 
 def _wheel(accelerator: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.sweep import machine
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.sweep.state import FINAL, is_over
 from omcda_jax.runner.sweep.task import Busy, Task
 from omcda_jax.system import Interruption
 
@@ -32,7 +32,7 @@ def run(directory: str, rows: Sequence[Row], options: machine.Options, interrupt
         ConfigError: the machine has fewer cores or devices than asked for.
     """
     pool = Pool(directory, options)
-    for row in (row for row in rows if row.shape == "slice" and not result_of(directory, row)):
+    for row in (row for row in rows if row.shape == "slice" and not is_over(directory, row)):
         if interruption.requested or pool.together(row, interruption) not in (os.EX_OK, os.EX_CONFIG):
             # all hosts start again together, for the others cannot know which row this one is at
             return pool.statuses
@@ -99,7 +99,7 @@ class Pool:
 
     def _start(self, row: Row) -> bool:
         """Start a row unless it is done; False where another process has it."""
-        if result_of(self._directory, row):
+        if is_over(self._directory, row):
             return True
         place = min(set(range(self._options.jobs)) - self._tasks.keys())
         try:
@@ -118,7 +118,7 @@ class Pool:
                 continue
             del self._tasks[place]
             status, name = self._ended(task), task.row.name
-            if status not in (os.EX_OK, os.EX_CONFIG) and name not in self._excess:
+            if status not in FINAL and name not in self._excess:
                 self._attempts[name] = self._attempts.get(name, 0) + 1
                 if self._attempts[name] <= self._options.retries:
                     say(f"{name}: starting again, {self._attempts[name]} of {self._options.retries}")

@@ -15,7 +15,7 @@ from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.processes import is_first, say
 from omcda_jax.runner.sweep.machine import Options
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import outcome_path, result_of
+from omcda_jax.runner.sweep.state import FINAL, is_over, outcome_path, result_of
 from omcda_jax.runner.sweep.task import Busy, Task, command
 from omcda_jax.system import Interruption, one_line
 from omcda_jax.types import ConfigError
@@ -80,7 +80,7 @@ def _work(directory: str, row: Row, retries: int, place: str) -> int:
     for left in reversed(range(retries + 1)):
         task = None
         while task is None:
-            if result_of(directory, row):
+            if is_over(directory, row):
                 return os.EX_OK
             try:
                 task = Task(directory, row)
@@ -93,7 +93,7 @@ def _work(directory: str, row: Row, retries: int, place: str) -> int:
             task.stop()
             return task.finish()
         status = task.finish()
-        if not left or status in (os.EX_OK, os.EX_CONFIG):
+        if not left or status in FINAL:
             return status
 
 
@@ -130,7 +130,7 @@ def _loop(settings: Mapping[str, Any]) -> None:
     if is_first():
         why = "" if status == os.EX_OK else f"exit status {status}; its output is in Ray's log"
         write_json(outcome_path(directory, row), {"status": status, "why": why})
-    if status not in (os.EX_OK, os.EX_CONFIG):
+    if status not in FINAL:
         raise RuntimeError(f"{row.name}: exit status {status}")
 
 

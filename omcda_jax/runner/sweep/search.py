@@ -18,7 +18,7 @@ from omcda_jax.runner.outcomes import load, trials_of
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.sweep import check, manifest, plan
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import result_of, selection_path
+from omcda_jax.runner.sweep.state import FINAL, has_diverged, is_over, result_of, selection_path
 from omcda_jax.runner.sweep.study import SELECTION, Asked, Search, Space, Study, described, space_of
 from omcda_jax.system import Interruption, exclusive
 from omcda_jax.types import ConfigError, suggestion
@@ -108,11 +108,12 @@ def _round(
         if not trial.ended
     }
     own = {row.name: row for found in members.values() for row, _ in found}
-    waiting = [row for row in own.values() if not result_of(directory, row)]
+    waiting = [row for row in own.values() if not is_over(directory, row)]
     statuses = work(waiting) if waiting else {}
-    failed = {name for name, status in statuses.items() if status not in (os.EX_OK, os.EX_TEMPFAIL, os.EX_CONFIG)}
+    failed = {name for name, status in statuses.items() if status not in (*FINAL, os.EX_TEMPFAIL)}
     if failed == own.keys() and not again:
         return 1  # which may be the machine's fault
+    failed |= {name for name, row in own.items() if has_diverged(directory, row)}
     values = {name: _values(directory, row, search.metric) for name, row in own.items() if result_of(directory, row)}
     told = 0
     for number, found in members.items():

@@ -4,6 +4,7 @@ submitit writes, submits and requeues. This command only submits; `--status` sho
 done, or at work elsewhere, ends at once, so submitting again does no harm.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -14,12 +15,13 @@ from typing import Any
 from omcda_jax.runner.processes import say
 from omcda_jax.runner.sweep.machine import Options
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.runner.sweep.state import FINAL, is_over
 from omcda_jax.runner.sweep.task import Busy, Task
 from omcda_jax.system import Interruption, one_line
 from omcda_jax.types import ConfigError
 
 POLL = 1.0  # seconds between two looks at the row's process
+LOOKS = 5  # at a row that is claimed, before it counts as at work elsewhere
 TIMEOUTS = 1000  # how often a job may reach its time limit and go on in another
 
 
@@ -45,10 +47,10 @@ class Work:
         directory, row, retries = self._given
         rank = _submitit().JobEnvironment().global_rank
         for attempt in range(retries + 1):
-            if result_of(directory, row):
+            if is_over(directory, row):
                 return os.EX_OK
             try:
-                self._task = Task(directory, row, part=f"host_{rank}" if rank else "")
+                self._task = _task(directory, row, part=f"host_{rank}" if rank else "")
             except Busy as busy:
                 say(busy)
                 return os.EX_OK
@@ -60,7 +62,7 @@ class Work:
                 os.kill(os.getpid(), _signal())
                 return status
             say(f"{row.name}: attempt {attempt + 1} ended with {status} {why}")
-            if status in (os.EX_OK, os.EX_CONFIG):
+            if status in FINAL:
                 break
         if status:
             raise RuntimeError(f"{row.name}: {why}")
@@ -107,6 +109,15 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
         for row, job in zip(chosen, jobs, strict=True):
             say(f"{row.name}: submitted as job {job.job_id}")
     return {}
+
+
+def _task(directory: str, row: Row, *, part: str) -> Task:
+    """Claim a row, which somebody who only looks whether it is claimed holds for a moment."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(Busy):
+            return Task(directory, row, part=part)
+        time.sleep(POLL)
+    return Task(directory, row, part=part)
 
 
 def _signal() -> signal.Signals:

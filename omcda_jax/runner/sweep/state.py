@@ -8,10 +8,11 @@ from omcda_jax.metrics import duration, read
 from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.report import align
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.system import check_free
+from omcda_jax.system import EX_DIVERGED, check_free
 from omcda_jax.types import ConfigError
 
 KINDS = ("done", "running", "waiting", "failed")
+FINAL = (os.EX_OK, os.EX_CONFIG, EX_DIVERGED)  # exit statuses of rows that are not started again
 
 
 class State(NamedTuple):
@@ -38,6 +39,17 @@ def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
         return None
     result = load(path)
     return result if result.get("finished") else None
+
+
+def has_diverged(directory: str, row: Row) -> bool:
+    """Return whether every trial of a row diverged, so that it ended without a result; it would again."""
+    path = outcome_path(directory, row)
+    return os.path.exists(path) and load(path)["status"] == EX_DIVERGED
+
+
+def is_over(directory: str, row: Row) -> bool:
+    """Return whether there is nothing to be done for a row any more."""
+    return result_of(directory, row) is not None or has_diverged(directory, row)
 
 
 def selection_path(directory: str, row: Row) -> str:
