@@ -97,11 +97,14 @@ def rates(directory: str, rows: Sequence[Row]) -> dict[tuple[str, int], float]:
         directory: of the sweep.
         rows: of its manifest.
     """
+    return _rates(rows, [state_of(directory, row) for row in rows])
+
+
+def _rates(rows: Sequence[Row], states: Sequence[State]) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        rate = state_of(directory, row).rate
-        if rate:
-            found.setdefault((row.program, len(row.trials)), []).append(rate)
+    for row, state in zip(rows, states, strict=True):
+        if state.rate:
+            found.setdefault((row.program, len(row.trials)), []).append(state.rate)
     return {key: sum(values) / len(values) for key, values in found.items()}
 
 
@@ -139,10 +142,7 @@ def remaining(rows: Sequence[Row], states: Sequence[State]) -> float | None:
 
     A row without a rate of its own takes that of a row of the same program and size, else the mean of all.
     """
-    known: dict[tuple[str, int], float] = {}
-    for row, state in zip(rows, states, strict=True):
-        if state.rate:
-            known[row.program, len(row.trials)] = state.rate
+    known = _rates(rows, states)
     open_rows = [(row, state) for row, state in zip(rows, states, strict=True) if state.kind in ("running", "waiting")]
     if not known or not open_rows:
         return None
