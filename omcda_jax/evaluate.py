@@ -90,7 +90,7 @@ def make_evaluate(
 
 
 def _key_of_reset(key: chex.PRNGKey) -> chex.PRNGKey:
-    """Return what an episode begins with, by its key; independent of all that its steps draw, as of rollouts."""
+    """Return the key of an episode's reset, which no step of it uses."""
     return jax.random.fold_in(key, 0)
 
 

@@ -148,7 +148,7 @@ def _draw(key: str, span: Range) -> list[str]:
 def number(value: float, span: Range) -> str:
     """Return the text of a number drawn from a range: four digits, and as many more as the ends have in common."""
     largest = max(abs(span.low), abs(span.high))
-    digits = 4 + max(0, math.ceil(math.log10(largest / (span.high - span.low))))
+    digits = 4 + max(0, math.floor(math.log10(largest / (span.high - span.low))))
     text = f"{value:.{digits}g}"
     return text if span.low <= float(text) <= span.high else repr(value)
 

@@ -13,7 +13,7 @@ from test_sweep import ROOT, STUB, kinds, stubs, tries_of
 
 from benchmarks.toy import arguments, write
 from omcda_jax.runner.sweep import command as sweep
-from omcda_jax.runner.sweep import machine, slurm
+from omcda_jax.runner.sweep import machine, slurm, task
 from omcda_jax.system import Interruption, exclusive
 from omcda_jax.types import ConfigError
 
@@ -80,14 +80,15 @@ def test_somebody_who_only_looked_keeps_no_job_from_its_row(tmp_path, stubs, job
     [row] = stubs("fine")
     looks = []
 
-    class Looked(slurm.Task):
+    class Looked(task.Task):
         def __init__(self, *given, **more):
             looks.append(given)
             if len(looks) < 3:
-                raise slurm.Busy("somebody looks")
+                raise task.Busy("somebody looks")
             super().__init__(*given, **more)
 
-    monkeypatch.setattr(slurm, "Task", Looked)
+    monkeypatch.setattr(task, "Task", Looked)
+    monkeypatch.setattr(task, "PAUSE", 0.01)
     assert job(row) == (0, 0) and kinds(tmp_path, [row]) == ["done"] and len(looks) == 3
 
 

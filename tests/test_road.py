@@ -300,9 +300,13 @@ def test_data_of_other_policies_do_not_take_the_name_of_the_packages(tmp_path, m
     monkeypatch.setattr(collect, "QUALITIES", {(IN_JAX, "medium"): None})
     words = ["collect.py", f"--environment={IN_JAX}", "--quality=medium", "--policy=random", "--episodes=2"]
     assert collect.main(words) == 78
-    assert "--policy: expected --out too, for datasets/examples.environ" in capsys.readouterr().err
+    assert "--policy: expected another --quality, or --out, for datasets/examples.environ" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert collect.main([*words, "--out=own.h5"]) == 0
+    # one of a name of its own is described by that name
+    named = [*words[:2], "--quality=mine", "--episodes=2"]
+    assert collect.main([*named, "--policy=random"]) == 0 and collect.main(named) == 0
+    assert "exists: checking it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

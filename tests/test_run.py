@@ -450,6 +450,8 @@ def test_shares_of_the_trials_are_the_whole_and_each_goes_on_alone(run, monkeypa
     assert "all shares" not in capsys.readouterr().out
     assert share(0) == 0
     assert "all shares of" in capsys.readouterr().out
+    other = command(*grid, f"--workdir={TRIALS / 'share_1_of_9'}")
+    assert run.main(other) == 78 and "of one of at most 3 trials" in capsys.readouterr().err
     assert run.main(["run.py", "--mode=eval", f"--workdir={TRIALS / 'share_1_of_2'}"]) == 0
     assert "1 trial" in capsys.readouterr().out
     trials = report.shares(str(TRIALS))["trials"]

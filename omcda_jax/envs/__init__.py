@@ -45,7 +45,7 @@ def make(name: str) -> Environment | HostEnvironment:
     try:
         builder = getattr(importlib.import_module(module), "make", None)
     except Exception as error:  # of whatever the module does
-        raise ConfigError(f"environment {name}: cannot import {module}: {_placed(error)}") from error
+        raise ConfigError(f"environment {name}: cannot import {module}: {_placed(error, module)}") from error
     if builder is None:
         raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")
     try:
@@ -54,14 +54,16 @@ def make(name: str) -> Environment | HostEnvironment:
     except ConfigError:
         raise
     except Exception as error:  # likewise
-        raise ConfigError(f"environment {name}: {_placed(error)}") from error
+        raise ConfigError(f"environment {name}: {_placed(error, module)}") from error
     return environment
 
 
-def _placed(error: Exception) -> str:
-    """An error on one line, with the place in the user's code that it comes from."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {one_line(error)} ({os.path.basename(last.filename)}:{last.lineno})"
+def _placed(error: Exception, module: str) -> str:
+    """An error on one line, with the place in the user's module that it comes from, if it passed through it."""
+    origin = importlib.util.find_spec(module).origin
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
+    place = f" ({os.path.basename(origin)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {one_line(error)}{place}"
 
 
 def _importable(module: str) -> bool:

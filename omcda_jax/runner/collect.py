@@ -47,11 +47,18 @@ def _collect(values: flags.FlagValues) -> None:
         by_transitions = task(request["environment"]).startswith("mamujoco/")
         request |= {"transitions": 100_000} if by_transitions else {"episodes": 1000}
     options = {key: values[key].value for key in ("policy", "weights", "checkpoint", "greedy", "random_share")}
+    is_own = request["quality"] and (task(request["environment"]), request["quality"]) not in QUALITIES
+    plain = all(options[key] == values[key].default for key in options)
+    if is_own and plain and os.path.exists(values.out or data.default_path(**request)):
+        run(request, None, values.out)
+        return
     request["quality"], found = behaviour(request["environment"], request["quality"], **options)
     own = next((key for key in ("policy", "weights") if options[key] is not None), None)
     if own and values.out is None and (task(request["environment"]), request["quality"]) in QUALITIES:
         path = data.default_path(**request)
-        raise ConfigError(f"--{own}: expected --out too, for {path} is for policies that come with the package")
+        raise ConfigError(
+            f"--{own}: expected another --quality, or --out, for {path} is for policies that come with the package"
+        )
     run(request, found, values.out)
 
 
@@ -79,12 +86,12 @@ def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
     return "\n".join(f"{key:<12} {value}" for key, value in lines.items())
 
 
-def run(request: dict, found: Behaviour, out: str | None = None) -> None:
+def run(request: dict, found: Behaviour | None, out: str | None = None) -> None:
     """Make a dataset, or check the one that is there, and print what it holds.
 
     Args:
         request: `environment`, `quality`, `episodes` or `transitions`, and `seed`, see `data.ensure`.
-        found: what is rolled out.
+        found: what is rolled out; None where the file is there and says itself what made it.
         out: the file; None is `data.default_path`.
 
     Raises:
@@ -98,7 +105,7 @@ def run(request: dict, found: Behaviour, out: str | None = None) -> None:
     path = data.ensure(**request, path=path, behaviour=found)
     _, _, metadata = data.read(path)
     holds = {**metadata, "episodes": metadata["statistics"]["episodes"]}
-    for key, value in {**request, **found.facts}.items():
+    for key, value in {**request, **(found.facts if found else {})}.items():
         if value is not None and holds.get(key) != value:
             raise DatasetError(f"{path}: {key}: expected {value!r}, found {holds.get(key)!r}; name another --out")
     print(summary(path, metadata, time.monotonic() - began))

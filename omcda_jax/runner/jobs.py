@@ -326,7 +326,7 @@ def share_folder(directory: str, index: int, count: int) -> str:
 def place_of_share(directory: str) -> tuple[int, int] | None:
     """Return of which process, of how many, a directory is the share; None where it is none."""
     found = re.fullmatch(r"share_(\d+)_of_(\d+)", os.path.basename(os.path.normpath(directory)))
-    return (int(found[1]), int(found[2])) if found else None
+    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
 
 
 def job_of_run(directory: str) -> Job:

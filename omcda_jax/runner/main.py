@@ -8,11 +8,15 @@ import importlib
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
 import omcda_jax
+
+FAREWELL = 2  # seconds that the first of several processes, without which the others cannot be, lets them end as well
 
 # each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
 COMMANDS = {
@@ -50,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             return importlib.import_module(COMMANDS[name][0]).main([f"omcda-jax {name}", *rest])
         return _help(name)
 
-    _leave(printing(work))
+    try:
+        status = printing(work)
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        status = 1
+    _leave(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -73,15 +84,21 @@ def _help(name: str) -> int:
     return os.EX_CONFIG
 
 
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return bool(jax) and jax.distributed.is_initialized()
+
+
 def _leave(status: int) -> NoReturn:
-    """End the process, at once unless others wait for its farewell.
+    """End the process, at once unless others end with it.
 
     Python's orderly end takes a while with JAX, in which a signal kills what is already done, and it trips over a
-    broken-off compilation.
+    broken-off compilation. Of one of several processes it waits for the others, which miss one that failed alone.
     """
-    jax = sys.modules.get("jax")
-    if jax and jax.distributed.is_initialized():
-        sys.exit(status)
+    if _is_one_of_several():
+        if status in (os.EX_OK, os.EX_TEMPFAIL):
+            sys.exit(status)
+        time.sleep(FAREWELL if sys.modules["jax"].process_index() == 0 else 0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

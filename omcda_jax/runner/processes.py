@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +20,6 @@ from omcda_jax.types import ConfigError, DatasetError
 
 # Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
 HEARTBEAT = 20
-FAREWELL = 2  # seconds that the first process, without which the others cannot be, lets them end by themselves
 
 
 def say(*words: Any) -> None:
@@ -79,7 +76,7 @@ def require_same(what: str, value: Any) -> None:
     """Refuse to share a run with processes that have something else, on which each would train its own replica.
 
     Args:
-        what: it is, a plural.
+        what: names the value in the message, in the plural.
         value: of this process, of plain JSON values.
 
     Raises:
@@ -129,7 +126,8 @@ def ordered(
 def guarded(work: Callable[[Interruption], int]) -> int:
     """Do `work` and return its exit status, or that of what stopped it, reported in one line.
 
-    One of several processes that stops alone, or is left alone, ends here: an orderly end would wait for the others.
+    One of several processes that a signal stops alone, or that is left alone, ends here: an orderly end would wait for
+    the others. `main` ends those that fail.
     """
     # orbax logs as errors, with tracebacks, what it raises as well; asyncio likewise
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -141,16 +139,18 @@ def guarded(work: Callable[[Interruption], int]) -> int:
             return work(interruption)
     except (ConfigError, DatasetError) as error:
         complain(f"error: {error}")
-        return _alone(os.EX_CONFIG)
+        return os.EX_CONFIG
     except NonFiniteMetrics as error:
         complain(f"error: training diverged: {error}; what was saved before is intact")
-        return _alone(EX_DIVERGED)
+        return EX_DIVERGED
     except StorageError as error:
         complain(f"error: {error}")
-        return _alone(1)
+        return 1
     except Interrupted as signal_name:
         complain(f"stopped by {signal_name} with nothing more to save; the same command resumes")
-        return _alone(os.EX_TEMPFAIL)
+        if jax.distributed.is_initialized():
+            os._exit(os.EX_TEMPFAIL)
+        return os.EX_TEMPFAIL
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
@@ -158,20 +158,6 @@ def guarded(work: Callable[[Interruption], int]) -> int:
             f"error: another process is gone ({one_line(error)}); the same commands resume from the latest checkpoint"
         )
         os._exit(os.EX_TEMPFAIL)
-    except Exception:
-        if jax.distributed.is_initialized():
-            traceback.print_exc()
-            _alone(1)
-        raise
-
-
-def _alone(status: int) -> int:
-    """End one of several processes with this status, so that the others miss it; return it where there is but one."""
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        time.sleep(FAREWELL if jax.process_index() == 0 else 0)
-        os._exit(status)
-    return status
 
 
 def _unraisable(interruption: Interruption, unraisable: Any) -> None:

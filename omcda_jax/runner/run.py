@@ -16,6 +16,7 @@ TPU pods, ...), --coordinator, --num_processes and --process_id describe them by
 that run independently, by --num_processes and --process_id alone. --select names the trial to take by the data alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -78,7 +79,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         job = as_begun(job)
         config = dataclasses.replace(config, learner=job.config.learner)
     say(overview(config))
-    begins = command.mode == "train" and not os.path.isdir(job.checkpoints())
+    begins = command.mode == "train" and by_first(lambda: not os.path.isdir(job.checkpoints()))
     # a simulator takes seconds to import, a damaged file is noticed at once
     source = processes.by_all(lambda: datasets.read_if_there(job)) if begins else None
     environment = envs.make(config.data.environment)
@@ -136,8 +137,12 @@ def job_of(command: Command) -> tuple[Job, Labels]:
             raise ConfigError(f"--num_processes: expected at most {len(configs)}, the trials, found {shared.count}")
         labels, configs = (share(each, shared.index, shared.count) for each in (labels, configs))
         directory = share_folder(directory, shared.index, shared.count)
-    elif place_of_share(directory):
-        labels, configs = (share(each, *place_of_share(directory)) for each in (labels, configs))
+    elif own := place_of_share(directory):
+        if own[1] > len(configs):
+            raise ConfigError(
+                f"--workdir: expected the share of one of at most {len(configs)} trials, found {directory}"
+            )
+        labels, configs = (share(each, *own) for each in (labels, configs))
     return Job(configs, directory, population=True, switches=command.switches), labels
 
 
@@ -194,8 +199,10 @@ def finish(
 
 
 def _recorded(path: str) -> int | None:
-    """The updates behind the result that is there."""
-    return json.loads(Path(path).read_text()).get("step") if os.path.exists(path) else None
+    """The updates behind the result that is there, if it can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(Path(path).read_text()).get("step")
+    return None
 
 
 def result_path(job: Job, which: str) -> str:

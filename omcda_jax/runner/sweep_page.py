@@ -11,6 +11,7 @@ from omcda_jax.runner.outcomes import Trial, by_setting, trials_of
 from omcda_jax.runner.page import Page, Part, Section
 from omcda_jax.runner.sweep import collect, manifest, search
 from omcda_jax.runner.sweep.state import result_of
+from omcda_jax.types import ConfigError
 
 CURVES = 12  # settings of a task whose training is drawn, and which are compared in pairs
 
@@ -22,22 +23,22 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
         directory: of the sweep.
         rows: of its manifest, one of them done at least.
         with_replay: play an episode of the trial with the highest return on the first task.
+
+    Raises:
+        ConfigError: every row that ended diverged.
     """
     records = [record for record in collect.trials(directory, rows) if record["diverged"] != "all"]
-    results = [(row, result) for row in rows if (result := result_of(directory, row))]
+    results = _results(directory, rows)
     found = [
         (trial, result)
         for row, result in results
         for trial in trials_of(os.path.join(directory, row.directory), result)
     ]
     tasks: dict[str, list[tuple[Trial, Mapping[str, Any]]]] = {}
-    one_algorithm = len({record["algorithm.name"] for record in records}) == 1
-    left_out = {"algorithm.name"} if one_algorithm else set()
+    left_out = {"algorithm.name"} if len({record["algorithm.name"] for record in records}) == 1 else set()
     for record, (trial, result) in zip(records, found, strict=True):
-        given = collect.settings(record).items()
-        own = {key: value for key, value in given if not key.startswith("data.") and key != "task"}
-        label = {key: value for key, value in own.items() if value != "" and key not in left_out}
-        tasks.setdefault(collect.dataset_of(record), []).append((trial._replace(label=label), result))
+        labelled = trial._replace(label=_label(record, left_out))
+        tasks.setdefault(collect.dataset_of(record), []).append((labelled, result))
     by_task = {task: by_setting([trial for trial, _ in own]) for task, own in tasks.items()}
     data = {task: own[0][1] for task, own in tasks.items()}
 
@@ -75,6 +76,19 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     ]
     done = f"{len(results)} of {len(rows)} rows done, {len(records)} trials"
     return Page(f"Sweep on {', '.join(tasks)}", done, sections)
+
+
+def _results(directory: str, rows: Sequence[manifest.Row]) -> list[tuple[manifest.Row, Mapping[str, Any]]]:
+    found = [(row, result) for row in rows if (result := result_of(directory, row))]
+    if not found:
+        raise ConfigError(f"{directory}: expected a row with a result, found none: all that ended diverged")
+    return found
+
+
+def _label(record: collect.Record, left_out: set[str]) -> dict[str, Any]:
+    """What a trial was given beside its task and data."""
+    given = {key: value for key, value in collect.settings(record).items() if not key.startswith("data.")}
+    return {key: value for key, value in given.items() if value != "" and key not in {"task", *left_out}}
 
 
 def _warning() -> Part:

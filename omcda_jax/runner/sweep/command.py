@@ -219,7 +219,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         else:
             rows = _some(directory, check.extend(directory, add))
             waiting = [row for row in rows if not state.is_over(directory, row)]
-            say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done")
+            say(f"{directory}: {len(rows)} rows, {len(rows) - len(waiting)} of them done or diverged")
             work(waiting)
             ended = _status(list(statuses.values()), interruption.requested)
     say(_standing(directory, rows))

@@ -9,7 +9,7 @@ from omcda_jax.runner.processes import say
 from omcda_jax.runner.sweep import machine
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import FINAL, is_over
-from omcda_jax.runner.sweep.task import Busy, Task
+from omcda_jax.runner.sweep.task import Busy, Task, start
 from omcda_jax.system import Interruption
 
 POLL = 0.2  # seconds between two looks at the processes
@@ -33,7 +33,7 @@ def run(directory: str, rows: Sequence[Row], options: machine.Options, interrupt
     """
     pool = Pool(directory, options)
     for row in (row for row in rows if row.shape == "slice" and not is_over(directory, row)):
-        if interruption.requested or pool.together(row, interruption) not in (os.EX_OK, os.EX_CONFIG):
+        if interruption.requested or pool.together(row, interruption) not in FINAL:
             # all hosts start again together, for the others cannot know which row this one is at
             return pool.statuses
     single = [row for row in rows if row.shape == "host"]
@@ -84,7 +84,7 @@ class Pool:
         part = f"host_{options.host}" if options.host else ""
         say(f"{row.name}: starting on {options.hosts} hosts, of which this is {options.host}")
         try:
-            task = Task(self._directory, row, words=words, part=part)
+            task = start(self._directory, row, words=words, part=part)
         except Busy as error:
             say(f"{row.name}: {error}")
             return os.EX_TEMPFAIL

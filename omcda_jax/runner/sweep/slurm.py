@@ -4,7 +4,6 @@ submitit writes, submits and requeues. This command only submits; `--status` sho
 done, or at work elsewhere, ends at once, so submitting again does no harm.
 """
 
-import contextlib
 import importlib
 import os
 import signal
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omcda_jax.runner.processes import say
+from omcda_jax.runner.sweep import task
 from omcda_jax.runner.sweep.machine import Options
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import FINAL, is_over
@@ -21,7 +21,6 @@ from omcda_jax.system import Interruption, one_line
 from omcda_jax.types import ConfigError
 
 POLL = 1.0  # seconds between two looks at the row's process
-LOOKS = 5  # at a row that is claimed, before it counts as at work elsewhere
 TIMEOUTS = 1000  # how often a job may reach its time limit and go on in another
 
 
@@ -50,7 +49,7 @@ class Work:
             if is_over(directory, row):
                 return os.EX_OK
             try:
-                self._task = _task(directory, row, part=f"host_{rank}" if rank else "")
+                self._task = task.start(directory, row, part=f"host_{rank}" if rank else "")
             except Busy as busy:
                 say(busy)
                 return os.EX_OK
@@ -109,15 +108,6 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
         for row, job in zip(chosen, jobs, strict=True):
             say(f"{row.name}: submitted as job {job.job_id}")
     return {}
-
-
-def _task(directory: str, row: Row, *, part: str) -> Task:
-    """Claim a row, which somebody who only looks whether it is claimed holds for a moment."""
-    for _ in range(LOOKS):
-        with contextlib.suppress(Busy):
-            return Task(directory, row, part=part)
-        time.sleep(POLL)
-    return Task(directory, row, part=part)
 
 
 def _signal() -> signal.Signals:

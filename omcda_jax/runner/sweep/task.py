@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.sweep.manifest import Row
@@ -15,6 +17,7 @@ from omcda_jax.system import exclusive
 from omcda_jax.types import ConfigError
 
 REASON = 300  # characters of it that are kept
+LOOKS, PAUSE = 5, 1.0  # at a row that is claimed, and seconds between them, before it counts as at work elsewhere
 
 
 class Busy(Exception):
@@ -118,6 +121,22 @@ class Task:
         errors = [line for line in lines if re.match(r"error:", line)]
         # of a traceback the last line says what happened
         return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:REASON]
+
+
+def start(directory: str, row: Row, **more: Any) -> Task:
+    """Return a task, where somebody who only looks whether the row is claimed may hold it for a moment.
+
+    Args:
+        directory, row, **more: as of `Task`.
+
+    Raises:
+        Busy: another process is at work on it.
+    """
+    for _ in range(LOOKS - 1):
+        with contextlib.suppress(Busy):
+            return Task(directory, row, **more)
+        time.sleep(PAUSE)
+    return Task(directory, row, **more)
 
 
 @contextlib.contextmanager
