@@ -18,6 +18,7 @@ that run independently, by --num_processes and --process_id alone. --select name
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -94,8 +95,8 @@ def execute(command: Command, interruption: Interruption) -> int:
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
         if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
-            early, source = source, None
-            source = processes.by_all(lambda: datasets.ready(job, environment, early, begins=saved.state is None))
+            ready = functools.partial(datasets.ready, job, environment, begins=saved.state is None)
+            source = processes.by_all(functools.partial(ready, source))
             processes.require_same("the data", source.metadata.get("digest"))
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
