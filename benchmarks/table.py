@@ -17,7 +17,8 @@ transitions and hidden layers of 256 on SMAX, 30,000 of 64 and layers of 128 on 
 One task after another, all algorithms; the six settings are one population, and so are the final seeds. Every
 finished population goes into table.csv in --results, beside the rows that are there. Where its rows are it is not
 trained again, on another machine either; to train it again, delete them. Running the same command again resumes a
-stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of experiments/run.py.
+stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of experiments/run.py, but 1 if a population
+diverged.
 """
 
 import dataclasses

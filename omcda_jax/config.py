@@ -260,9 +260,8 @@ def population_keys(algorithm: Any) -> list[str]:
 def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
     """Return what `learner.trials` varies and the settings, for every trial of the grid; `grid` has its grammar.
 
-    A trial that comes twice, in other words too, such as .01 and 0.010, counts once.
-
-    Keys are `seed` and the numbers of the algorithm, which a population can hold side by side.
+    Keys are `seed` and the numbers of the algorithm, which a population can hold side by side. A trial that comes twice
+    counts once, even if it is written otherwise, as .01 and 0.010 are.
 
     Args:
         config: with a grid in `learner.trials`.

@@ -136,7 +136,7 @@ class Progress:
 
 
 def _mean(values: Any) -> float:
-    """Of trials side by side, those that have diverged left out as long as others have not."""
+    """Mean over trials side by side, without those that have diverged unless all have."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
     return finite.mean() if finite.size else values.mean()

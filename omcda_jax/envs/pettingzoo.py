@@ -80,7 +80,7 @@ class _Single:
         self._seen = {agent: _observed(env.observation_space(agent), agent, self._name) for agent in self._agents}
         # agents whose part is over, and whether it was by termination
         self._over: dict[Any, bool] = {}
-        # not everything called so is the method
+        # some environments have an attribute of that name which is no method
         self._tells_state = callable(getattr(env, "state", None))
         step = self.reset(0)
         self.spec = EnvSpec(*step.obs.shape, len(step.global_state), max(self._sizes), self._discrete)

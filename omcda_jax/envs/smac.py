@@ -37,7 +37,7 @@ def make(scenario: str) -> HostEnvironment:
         raise ConfigError(f"smac scenario: expected one of SMAC's maps, found {scenario!r}") from error
     info = StarCraft2Env(map_name=scenario).get_env_info()
     spec = EnvSpec(info["n_agents"], info["obs_shape"], info["state_shape"], info["n_actions"], discrete=True)
-    # only so does the game tell an episode that the time limit cut from one that is over
+    # without continuing_episode smac does not say that the time limit ended an episode
     build = lambda: _Single(lambda seed: StarCraft2Env(map_name=scenario, seed=seed, continuing_episode=True))
     return host_environment(
         f"smac/{scenario}",

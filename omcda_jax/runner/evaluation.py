@@ -76,7 +76,7 @@ class Best:
         self._checkpoints = None
         self._highest = -np.inf
         if not job.population and is_first():
-            # on disk before the row of its evaluation, which says that it was done
+            # on disk before its evaluation has a row in the metrics, by which a later start takes it for done
             self._checkpoints = Checkpoints(job.checkpoints("best"), keep=1, wait=True)
             _, metadata = self._checkpoints.restore(job.template(spec)) or (None, None)
             # only evaluations of the same episodes compare

@@ -192,12 +192,12 @@ def check_directory(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def claimed(job: Job, *, begins: bool = True) -> Iterator[None]:
-    """Make the run directory, hold it alone and write its config.json, unless it is only looked at.
+def claimed(job: Job, *, trains: bool = True) -> Iterator[None]:
+    """Make the run directory, hold it alone and write its config.json.
 
     Args:
         job: whose.
-        begins: it begins or goes on, with these settings.
+        trains: False leaves config.json as it is, for an evaluation.
 
     Raises:
         ConfigError: as `check_directory`; or it has checkpoints of a run with other settings, which are
@@ -211,7 +211,7 @@ def claimed(job: Job, *, begins: bool = True) -> Iterator[None]:
                 os.makedirs(job.directory, exist_ok=True)
                 held.enter_context(exclusive(job.directory, job.flag))
                 refuse_other_settings(job)
-                if begins:
+                if trains:
                     write_json(os.path.join(job.directory, "config.json"), to_dict(job.config))
             except OSError as error:
                 raise ConfigError(f"{job.directory}: cannot write the run directory: {error.strerror}") from error

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import omcda_jax
 
-FAREWELL = 2  # seconds that the first of several processes, without which the others cannot be, lets them end as well
+FAREWELL = 2  # seconds that the first of several processes gives the others to end, which its own end would abort
 
 # each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
 COMMANDS = {

@@ -72,7 +72,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         processes.join(shared.coordinator, shared.count, shared.index, interruption)
     job, labels = job_of(command)
     if shared.join:
-        processes.require_same("settings", _shared(job))
+        processes.require_same("settings", _without_places(job))
     by_first(lambda: check_directory(job))
     if command.mode == "train":
         by_first(lambda: refuse_fewer_updates(job))
@@ -91,7 +91,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         select.check(command.select, job, environment.spec)
     if command.mode == "eval" and not by_first(lambda: os.path.isdir(job.checkpoints(command.checkpoint))):
         raise ConfigError(f"{job.directory}: expected a run to evaluate, found none; train first")
-    with claimed(job, begins=command.mode == "train"):
+    with claimed(job, trains=command.mode == "train"):
         saved = restore(job, environment.spec, command.checkpoint, command.step)
         judge = make_judge(job, environment)
         if command.mode == "train" and (saved.state is None or updates_done(saved.state) < config.learner.updates):
@@ -117,7 +117,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     return os.EX_OK
 
 
-def _shared(job: Job) -> dict[str, Any]:
+def _without_places(job: Job) -> dict[str, Any]:
     """The settings but for what names places on a host's own disks."""
     settings = to_dict(job.config)
     return settings | {"directory": None, "data": settings["data"] | {"path": None}}

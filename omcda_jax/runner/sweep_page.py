@@ -27,7 +27,7 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     Raises:
         ConfigError: every row that ended diverged.
     """
-    records = [record for record in collect.trials(directory, rows) if record["diverged"] != "all"]
+    records = [record for record in collect.trials(directory, rows) if record["diverged"] != collect.ALL]
     results = _results(directory, rows)
     found = [
         (trial, result)

@@ -50,7 +50,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
     guard = Guard(len(job.configs), saved.metadata.get("guard"))
     seconds = saved.metadata.get("seconds", 0.0)
     stopping = functools.partial(_is_stopping, job, interruption)
-    unread = None  # output whose reader left: it ends the run, once what is done is saved
+    unread = None  # the error of output that nobody reads any more, raised once what is done is saved
 
     with source.opened as dataset_at:
         train_step, state = compile_step(job, layout, state, dataset_at(step))

@@ -18,6 +18,7 @@ from omcda_jax.types import ConfigError
 
 Record = dict[str, Any]
 
+ALL = "all"  # trials of a row diverged, none of which was evaluated
 FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # of a record, the rest was given
 
 
@@ -30,8 +31,8 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
 
     Returns:
         Records of `task`, `algorithm.name`, `seed`, what else differs anywhere in the sweep, then `updates`, what the
-        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, "all" where no trial of the
-        row was left to evaluate, or nothing), `data_mean` (return of the data) and `run`, the run directory.
+        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, ALL, or nothing), `data_mean`
+        (return of the data) and `run`, the run directory.
     """
     said = [trial for row in rows for trial in row.trials]
     keys = dict.fromkeys(key for trial in said for key in trial)
@@ -52,7 +53,7 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
             ]
         elif has_diverged(directory, row):
             nothing = dict.fromkeys(("updates", *SUMMARY, "skipped"), "")
-            each = [{**nothing, "diverged": "all", "data_mean": ""}] * len(row.trials)
+            each = [{**nothing, "diverged": ALL, "data_mean": ""}] * len(row.trials)
         else:
             continue
         for index, (trial, end) in enumerate(zip(row.trials, each, strict=True)):
