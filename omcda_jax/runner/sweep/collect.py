@@ -31,8 +31,8 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
 
     Returns:
         Records of `task`, `algorithm.name`, `seed`, what else differs anywhere in the sweep, then `updates`, what the
-        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, ALL, or nothing), `data_mean`
-        (return of the data) and `run`, the run directory.
+        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, ALL, or nothing),
+        `data_mean` (return of the data) and `run`, the run directory.
     """
     said = [trial for row in rows for trial in row.trials]
     keys = dict.fromkeys(key for trial in said for key in trial)
