@@ -115,7 +115,15 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         words: of the sweep's command, without the host's number.
         hosts: how many there are.
         given: values of SKYPILOT, complete.
+
+    Raises:
+        ConfigError: `spot` is neither true nor false, or hosts would have to lock files in the bucket.
     """
+    spot = given["spot"].lower()
+    if spot not in ("true", "false"):
+        raise ConfigError(f"--engine_options: spot: expected true or false, found {given['spot']!r}")
+    if "--claim" in words:
+        raise ConfigError("--claim: expected none with --emit=skypilot, for hosts cannot lock files in a bucket")
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
     image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
     install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"
@@ -126,7 +134,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         "num_nodes": hosts,
         "resources": {
             "accelerators": given["accelerator"],
-            "use_spot": given["spot"].lower() == "true",
+            "use_spot": spot == "true",
             "job_recovery": recovery,
             **image,
         },
@@ -201,8 +209,6 @@ def emit(kind: str, words: Sequence[str], hosts: int, options: Mapping[str, str]
     for key in options:
         if key not in defaults:
             raise ConfigError(f"{flag}: {key}: no such option of --emit={kind}; {suggestion(key, defaults)}")
-    if options.get("spot", "true").lower() not in ("true", "false"):
-        raise ConfigError(f"{flag}: spot: expected true or false, found {options['spot']!r}")
     given = {**defaults, **{key: _number(key, value) for key, value in options.items()}}
     missing = [key for key, value in given.items() if value is None]
     if missing:
@@ -215,8 +221,6 @@ def emit(kind: str, words: Sequence[str], hosts: int, options: Mapping[str, str]
     for name, _, path in (word.partition("=") for word in words):
         if name in PLACES and not _is_below(path, given["mount"]):
             raise ConfigError(f"{name}: expected a path below mount={given['mount']}, which hosts share, found {path}")
-    if kind == "skypilot" and "--claim" in words:
-        raise ConfigError("--claim: expected none with --emit=skypilot, for hosts cannot lock files in a bucket")
     wheel = _wheel(given.get("accelerator", "tpu"))
     told = [f"# the image: {BUILD.format(wheel, shlex.quote(given['image']))}"] if given["image"] else []
     built = build(words, hosts, given)
