@@ -20,6 +20,7 @@ from omcda_jax import (
     OmarConfig,
     OmcdaConfig,
     OmigaConfig,
+    networks,
     training,
 )
 from omcda_jax.algorithms import ALGORITHMS, omcda
@@ -396,6 +397,56 @@ def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over(rate):
         assert metrics["allocation/price"] == pytest.approx(10 * float(state.extra.value_size), rel=1e-5)
         assert np.all(warm < metrics["allocation/price"])
         np.testing.assert_allclose(metrics["allocation/alpha"], metrics["allocation/price"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["omcda", "omcda-fixed-gradient"])
+@pytest.mark.parametrize(("price", "level"), [(0.0, 0.02), (0.5, 0.5)])
+def test_no_level_rises_above_its_largest_unless_a_nat_costs_more(name, price, level):
+    """The budgets are all but nothing, so that every level rises as far as it may."""
+    state = after(CONFIGS[name])
+    config = state.config.replace(
+        alpha_max=jnp.float32(0.02), price=jnp.float32(price), level_rate=jnp.float32(1.0), level_step=jnp.float32(9.0)
+    )
+    extra = state.extra.replace(budget=jnp.full(3, 1e-9), value_size=jnp.float32(1.0))
+    _, metrics = UPDATE(state.replace(config=config, extra=extra), make_batch(3))
+    np.testing.assert_allclose(metrics["allocation/alpha"], level, rtol=1e-4)
+
+
+def test_draws_differ_from_row_to_row_from_step_to_step_and_from_those_of_the_first_parameters():
+    state, batch = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"]), make_batch(0)
+    bits = lambda keys: np.asarray(jax.random.key_data(keys)).reshape(-1, 2)
+    steps = [state.replace(step=jnp.int32(step)) for step in range(4)]
+    drawn = np.concatenate([bits(keys) for one in steps for keys in training.row_keys(one, batch, 2)])
+    assert len(np.unique(drawn, axis=0)) == 4 * 2 * 24
+    of_steps = bits(jnp.stack([jax.random.fold_in(state.key, step) for step in range(4)]))
+    of_init = bits(jax.random.split(jax.random.key(0), 4))
+    assert len(np.unique(np.concatenate([of_steps, of_init]), axis=0)) == 8
+
+
+def test_held_groups_keep_parameters_moments_and_targets():
+    old = after(CONFIGS["omiga"], updates=0)
+    new, _ = UPDATE(old, make_batch(1))
+    held = training.hold(new, old, {"critic": jnp.bool_(True), "value": jnp.bool_(False)})
+    for group in ("critic", "value", "policy"):
+        kept = old if group == "critic" else new
+        for trees, source in zip(*((x.params, x.opt_state, x.target_params) for x in (held, kept)), strict=True):
+            chex.assert_trees_all_equal(trees[group], source[group])
+
+
+def test_gradients_are_reported_as_they_are_before_clipping():
+    state, batch = after(CONFIGS["omiga"]), make_batch(1)
+    norms = [UPDATE(state, batch.replace(reward=batch.reward + reward))[1]["gradient/critic"] for reward in (1e3, 2e3)]
+    assert norms[0] > 100 and norms[1] / norms[0] == pytest.approx(2.0, rel=0.05)
+
+
+def test_sampled_actions_are_as_frequent_as_the_policy_says():
+    state = after(CONFIGS["bc"])
+    obs = np.repeat(make_batch(0).obs[:1], 20_000, axis=0)
+    drawn = np.asarray(omcda_jax.act(state, obs, key=jax.random.key(0)))
+    network = networks.policy_network(SPEC, CONFIGS["bc"].hidden_sizes)
+    expected = jax.nn.softmax(network.apply(state.target_params["policy"], obs[0]))
+    frequency = (drawn[..., None] == np.arange(SPEC.action_dim)).mean(axis=0)
+    np.testing.assert_allclose(frequency, expected, atol=0.02)
 
 
 def test_an_agent_without_choices_stays_finite_and_teaches_nothing():

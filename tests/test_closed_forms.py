@@ -1,5 +1,7 @@
 """The baselines' losses where their answer is known in closed form; each number is worked out beside it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,50 @@ class TestBcq:
         moved = bcq.perturb(nets, wild, batch.obs, batch.avail, action, 0.05)
         distance = np.abs(moved - action)
         assert distance.max() <= 0.05 + 1e-6 and distance.max() > 0.04
+
+    def test_the_perturbation_leaves_neither_the_bounds_nor_the_dimensions_an_agent_has(self):
+        push = types.SimpleNamespace(
+            perturbation=types.SimpleNamespace(apply=lambda params, obs, action: 9.0 + 0 * action)
+        )
+        moved = bcq.perturb(push, None, jnp.zeros((1, 3)), jnp.array([[True, False]]), jnp.array([[0.99, 0.0]]), 0.05)
+        np.testing.assert_array_equal(moved, [[1.0, 0.0]])
+
+    @pytest.mark.quick
+    def test_the_head_s_loss_by_hand(self):
+        """Legal probabilities 2/3 and 1/3: log 1.5 for the first, and half of the mean of log(2)^2 and 0."""
+        logits, avail = jnp.array([[np.log(2), 0.0, 5.0]]), jnp.array([[True, True, False]])
+        got = bcq.head_loss(logits, avail, jnp.array([0]), 0.5)
+        np.testing.assert_allclose(got, [np.log(1.5) + np.log(2) ** 2 / 4], rtol=1e-5)
+
+    def test_latents_to_generate_from_are_cut_normals(self):
+        latent = bcq.prior(jax.random.key(0), 20_000)
+        assert latent.min() == -0.5 and latent.max() == 0.5
+        # P(|N(0, 1)| > .5) = .6171
+        np.testing.assert_allclose(np.mean(np.abs(latent) == 0.5), 0.6171, atol=0.01)
+
+    def reconstruction(self, mean, log_std, decoder, rows=20_000):
+        """Mean loss of an agent that has one of two dimensions and always played .5; log_std before it is bounded."""
+        latent = jnp.concatenate([jnp.full((rows, 1, 4), mean), jnp.full((rows, 1, 4), log_std)], axis=-1)
+        nets = types.SimpleNamespace(
+            encoder=types.SimpleNamespace(apply=lambda params, obs, action: latent),
+            decoder=types.SimpleNamespace(apply=lambda params, obs, latent: decoder(latent)),
+        )
+        avail = jnp.broadcast_to(jnp.array([True, False]), (rows, 1, 2))
+        batch = types.SimpleNamespace(obs=None, action=jnp.where(avail, 0.5, 0.0), avail=avail)
+        keys = jax.random.split(jax.random.key(0), rows)
+        return bcq.reconstruction_loss(nets, {"vae": {"encoder": None, "decoder": None}}, batch, keys).mean()
+
+    def test_a_reconstruction_errs_by_what_the_decoder_makes_of_a_drawn_latent(self):
+        """A latent from N(0, 1) diverges by nothing; (tanh(u + e) - .5)^2 with tanh u = .5 is left, by quadrature."""
+        got = self.reconstruction(0.0, 0.0, lambda latent: latent[..., :2] + np.arctanh(0.5))
+        e = np.linspace(-8, 8, 4001)
+        error = np.square(np.tanh(np.arctanh(0.5) + e) - 0.5) * np.exp(-np.square(e) / 2) / np.sqrt(2 * np.pi)
+        np.testing.assert_allclose(got, np.trapezoid(error, e), rtol=0.03)
+
+    def test_half_the_mean_divergence_of_the_latent_is_added(self):
+        """A perfect decoder; mean 1, deviation e^-10 bounded to e^-4: half of (8 - 1 + 1 + e^-8) / 2."""
+        got = self.reconstruction(1.0, -10.0, lambda latent: jnp.full((*latent.shape[:-1], 2), np.arctanh(0.5)), rows=3)
+        np.testing.assert_allclose(got, (8 + np.exp(-8)) / 4, rtol=1e-5)
 
 
 class TestCql:
@@ -295,6 +341,15 @@ class TestOmiga:
         plain = jax.grad(lambda v: jnp.sum(jnp.exp(slope * (q - v)) + slope * v))(v)
         np.testing.assert_allclose(ours * np.exp(highest), plain, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.quick
+    def test_exponents_are_cut_at_10_and_the_loss_is_scaled_by_the_largest_but_not_below_minus_1(self):
+        assert losses.largest_exponent(jnp.array([-30.0, -5.0])) == -1.0
+        assert losses.largest_exponent(jnp.array([-0.5, -5.0])) == -0.5
+        assert losses.largest_exponent(jnp.array([3.0, 50.0])) == 10.0
+        exponent, linear = jnp.array([50.0, -50.0, 9.0]), jnp.array([1.0, 2.0, 0.0])
+        got = losses.normalisation_loss(exponent, linear, jnp.float32(10.0))
+        np.testing.assert_allclose(got, [1 + np.exp(-10), np.exp(-20) + 2 * np.exp(-10), np.exp(-1)], rtol=1e-5)
+
     @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
     def test_a_large_level_clones(self, spec):
         state = after(CONFIGS["omiga"], spec=spec)
@@ -343,6 +398,22 @@ class TestComadice:
         np.testing.assert_allclose(g, [0.264241, 0.0, 0.5], atol=1e-6)
         slope = jax.vmap(jax.grad(lambda x: losses.soft_chi_square(x)[0]))(jnp.array([-1e-4, 1e-4]))
         np.testing.assert_allclose(slope, 1.0, atol=1e-3)
+
+    @pytest.mark.quick
+    def test_chi_square_and_kullback_leibler(self):
+        """f(w) = (w - 1)^2 / 2, no weight below 0; f(w) = w log w, w = e^(x - 1), cut at x = 10."""
+        w, f = losses.chi_square(jnp.array([-3.0, -0.5, 2.0]))
+        np.testing.assert_allclose(w, [0.0, 0.5, 3.0])
+        np.testing.assert_allclose(f, [0.5, 0.125, 2.0])
+        w, f = losses.kullback_leibler(jnp.array([-1.0, 1.0, 2.0, 1e4]))
+        np.testing.assert_allclose(w, [np.exp(-2), 1.0, np.e, np.exp(9)], rtol=1e-5)
+        np.testing.assert_allclose(f, [-2 * np.exp(-2), 0.0, np.e, 9 * np.exp(9)], rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("name", losses.F_DIVERGENCES)
+    def test_derivatives_stay_numbers_far_from_the_data(self, name):
+        for value in (-1e4, 1e4):
+            slopes = jax.jacobian(losses.F_DIVERGENCES[name])(jnp.float32(value))
+            assert np.all(np.isfinite(slopes))
 
     @pytest.mark.parametrize("name", losses.F_DIVERGENCES)
     def test_the_weight_maximises_the_dual(self, name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omcda_jax import networks
-from omcda_jax.distributions import categorical, expectation, has_choice, tanh_gaussian
+from omcda_jax.distributions import categorical, expectation, has_choice, log_integral, tanh_gaussian
 from omcda_jax.types import EnvSpec
 
 pytestmark = pytest.mark.quick
@@ -85,6 +85,26 @@ def test_expectations_over_draws_converge_to_the_integral():
         exact = np.trapezoid(weight * values(np.tanh(u)), u) / np.trapezoid(weight, u)
         found = expectation(values(support.actions[..., 0]), support)
         assert float(found[0]) == pytest.approx(exact, rel=5e-3)
+
+
+def test_draws_have_the_width_of_their_policy():
+    drawn = policy(np.full((20_000, 1), 0.2), np.full((20_000, 1), -1.0)).sample(jax.random.key(0))
+    u = np.arctanh(np.asarray(drawn))
+    assert u.mean() == pytest.approx(0.2, abs=0.01) and u.std() == pytest.approx(np.exp(-1), rel=0.02)
+
+
+def test_an_integral_over_the_dimensions_an_agent_has():
+    """Of exp(a) over [-1, 1] it is 2 sinh 1, with padding or without; the draws of the two policies are independent."""
+    avail = jnp.array([[True, False]])
+    here, there = policy([[0.4, 3.0]], [[-0.3, 1.0]], avail), policy([[-0.5, 0.0]], [[0.0, 0.0]], avail)
+    measure = here.measure(avail, jax.random.key(0), 20_000, there)
+    assert np.all(measure.actions[..., 1] == 0)
+    np.testing.assert_allclose(log_integral(measure.actions[..., 0], measure), np.log(2 * np.sinh(1)), atol=0.02)
+    of_here, of_there = (
+        np.arctanh(np.asarray(measure.actions[0, part : part + 20_000, 0])) for part in (20_000, 40_000)
+    )
+    assert of_here.mean() == pytest.approx(0.4, abs=0.02) and of_there.mean() == pytest.approx(-0.5, abs=0.03)
+    assert abs(np.corrcoef(of_here, of_there)[0, 1]) < 0.03
 
 
 def test_an_action_that_is_never_taken_counts_nothing_whatever_its_value():

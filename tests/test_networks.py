@@ -1,11 +1,12 @@
-"""Dense layers against NumPy: values and gradients, of a layer that narrows and of one that widens."""
+"""Dense layers against NumPy: values and gradients, of a layer that narrows and of one that widens; fresh networks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omcda_jax.networks import AgentNetwork, _Dense
+from omcda_jax import BcqConfig, EnvSpec, OmigaConfig
+from omcda_jax.networks import AgentNetwork, _Dense, init_params, initialise, mixed_critic
 
 SIZES = {"narrowing": (7, 3), "widening": (3, 7), "square": (5, 5), "one column": (6, 1)}
 
@@ -46,3 +47,48 @@ def test_gradients_of_several_networks_at_once_are_those_of_each(random):
             together,
             gradient(alone),
         )
+
+
+@pytest.mark.quick
+def test_fresh_layers_are_uniform_up_to_one_over_the_root_of_their_inputs():
+    params = initialise(AgentNetwork((64, 32), outputs=50), jax.random.key(0), jnp.zeros((1, 3, 97)))["params"]
+    for name, inputs in (("Dense_0", 100), ("Dense_1", 64), ("Dense_2", 32)):
+        kernel, bias, bound = params[name]["kernel"], params[name]["bias"], inputs**-0.5
+        assert kernel.shape[0] == inputs
+        assert 0.98 * bound < -kernel.min() <= bound and 0.98 * bound < kernel.max() <= bound
+        assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.05) and abs(kernel.mean()) < 0.1 * bound
+        assert 0.8 * bound < jnp.abs(bias).max() <= bound
+
+
+@pytest.mark.quick
+def test_hidden_layers_are_normalised_before_they_are_rectified(random):
+    network = AgentNetwork((8, 6), outputs=2, layer_norm=True)
+    obs = random.normal(size=(5, 3, 4)).astype(np.float32)
+    params = initialise(network, jax.random.key(0), obs)
+    x = np.concatenate([obs, np.broadcast_to(np.eye(3), (5, 3, 3))], axis=-1)
+    for depth in range(3):
+        layer = params["params"][f"Dense_{depth}"]
+        x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+        if depth < 2:
+            x = np.maximum((x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True), 0.0)
+    np.testing.assert_allclose(network.apply(params, obs), x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("discrete", [True, False])
+def test_critics_of_both_kinds_can_be_normalised(discrete):
+    spec = EnvSpec(num_agents=3, obs_dim=4, state_dim=5, action_dim=2, discrete=discrete)
+    assert [mixed_critic(spec, OmigaConfig(critic_layer_norm=norm)).local.layer_norm for norm in (False, True)] == [
+        0,
+        1,
+    ]
+
+
+@pytest.mark.quick
+def test_the_members_of_an_ensemble_and_the_networks_of_an_algorithm_start_apart():
+    spec = EnvSpec(num_agents=3, obs_dim=4, state_dim=5, action_dim=2, discrete=False)
+    pair = mixed_critic(spec, BcqConfig(hidden_sizes=(8,)))._replace(members=2)
+    params = init_params(jax.random.key(0), spec, first=pair, second=pair)
+    one, other = params["first"]["local"], params["second"]["local"]
+    for leaf, beside in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.all(leaf[0] != leaf[1]) and np.all(leaf != beside)

@@ -1,5 +1,6 @@
 """Offline selection: estimates against exact answers, and a trial chosen by the data alone."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
+from test_against_reference import local_network, members, return_mixer
 from test_algorithms import CASES, make_batch
 
 import omcda_jax
@@ -128,6 +131,72 @@ def test_of_twin_critics_the_smaller_team_value_counts():
     each = np.stack([judge(one(e), batch) for e in (0, 1)])
     assert (each[0] < each[1]).any() and (each[0] > each[1]).any()
     np.testing.assert_allclose(judge(state, batch), each.min(axis=0), rtol=1e-5)
+
+
+def scaled_by(random, spec):
+    factor = lambda *shape: random.uniform(0.5, 2.0, shape).astype(np.float32)
+    agents, obs, size = spec.num_agents, spec.obs_dim, spec.state_dim
+    return omcda_jax.Normaliser(factor(agents, obs), factor(agents, obs), factor(size), factor(size))
+
+
+def test_estimates_of_raw_batches_agree_with_numpy(random):
+    """The critic is fitted on what the judged policy sees; the clone sees by its own scale. Targets are barred."""
+    (one, _, spec), (other, _, _), (trained, _, _) = fresh("bc"), fresh("bc"), fresh("omcda")
+    wider = lambda tree, by=3.0: jax.tree.map(lambda x: by * x, tree)
+    policy, clone = (
+        omcda_jax.policy(
+            state.replace(target_params=wider(state.target_params, by), normaliser=scaled_by(random, spec))
+        )
+        for state, by in ((one, 3.0), (other, -2.0))
+    )
+    state, barred = (
+        selection.init(jax.random.key(seed), policy, selection.FqeConfig(hidden_sizes=(8,))) for seed in (1, 2)
+    )
+    state = state.replace(params=wider(state.params), target_params=wider(barred.target_params))
+    batch = make_batch(3)
+
+    @jax.jit
+    def judge(state, trained, batch):
+        found = selection.terms(state, clone, batch, jax.random.split(jax.random.key(0), 24))
+        _, metrics = selection.update(state, batch)
+        return found, selection.value(state, batch), metrics["fqe/td"], selection.critic_value(trained, batch)
+
+    targets = omcda_jax.init(jax.random.key(4), spec, CASES["omcda"][0]).target_params
+    trained = trained.replace(target_params=wider(targets), normaliser=policy.normaliser)
+    found, value, error, by_critic = judge(state, trained, batch)
+
+    obs = lambda actor, obs: (obs - actor.normaliser.obs_shift) * actor.normaliser.obs_factor
+    scale = policy.normaliser
+    places = [
+        (place - scale.global_state_shift) * scale.global_state_factor
+        for place in (batch.global_state, batch.next_global_state)
+    ]
+    log_probs = lambda actor, at, avail: reference.masked_log_probabilities(
+        local_network(actor.params["policy"], obs(actor, at)), avail
+    )
+    pi, b = (log_probs(actor, batch.obs, batch.avail) for actor in (policy, clone))
+    critic, now, then = state.target_params["critic"], obs(policy, batch.obs), obs(policy, batch.next_obs)
+    q = local_network(critic["local"], now)
+    team = lambda critic, local, at=0: reference.mix_return(local, *return_mixer(critic["mixer"], places[at]))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    close(found.action_value, team(critic, reference.take(q, batch.action)))
+    close(found.state_value, team(critic, reference.expectation(pi, q)))
+    close(found.log_ratio, (reference.take(pi, batch.action) - reference.take(b, batch.action)).sum(axis=-1))
+    close(value, team(critic, reference.take(q, pi.argmax(axis=-1))))
+
+    next_action = log_probs(policy, batch.next_obs, batch.next_avail).argmax(axis=-1)
+    next_value = team(critic, reference.take(local_network(critic["local"], then), next_action), at=1)
+    target = reference.return_target(batch.reward, batch.discount, 0.99, next_value)
+    newest = state.params["critic"]
+    q_tot = team(newest, reference.take(local_network(newest["local"], now), batch.action))
+    close(error, np.square(q_tot - target).mean())
+
+    acts = reference.masked_log_probabilities(local_network(trained.target_params["policy"], now), batch.avail)
+    chosen = [
+        team(one, reference.take(local_network(one["local"], now), acts.argmax(axis=-1)))
+        for one in members(trained.target_params["return"])
+    ]
+    close(by_critic, np.min(chosen, axis=0))
 
 
 def walk(random, episodes):
