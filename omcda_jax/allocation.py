@@ -42,6 +42,12 @@ LARGEST_INFLUENCE = 1e30  # beyond it an influence counts as this one
 LEVELS_TRIED = 16  # before the bisection
 
 
+def _floating(*arrays: Any) -> tuple[jax.Array, ...]:
+    """Return plain arrays, lists and integers among them, as JAX's floats."""
+    arrays = tuple(map(jnp.asarray, arrays))
+    return tuple(array.astype(jnp.result_type(array, float)) for array in arrays)
+
+
 def influence(
     return_values: chex.Array,
     log_ratio: chex.Array,
@@ -72,6 +78,7 @@ def influence(
     Returns:
         [N] influence, in units of return per nat.
     """
+    return_values, log_ratio, probabilities = _floating(return_values, log_ratio, probabilities)
     chex.assert_equal_shape([return_values, log_ratio, probabilities])
     chex.assert_equal_shape_prefix([return_values, mask], 2)
 
@@ -122,6 +129,7 @@ def allocate(
     Raises:
         ValueError: unknown rule or influence_scale.
     """
+    influence, previous = _floating(influence, previous)
     chex.assert_rank([influence, previous], 1)
     chex.assert_equal_shape([influence, previous])
     if rule not in ALLOCATION_RULES:
@@ -162,7 +170,8 @@ def beyond_price(influence: chex.Array, price: chex.Numeric) -> chex.Array:
     nobody needs.
     """
     size = jnp.abs(influence)
-    return jnp.where(size > price, 1.0 - price / jnp.maximum(size, jnp.finfo(size.dtype).tiny), 0.0)
+    exceeds = size > price
+    return jnp.where(exceeds, 1.0 - price / jnp.where(exceeds, size, 1.0), 0.0)
 
 
 def allocate_by(config: Any, influence: chex.Array, previous: chex.Array, price: chex.Numeric) -> chex.Array:
@@ -272,6 +281,7 @@ def conservatism_level(
     Returns:
         log_alpha [N] and weights [B, N] (0 on invalid rows).
     """
+    return_advantage, deviation_advantage, budget = _floating(return_advantage, deviation_advantage, budget)
     chex.assert_equal_shape([return_advantage, deviation_advantage, mask])
     chex.assert_equal_shape_suffix([return_advantage, budget], 1)
 
@@ -289,7 +299,7 @@ def conservatism_level(
 
     ends = _bracket(spent_at, budget, log_alpha_bounds)
     (low, spent_low), (high, spent_high) = jax.lax.fori_loop(0, num_halvings, halve, ends)
-    share = (spent_low - budget) / jnp.maximum(spent_low - spent_high, jnp.finfo(budget.dtype).tiny)
+    share = (spent_low - budget) / jnp.where(spent_low > spent_high, spent_low - spent_high, 1.0)
     log_alpha = low + jnp.clip(share, 0.0, 1.0) * (high - low)
     weights = jnp.minimum(jnp.exp(log_weights(log_alpha)), max_weight)
     return log_alpha, jnp.where(mask, weights, 0.0)
@@ -324,7 +334,8 @@ def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | No
     Returns:
         [N] nats.
     """
-    return masked_mean(jax.scipy.special.xlogy(weights, weights), mask, axis_name)
+    positive = weights > 0  # a weight may underflow to 0, where the logarithm has no derivative
+    return masked_mean(jnp.where(positive, weights * jnp.log(jnp.where(positive, weights, 1.0)), 0.0), mask, axis_name)
 
 
 def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Numeric) -> chex.Array:

@@ -202,9 +202,14 @@ def save_policy(path: str | os.PathLike, actor: Actor) -> None:
         actor: from `omcda_jax.policy`.
 
     Raises:
-        ConfigError: something is there already.
+        ConfigError: something is there already, or the policy is a population's.
         StorageError: it could not be written.
+        TypeError: `actor` is a whole state, for instance.
     """
+    if not isinstance(actor, Actor):
+        raise TypeError(f"actor: expected what omcda_jax.policy returns, found {type(actor).__name__}")
+    if any(np.ndim(number) for number in jax.tree.leaves(actor.config)):
+        raise ConfigError("actor: expected the policy of one trial, found that of a population")
     path = os.path.abspath(path)
     if os.path.exists(path):
         raise ConfigError(f"{path}: expected a new folder for the policy, found something there")

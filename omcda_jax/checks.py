@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from omcda_jax.types import Batch, BatchError, EnvSpec
@@ -51,6 +52,25 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
                 raise BatchError(f"batch.{name}: {algorithm} needs {_shape(letters, sizes)} of {kind}, found None")
             continue
         _check(f"batch.{name}", value, letters, sizes, kind)
+    if sizes["B"] == 0:
+        raise BatchError("batch: expected at least one transition, found none")
+
+
+def check_axis(batch: Batch, axis_name: str | None) -> None:
+    """Refuse an axis of `jax.shard_map` with its check_vma, where JAX sums gradients too: they would count twice.
+
+    Args:
+        batch: a device's part, checked.
+        axis_name: of the devices, or None.
+
+    Raises:
+        BatchError: JAX keeps account of what varies over this axis.
+    """
+    of_shards = getattr(jax.typeof(batch.reward), "manual_axis_type", None)
+    if axis_name is not None and axis_name in getattr(of_shards, "varying", ()):
+        raise BatchError(
+            f"axis_name={axis_name!r}: expected jax.shard_map(..., check_vma=False), found its check_vma on"
+        )
 
 
 def check_observation(obs: Any, avail: Any, spec: EnvSpec) -> None:

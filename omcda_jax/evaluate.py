@@ -113,7 +113,7 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool, opti
             timestep=timestep,
             done=carry.done | timestep.terminated | timestep.truncated | at_horizon,
             results=EpisodeResults(
-                returns=so_far.returns + jnp.where(active, timestep.reward, 0.0),
+                returns=so_far.returns + jnp.where(active, timestep.reward, 0.0).astype(jnp.float32),
                 won=so_far.won | (active & timestep.won),
                 length=so_far.length + active.astype(jnp.int32),
                 truncated=so_far.truncated | (active & ~timestep.terminated & (timestep.truncated | at_horizon)),

@@ -153,7 +153,7 @@ def new_state(
         target_params={group: jax.tree.map(jnp.array, params[group]) for group in targets},
         opt_state=init_optimiser(params),
         extra={} if extra is None else extra,
-        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), config),
+        config=jax.tree.map(lambda number: jnp.array(number, jnp.float32), config),  # a copy: a state may be donated
         step=jnp.zeros((), jnp.int32),
         key=jax.random.fold_in(key, _STEP_STREAM),
         spec=spec,

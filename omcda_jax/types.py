@@ -87,6 +87,7 @@ class EnvSpec:
             size = getattr(self, name)
             if not isinstance(size, int | np.integer) or size < 1:
                 raise ConfigError(f"spec: {name}: expected a whole number of at least 1, found {size}")
+            object.__setattr__(self, name, int(size))  # NumPy's integers are no JSON
 
 
 @flax.struct.dataclass
@@ -96,9 +97,10 @@ class Batch:
     Attributes:
         obs: [B, N, O] local observations.
         global_state: [B, S] what the mixer sees.
-        avail: [B, N, A] bool, legal actions; continuous: the dimensions of its action that an agent has, the others
-            are padding.
-        action: [B, N] integer indices, or [B, N, A] floats in [-1, 1]; padding is never read.
+        avail: [B, N, A] bool, legal actions, one at least; continuous: the dimensions of its action that an agent has,
+            the others are padding.
+        action: [B, N] integer indices of legal actions, whose values nothing checks, or [B, N, A] floats in [-1, 1];
+            padding is never read.
         reward: [B] team reward.
         discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
         next_obs: [B, N, O].

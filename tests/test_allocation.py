@@ -19,6 +19,7 @@ from omcda_jax.allocation import (
     conservatism_level,
     conservatism_step,
     first_budgets,
+    first_state,
     weight_divergence,
 )
 
@@ -189,6 +190,11 @@ def test_extreme_influences_leave_finite_budgets_on_the_simplex(m, rule, scale):
 @pytest.mark.parametrize("rule", LEARNED_RULES)
 def test_not_a_number_counts_as_zero(rule):
     np.testing.assert_array_equal(_budget([np.nan, 1, 2, 3], rule), _budget([0, 1, 2, 3], rule))
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_an_infinite_influence_counts_as_zero(infinite):
+    np.testing.assert_array_equal(_budget([infinite, 1, 2, 3], "softmax"), _budget([0, 1, 2, 3], "softmax"))
 
 
 @pytest.mark.parametrize("rule", ALLOCATION_RULES)
@@ -367,6 +373,16 @@ def test_shapes_must_agree():
         allocate(jnp.ones(3), jnp.ones(4), total_budget=3.0, min_budget=0.0)
 
 
+@pytest.mark.parametrize("rule", LEARNED_RULES)
+@pytest.mark.parametrize("plain", [np.float64, np.int32, list], ids=["float64", "integers", "lists"])
+def test_plain_arrays_and_lists_are_taken(plain, rule):
+    values, previous = [4, 1, 1], [2, 2, 2]
+    given = [list(x) if plain is list else np.array(x, plain) for x in (values, previous)]
+    options = dict(rule=rule, total_budget=6.0, min_budget=2.0)
+    expected = allocate(jnp.array(values, jnp.float32), jnp.array(previous, jnp.float32), **options)
+    np.testing.assert_allclose(allocate(*given, **options), expected, rtol=1e-6)
+
+
 # Level
 
 BOUNDS = (-5.0, 5.0)
@@ -407,6 +423,30 @@ def test_level_agrees_with_the_reference(random):
         assert float(log_alpha[i]) == pytest.approx(expected, abs=5e-5)
         ratio = reference.density_ratio(advantage[:, i] * np.exp(-expected) + deviation[:, i], mask[:, i])
         np.testing.assert_allclose(weights[:, i], ratio, rtol=1e-3)
+
+
+def test_the_level_of_plain_arrays_that_spend_nothing_is_the_lowest():
+    nothing = np.zeros((ROWS, 3))
+    log_alpha, _ = conservatism_level(nothing, nothing, np.zeros(3), np.ones((ROWS, 3), bool), log_alpha_bounds=BOUNDS)
+    np.testing.assert_allclose(log_alpha, BOUNDS[0])
+
+
+def test_derivatives_of_the_level_are_those_of_differences(random):
+    """By the advantages, of which some weigh nothing at the low levels, and by a bound that is reached."""
+    advantage, deviation, mask = _level_case(random)
+    budget = np.array([0.4, 0.2, 0.05], np.float32)
+    scaled = jax.jit(lambda scale: _level(scale * advantage, deviation, budget, mask)[0])
+    numeric = (scaled(1.05) - scaled(0.95)) / 0.1
+    np.testing.assert_allclose(jax.jacrev(scaled)(1.0), numeric, rtol=2e-2)
+    lowest = jax.jit(
+        lambda low: conservatism_level(advantage, deviation, np.full(3, 9.0), mask, log_alpha_bounds=(low, 5.0))[0]
+    )
+    np.testing.assert_allclose(jax.jacrev(lowest)(-5.0), np.ones(3), rtol=1e-5)
+
+
+def test_what_exceeds_a_price_has_a_derivative_where_nothing_is_earned():
+    gradient = jax.grad(lambda earned: beyond_price(earned, 0.5).sum())(jnp.array([0.0, 1.0, -2.0]))
+    np.testing.assert_allclose(gradient, [0.0, 0.5, -0.125])
 
 
 def test_level_by_hand():
@@ -498,3 +538,19 @@ def test_weights_are_capped(random):
 def test_the_moving_average_of_the_level():
     stepped = conservatism_step(jnp.array([0.0, 1.0]), jnp.array([1.0, -1.0]), 0.25)
     np.testing.assert_allclose(stepped, [0.25, 0.5], rtol=1e-6)
+
+
+def test_levels_start_where_the_settings_say():
+    state = first_state(OmcdaConfig(alpha_init=0.25, d_tot=0.6, d_min=0.1), jax.random.key(0), 3)
+    np.testing.assert_allclose(state.log_alpha, np.log(0.25), rtol=1e-6)
+    np.testing.assert_allclose(state.budget, 0.2, rtol=1e-6)
+    assert np.all(state.influence == 0) and state.value_size == 0
+
+
+def test_random_budgets_are_uniform_on_the_simplex():
+    """A share is then Beta(1, N - 1): mean 1/3, variance 1/18 for three agents."""
+    config = OmcdaConfig(allocation="random", d_tot=1.3, d_min=0.1)
+    budgets = jax.vmap(lambda key: first_budgets(config, key, 3))(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(budgets.sum(axis=1), 1.3, rtol=1e-5)
+    np.testing.assert_allclose(budgets.mean(axis=0), 0.1 + 1 / 3, atol=0.02)
+    np.testing.assert_allclose(budgets.var(axis=0), 1 / 18, rtol=0.1)

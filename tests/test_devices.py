@@ -12,11 +12,12 @@ import pytest
 import test_algorithms as algorithms
 import test_learner as toy
 
+import omcda_jax
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import LearnerConfig
 from omcda_jax.learner import Layout, initial_state, make_train_step, train
-from omcda_jax.types import ConfigError
+from omcda_jax.types import BatchError, ConfigError
 
 CONFIG = LearnerConfig(
     updates=20, batch_size=16, updates_per_call=5, log_every=5, checkpoint_every=10, evaluate_every=10
@@ -120,7 +121,28 @@ def refusals(devices, directory):
             raise AssertionError(words)
 
 
-CHECKS = {check.__name__: check for check in (one_trial, population, bad_update, resume, refusals)}
+def shard_map(devices, directory):
+    """Equal where JAX leaves the sums over devices to the update, refused where it would take them twice."""
+    config, parts, whole = algorithms.CONFIGS["bc"], jax.sharding.PartitionSpec("shard"), jax.sharding.PartitionSpec()
+    state, batch = omcda_jax.init(jax.random.key(0), algorithms.SPEC, config), algorithms.make_batch(0)
+    mesh = jax.sharding.Mesh(np.array(devices), ("shard",))
+
+    def shared(check_vma):
+        update = lambda state, batch: omcda_jax.update(state, batch, axis_name="shard")
+        specs = dict(in_specs=(whole, parts), out_specs=(whole, whole))
+        return jax.shard_map(update, mesh=mesh, check_vma=check_vma, **specs)(state, batch)
+
+    for a, b in zip(shared(False), omcda_jax.update(state, batch), strict=True):
+        close(jax.tree.leaves(a)[:-1], jax.tree.leaves(b)[:-1])
+    try:
+        shared(True)
+    except BatchError as error:
+        assert "expected jax.shard_map(..., check_vma=False)" in str(error), error
+    else:
+        raise AssertionError("gradients that count twice")
+
+
+CHECKS = {check.__name__: check for check in (one_trial, population, bad_update, resume, refusals, shard_map)}
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -142,6 +142,35 @@ def test_a_policy_is_not_written_over_and_a_damaged_one_is_refused(tmp_path):
         checkpoint.load_policy(tmp_path / "policy")
 
 
+def test_a_state_and_a_population_are_no_policy(tmp_path):
+    state = after(CONFIGS["bc"])
+    with pytest.raises(TypeError, match="actor: expected what omcda_jax.policy returns, found TrainState"):
+        checkpoint.save_policy(tmp_path / "policy", state)
+    population = omcda_jax.policy(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state))
+    with pytest.raises(omcda_jax.ConfigError, match="expected the policy of one trial, found that of a population"):
+        checkpoint.save_policy(tmp_path / "policy", population)
+
+
+@pytest.mark.quick
+def test_sizes_may_be_numpy_s():
+    assert json.dumps(dataclasses.asdict(omcda_jax.EnvSpec(*map(np.int64, (3, 6, 5, 4)), True)))
+
+
+@pytest.mark.quick
+def test_a_state_may_be_donated_and_the_settings_used_again():
+    rate = jnp.float32(1e-3)
+    state = omcda_jax.init(jax.random.key(0), SPEC, omcda_jax.BcConfig(hidden_sizes=(4,), learning_rate=rate))
+    jax.jit(lambda state: jax.tree.map(lambda leaf: leaf, state), donate_argnums=0)(state)
+    assert float(rate) == pytest.approx(1e-3)
+
+
+@pytest.mark.quick
+def test_a_batch_has_transitions():
+    batch = jax.tree.map(lambda leaf: leaf[:0], make_batch(0))
+    with pytest.raises(omcda_jax.BatchError, match="batch: expected at least one transition, found none"):
+        omcda_jax.update(omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"]), batch)
+
+
 def test_a_policy_whose_settings_are_something_else_is_refused(tmp_path):
     """The record names a class to import: nothing but an algorithm's settings is called."""
     checkpoint.save_policy(tmp_path / "policy", omcda_jax.policy(after(CONFIGS["bc"])))

@@ -8,8 +8,10 @@ from stability import missing_metrics
 from test_algorithms import CASES, CONFIGS, SPEC, UPDATE, make_batch
 
 import omcda_jax
+from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import Checkpoints, digest
+from omcda_jax.evaluate import make_evaluate
 from omcda_jax.learner import initial_state
 
 BOTH_KINDS = [*ALGORITHMS, *(f"{name}-continuous" for name in ALGORITHMS)]
@@ -46,6 +48,15 @@ def test_the_numbers_are_the_same_too():
     with jax.enable_x64(True):
         found = UPDATE(omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"]), widened(batch))
     assert digest(found) == digest(expected)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_returns_are_single_whatever_a_simulator_counts_in(wide):
+    with jax.enable_x64(wide):
+        environment = envs.make("examples.environment_in_jax/9")
+        actions = lambda state, obs, avail: jnp.ones(obs.shape[:-1], jnp.int32)
+        results = make_evaluate(actions, environment, 3)(None, jax.random.key(0))
+    assert results.returns.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("wide_first", [True, False])

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax.algorithms import bc, bcq, cfcql, comadice, cql, icq, omar, omcda, omiga
-from omcda_jax.checks import check_batch, check_observation
+from omcda_jax.checks import check_axis, check_batch, check_observation
 from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metrics, Normaliser, TrainState, suggestion
 
 
@@ -33,6 +33,7 @@ def _complete(algorithm: Algorithm) -> Algorithm:
 
     def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         check_batch(batch, state.spec, name, algorithm.needs)
+        check_axis(batch, axis_name)
         with jax.enable_x64(False):
             batch = normalise(state, jax.tree.map(_as_single, batch))
             return algorithm.update(state, batch, axis_name=axis_name)
@@ -128,22 +129,23 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """Take one pure update step: jit, vmap, scan and differentiate it as you like.
+    """Take one pure update step: jit, vmap and scan it as you like, and differentiate it in reverse mode.
 
-    Gradients are stopped at targets, weights and advantages: the derivative of the next parameters by `gamma`, for
+    Gradients are stopped at targets, weights and advantages: the derivative of OMCDA's next parameters by `gamma`, for
     instance, is 0.
 
     Args:
         state: from `init` or an earlier update.
         batch: B transitions (this device's, inside a pmap over `axis_name`), observations raw.
-        axis_name: mapped device axis over which averages and gradients are reduced.
+        axis_name: mapped device axis over which averages and gradients are reduced; `jax.shard_map` needs
+            `check_vma=False`.
 
     Returns:
         The next state, and a dict of metrics, [] or [N]: losses at the parameters before the step, the algorithm's own
         state (levels, budgets, influence) after it.
 
     Raises:
-        BatchError: while tracing, for the first field whose shape or kind of numbers is wrong.
+        BatchError: while tracing, for the first field whose shape or kind of numbers is wrong, or such an axis.
     """
     return find(state.config.name).update(state, batch, axis_name=axis_name)
 
