@@ -68,7 +68,8 @@ def initial_population(
     for seed in seeds:
         check_seed(seed)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    for config in dict.fromkeys(configs):  # numbers that are traced pass every check
+    distinct = {repr(config): config for config in configs}.values()  # JAX's numbers have no hash
+    for config in distinct:  # numbers that are traced pass every check
         jax.eval_shape(lambda key: _begin(algorithm, spec, normalised, key, config), keys[0])  # noqa: B023 called at once
     numbers = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *configs)
     return _run_once(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)), keys, numbers)

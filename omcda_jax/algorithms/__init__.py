@@ -123,8 +123,9 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
         ConfigError: a setting out of its range, or settings that do not fit the task.
         TypeError: `config` is not an algorithm's settings.
     """
-    if not isinstance(getattr(config, "name", None), str):
-        raise TypeError(f"config: expected an algorithm's settings, such as OmcdaConfig, found {type(config).__name__}")
+    if isinstance(config, type) or not isinstance(getattr(config, "name", None), str):
+        found = type(config).__name__
+        raise TypeError(f"config: expected an algorithm's settings, such as OmcdaConfig(), found {found}")
     return find(config.name).init(key, spec, config)
 
 
