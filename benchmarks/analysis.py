@@ -29,6 +29,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import exact, probe, sweeps
+from benchmarks.rows import check_writable
 from omcda_jax import data, envs
 from omcda_jax.config import (
     DataConfig,
@@ -37,6 +38,7 @@ from omcda_jax.config import (
     LearnerConfig,
     apply_overrides,
     replace_settings,
+    require,
     to_dict,
 )
 from omcda_jax.envs.base import Environment, HostEnvironment
@@ -126,15 +128,18 @@ def parse(argv: Sequence[str]) -> Command | None:
     if values.help:
         say(f"{__doc__}\n{values.get_help()}")
         return None
-    assignments = [*DEFAULTS, *given]
+    require(values.preset, "--preset", f"one of experiments/run.py, or {' or '.join(RINGS)}", values.preset)
+    key = "algorithm.name="
+    names = [text.removeprefix(key) for text in given if text.startswith(key)]
+    # before the ring's settings, which have no such key, refuse it in other words
+    require(set(names) <= {"omcda"}, "--config.algorithm.name", "omcda, which has budgets", ",".join(names))
+    assignments = [*DEFAULTS, *(text for text in given if not text.startswith(key))]
     name = values.name or values.preset
     directory = os.path.join(os.path.abspath(values.directory), name)
     if values.preset in RINGS:
         config = apply_overrides(ring_config(RINGS[values.preset], directory), assignments)
     else:
         config = resolve(values.preset, assignments, "--preset")
-    if config.algorithm.name != "omcda":
-        raise ConfigError(f"--config.algorithm.name: expected omcda, which has budgets, found {config.algorithm.name}")
     unknown = [rule for rule in values.rules if rule not in RULES]
     if unknown:
         raise ConfigError(f"--rules: expected some of {', '.join(RULES)}, found {unknown[0]!r}")
@@ -185,7 +190,7 @@ def points(command: Command, agents: int) -> list[Point]:
     """Return every point of both sweeps.
 
     Raises:
-        ConfigError: a budget below the minimum that every agent keeps.
+        ConfigError: there is none, or a budget below the minimum that every agent keeps.
     """
     settings, found = command.config.algorithm, []
     for seed in command.seeds:
@@ -198,6 +203,8 @@ def points(command: Command, agents: int) -> list[Point]:
             total = factor * settings.d_tot
             for rule in command.rules:
                 found.append(Point("total", rule, None, seed, total, _given(rule, seed, total, agents, settings.d_min)))
+    if not found:
+        raise ConfigError("--own, --totals, --rules: expected something to vary, found nothing")
     for point in found:
         least = min(point.budget or [point.total / agents])
         if least < settings.d_min or point.total <= agents * settings.d_min:
@@ -281,7 +288,8 @@ def execute(command: Command, interruption: Interruption) -> int:
         ConfigError, DatasetError: what the user can fix.
     """
     if command.report_only:
-        return report(command, sweeps.load(_there(command.csv)))
+        return report(command, _some(command, sweeps.load(_there(command.csv))))
+    check_writable(command.csv)
     environment, judge = task(command)
     found = points(command, environment.spec.num_agents)
     jobs = populations(command, found)
@@ -301,7 +309,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     rows = [row for point in found for row in rows_of(command, point, results[point.trial])]
     if command.config.name in RINGS:
         rows += exact_rows(command, found)
-    sweeps.store(command.csv, rows)
+    sweeps.store(command.csv, _some(command, rows))
     return report(command, sweeps.load(command.csv))
 
 
@@ -339,8 +347,6 @@ def rows_of(command: Command, point: Point, outcome: dict | None, source: str = 
 
 def report(command: Command, rows: Sequence[sweeps.Row]) -> int:
     """Print the Markdown and draw the figure; return the exit status."""
-    if not rows:
-        raise ConfigError(f"{command.csv}: expected rows, found none; every trial diverged, or nothing was varied")
     say(sweeps.markdown(rows))
     say(f"\nrows: {command.csv}")
     try:
@@ -348,6 +354,13 @@ def report(command: Command, rows: Sequence[sweeps.Row]) -> int:
     except ConfigError as error:
         say(error)
     return os.EX_OK
+
+
+def _some(command: Command, rows: Sequence[sweeps.Row]) -> Sequence[sweeps.Row]:
+    """Return the rows, or refuse to write or report none."""
+    if not rows:
+        raise ConfigError(f"{command.csv}: expected rows, found none; every trial diverged")
+    return rows
 
 
 def _there(path: str) -> str:

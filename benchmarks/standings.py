@@ -10,12 +10,12 @@ A row is one evaluation of one trial:
     seed, step      of the algorithm, and updates done
     return_mean, return_sd, win_rate, episodes
     seconds         of training with its evaluations, the population's divided by its trials; at the last step only
-    diverged        the first metric by name that was not finite; such a trial has one row, without a return
+    diverged        the first metric by name that was not finite, or a sentence where a whole population diverged; such
+                    a trial has one row, without a return
     made_with       versions, device and commit; at the last step only
     returns         of every episode of a final policy; at the last step only
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.rows import changing, read
 from omcda_jax.config import ExperimentConfig, differences, to_dict
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.tables import RESAMPLES, bootstrap_interval, csv_text, interquartile_mean, markdown_table
-from omcda_jax.system import locked, replacing
-from omcda_jax.types import ConfigError
 
 KEY = ("task", "algorithm", "stage", "protocol", "settings", "seed", "step")
 NUMBERS = ("return_mean", "return_sd", "win_rate", "episodes", "seconds")
@@ -79,22 +78,10 @@ def load(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: it is no file of this comparison.
     """
-    if not Path(path).exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            found = ",".join(reader.fieldnames or ()) or "nothing"
-            raise ConfigError(f"{path}: expected the columns {','.join(FIELDS)}, found {found}")
-        try:
-            return [_parsed(row) for row in reader]
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from None
+    return read(path, FIELDS, _parsed)
 
 
 def _parsed(row: Mapping[str, str]) -> dict[str, Any]:
-    if None in row or None in row.values():
-        raise ValueError(f"expected {len(FIELDS)} columns, found more or less")
     numbers = {key: float(row[key]) if row[key] else None for key in NUMBERS}
     returns = [float(word) for word in row["returns"].split()]
     return row | numbers | {"seed": int(row["seed"]), "step": int(row["step"]), "returns": returns}
@@ -110,12 +97,9 @@ def merge(path: str | Path, rows: Iterable[Row]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: as `load`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock"), lambda holder: None):
+    with changing(path) as partial:
         kept = {_key(row): row for row in [*load(path), *rows]}
-        with replacing(path) as partial:
-            partial.write_text(csv_text(FIELDS, (_written(kept[key]) for key in sorted(kept))))
+        partial.write_text(csv_text(FIELDS, (_written(kept[key]) for key in sorted(kept))))
     return load(path)
 
 

@@ -18,7 +18,6 @@ allowed, spent, alpha, price and influence are means over the last quarter of th
 are divided by the scale of the rewards, and so in the environment's units.
 """
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 import scipy.integrate
 import scipy.stats
 
+from benchmarks.rows import read
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.tables import csv_text, markdown_table
 from omcda_jax.system import replacing
@@ -50,14 +50,17 @@ def store(path: str | os.PathLike, rows: Iterable[Row]) -> None:
 
 
 def load(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read what `store` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            row
-            | {key: int(row[key]) if row[key] else None for key in COUNTS}
-            | {key: float(row[key]) for key in NUMBERS}
-            for row in csv.DictReader(file)
-        ]
+    """Read what `store` wrote.
+
+    Raises:
+        ConfigError: it is no file of this kind.
+    """
+    return read(path, FIELDS, _parsed)
+
+
+def _parsed(row: Mapping[str, str]) -> dict[str, Any]:
+    counts = {key: int(row[key]) if row[key] else None for key in COUNTS}
+    return row | counts | {key: float(row[key]) for key in NUMBERS}
 
 
 def agents_of(rows: Sequence[Row]) -> range:

@@ -1,6 +1,7 @@
 """What a budget buys: the points of the sweeps, what is measured at them, and what is said and drawn of the numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,12 @@ def test_what_varies_is_part_of_the_settings_that_a_later_start_is_compared_with
         (["--preset=ring", "--own=0.01"], r"above algorithm\.d_min=0\.006, found 0\.003 nats for an agent"),
         (["--preset=ring", "--config.seed=1"], "--config.seed: expected --seeds in its place"),
         (["--preset=smac_3m", "--config.algorithm.name=bc"], r"algorithm\.name: expected omcda"),
+        (["--preset=ring", "--config.algorithm.name=bc"], r"algorithm\.name: expected omcda, .*found 'bc'"),
+        ([], "--preset: expected one of experiments/run.py, or ring or ring_continuous, found None"),
+        (
+            ["--preset=ring", "--own=", "--totals="],
+            "--own, --totals, --rules: expected something to vary, found nothing",
+        ),
         (["--preset=ring", "--sedes=1"], "--sedes: no such flag; did you mean '--seeds'"),
     ],
 )
@@ -91,6 +98,42 @@ def test_words_of_rows_that_are_not_there_are_refused(tmp_path, capsys):
     words = ["analysis", "--preset=ring", "--report_only", f"--results={tmp_path}"]
     assert analysis.main(words) == 78
     assert "analysis_ring.csv: expected the rows of an analysis, found nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed,agent\n0,0\n", "line 1: expected the columns task,source,.* found seed,agent"),
+        (f"{','.join(sweeps.FIELDS)}\n{'x,' * 15}x\n", "line 2: invalid literal for int.*'x'"),
+        (f"{','.join(sweeps.FIELDS)}\nx,x\n", "line 2: expected 16 columns, found more or less"),
+        (f"{','.join(sweeps.FIELDS)}\n", "expected rows, found none"),
+    ],
+)
+def test_a_damaged_file_is_told_in_one_line(tmp_path, capsys, text, message):
+    (tmp_path / "analysis_ring.csv").write_text(text)
+    assert analysis.main(["analysis", "--preset=ring", "--report_only", f"--results={tmp_path}"]) == 78
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_rows_stay_where_there_are_none_to_write(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "results" / "analysis_ring.csv"
+    sweeps.store(path, made_up())
+    monkeypatch.setattr(analysis, "finished", lambda job: [None] * len(job.configs))
+    monkeypatch.setattr(analysis, "exact_rows", lambda command, found: [])
+    before = path.read_text()
+    words = ["analysis", "--preset=ring", f"--directory={tmp_path}", f"--results={path.parent}"]
+    assert analysis.main([*words, "--own=1", "--totals="]) == 78
+    assert "expected rows, found none; every trial diverged" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(analysis, "task", lambda command: pytest.fail("too late"))
+    (tmp_path / "analysis_ring.csv").mkdir()
+    for results, message in (("/proc/nope", "expected a folder to write to"), (tmp_path, "found a folder")):
+        assert analysis.main(["analysis", "--preset=ring", f"--results={results}"]) == 78
+        assert message in capsys.readouterr().err
 
 
 # What is measured

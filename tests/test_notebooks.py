@@ -49,6 +49,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tiny, monkeypatch):
     data.write("toy.h5", toy.SPEC, toy.episodes(), about)
     monkeypatch.setattr(envs, "make", lambda name: with_map())
     monkeypatch.setattr(data, "ensure", lambda *where, **size: "toy.h5")
+    os.mkdir("tutorial_policy")
     names = executed("tutorial")
     assert {name: len(rows) for name, rows in names["metrics"].items()} == {"bc": 2, "omcda": 2}
     budgets = np.sum(names["metrics"]["omcda"][-1]["allocation/budget"])
@@ -59,7 +60,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tiny, monkeypatch):
     # the first of the episodes that were evaluated
     assert names["battle"].units.position.shape[0] == len(names["battle"].reward) + 1
     assert isinstance(names["curves"]("allocation/influence", "influence"), go.Figure)
-    assert os.path.isdir("policy")
+    assert os.listdir("tutorial_policy"), "in the place of an earlier run's"
 
 
 def test_a_simulator_and_data_of_ones_own_run_from_top_to_bottom(tiny):

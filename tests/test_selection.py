@@ -1,5 +1,6 @@
 """Offline selection: estimates against exact answers, and a trial chosen by the data alone."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -505,3 +506,12 @@ def test_rows_of_other_tasks_stay_in_the_file(tmp_path):
     read = [line.split(",") for line in path.read_text().splitlines()]
     place = read[0].index("return_mean")
     assert [(line[0], line[place]) for line in read[1:]] == [("a", "1"), ("b", "3"), ("b", "4")]
+
+
+@pytest.mark.quick
+def test_two_writers_lose_no_row(tmp_path):
+    path, key = tmp_path / "rows.csv", lambda row: row["task"]
+    write = lambda name: [put(path, ("task",), [{"task": f"{name}{number}"}], key) for number in range(10)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(write, "ab"))
+    assert len(path.read_text().split()) == 1 + 20

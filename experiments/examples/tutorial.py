@@ -149,10 +149,13 @@ moving(environment.map, battle.units, battle.reward)
 # A saved policy needs this package; an exported one needs JAX alone.
 
 # %%
+import shutil
+
 from omcda_jax.checkpoint import load_policy, save_policy
 
 actor = omcda_jax.policy(states["omcda"])
-save_policy("policy", actor)
+shutil.rmtree("tutorial_policy", ignore_errors=True)  # an earlier run's, which saving does not replace
+save_policy("tutorial_policy", actor)
 program = omcda_jax.export(actor).serialize()
 print(f"{len(program) / 1e3:.0f} kB")
 
@@ -161,7 +164,7 @@ _, now = environment.reset(jax.random.key(2))
 obs, avail = now.obs[None], now.avail[None]  # one team
 chosen = {
     "state": omcda_jax.act(states["omcda"], obs, avail),
-    "saved": omcda_jax.act(load_policy("policy"), obs, avail),
+    "saved": omcda_jax.act(load_policy("tutorial_policy"), obs, avail),
     "exported": jax.export.deserialize(program).call(obs, avail),
 }
 {name: action.tolist() for name, action in chosen.items()}
