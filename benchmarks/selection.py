@@ -5,7 +5,8 @@
 
 Each preset is one run of `experiments/run.py` in its own directory, its output in log.txt there. A finished one is not
 run again and an interrupted one goes on, so the same command continues a study. It writes one row for every trial to
---csv, where rows of other tasks and algorithms stay, and prints Markdown, with a row for each estimate and task:
+--csv, where rows of other tasks and algorithms stay. Exit status 1 if a run failed. Prints Markdown, with a row for
+each estimate and task:
 
     rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
     regret             return of the best trial less that of the trial with the highest estimate
@@ -16,9 +17,9 @@ A trial that diverged counts nowhere; an estimate that lacks a figure for a tria
 comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128",learner.batch_size=64'.
 """
 
+import functools
 import json
 import pathlib
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,10 +28,11 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from benchmarks.rows import put
+from benchmarks.children import Child, main, run_all
+from benchmarks.rows import check_writable, put, read
 from omcda_jax.config import to_dict
 from omcda_jax.runner.command import parse
-from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.run import job_of
 from omcda_jax.runner.select import ESTIMATES
 from omcda_jax.system import new_flags, printing
@@ -112,15 +114,6 @@ def words(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> lis
     return found + [f"--config.{setting}" for setting in [*settings, *values.overrides]]
 
 
-def run(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> None:
-    """Trains and judges one preset's population."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), *words(preset, directory, values)]
-    with open(directory / "log.txt", "a") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    print(f"{preset}: exit {code}, {directory / 'log.txt'}", file=sys.stderr, flush=True)
-
-
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table's rows of one task."""
     returns = np.array([row["return_mean"] for row in rows])
@@ -143,25 +136,31 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def work(values: flags.FlagValues) -> None:
-    """Runs what is missing, writes the CSV and prints the table."""
-    finished: dict[str, list[dict[str, Any]]] = {}
-    for preset in values.presets:
+def work(values: flags.FlagValues) -> bool:
+    """Runs what is missing, writes the CSV and prints the table; returns whether every run came to its end."""
+    orders, children = {}, []
+    for preset in dict.fromkeys(values.presets):
         directory = pathlib.Path(values.directory) / preset / values.algorithm
-        job, _ = job_of(parse(["run.py", *words(preset, directory, values)]))
+        given = words(preset, directory, values)
+        resolve(preset, [], "--presets")  # which the run would call --config
+        job, _ = job_of(parse(["run.py", *given]))
         ordered = (directory, values.select, values.select_updates, values.select_gamma, to_dict(job.config))
-        if values.run and read_finished(*ordered) is None:
-            run(preset, directory, values)
-        found = read_finished(*ordered)
-        if found:
-            finished[preset] = found
+        orders[preset] = functools.partial(read_finished, *ordered)
+        command = [sys.executable, str(ROOT / "experiments" / "run.py"), *given]
+        is_done = lambda order=orders[preset]: order() is not None
+        children.append(Child(preset, command, directory / "log.txt", is_done))
+    read(values.csv, COLUMNS)
+    check_writable(values.csv)
+    succeeded = not values.run or run_all(child for child in children if not child.done())
+    finished = [found for order in orders.values() if (found := order())]
     of = lambda row: (row["task"], row["algorithm"])
-    put(values.csv, COLUMNS, [row for found in finished.values() for row in found], of)
+    put(values.csv, COLUMNS, [row for found in finished for row in found], of)
     titles = ["task", "estimate", "trials", "rank correlation", "chosen", "its return", "best return", "regret"]
     titles += ["of the range", "by chance"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    print("\n".join(line for found in finished.values() for line in lines(found)))
+    print("\n".join(line for found in finished for line in lines(found)))
+    return succeeded
 
 
 if __name__ == "__main__":
-    sys.exit(printing(lambda: run_command(sys.argv, __doc__, FLAGS, work)))
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

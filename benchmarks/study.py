@@ -7,35 +7,35 @@
 
 Each cell is one run in its own directory, pinned to one core, and a row of --csv when it is done. What has a row there
 is not run again, on another machine either, and an interrupted cell goes on, so the same command continues a study.
-Prints Markdown. Columns: the greedy policy's return (mean over seeds ± standard deviation over seeds) and win rate,
-with the data's own; the return averaged over the evaluations of the last half of the training as well, which says more
-where single checkpoints swing, as on MuJoCo; then what a healthy run keeps bounded:
+Exit status 1 if a run failed. Prints Markdown. Columns: the greedy policy's return (mean over seeds ± standard
+deviation over seeds) and win rate, with the data's own; the return averaged over the evaluations of the last half of
+the training as well, which says more where single checkpoints swing, as on MuJoCo; then what a healthy run keeps
+bounded:
 
     Q^r / bound     largest |mean Q^r| ever logged over the data's largest return-to-go (healthy: below 2)
     max Q^c         largest mean Q^{c,i} ever logged, in nats (healthy: not above a small tolerance)
-    spent / budget  mean over agents of the weights' divergence over d_i, at the end (1 by construction)
+    spent / budget  mean over agents of the weights' divergence over d_i, at the end: 1 where the budget decides the
+                    level, less where the price does
     KL / budget     the same for the policy network's divergence from the behaviour
 """
 
+import hashlib
 import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
-from benchmarks.rows import Row, put, read
+from benchmarks.children import Child, main, run_all
+from benchmarks.rows import Row, check_writable, put, read
 from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation
-from omcda_jax.runner.frame import main as run_command
+from omcda_jax.runner.compare import read_seeds
 from omcda_jax.runner.presets import resolve
 from omcda_jax.system import new_flags, printing
 
@@ -69,7 +69,7 @@ define("string", "quality", None, "of the datasets, instead of the presets' own"
 define("list", "overrides", [], "further settings for every cell, for instance algorithm.d_tot=1.8")
 define("string", "directory", "runs/study", "where the cells' run directories lie")
 define("string", "csv", "benchmarks/results/study.csv", "file for the row of every cell")
-define("integer", "jobs", os.cpu_count(), "cells at a time, one core each")
+define("integer", "jobs", os.cpu_count(), "cells at a time, one core each", lower_bound=1)
 define("boolean", "run", True, "False: only the table of the cells that have a row")
 
 
@@ -82,8 +82,11 @@ class Cell(NamedTuple):
 
     @property
     def directory(self) -> pathlib.Path:
-        """Of the run."""
-        return pathlib.Path(FLAGS.directory) / self.preset / (FLAGS.quality or "") / self.variant / f"seed_{self.seed}"
+        """Of the run; other overrides have another."""
+        text = " ".join(FLAGS.overrides)
+        place = f"overrides_{hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else ""
+        parts = (self.preset, FLAGS.quality or "", self.variant, place, f"seed_{self.seed}")
+        return pathlib.Path(FLAGS.directory, *parts)
 
     @property
     def settings(self) -> list[str]:
@@ -98,24 +101,32 @@ class Cell(NamedTuple):
         return task, self.variant, " ".join(FLAGS.overrides), self.seed
 
 
+def numbers_of(row: Row) -> Row:
+    """A row of the CSV as it is written, all of whose numbers are numbers."""
+    for name in NUMBERS:
+        float(row[name])
+    return row
+
+
 def key_of(row: Row) -> tuple[str, ...]:
     """What tells a row of the CSV from others, as `Cell.key`."""
     return tuple(row[name] for name in KEY)
 
 
-def run_cell(cell: Cell, core: int) -> Row | None:
-    """Runs one cell to its end, unless it is finished, its output going to a log beside it; returns its row."""
-    if read_result(cell) is None:
-        cell.directory.mkdir(parents=True, exist_ok=True)
-        program = [sys.executable, str(ROOT / "experiments" / "run.py")]
-        command = [*program, f"--config={cell.preset}", f"--workdir={cell.directory}"]
-        command += [f"--config.{setting}" for setting in cell.settings]
-        pin = lambda: os.sched_setaffinity(0, {core})
-        with open(cell.directory / "log.txt", "a") as log:
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin, check=False).returncode
-        print(f"{' '.join(cell)}: exit {code}", file=sys.stderr, flush=True)
+def child_of(cell: Cell) -> Child:
+    """The run of a cell, whose output goes to a log beside it, and its row to the CSV."""
+    command = [sys.executable, str(ROOT / "experiments" / "run.py")]
+    command += [f"--config={cell.preset}", f"--workdir={cell.directory}"]
+    command += [f"--config.{setting}" for setting in cell.settings]
+    return Child(" ".join(cell), command, cell.directory / "log.txt", lambda: keep(cell))
+
+
+def keep(cell: Cell) -> bool:
+    """Puts a finished cell's row into the CSV; returns whether it is finished."""
     result = read_result(cell)
-    return result and row_of(cell, result)
+    if result is not None:
+        put(FLAGS.csv, COLUMNS, [row_of(cell, result)], key_of)
+    return result is not None
 
 
 def read_result(cell: Cell) -> dict | None:
@@ -171,40 +182,33 @@ def line(rows: Sequence[Row]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def work(values: flags.FlagValues) -> None:
-    """Runs what is missing and prints the table."""
+def work(values: flags.FlagValues) -> bool:
+    """Runs what is missing and prints the table; returns whether every run that it started came to its end."""
     for variant in values.variants:
         require(variant in VARIANTS, "--variants", f"some of {', '.join(VARIANTS)}", variant)
-    cells = [Cell(p, v, s) for s in values.seeds for p in values.presets for v in values.variants]
-    cores, lock = SimpleQueue(), threading.Lock()
-    for core in sorted(os.sched_getaffinity(0))[: values.jobs]:
-        cores.put(core)
-    finished = set(map(key_of, read(values.csv)))
-
-    def one(cell: Cell) -> None:
-        core = cores.get()
-        try:
-            row = run_cell(cell, core)
-        finally:
-            cores.put(core)
-        if row is not None:
-            with lock:
-                put(values.csv, COLUMNS, [row], key_of)
-
+    seeds = list(map(str, read_seeds(values.seeds)))
+    cells = [Cell(p, v, s) for s in seeds for p in values.presets for v in values.variants]
+    require(cells, "--presets, --variants", "at least one of each", "none")
+    for cell in cells:
+        resolve(cell.preset, cell.settings, "--presets")
+    there = set(map(key_of, read(values.csv, COLUMNS, numbers_of)))
+    succeeded = True
     if values.run:
-        with ThreadPoolExecutor(values.jobs) as pool:
-            list(pool.map(one, [cell for cell in cells if cell.key not in finished]))
+        check_writable(values.csv)
+        missing = [child_of(cell) for cell in cells if cell.key not in there and not keep(cell)]
+        succeeded = run_all(missing, sorted(os.sched_getaffinity(0))[: values.jobs])
     titles = ["task", "variant", "seeds", "return", "return, last half", "win rate", "data"]
     titles += ["Q^r / bound", "max Q^c", "spent / budget", "KL / budget"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    found = {key_of(row): row for row in read(values.csv)}
+    found = {key_of(row): row for row in read(values.csv, COLUMNS, numbers_of)}
     for preset in values.presets:
         for variant in values.variants:
-            keys = [Cell(preset, variant, seed).key for seed in values.seeds]
+            keys = [Cell(preset, variant, seed).key for seed in seeds]
             rows = [found[key] for key in keys if key in found]
             if rows:
                 print(line(rows))
+    return succeeded
 
 
 if __name__ == "__main__":
-    sys.exit(printing(lambda: run_command(sys.argv, __doc__, FLAGS, work)))
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

@@ -497,6 +497,40 @@ def test_regret_of_a_choice():
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--presets=smac_3m,nope", "--presets: no config 'nope'"),
+        ("--overrides=learner.updtes=1", "learner.updtes: no such key; did you mean 'learner.updates'?"),
+        ("--csv=/proc/nope/rows.csv", "expected a folder to write to"),
+        ("--csv=others.csv", "others.csv, line 1: expected the columns task,algorithm,"),
+    ],
+)
+def test_a_study_is_checked_before_its_first_run(tmp_path, monkeypatch, capsys, word, message):
+    monkeypatch.chdir(tmp_path)
+    Path("others.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(study, "run_all", lambda children: pytest.fail("too late"))
+    study.FLAGS.unparse_flags()
+    words = ["selection", "--presets=smac_3m", "--trials=seed=0..1", "--csv=rows.csv", word]
+    assert study.main(words, study.__doc__, study.FLAGS, study.work) == 78
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.quick
+def test_a_run_that_failed_ends_the_study_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(study, "run_all", lambda children: started.extend(children) is None)
+    study.FLAGS.unparse_flags()
+    words = ["selection", "--presets=smac_3m", "--trials=seed=0..1", "--csv=rows.csv"]
+    assert study.main(words, study.__doc__, study.FLAGS, study.work) == 0
+    monkeypatch.setattr(study, "run_all", lambda children: False)
+    assert study.main(words, study.__doc__, study.FLAGS, study.work) == 1
+    assert [child.log for child in started] == [Path("runs/selection/smac_3m/omcda/log.txt")]
+
+
+@pytest.mark.quick
 def test_rows_of_other_tasks_stay_in_the_file(tmp_path):
     path = tmp_path / "rows.csv"
     row = lambda task, value: {"task": task, "algorithm": "omcda", "return_mean": value}

@@ -1,0 +1,74 @@
+"""Runs that a benchmark starts as processes of their own: a signal to the benchmark lets them save before it ends."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from omcda_jax.runner import frame
+
+
+class Child(NamedTuple):
+    """What to start.
+
+    Attributes:
+        name: for messages.
+        command: its words.
+        log: file that its output is added to; the folder is made.
+        done: called at its end; whether it left what it was for.
+    """
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    done: Callable[[], bool]
+
+
+def run_all(children: Iterable[Child], cores: Sequence[int | None] = (None,)) -> bool:
+    """Run children, one for each core at a time, and return whether all of them came to their end.
+
+    Args:
+        children: in the order of their start.
+        cores: each pins one child; None pins it to none.
+    """
+    waiting, free, succeeded = list(children), list(cores), True
+    running: list[tuple[subprocess.Popen, Child, int | None]] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                child, core = waiting.pop(0), free.pop(0)
+                running.append((_start(child, core), child, core))
+            time.sleep(0.1)
+            for process, child, core in [each for each in running if each[0].poll() is not None]:
+                running.remove((process, child, core))
+                free.append(core)
+                succeeded = child.done() and process.returncode == os.EX_OK and succeeded
+                print(f"{child.name}: exit {process.returncode}, {child.log}", file=sys.stderr, flush=True)
+    finally:
+        for process, _, _ in running:
+            process.terminate()
+        for process, _, _ in running:
+            process.wait()
+    return succeeded
+
+
+def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callable[..., bool]) -> int:
+    """Run one command line as `frame.main` does, and return 1 where `work` returns that a child failed."""
+    succeeded: list[bool] = []
+    status = frame.main(argv, usage, values, lambda values: succeeded.append(work(values)))
+    return status or int(succeeded == [False])
+
+
+def _start(child: Child, core: int | None) -> subprocess.Popen:
+    child.log.parent.mkdir(parents=True, exist_ok=True)
+    pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
+    # in a group of its own, or Ctrl-C would reach it too, and a second signal ends it at once
+    with open(child.log, "a", encoding="utf-8") as log:
+        return subprocess.Popen(
+            child.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=pin, process_group=0
+        )
