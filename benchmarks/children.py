@@ -1,5 +1,6 @@
 """Runs that a benchmark starts as processes of their own: a signal to the benchmark lets them save before it ends."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -66,9 +67,11 @@ def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callab
 
 def _start(child: Child, core: int | None) -> subprocess.Popen:
     child.log.parent.mkdir(parents=True, exist_ok=True)
-    pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
-    # in a group of its own, or Ctrl-C would reach it too, and a second signal ends it at once
     with open(child.log, "a", encoding="utf-8") as log:
-        return subprocess.Popen(
-            child.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=pin, process_group=0
-        )
+        # in a group of its own, or Ctrl-C would reach it too, and a second signal ends it at once
+        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "process_group": 0}
+        process = subprocess.Popen(child.command, **options)
+    if core is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, {core})
+    return process

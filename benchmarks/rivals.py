@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def ours(checkout: pathlib.Path, algorithms: Sequence[str], kinds: Sequence[str]
 
 
 def check(values: flags.FlagValues) -> None:
-    """Find out whether the checkouts of a command line are there.
+    """Find out whether the checkouts of a command line are there, and the Python of one.
 
     Raises:
         ConfigError: they are not.
@@ -81,6 +82,8 @@ def check(values: flags.FlagValues) -> None:
         path = values[flag].value
         there = path is None or pathlib.Path(path, file).is_file()
         require(there, f"--{flag}", f"a checkout with {file}", path)
+    python = values.omiga_python
+    require(values.omiga is None or shutil.which(python), "--omiga_python", "a Python that can be started", python)
 
 
 def alternate(

@@ -42,7 +42,7 @@ from benchmarks import rivals
 from benchmarks.rows import put
 from omcda_jax.config import require
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.system import new_flags, printing
+from omcda_jax.system import new_flags, printing, require_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMING = ROOT / "benchmarks" / "timing.py"
@@ -364,6 +364,7 @@ def work(values: flags.FlagValues) -> None:
         return
     sections = chosen(values)
     rivals.check(values)
+    require_folder(pathlib.Path(values.results))
     document = Document(values.results, values.limit_s)
     rows = ask(document, "facts")
     require("facts" in rows[0], "JAX", "a device to measure", rows[0].get("failed"))

@@ -66,6 +66,13 @@ def text_of(settings: Mapping[str, float]) -> str:
     return " ".join(f"{key}={value:g}" for key, value in settings.items())
 
 
+def sizes_of(config: ExperimentConfig) -> str:
+    """Return what every protocol begins with."""
+    hidden = "-".join(map(str, config.algorithm.hidden_sizes))
+    sizes = f"updates={config.learner.updates} batch={config.learner.batch_size} hidden={hidden}"
+    return f"{sizes} episodes={config.evaluation.episodes}"
+
+
 def digest(config: ExperimentConfig, without: Container[str]) -> str:
     """Return eight digits that change with any setting of a configuration but those, by their dotted keys."""
     values = {key: value for key, (_, value) in differences({}, to_dict(config)).items() if key not in without}

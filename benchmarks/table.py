@@ -16,9 +16,9 @@ transitions and hidden layers of 256 on SMAX, 30,000 of 64 and layers of 128 on 
 
 One task after another, all algorithms; the six settings are one population, and so are the final seeds. Every
 finished population goes into table.csv in --results, beside the rows that are there. Where its rows are it is not
-trained again, on another machine either; to train it again, delete them. Running the same command again resumes a
-stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of experiments/run.py, but 1 if a population
-diverged.
+trained again, on another machine either; to train it again, delete them and the folder of its run. Running the same
+command again resumes a stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of
+experiments/run.py, but 1 if nothing is left of a method: all settings or all seeds diverged.
 """
 
 import dataclasses
@@ -30,10 +30,12 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from benchmarks import standings
+from benchmarks.rows import check_writable
 from benchmarks.standings import Cell, Row
-from omcda_jax import envs
+from omcda_jax import data, envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.config import RESUMABLE, ExperimentConfig, replace_settings, require
+from omcda_jax.behaviour import policies
+from omcda_jax.config import RESUMABLE, DataConfig, ExperimentConfig, replace_settings, require
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.metrics import read
@@ -59,6 +61,7 @@ TASKS = (
     "smac_2s3z:medium",
 )
 FIRST = ("omcda", "bc")
+LOST = "all settings diverged"
 EVALUATIONS = 10  # of every trial, the one after the last update included
 # short calls, because a stop signal waits for one, of a whole population
 DEFAULTS = ("learner.updates_per_call=20", "evaluation.episodes=32")
@@ -157,13 +160,10 @@ class Command(NamedTuple):
 
     def protocol(self, config: ExperimentConfig) -> str:
         """Return how trials are trained and evaluated, as the column holds it."""
-        hidden = "-".join(map(str, config.algorithm.hidden_sizes))
-        sizes = f"updates={config.learner.updates} batch={config.learner.batch_size} hidden={hidden}"
-        return " ".join([sizes, f"episodes={config.evaluation.episodes}", *self.extra])
+        return " ".join([standings.sizes_of(config), *self.extra])
 
     def _whole_protocol(self, method: Method, config: ExperimentConfig) -> str:
-        tuned = {f"algorithm.{key}" for values in method.grid.values() for key in values}
-        return f"{self.protocol(config)} preset={standings.digest(config, UNLIKE | tuned)}"
+        return f"{self.protocol(config)} preset={digest_of(config, method.task)}"
 
     def tuning(self, method: Method) -> Cell:
         """Return the cell that tunes a method."""
@@ -175,6 +175,12 @@ class Command(NamedTuple):
         """Return the cell of the fresh seeds."""
         config, protocol = method.final, self._whole_protocol(method, method.final)
         return Cell(method.task, method.algorithm, "final", protocol, (chosen,), self.seeds, config.learner.updates)
+
+
+def digest_of(config: ExperimentConfig, task: str) -> str:
+    """Return the digits that every protocol ends with, the same for all settings that are tuned on a task."""
+    tuned = GRID[task.partition("_")[0]][config.algorithm.name]
+    return standings.digest(config, UNLIKE | {f"algorithm.{key}" for key in tuned})
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -206,6 +212,9 @@ def parse(argv: Sequence[str]) -> Command | None:
         for task in dict.fromkeys(values.tasks)
         for name in dict.fromkeys(algorithms)
     ]
+    if not values.report_only:
+        for method in methods:
+            _check_quality(method.final.data)
     directory, csv = os.path.abspath(values.directory), os.path.join(values.results, "table.csv")
     return Command(methods, tuning_seeds, seeds, extra, directory, csv, values.report_only)
 
@@ -242,6 +251,18 @@ def _method(task: str, name: str, given: Sequence[str], tuning_updates: int) -> 
     final = _of_length(config, updates, "learner.updates")
     tuning = _of_length(config, tuning_updates, "--tuning_updates") if tuning_updates else final
     return Method(task, name, tuning, final, grid, base)
+
+
+def _check_quality(settings: DataConfig) -> None:
+    """Refuse data that are neither there nor to be collected, before another task is trained.
+
+    Raises:
+        ConfigError: as `policies.quality`.
+    """
+    sizes = settings.episodes, settings.seed, settings.transitions
+    path = settings.path or data.default_path(settings.environment, settings.quality, *sizes)
+    if settings.quality != "random" and not os.path.exists(path):
+        policies.quality(settings.environment, settings.quality)
 
 
 def _of_length(config: ExperimentConfig, updates: int, flag: str) -> ExperimentConfig:
@@ -284,6 +305,8 @@ def execute(command: Command, interruption: Interruption) -> int:
     Raises:
         ConfigError, DatasetError: what the user can fix; settings of a task's methods are checked before it begins.
     """
+    if not command.report_only:
+        check_writable(command.csv)
     rows = standings.load(command.csv)
     for task in [] if command.report_only else dict.fromkeys(method.task for method in command.methods):
         methods = [method for method in command.methods if method.task == task]
@@ -303,8 +326,11 @@ def execute(command: Command, interruption: Interruption) -> int:
                     say("stopped and saved; the same command resumes")
                     return os.EX_TEMPFAIL
                 rows = standings.merge(command.csv, new)
-    say(f"{markdown(command, rows)}\n\nrows: {command.csv}")
-    return os.EX_OK
+    tasks = entries(command, rows)
+    protocols = list(dict.fromkeys(command.protocol(method.final) for method in command.methods))
+    say(f"{standings.markdown(tasks, protocols, len(command.seeds))}\n\nrows: {command.csv}")
+    is_lost = lambda entry: entry == LOST or (isinstance(entry, standings.Standing) and entry.iqm is None)
+    return int(any(is_lost(entry) for found in tasks.values() for entry in found.values()))
 
 
 def next_cell(command: Command, method: Method, rows: Sequence[Row]) -> Cell | None:
@@ -401,19 +427,18 @@ def rows_of(
     return rows
 
 
-def markdown(command: Command, rows: Sequence[Row]) -> str:
-    """Return the tables of what is finished of an order."""
+def entries(command: Command, rows: Sequence[Row]) -> dict[str, dict[str, standings.Standing | str]]:
+    """Return by task and algorithm what is finished of an order, or a word on how far it is."""
     tasks: dict[str, dict[str, standings.Standing | str]] = {}
     for method in command.methods:
         tuning, entry = command.tuning(method), "not trained"
         if standings.is_finished(rows, tuning):
             chosen = standings.choose(rows, tuning, method.preset)
-            entry = f"tuned: {chosen}" if chosen else "all settings diverged"
+            entry = f"tuned: {chosen}" if chosen else LOST
             if chosen and standings.is_finished(rows, command.final(method, chosen)):
                 entry = standings.standing(rows, command.final(method, chosen))
         tasks.setdefault(method.task, {})[method.algorithm] = entry
-    protocols = list(dict.fromkeys(command.protocol(method.final) for method in command.methods))
-    return standings.markdown(tasks, protocols, len(command.seeds))
+    return tasks
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,13 +6,16 @@ python -m benchmarks.zoo --directory=runs/table --tasks=mujoco_hopper_medium_rep
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from benchmarks import standings
+from absl import flags
+
+from benchmarks import standings, table
 from omcda_jax.runner import frame, zoo
 from omcda_jax.runner.jobs import Job, settings_of_run
 from omcda_jax.system import new_flags, printing
-from omcda_jax.types import ConfigError
+from omcda_jax.types import ConfigError, suggestion
 
 
 def main(argv: list[str]) -> int:
@@ -26,29 +29,42 @@ def main(argv: list[str]) -> int:
     return frame.main(argv, __doc__, values, _make)
 
 
-def _make(values) -> None:
+def _make(values: flags.FlagValues) -> None:
     rows = standings.load(os.path.join(values.results, "table.csv"))
-    made_with = {(row["task"], row["algorithm"]): row["made_with"] for row in rows if row["returns"]}
-    for task, algorithm, job in _finals(values.directory):
-        wanted = values.tasks or [task], values.algorithms or [algorithm]
-        if task in wanted[0] and algorithm in wanted[1]:
-            print(zoo.add(job, values.zoo, f"{task}/{algorithm}", made_with.get((task, algorithm))))
+    found = list(_finals(values.directory))
+    if not found:
+        raise ConfigError(f"--directory: expected the folder of a table's final runs, found none at {values.directory}")
+    for flag, there in (("tasks", {task for task, _, _ in found}), ("algorithms", {name for _, name, _ in found})):
+        for word in values[flag].value:
+            if word not in there:
+                raise ConfigError(f"--{flag}: no final run of {word!r} there; {suggestion(word, there)}")
+    for task, algorithm, run in found:
+        if task in (values.tasks or [task]) and algorithm in (values.algorithms or [algorithm]):
+            config = settings_of_run(run)
+            # one setting and its seeds, in the table's own words
+            settings, _, seeds = config.learner.trials.removeprefix("settings=").partition("; seeds=")
+            configs = [dataclasses.replace(config, seed=int(seed)) for seed in seeds.split(",")]
+            job = Job(configs, run, population=True, flag="--directory")
+            print(zoo.add(job, values.zoo, f"{task}/{algorithm}", _made_with(rows, task, settings, run)))
 
 
-def _finals(directory: str) -> Iterator[tuple[str, str, Job]]:
-    """Task, algorithm and job of every cell of fresh seeds."""
-    if not os.path.isdir(directory):
-        raise ConfigError(f"--directory: expected the folder of a table's runs, found none at {directory}")
-    for task in sorted(os.listdir(directory)):
-        for algorithm in sorted(os.listdir(os.path.join(directory, task))):
-            place = os.path.join(directory, task, algorithm, "final")
-            for settings in sorted(os.listdir(place)) if os.path.isdir(place) else []:
-                run = os.path.join(place, settings)
-                config = settings_of_run(run)
-                # one setting and its seeds, in the table's own words
-                seeds = config.learner.trials.rpartition("seeds=")[2].split(",")
-                configs = [dataclasses.replace(config, seed=int(seed)) for seed in seeds]
-                yield task.replace("-", ":"), algorithm, Job(configs, run, population=True, flag="--directory")
+def _finals(directory: str) -> Iterator[tuple[str, str, str]]:
+    """Task, algorithm and folder of every run of fresh seeds."""
+    for path in sorted(Path(directory).glob("*/*/final/*/config.json")):
+        run = path.parent
+        yield run.parts[-4].replace("-", ":", 1), run.parts[-3], str(run)
+
+
+def _made_with(rows: Sequence[standings.Row], task: str, settings: str, run: str) -> str | None:
+    """What a run's rows say of where it was trained; rows of another protocol are another run's."""
+    config = settings_of_run(run, ["learner.mode=data", "learner.trials=", "seed=0"])  # as a row's digest has them
+    shared = (task, config.algorithm.name, "final", settings)
+    begins, ends = standings.sizes_of(config), f" preset={table.digest_of(config, task)}"
+    for row in rows:
+        is_alike = (row["task"], row["algorithm"], row["stage"], row["settings"]) == shared
+        if is_alike and row["made_with"] and row["protocol"].startswith(begins) and row["protocol"].endswith(ends):
+            return row["made_with"]
+    return None
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def test_a_section_that_runs_again_replaces_its_rows_alone(tmp_path, canned):
         ("--limit_s=-1", "--limit_s: expected more than 0, found -1.0"),
         ("--omiga=tests", "--omiga: expected a checkout with algos/OMIGA.py, found 'tests'"),
         ("--against=tests", "--against: expected a checkout with omcda_jax/__init__.py, found 'tests'"),
+        ("--results=/proc/nope", "/proc/nope: expected a folder to write to, found: No such file or directory"),
         ("all", "expected flags only, found 'all'"),
     ],
 )
@@ -91,6 +92,15 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(capsys, cann
     assert speed.main(["speed", word]) == os.EX_CONFIG
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.quick
+def test_a_python_that_is_not_there_is_refused(tmp_path, capsys):
+    (tmp_path / "algos").mkdir()
+    (tmp_path / "algos" / "OMIGA.py").touch()
+    assert speed.main(["speed", f"--omiga={tmp_path}", "--omiga_python=/nonexistent"]) == os.EX_CONFIG
+    expected = "error: --omiga_python: expected a Python that can be started, found '/nonexistent'\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.quick

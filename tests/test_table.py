@@ -123,6 +123,7 @@ def test_a_job_is_the_cells_trials():
     [
         (["--tasks=smac_3n"], "--tasks: no config 'smac_3n'; did you mean 'smac_3m'?"),
         (["--tasks=mpe_spread"], "--tasks: expected presets of smac_* and mujoco_*, found mpe_spread"),
+        (["--tasks=smac_3m,smac_3m:meduim"], "quality: expected one of poor, medium, good, random, found 'meduim' of"),
         (["--tasks="], "--tasks: expected names separated by commas, found none"),
         (["--algorithms=omgia"], "--algorithms: no algorithm 'omgia' in the grid; did you mean 'omiga'?"),
         (["--seeds=1,1"], "--seeds: expected different numbers, found '1,1'"),
@@ -365,16 +366,27 @@ def test_a_signal_between_cells_leaves_the_rows_there(fake, monkeypatch):
 
 def test_a_method_that_diverges_is_told_and_does_not_keep_the_others(fake, capsys):
     fake.diverge = "smac_3m/omcda/tuning"
-    assert table.main(words()) == 0
+    assert table.main(words()) == 1
     shown = capsys.readouterr().out
     assert "omcda on smac_3m diverged: critic/td was not finite" in shown
     assert "| omcda | all settings diverged |" in shown
     fake.trained.clear()
     fake.diverge = None
-    assert table.main(words()) == 0 and not fake.trained
+    assert table.main(words()) == 1 and not fake.trained
+    assert table.main(words(algorithms="bc")) == 0
     fake.diverge = "smac_3m/bc/final"
-    assert table.main(words("--seeds=5", algorithms="bc")) == 0
+    assert table.main(words("--seeds=5", algorithms="bc")) == 1
     assert f"| bc | 1 diverged |  |  | {BC} |  |" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_first_method(fake, tmp_path, capsys):
+    (tmp_path / "table.csv").mkdir()
+    for results, message in (("/proc/nope", "expected a folder to write to"), (tmp_path, "found a folder")):
+        for more in ([], ["--report_only"][: results == tmp_path]):
+            assert table.main(words(f"--results={results}", *more)) == 78
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1
+    assert not fake.trained
 
 
 def test_settings_are_checked_before_the_first_method_of_a_task_is_trained(fake, capsys):

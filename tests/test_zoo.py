@@ -13,6 +13,8 @@ from stability import missing
 from test_hub import NAME, Hub, hub_name
 
 import omcda_jax
+from benchmarks import table
+from benchmarks.zoo import _made_with as zoo_of_table_made_with
 from benchmarks.zoo import main as zoo_of_table
 from omcda_jax.checkpoint import Checkpoints, digest, load_policy
 from omcda_jax.config import to_dict
@@ -162,8 +164,40 @@ def test_the_cell_of_a_table_becomes_an_entry(tmp_path, capsys):
     write_json(Path(job.directory) / "config.json", config)
     with Checkpoints(job.checkpoints()) as checkpoints:
         checkpoints.save(state, {"config": config, "data": {}, "seconds": 1.0}, replace=True)
-    assert zoo_of_table(["zoo", f"--directory={tmp_path / 'table'}", f"--zoo={tmp_path / 'zoo'}"]) == 0
+    (tmp_path / "table" / "notes.txt").touch()
+    words = ["zoo", f"--directory={tmp_path / 'table'}", f"--zoo={tmp_path / 'zoo'}"]
+    for word, expected in [
+        ("--tasks=smac_3n:good", "--tasks: no final run of 'smac_3n:good' there; did you mean 'smac_3m:good'?"),
+        ("--algorithms=cb", "--algorithms: no final run of 'cb' there; did you mean 'bc'?"),
+        (f"--directory={tmp_path}", "--directory: expected the folder of a table's final runs, found none at"),
+    ]:
+        assert zoo_of_table([*words, word]) == 78
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+    assert zoo_of_table(words) == 0
     assert list(zoo.entries(tmp_path / "zoo")["smac_3m:good/bc"]["policies"]) == ["seed_3", "seed_5"]
+
+
+@pytest.mark.quick
+def test_a_card_says_where_its_own_run_was_trained(tmp_path):
+    """Of rows of one task and algorithm, those of the run's settings and protocol."""
+    given = ["table", "--tasks=smac_3m:good", "--algorithms=bc", "--config.learner.log_every=20"]
+    command = table.parse([*given, "--config.data.reward_scale=2"])
+    [method], settings = command.methods, "learning_rate=0.0005 policy_average_rate=1"
+    cell = command.final(method, settings)
+    write_json(tmp_path / "config.json", to_dict(table.job_of(command, method, cell).config))
+    row = {"task": cell.task, "algorithm": "bc", "stage": "final", "settings": settings, "protocol": cell.protocol}
+    other = table.parse(given)
+    others = [
+        {"settings": "learning_rate=0.0005 policy_average_rate=0.003"},
+        {"stage": "tuning"},
+        {"protocol": other.final(other.methods[0], settings).protocol},
+        {"protocol": cell.protocol.replace("updates=20000", "updates=10000")},
+    ]
+    rows = [row | change | {"made_with": "elsewhere"} for change in others]
+    made_with = lambda rows: zoo_of_table_made_with(rows, cell.task, settings, str(tmp_path))
+    assert made_with(rows) is None
+    assert made_with([row | {"made_with": ""}, row | {"made_with": "here"}, *rows]) == "here"
 
 
 def test_an_entry_comes_from_the_hub(made, tmp_path, capsys, monkeypatch):
