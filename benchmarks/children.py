@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
-
-from omcda_jax.runner import frame
-
 
 class Child(NamedTuple):
     """What to start.
@@ -56,13 +52,6 @@ def run_all(children: Iterable[Child], cores: Sequence[int | None] = (None,)) ->
         for process, _, _ in running:
             process.wait()
     return succeeded
-
-
-def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callable[..., bool]) -> int:
-    """Run one command line as `frame.main` does, and return 1 where `work` returns that a child failed."""
-    succeeded: list[bool] = []
-    status = frame.main(argv, usage, values, lambda values: succeeded.append(work(values)))
-    return status or int(succeeded == [False])
 
 
 def _start(child: Child, core: int | None) -> subprocess.Popen:

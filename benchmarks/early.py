@@ -66,7 +66,8 @@ def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> No
         ConfigError, DatasetError: `every` does not divide `updates`; or as `resolve`, `data.ensure`, `datasets.load`.
     """
     require(0 < every <= updates and updates % every == 0, "--every", f"a divisor of --updates={updates}", every)
-    config = resolve(preset, [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"])
+    given = [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"]
+    config = resolve(preset, given, "--preset")
     settings, size = config.data, config.learner.batch_size
     sizes = (settings.episodes, settings.seed, settings.transitions)
     whole, _ = datasets.load(config, data.ensure(settings.environment, settings.quality, *sizes, settings.path))

@@ -29,13 +29,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks import cluster, quick, swept, toy
+from benchmarks.command import main
 from omcda_jax import data
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.checkpoint import SCHEMA, Checkpoints, digest
+from omcda_jax.config import require
 from omcda_jax.learner import Guard, NonFiniteMetrics, initial_state, make_train_step
+from omcda_jax.system import new_flags, printing
 from omcda_jax.types import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -660,9 +663,9 @@ FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
     "F19": earlier_schema,
 }
 
-FLAGS = flags.FLAGS
-flags.DEFINE_list("faults", list(FAULTS), "which to do")
-flags.DEFINE_boolean("short", False, "one or a few tries of each")
+FLAGS, define = new_flags()
+define("list", "faults", list(FAULTS), "which to do")
+define("boolean", "short", False, "one or a few tries of each")
 
 
 def do(name: str, full: bool) -> Outcome:
@@ -677,24 +680,26 @@ def do(name: str, full: bool) -> Outcome:
         return FAULTS[name](place, full)
 
 
-def main(_) -> int:
-    """Prints the table, a row at a time; returns the exit status."""
+def work(values: flags.FlagValues) -> bool:
+    """Prints the table, a row at a time; returns whether no row failed."""
+    for name in values.faults:
+        require(name in FAULTS, "--faults", f"some of {', '.join(FAULTS)}", name)
     logging.set_verbosity(logging.ERROR)
     print("| | fault and what must come of it | passed | took | |\n|---|---|---|---|---|", flush=True)
     failed = False
-    for name in FLAGS.faults:
+    for name in values.faults:
         began = time.monotonic()
         what = FAULTS[name].__doc__.partition(" ")[2].rstrip(".")
         try:
-            outcome = do(name, not FLAGS.short)
+            outcome = do(name, not values.short)
         except NotRun as reason:
             print(f"| {name} | {what} | not run | | {reason} |", flush=True)
             continue
         failed = failed or not 0 < outcome.passed == outcome.tried
         took = f"{time.monotonic() - began:.0f} s"
         print(f"| {name} | {what} | {outcome.passed} of {outcome.tried} | {took} | {outcome.note} |", flush=True)
-    return int(failed)
+    return not failed
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

@@ -20,12 +20,14 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from benchmarks import layouts, mutations
+from benchmarks.command import main
 from omcda_jax.data import formats
 from omcda_jax.data.__main__ import main as command
 from omcda_jax.data.episodes import Episodes, final_rows
+from omcda_jax.system import new_flags, printing
 
 # a Python object where a person reads
 _REPR = re.compile(r"\bb'|\bb\"|Traceback| object at 0x|\*\(|<class|array\(|dtype\(|\\x")
@@ -159,9 +161,9 @@ def fuzz(count: int, seed: int, keep: str | None = None) -> dict[tuple[str, str]
         shutil.rmtree(folder)
 
 
-def main(_):
-    """Print a table by format and one by kind of fault."""
-    table = fuzz(flags.FLAGS.mutations, flags.FLAGS.seed, flags.FLAGS.keep)
+def work(values: flags.FlagValues) -> bool:
+    """Print a table by format and one by kind of fault; return whether nothing was wrong."""
+    table = fuzz(values.mutations, values.seed, values.keep)
     columns = ("read", "refused", "wrong")
     for place, title in enumerate(("format", "fault")):
         print(f"| {title} | mutations | read rightly | refused in one line | anything else |\n|---|---|---|---|---|")
@@ -173,11 +175,12 @@ def main(_):
     print(
         f"{total.total()} mutations: {total['read']} read rightly, {total['refused']} refused, {total['wrong']} wrong"
     )
-    sys.exit(1 if total["wrong"] else 0)
+    return not total["wrong"]
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("mutations", 2000, "How many to try, shared evenly among formats and kinds of fault.")
-    flags.DEFINE_integer("seed", 0, "Another seed makes other files.")
-    flags.DEFINE_string("keep", None, "Folder to copy the files to that something is wrong with.")
-    app.run(main)
+    FLAGS, define = new_flags()
+    define("integer", "mutations", 2000, "How many to try, shared evenly among formats and kinds of fault.")
+    define("integer", "seed", 0, "Another seed makes other files.")
+    define("string", "keep", None, "Folder to copy the files to that something is wrong with.")
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

@@ -21,16 +21,20 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
+
+from omcda_jax.config import require
+from omcda_jax.runner.frame import main
+from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WAYS = ("h5py", "device", "unpack", "host")
-FLAGS = flags.FLAGS
-flags.DEFINE_list("data", [], "files to read; none: a million transitions of Hopper, 1,000 episodes of two SMAX tasks")
-flags.DEFINE_integer("repeats", 3, "of every measurement")
-flags.DEFINE_integer("batch_size", 128, "transitions of a batch")
-flags.DEFINE_integer("updates", 400, "of every measurement of throughput")
-flags.DEFINE_string("measure", None, "one row, as JSON: what this program asks of itself")
+FLAGS, define = new_flags()
+define("list", "data", [], "files to read; none: a million transitions of Hopper, 1,000 episodes of two SMAX tasks")
+define("integer", "repeats", 3, "of every measurement", lower_bound=1)
+define("integer", "batch_size", 128, "transitions of a batch", lower_bound=1)
+define("integer", "updates", 400, "of every measurement of throughput", lower_bound=1)
+define("string", "measure", None, "one row, as JSON: what this program asks of itself")
 
 
 def load(path: str, way: str) -> dict[str, float]:
@@ -62,7 +66,6 @@ def throughput(path: str, placement: str) -> dict[str, float]:
     from omcda_jax.algorithms import ALGORITHMS
     from omcda_jax.config import DataConfig, LearnerConfig
     from omcda_jax.learner import initial_state, make_train_step
-    from omcda_jax.types import Algorithm
 
     dataset, _ = data.load(path, placement=placement)
     size = data.memory_bytes(dataset)
@@ -72,7 +75,7 @@ def throughput(path: str, placement: str) -> dict[str, float]:
     # what a batch holds is summed, so that all of it is read
     look = lambda state, batch, *, axis_name=None: (state, {"sum": sum(x.sum() for x in jax.tree.leaves(batch))})
     found = {}
-    for name, algorithm in {"batches": Algorithm(omcda.config, omcda.init, look, omcda.act), "updates": omcda}.items():
+    for name, algorithm in {"batches": omcda._replace(update=look), "updates": omcda}.items():
         windows = data.Windows(dataset, DataConfig("any/data", window=size / 8e6), learner)
         # long enough for several windows
         calls = max(FLAGS.updates if name == "updates" else 20_000, 3 * windows.updates) // per_call
@@ -104,12 +107,14 @@ def _ask(**what: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(_) -> None:
+def work(values: flags.FlagValues) -> None:
     """Print both tables."""
-    if FLAGS.measure:
-        asked = json.loads(FLAGS.measure)
+    if values.measure:
+        asked = json.loads(values.measure)
         print(json.dumps(load(**asked) if "way" in asked else throughput(**asked)))
         return
+    for file in values.data:
+        require(os.path.exists(file), "--data", "files that are there", file)
     from omcda_jax import data
     from omcda_jax.data import formats
 
@@ -165,4 +170,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

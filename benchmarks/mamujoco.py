@@ -19,13 +19,17 @@ import itertools
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from absl import flags
 
 from omcda_jax import envs
 from omcda_jax.envs import mamujoco
+from omcda_jax.runner.frame import main
+from omcda_jax.system import new_flags, printing
 
 SCENARIOS = ("Hopper_3x1", "HalfCheetah_6x1", "Ant_2x4")
 COPIES = 32
@@ -161,7 +165,7 @@ def stepping(scenario: str) -> dict[str, float]:
     return {name: STEPS_PER_TURN * COPIES / statistics.median(taken) for name, taken in seconds.items()}
 
 
-def main() -> None:
+def work(values: flags.FlagValues) -> None:
     """Print the table."""
     print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}\n")
     for row, scenario in enumerate(SCENARIOS):
@@ -173,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(printing(lambda: main(sys.argv, __doc__, new_flags()[0], work)))

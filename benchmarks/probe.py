@@ -11,32 +11,37 @@ values, the budget counted by the account that the value form implies (see `benc
 """
 
 import functools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import omcda_jax
 from benchmarks import exact
 from omcda_jax import networks
+from omcda_jax.config import require
 from omcda_jax.data import dataset as data
+from omcda_jax.runner.frame import main
+from omcda_jax.system import new_flags, printing
 
 NUM_EPISODES = 1200
 RULES = ("uniform", "softmax", "projected")
 PROBLEMS = {"discrete": exact.rings, "continuous": exact.leaning_rings}
 
-_ACTIONS = flags.DEFINE_enum("actions", "discrete", list(PROBLEMS), "Kind of the actions.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Actions drawn for an expectation, continuous.", lower_bound=2)
-_UPDATES = flags.DEFINE_integer("updates", 8_000, "Updates of each run.", lower_bound=40)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Transitions in a batch.", lower_bound=2)
-_EPISODES = flags.DEFINE_integer("episodes", NUM_EPISODES, "Episodes of the data.", lower_bound=1)
-_VALUE_TARGET = flags.DEFINE_enum("value_target", "expectation", ["expectation", "in_sample"], "Form of the values.")
-_RULES = flags.DEFINE_list("rules", list(RULES), "Allocation rules to run.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the networks and the batches.")
+FLAGS, define = new_flags()
+define("enum", "actions", "discrete", list(PROBLEMS), "Kind of the actions.")
+define("integer", "num_samples", 4, "Actions drawn for an expectation, continuous.", lower_bound=2)
+define("integer", "updates", 8_000, "Updates of each run.", lower_bound=40)
+define("integer", "batch_size", 256, "Transitions in a batch.", lower_bound=2)
+define("integer", "episodes", NUM_EPISODES, "Episodes of the data.", lower_bound=1)
+define("enum", "value_target", "expectation", ["expectation", "in_sample"], "Form of the values.")
+define("list", "rules", list(RULES), "Allocation rules to run.")
+define("integer", "seed", 0, "Seed of the networks and the batches.")
 
 
 class Learned(NamedTuple):
@@ -218,24 +223,25 @@ def _row(name: str, value: np.ndarray, gain: str, *columns: np.ndarray) -> str:
     return " |".join(parts)
 
 
-def main(argv: Sequence[str]) -> None:
+def work(values: flags.FlagValues) -> None:
     """Train under every rule and print the table."""
-    del argv
-    problem = PROBLEMS[_ACTIONS.value]()
-    dataset = rollouts(problem, _EPISODES.value)
+    for rule in values.rules:
+        require(rule in RULES, "--rules", f"some of {', '.join(RULES)}", rule)
+    problem = PROBLEMS[values.actions]()
+    dataset = rollouts(problem, values.episodes)
     behaviour = exact.behaviour_value(problem)
-    counted = account(settings("uniform", 8, _VALUE_TARGET.value), dataset.spec.discrete)
+    counted = account(settings("uniform", 8, values.value_target), dataset.spec.discrete)
     print(
         f"{dataset.rows.shape[0]} transitions, behaviour value {behaviour:.2f}, budget counted by the {counted} account"
     )
     print(f"{'':<28}{'value':>8}{'gain':>9} |{'alpha':^32} |{'influence':^32} |{'budget':^32} |{'KL':^32}")
     lines = []
-    for rule in _RULES.value:
-        config = settings(rule, _UPDATES.value, _VALUE_TARGET.value, num_samples=_NUM_SAMPLES.value)
+    for rule in values.rules:
+        config = settings(rule, values.updates, values.value_target, num_samples=values.num_samples)
         table = exact.frontier(problem, counted, config.influence_epsilon)
         best = exact_split(table, config)
         learned = train(
-            problem, dataset, config, updates=_UPDATES.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value
+            problem, dataset, config, updates=values.updates, batch_size=values.batch_size, seed=values.seed
         )
         gain = (learned.value.sum() - behaviour) / (best.value.sum() - behaviour)
         print(_row(f"{rule}, learned", learned.value, f"{gain:.1%}", *_columns(learned)))
@@ -253,4 +259,4 @@ def _columns(result: Learned | exact.Allocation) -> tuple[np.ndarray, ...]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

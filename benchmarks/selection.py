@@ -28,7 +28,8 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from benchmarks.children import Child, main, run_all
+from benchmarks.children import Child, run_all
+from benchmarks.command import main
 from benchmarks.rows import check_writable, put, read
 from omcda_jax.config import to_dict
 from omcda_jax.runner.command import parse

@@ -31,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from benchmarks.children import Child, main, run_all
+from benchmarks.children import Child, run_all
+from benchmarks.command import main
 from benchmarks.rows import Row, check_writable, put, read
 from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation

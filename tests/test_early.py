@@ -28,6 +28,12 @@ def test_rows_that_do_not_fit_the_updates_are_refused(capsys, words):
     assert error.startswith("error: --every: expected a divisor of --updates=") and error.count("\n") == 1
 
 
+def test_an_unknown_preset_is_told_by_its_flag(capsys):
+    early.FLAGS.unparse_flags()
+    assert early.main(["early", "--preset=nope"]) == os.EX_CONFIG
+    assert capsys.readouterr().err.startswith("error: --preset: no config 'nope'; ")
+
+
 def test_the_standard_error_counts_episodes_not_steps():
     advantage = np.repeat([-1.0, 1.0, -1.0, 1.0], 5)
     excess = np.repeat([-2.0, 1.0, 0.0, 1.0], 5)  # slope 1, left over -1, 0, 1, 0 in every step of the four episodes

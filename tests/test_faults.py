@@ -1,8 +1,12 @@
-"""Every fault of `benchmarks/faults.py`, a few times."""
+"""Every fault of `benchmarks/faults.py`, a few times; what benchmarks refuse."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import faults, loading, probe
 
 SLOW = {"F18b", "F18c"}  # several processes for minutes; installs Slurm
 
@@ -16,6 +20,29 @@ def test_a_run_survives(name):
     except faults.NotRun as reason:
         pytest.skip(str(reason))
     assert 0 < outcome.passed == outcome.tried, outcome.note
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("module", "word", "message"),
+    [
+        (faults, "--faults=F1,F99", "--faults: expected some of F1, F2, "),
+        (loading, "--data=/nonexistent.h5", "--data: expected files that are there, found '/nonexistent.h5'"),
+        (probe, "--rules=softmax,nope", "--rules: expected some of uniform, softmax, projected, found 'nope'"),
+    ],
+)
+def test_mistakes_of_benchmarks_are_one_line(capsys, module, word, message):
+    module.FLAGS.unparse_flags()
+    assert module.main([module.__name__, word], module.__doc__, module.FLAGS, module.work) == os.EX_CONFIG
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["fuzz", "mamujoco"])
+def test_help_is_all_that_it_shows(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and f"python -m benchmarks.{name}" in done.stdout and "--[no]help" in done.stdout
 
 
 @pytest.mark.parametrize("error", [TimeoutError, faults.cluster.NotThere])
