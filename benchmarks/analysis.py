@@ -288,7 +288,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         ConfigError, DatasetError: what the user can fix.
     """
     if command.report_only:
-        return report(command, _some(command, sweeps.load(_there(command.csv))))
+        return report(command, sweeps.load(_there(command.csv)))
     check_writable(command.csv)
     environment, judge = task(command)
     found = points(command, environment.spec.num_agents)
@@ -307,9 +307,11 @@ def execute(command: Command, interruption: Interruption) -> int:
             return os.EX_TEMPFAIL
         results |= zip(keys, outcomes, strict=True)
     rows = [row for point in found for row in rows_of(command, point, results[point.trial])]
+    if not rows:
+        raise ConfigError(f"{command.csv}: expected rows to write, found none; every trial diverged")
     if command.config.name in RINGS:
         rows += exact_rows(command, found)
-    sweeps.store(command.csv, _some(command, rows))
+    sweeps.store(command.csv, rows)
     return report(command, sweeps.load(command.csv))
 
 
@@ -347,6 +349,8 @@ def rows_of(command: Command, point: Point, outcome: dict | None, source: str = 
 
 def report(command: Command, rows: Sequence[sweeps.Row]) -> int:
     """Print the Markdown and draw the figure; return the exit status."""
+    if not rows:
+        raise ConfigError(f"{command.csv}: expected rows, found none")
     say(sweeps.markdown(rows))
     say(f"\nrows: {command.csv}")
     try:
@@ -354,13 +358,6 @@ def report(command: Command, rows: Sequence[sweeps.Row]) -> int:
     except ConfigError as error:
         say(error)
     return os.EX_OK
-
-
-def _some(command: Command, rows: Sequence[sweeps.Row]) -> Sequence[sweeps.Row]:
-    """Return the rows, or refuse to write or report none."""
-    if not rows:
-        raise ConfigError(f"{command.csv}: expected rows, found none; every trial diverged")
-    return rows
 
 
 def _there(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs that a benchmark starts as processes of their own: a signal to the benchmark lets them save before it ends."""
+"""Runs that a benchmark starts as processes of their own: a signal to it alone lets them save before it ends."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def run_all(children: Iterable[Child], cores: Sequence[int | None] = (None,)) ->
 def _start(child: Child, core: int | None) -> subprocess.Popen:
     child.log.parent.mkdir(parents=True, exist_ok=True)
     with open(child.log, "a", encoding="utf-8") as log:
-        # in a group of its own, or Ctrl-C would reach it too, and a second signal ends it at once
+        # in a group of its own: Ctrl-C would reach it beside our SIGTERM, and the second signal ends a run unsaved
         options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "process_group": 0}
         process = subprocess.Popen(child.command, **options)
     if core is not None:

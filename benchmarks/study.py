@@ -39,6 +39,7 @@ from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.compare import read_seeds
 from omcda_jax.runner.presets import resolve
 from omcda_jax.system import new_flags, printing
+from omcda_jax.types import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VARIANTS = {
@@ -189,7 +190,8 @@ def work(values: flags.FlagValues) -> bool:
         require(variant in VARIANTS, "--variants", f"some of {', '.join(VARIANTS)}", variant)
     seeds = list(map(str, read_seeds(values.seeds)))
     cells = [Cell(p, v, s) for s in seeds for p in values.presets for v in values.variants]
-    require(cells, "--presets, --variants", "at least one of each", "none")
+    if not cells:
+        raise ConfigError("--presets, --variants: expected at least one of each, found none")
     for cell in cells:
         resolve(cell.preset, cell.settings, "--presets")
     there = set(map(key_of, read(values.csv, COLUMNS, numbers_of)))

@@ -212,9 +212,6 @@ def parse(argv: Sequence[str]) -> Command | None:
         for task in dict.fromkeys(values.tasks)
         for name in dict.fromkeys(algorithms)
     ]
-    if not values.report_only:
-        for method in methods:
-            _check_quality(method.final.data)
     directory, csv = os.path.abspath(values.directory), os.path.join(values.results, "table.csv")
     return Command(methods, tuning_seeds, seeds, extra, directory, csv, values.report_only)
 
@@ -305,9 +302,12 @@ def execute(command: Command, interruption: Interruption) -> int:
     Raises:
         ConfigError, DatasetError: what the user can fix; settings of a task's methods are checked before it begins.
     """
-    if not command.report_only:
-        check_writable(command.csv)
     rows = standings.load(command.csv)
+    if not command.report_only:
+        for method in command.methods:
+            if next_cell(command, method, rows):
+                _check_quality(method.final.data)
+        check_writable(command.csv)
     for task in [] if command.report_only else dict.fromkeys(method.task for method in command.methods):
         methods = [method for method in command.methods if method.task == task]
         waiting = [method for method in methods if next_cell(command, method, rows)]

@@ -45,22 +45,26 @@ def _make(values: flags.FlagValues) -> None:
             settings, _, seeds = config.learner.trials.removeprefix("settings=").partition("; seeds=")
             configs = [dataclasses.replace(config, seed=int(seed)) for seed in seeds.split(",")]
             job = Job(configs, run, population=True, flag="--directory")
-            print(zoo.add(job, values.zoo, f"{task}/{algorithm}", _made_with(rows, task, settings, run)))
+            print(zoo.add(job, values.zoo, f"{task}/{algorithm}", _made_with(rows, task, settings, job)))
 
 
 def _finals(directory: str) -> Iterator[tuple[str, str, str]]:
     """Task, algorithm and folder of every run of fresh seeds."""
     for path in sorted(Path(directory).glob("*/*/final/*/config.json")):
         run = path.parent
-        yield run.parts[-4].replace("-", ":", 1), run.parts[-3], str(run)
+        if run.parts[-4].partition("_")[0] in table.GRID:
+            yield run.parts[-4].replace("-", ":", 1), run.parts[-3], str(run)
 
 
-def _made_with(rows: Sequence[standings.Row], task: str, settings: str, run: str) -> str | None:
-    """What a run's rows say of where it was trained; rows of another protocol are another run's."""
-    config = settings_of_run(run, ["learner.mode=data", "learner.trials=", "seed=0"])  # as a row's digest has them
+def _made_with(rows: Sequence[standings.Row], task: str, settings: str, job: Job) -> str | None:
+    """What the rows of a run say of where it was trained; those of another protocol or seed are another run's."""
+    config = settings_of_run(job.directory, ["learner.mode=data", "learner.trials=", "seed=0"])  # as digests have them
     shared = (task, config.algorithm.name, "final", settings)
-    begins, ends = standings.sizes_of(config), f" preset={table.digest_of(config, task)}"
+    begins, ends = f"{standings.sizes_of(config)} ", f" preset={table.digest_of(config, task)}"
+    seeds = {trial.seed for trial in job.configs}
     for row in rows:
+        if row["seed"] not in seeds:
+            continue
         is_alike = (row["task"], row["algorithm"], row["stage"], row["settings"]) == shared
         if is_alike and row["made_with"] and row["protocol"].startswith(begins) and row["protocol"].endswith(ends):
             return row["made_with"]

@@ -79,6 +79,7 @@ def influence(
         [N] influence, in units of return per nat.
     """
     return_values, log_ratio, probabilities = _floating(return_values, log_ratio, probabilities)
+    mask = jnp.asarray(mask)
     chex.assert_equal_shape([return_values, log_ratio, probabilities])
     chex.assert_equal_shape_prefix([return_values, mask], 2)
 
@@ -282,6 +283,7 @@ def conservatism_level(
         log_alpha [N] and weights [B, N] (0 on invalid rows).
     """
     return_advantage, deviation_advantage, budget = _floating(return_advantage, deviation_advantage, budget)
+    mask = jnp.asarray(mask)
     chex.assert_equal_shape([return_advantage, deviation_advantage, mask])
     chex.assert_equal_shape_suffix([return_advantage, budget], 1)
 

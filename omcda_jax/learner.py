@@ -48,6 +48,7 @@ def initial_state(
         ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
     """
     check_seed(seed)
+    config = _concrete(config)
     begin = lambda key: _begin(algorithm, spec, normalised, key, config)
     return _run_once(begin, jax.random.key(seed), within=config)
 
@@ -68,11 +69,16 @@ def initial_population(
     for seed in seeds:
         check_seed(seed)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    distinct = {repr(config): config for config in configs}.values()  # JAX's numbers have no hash
-    for config in distinct:  # numbers that are traced pass every check
+    for config in {repr(config): config for config in map(_concrete, configs)}.values():  # traced, all would pass
         jax.eval_shape(lambda key: _begin(algorithm, spec, normalised, key, config), keys[0])  # noqa: B023 called at once
     numbers = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *configs)
     return _run_once(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)), keys, numbers)
+
+
+def _concrete(config: Any) -> Any:
+    """Return settings with NumPy's numbers for JAX's, which a compiled function would trace: all would pass."""
+    is_number = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[()] if is_number(leaf) else leaf, config)
 
 
 def _run_once(function: Callable[..., Any], *arguments: Any, within: Any = None) -> Any:

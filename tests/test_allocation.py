@@ -425,6 +425,17 @@ def test_level_agrees_with_the_reference(random):
         np.testing.assert_allclose(weights[:, i], ratio, rtol=1e-3)
 
 
+def test_lists_are_taken():
+    advantage, mask, budget = [[1.0, 2.0], [3.0, 1.0], [0.0, 0.5]], [[True, True]] * 3, [0.1, 0.2]
+    arrays = [jnp.array(x) for x in (advantage, mask, budget)]
+    chex.assert_trees_all_equal(
+        conservatism_level(advantage, advantage, budget, mask),
+        conservatism_level(arrays[0], arrays[0], arrays[2], arrays[1]),
+    )
+    f, p, rows = [[[1.0, 3.0]]], [[[0.5, 0.5]]], [[True]]
+    np.testing.assert_allclose(influence(f, f, p, rows, epsilon=0.0), [1.0])
+
+
 def test_the_level_of_plain_arrays_that_spend_nothing_is_the_lowest():
     nothing = np.zeros((ROWS, 3))
     log_alpha, _ = conservatism_level(nothing, nothing, np.zeros(3), np.ones((ROWS, 3), bool), log_alpha_bounds=BOUNDS)

@@ -120,11 +120,10 @@ def test_rows_stay_where_there_are_none_to_write(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results" / "analysis_ring.csv"
     sweeps.store(path, made_up())
     monkeypatch.setattr(analysis, "finished", lambda job: [None] * len(job.configs))
-    monkeypatch.setattr(analysis, "exact_rows", lambda command, found: [])
     before = path.read_text()
     words = ["analysis", "--preset=ring", f"--directory={tmp_path}", f"--results={path.parent}"]
     assert analysis.main([*words, "--own=1", "--totals="]) == 78
-    assert "expected rows, found none; every trial diverged" in capsys.readouterr().err
+    assert "expected rows to write, found none; every trial diverged" in capsys.readouterr().err
     assert path.read_text() == before
 
 

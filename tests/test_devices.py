@@ -132,8 +132,9 @@ def shard_map(devices, directory):
         specs = dict(in_specs=(whole, parts), out_specs=(whole, whole))
         return jax.shard_map(update, mesh=mesh, check_vma=check_vma, **specs)(state, batch)
 
-    for a, b in zip(shared(False), omcda_jax.update(state, batch), strict=True):
-        close(jax.tree.leaves(a)[:-1], jax.tree.leaves(b)[:-1])
+    (one, metrics_of_one), (four, metrics_of_four) = omcda_jax.update(state, batch), shared(False)
+    close(one.params, four.params)
+    close(metrics_of_one, metrics_of_four)
     try:
         shared(True)
     except BatchError as error:

@@ -15,7 +15,7 @@ from test_algorithms import CONFIGS, CONTINUOUS, SPEC, after, make_batch
 import omcda_jax
 from omcda_jax import checkpoint, training
 from omcda_jax.algorithms import ALGORITHMS, bc
-from omcda_jax.learner import initial_population
+from omcda_jax.learner import initial_population, initial_state
 
 KINDS = {"discrete": SPEC, "continuous": CONTINUOUS}
 NAMES = sorted(ALGORITHMS)
@@ -167,15 +167,21 @@ def test_a_state_may_be_donated_and_the_settings_used_again():
 
 @pytest.mark.quick
 def test_a_class_of_settings_is_no_settings():
-    with pytest.raises(TypeError, match=r"such as OmcdaConfig\(\), found type"):
+    with pytest.raises(TypeError, match=r"such as OmcdaConfig\(\), found the class BcConfig"):
         omcda_jax.init(jax.random.key(0), SPEC, omcda_jax.BcConfig)
 
 
 @pytest.mark.quick
 def test_a_population_s_settings_may_hold_jax_s_numbers():
-    configs = [omcda_jax.BcConfig(hidden_sizes=(4,), learning_rate=jnp.float32(rate)) for rate in (0.1, 0.2)]
-    state = initial_population(ALGORITHMS["bc"], [0, 0], SPEC, configs)
+    configs = [omcda_jax.BcConfig(hidden_sizes=(4,), learning_rate=jnp.float32(rate)) for rate in (0.1, 0.2, -1)]
+    state = initial_population(ALGORITHMS["bc"], [0, 0], SPEC, configs[:2])
     np.testing.assert_allclose(state.config.learning_rate, [0.1, 0.2])
+    for begin in (
+        lambda: initial_population(ALGORITHMS["bc"], [0, 0], SPEC, configs[1:]),
+        lambda: initial_state(ALGORITHMS["bc"], 0, SPEC, configs[2]),
+    ):
+        with pytest.raises(omcda_jax.ConfigError, match="learning_rate: expected a positive number"):
+            begin()
 
 
 @pytest.mark.quick

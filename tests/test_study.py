@@ -97,7 +97,7 @@ def test_a_run_of_other_settings_gives_no_row(order, monkeypatch):
     ("words", "message"),
     [
         ("--variants=softmx", "--variants: expected some of bc, softmax"),
-        ("--variants=", "--presets, --variants: expected at least one of each, found 'none'"),
+        ("--variants=", "--presets, --variants: expected at least one of each, found none"),
         ("--presets=smac_3m,nope", "--presets: no config 'nope'"),
         ("--presets=nope --norun", "--presets: no config 'nope'"),
         ("--seeds=0,0", "--seeds: expected different numbers, found '0,0'"),

@@ -20,7 +20,7 @@ from omcda_jax.checkpoint import Checkpoints, digest, load_policy
 from omcda_jax.config import to_dict
 from omcda_jax.evaluate import EpisodeResults
 from omcda_jax.runner import zoo
-from omcda_jax.runner.jobs import write_json
+from omcda_jax.runner.jobs import Job, write_json
 from omcda_jax.runner.presets import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -187,15 +187,20 @@ def test_a_card_says_where_its_own_run_was_trained(tmp_path):
     cell = command.final(method, settings)
     write_json(tmp_path / "config.json", to_dict(table.job_of(command, method, cell).config))
     row = {"task": cell.task, "algorithm": "bc", "stage": "final", "settings": settings, "protocol": cell.protocol}
+    row["seed"] = cell.seeds[0]
     other = table.parse(given)
     others = [
         {"settings": "learning_rate=0.0005 policy_average_rate=0.003"},
         {"stage": "tuning"},
         {"protocol": other.final(other.methods[0], settings).protocol},
         {"protocol": cell.protocol.replace("updates=20000", "updates=10000")},
+        {"protocol": cell.protocol.replace("episodes=32", "episodes=320")},
+        {"seed": 99},
     ]
     rows = [row | change | {"made_with": "elsewhere"} for change in others]
-    made_with = lambda rows: zoo_of_table_made_with(rows, cell.task, settings, str(tmp_path))
+    job = table.job_of(command, method, cell)
+    job = Job(job.configs, str(tmp_path), population=True, flag="--directory")
+    made_with = lambda rows: zoo_of_table_made_with(rows, cell.task, settings, job)
     assert made_with(rows) is None
     assert made_with([row | {"made_with": ""}, row | {"made_with": "here"}, *rows]) == "here"
 

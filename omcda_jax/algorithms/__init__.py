@@ -124,7 +124,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
         TypeError: `config` is not an algorithm's settings.
     """
     if isinstance(config, type) or not isinstance(getattr(config, "name", None), str):
-        found = type(config).__name__
+        found = f"the class {config.__name__}" if isinstance(config, type) else type(config).__name__
         raise TypeError(f"config: expected an algorithm's settings, such as OmcdaConfig(), found {found}")
     return find(config.name).init(key, spec, config)
 
