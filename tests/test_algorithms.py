@@ -620,5 +620,5 @@ def test_a_budget_below_the_floor_of_all_agents_is_refused():
 
 
 def test_an_unknown_configuration_is_refused():
-    with pytest.raises(TypeError, match="OmcdaConfig, found dict"):
+    with pytest.raises(TypeError, match=r"OmcdaConfig\(\), found dict"):
         omcda_jax.init(jax.random.key(0), SPEC, {})
