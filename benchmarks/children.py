@@ -1,4 +1,7 @@
-"""Runs that a benchmark starts as processes of their own: a signal to it alone lets them save before it ends."""
+"""Runs that a benchmark starts as processes of their own: a signal to the benchmark lets them save.
+
+One to each of its processes does not: a run gets ours too, and the second ends it unsaved.
+"""
 
 import contextlib
 import os

@@ -57,7 +57,7 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
 
 
 def check_axis(batch: Batch, axis_name: str | None) -> None:
-    """Refuse an axis of `jax.shard_map` with its check_vma, where JAX sums gradients too: they would count twice.
+    """Refuse an axis of `jax.shard_map` with its check_vma, where JAX sums gradients too: they would be summed twice.
 
     Args:
         batch: a device's part, checked.

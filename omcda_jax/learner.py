@@ -69,14 +69,14 @@ def initial_population(
     for seed in seeds:
         check_seed(seed)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    for config in {repr(config): config for config in map(_concrete, configs)}.values():  # traced, all would pass
+    for config in {repr(config): config for config in map(_concrete, configs)}.values():
         jax.eval_shape(lambda key: _begin(algorithm, spec, normalised, key, config), keys[0])  # noqa: B023 called at once
     numbers = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *configs)
     return _run_once(jax.vmap(lambda *trial: _begin(algorithm, spec, normalised, *trial)), keys, numbers)
 
 
 def _concrete(config: Any) -> Any:
-    """Return settings with NumPy's numbers for JAX's, which a compiled function would trace: all would pass."""
+    """Return settings with NumPy's numbers in the place of JAX's, which would be traced, and so pass every check."""
     is_number = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[()] if is_number(leaf) else leaf, config)
 
