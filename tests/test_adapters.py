@@ -261,8 +261,9 @@ def test_pettingzoo_continuous_agents_that_leave_have_no_choice_in_the_data():
     for name in ("bc", "omcda"):
         config = algorithms.find(name).config(hidden_sizes=(8,))
         state = omcda_jax.init(jax.random.key(0), environment.spec, config)
+        update = jax.jit(omcda_jax.update)
         for _ in range(2):
-            state, metrics = omcda_jax.update(state, batch)
+            state, metrics = update(state, batch)
         assert all(np.isfinite(value).all() for value in metrics.values())
 
 

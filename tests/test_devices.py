@@ -130,9 +130,9 @@ def shard_map(devices, directory):
     def shared(check_vma):
         update = lambda state, batch: omcda_jax.update(state, batch, axis_name="shard")
         specs = dict(in_specs=(whole, parts), out_specs=(whole, whole))
-        return jax.shard_map(update, mesh=mesh, check_vma=check_vma, **specs)(state, batch)
+        return jax.jit(jax.shard_map(update, mesh=mesh, check_vma=check_vma, **specs))(state, batch)
 
-    (one, metrics_of_one), (four, metrics_of_four) = omcda_jax.update(state, batch), shared(False)
+    (one, metrics_of_one), (four, metrics_of_four) = jax.jit(omcda_jax.update)(state, batch), shared(False)
     close(one.params, four.params)
     close(metrics_of_one, metrics_of_four)
     try:
