@@ -1,4 +1,5 @@
-"""A simulator in JAX: two agents walk on a line and are paid for being close to its middle. With episodes in FILE:
+"""A simulator in JAX: two agents walk on a line and are rewarded for being close to its middle. Train on the episodes
+in FILE:
 
 python experiments/run.py --config=smac_3m --config.data.path=FILE \\
     --config.data.environment=examples.environment_in_jax/9"""

@@ -1,4 +1,4 @@
-"""A simulator in Python: the game of environment_in_jax.py. With episodes in FILE:
+"""A simulator in Python: the game of environment_in_jax.py. Train on the episodes in FILE:
 
 python experiments/run.py --config=smac_3m --config.data.path=FILE \\
     --config.data.environment=examples.environment_in_python/9

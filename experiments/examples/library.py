@@ -2,7 +2,7 @@
 
     python experiments/examples/library.py
 
-The game has one step and two agents. Either is paid for action 0, the first ten times as much as the second.
+The game has one step and two agents. Each agent is rewarded for action 0, the first ten times as much as the second.
 """
 
 import jax
@@ -35,7 +35,7 @@ def train(d_tot: jax.Array, key: jax.Array, updates: int) -> tuple[omcda_jax.Tra
 
 
 def share_budget(total: float) -> jax.Array:
-    """Return budgets [N] by the influence of two policies on a critic that omcda_jax has never seen."""
+    """Return budgets [N] from the influence of two policies, measured on a critic that omcda_jax does not know."""
     values = jnp.broadcast_to(PAY[:, None] * jnp.eye(4)[0], (8, 2, 4))  # [B, N, A] any critic's values
     behaviour = jnp.full(values.shape, -jnp.log(4.0))
     policy = jax.nn.log_softmax(behaviour + values)
@@ -44,7 +44,7 @@ def share_budget(total: float) -> jax.Array:
 
 
 def main(updates: int = 2_000) -> dict[str, jax.Array]:
-    """Train three budgets side by side, print what each agent gets of them, and return it."""
+    """Train with three budgets side by side, and print and return what each agent gets."""
     totals = jnp.array([0.1, 0.3, 1.0])
     population = jax.jit(jax.vmap(train, in_axes=(0, None, None)), static_argnums=2)
     state, metrics = population(totals, jax.random.key(0), updates)

@@ -2,7 +2,7 @@
 
     python experiments/run.py --config=smac_3m --config.algorithm.name=examples.own_algorithm:ALGORITHM
 
-The policy clones an action of the data only if the critic finds it better than what the policy does on average:
+The policy clones an action of the data only if its value exceeds the expected value of the policy:
 
     y    = r + gamma nu [ sum_i w_i(s') E_pi q_i(o'_i, .) + b(s') ]         target networks
     L_q  = mean (Q_tot - y)^2
@@ -27,7 +27,7 @@ class CrrConfig(training.CriticSettings):
 
     Attributes:
         least_weight: weight of the actions that are not better, between 0 and 1; 1 is behaviour cloning.
-        num_samples: actions drawn for E_pi q, where actions are continuous.
+        num_samples: actions drawn for E_pi q if actions are continuous.
     """
 
     name: ClassVar[str] = "examples.own_algorithm:ALGORITHM"
@@ -41,7 +41,7 @@ class CrrConfig(training.CriticSettings):
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant."""
+    """What the losses treat as constant."""
 
     target: chex.Array  # [B] y
     weight: chex.Array  # [B, N] of log pi_i(a_i|o_i)
@@ -85,7 +85,7 @@ def critic_loss(params, state, batch, estimates):
 
 
 def policy_loss(params, state, batch, estimates):
-    """Return the weighted negative log-likelihood, [B, N]: rows without a choice are left out of the mean."""
+    """Return the weighted negative log-likelihood, [B, N]; the mean leaves out rows in which an agent has no choice."""
     network = networks.backbone(state.spec, state.config).policy
     policy = networks.action_distribution(network, params["policy"], batch.obs, batch.avail)
     return {"policy/loss": -estimates.weight * policy.log_prob(batch.action)}, {"policy/weight": estimates.weight}

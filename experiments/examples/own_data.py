@@ -17,8 +17,8 @@
 # %% [markdown]
 # # Your own simulator and your own data
 #
-# You have logs of a team, and maybe a simulator to evaluate in. Here the team are two robots on a line who are paid
-# for being close to its middle, and the logs are those of a heuristic that drifts.
+# You have logs of a team, and maybe a simulator to evaluate in. Here the team consists of two robots on a line. They
+# are rewarded for being close to its middle, and the logs are those of a heuristic that drifts.
 #
 #     pip install 'omcda-jax[data,report,notebook]'
 
@@ -44,9 +44,9 @@ HALF, LONGEST = 6, 20  # places on either side of the middle, steps of an episod
 # %% [markdown]
 # ## The simulator
 #
-# Two pure functions, if it can be written in JAX: `reset(key)` and `step(key, state, action)`, each giving the state
-# and what it shows. (One that cannot is a `HostEnvironment`; an environment of PettingZoo's is there by its name.)
-# `map` is for pictures and may be left out.
+# A simulator in JAX is two pure functions, `reset(key)` and `step(key, state, action)`. Each returns the state and a
+# `TimeStep`. (A simulator outside JAX is a `HostEnvironment`; an environment of PettingZoo works by its name.) `map` is
+# for pictures and may be left out.
 
 # %%
 spec = EnvSpec(num_agents=2, obs_dim=2, state_dim=2, action_dim=3, discrete=True)  # left, stay, right
@@ -95,9 +95,9 @@ environment = Environment("line/13", spec, LONGEST, None, {}, reset, step)
 # %% [markdown]
 # ## The data
 #
-# Logs become `Episodes`: rows one after the other, an episode of L steps takes L + 1 of them, the last with the final
-# observation and zeros for action and reward. Here a heuristic that drifts to the left makes the logs: what it does
-# most often is no good, and to clone it greedily is none either.
+# Logs become `Episodes`: rows one after the other. An episode of L steps takes L + 1 rows; the last one has the final
+# observation, and zeros for action and reward. Here the logs come from a heuristic that drifts to the left. Its most
+# frequent action is bad, so a greedy clone of it is bad too.
 
 # %%
 random = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def play(key):
     rows, ended = [], False
     while not ended:
         toward = 1 - np.sign(np.asarray(state[0]))
-        action = np.where(random.random(2) < 0.55, 0, toward)  # more often than not it drifts to the left
+        action = np.where(random.random(2) < 0.55, 0, toward)  # it usually drifts to the left
         state, after = take(key, state, action)
         rows.append((now, action, after.reward))
         now, ended = after, bool(after.terminated | after.truncated)
@@ -133,8 +133,8 @@ data.write("line.h5", spec, episodes, {"environment": environment.name, "quality
 data.statistics(episodes)
 
 # %% [markdown]
-# What was written is checked: a wrong shape, a missing final row, an action that was not legal are named in one line.
-# Its page, with figures and episodes (`omcda-jax data card line.h5 --html=line.html` makes it too, without the map):
+# `write` checks the data: one line names a wrong shape, a missing final row or an illegal action. The next cell makes
+# a page with figures and episodes (`omcda-jax data card line.h5 --html=line.html` makes it too, without the map):
 
 # %%
 made = dataset_page.of_dataset("line.h5", read("line.h5"))
@@ -147,7 +147,8 @@ moving(picture, seen.units, seen.reward)
 # %% [markdown]
 # ## Train and evaluate
 #
-# The defaults suit returns of a few units to a few dozen. The critics learn on the behaviour for the first half.
+# The defaults suit returns of a few units to a few dozen. In the first half of the updates the policy clones the
+# behaviour while the critics learn its values.
 
 # %%
 dataset, _ = data.load("line.h5")
@@ -184,11 +185,11 @@ print(f"logs   return {data.returns(episodes).mean():.3f}")
 # %% [markdown]
 # ## Go on
 #
-# Put the simulator into a file, `line.py` with a function `make(scenario)` that returns the `Environment`, and the
-# command line does all this, resumes after a stop and writes reports:
+# Put the simulator into a file `line.py` with a function `make(scenario)` that returns the `Environment`. The command
+# line then does all of this, resumes after a stop and writes reports:
 #
 #     omcda-jax run --config=smac_3m --config.data.environment=line/13 --config.data.path=line.h5 \
 #         --config.data.quality=drift --config.data.reward_scale=1 --workdir=runs/line
 #     omcda-jax watch runs/line
 #
-# `experiments/examples/environment_in_jax.py` is such a file, `own_algorithm.py` beside it an algorithm of your own.
+# `experiments/examples/environment_in_jax.py` is such a file; `own_algorithm.py` beside it is an algorithm of your own.

@@ -17,8 +17,8 @@
 # %% [markdown]
 # # A team from a dataset, in five minutes
 #
-# Three marines fight three others in SMAX. We take a dataset of a middling team, clone it, let OMCDA deviate from it
-# where that pays most, and compare the two. It runs on a CPU: `pip install 'omcda-jax[smax,report,export,notebook]'`.
+# Three marines fight three others in SMAX. We take a dataset of a medium team, clone it, let OMCDA deviate from it
+# where that pays most, and compare the two. This runs on a CPU: `pip install 'omcda-jax[smax,report,export,notebook]'`.
 
 # %%
 import os
@@ -40,8 +40,8 @@ EPISODES, UPDATES, PLAYED = (8, 20, 4) if TINY else (500, 4_000, 128)
 # %% [markdown]
 # ## The data
 #
-# The policies that datasets are collected with come with the package. The file is made once; a file of your own, or
-# one of OG-MARL, OMIGA, CFCQL and others, is read the same way.
+# The behaviour policies that collect datasets come with the package. The file is made once. A file of your own, or one
+# of OG-MARL, OMIGA, CFCQL and others, is read the same way.
 
 # %%
 path = data.ensure("smax/3m", "medium", episodes=EPISODES)
@@ -50,8 +50,8 @@ print(about["description"])
 data.statistics(episodes)
 
 # %% [markdown]
-# Returns have two humps: a battle is won, and returns 2, or it is lost. `omcda-jax data card FILE --html=card.html`
-# makes a whole page of a dataset.
+# Returns have two peaks: won battles, which return 2, and lost battles.
+# `omcda-jax data card FILE --html=card.html` makes a whole page of a dataset.
 
 # %%
 dataset_figures.histogram(data.returns(episodes), "return", "episodes")
@@ -62,9 +62,9 @@ dataset_figures.order(data.returns(episodes), "return")
 # %% [markdown]
 # ## Two algorithms
 #
-# Settings are those of the preset `smac_3m`, with half as many updates. OMCDA's critics learn from the data's own
-# returns first, while the policy clones; after `critic_warmup` updates the policy may deviate, by `d_tot` nats per
-# step for the team.
+# The settings are those of the preset `smac_3m`, with half as many updates. First OMCDA's critics learn from the data's
+# own returns while the policy clones. After `critic_warmup` updates the policy may deviate, by `d_tot` nats per step
+# for the team.
 
 # %%
 warmup = [f"algorithm.priming={UPDATES // 2}", f"algorithm.critic_warmup={UPDATES // 2}"]
@@ -99,7 +99,8 @@ for name, config in settings.items():
 # %% [markdown]
 # ## Who may deviate
 #
-# Influence is what a nat of an agent's deviation pays the team. It decides how the budget is shared out: watch both.
+# Influence is the return that the team gains from one nat of an agent's deviation. It decides how the budget is shared:
+# watch both.
 
 
 # %%
@@ -120,7 +121,7 @@ curves("allocation/budget", "budget, nats per step")
 # %% [markdown]
 # ## Which is better
 #
-# Greedy episodes, the same starts for both, beside the data.
+# Both policies play greedy episodes from the same starts; the first line is the data.
 
 # %%
 environment = envs.make("smax/3m")
@@ -136,7 +137,7 @@ for name, result in results.items():
 #
 # ## A battle
 #
-# Press play. `omcda-jax watch RUN` makes a page of several, beside those of the behaviour.
+# Press play. `omcda-jax watch RUN` makes a page of several episodes, beside those of the behaviour policy.
 
 # %%
 act = evaluate.greedily(omcda_jax.act)
@@ -146,7 +147,7 @@ moving(environment.map, battle.units, battle.reward)
 # %% [markdown]
 # ## Take the policy along
 #
-# A saved policy needs this package; an exported one needs JAX alone.
+# A saved policy needs this package; an exported policy needs only JAX.
 
 # %%
 import shutil
@@ -154,7 +155,7 @@ import shutil
 from omcda_jax.checkpoint import load_policy, save_policy
 
 actor = omcda_jax.policy(states["omcda"])
-shutil.rmtree("tutorial_policy", ignore_errors=True)  # an earlier run's, which saving does not replace
+shutil.rmtree("tutorial_policy", ignore_errors=True)  # of an earlier run, which saving does not replace
 save_policy("tutorial_policy", actor)
 program = omcda_jax.export(actor).serialize()
 print(f"{len(program) / 1e3:.0f} kB")
