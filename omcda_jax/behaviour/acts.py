@@ -72,7 +72,7 @@ def sampler(temperature: float) -> Act:
     """Return `sample` at a temperature, always the same function.
 
     Args:
-        temperature: as of `sample`.
+        temperature: as in `sample`.
     """
     return lambda params, obs, avail, key: sample(params, obs, avail, key, temperature)
 

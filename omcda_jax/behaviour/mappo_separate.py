@@ -183,7 +183,7 @@ def ppo_loss(
     With discrete actions the agents that have a choice count, with continuous ones all agents.
 
     Args:
-        params: as of `Learner`.
+        params: as in `Learner`.
         rows: flattened transitions [R, ...], their global states standardised, their actions before the tanh.
         settings: clip, entropy and value_weight are used.
         actor: the policy that acted; its moments of the observations are used.

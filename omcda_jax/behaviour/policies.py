@@ -50,7 +50,7 @@ class Categorical(NamedTuple):
     """Weights of a policy of discrete actions that has a network for each agent.
 
     Attributes:
-        layers, obs_mean, obs_std: as of `Gaussian`.
+        layers, obs_mean, obs_std: as in `Gaussian`.
     """
 
     layers: Layers

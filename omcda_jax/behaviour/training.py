@@ -132,7 +132,7 @@ def train_by_rule(
         The snapshot of each stage.
 
     Raises:
-        ConfigError: as `cut`.
+        ConfigError: as in `cut`.
     """
     total = settings.total_steps
     keep = functools.partial(save, environment, command, evaluate, out, random_return=chance)

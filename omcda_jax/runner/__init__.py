@@ -1,1 +1,1 @@
-"""Runs, comparisons and reports: what stands around the library and knows algorithms and machinery alike."""
+"""Runs, comparisons and reports: the layer around the library that knows both the algorithms and the machinery."""

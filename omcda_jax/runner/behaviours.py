@@ -1,4 +1,4 @@
-"""What a dataset can be rolled out by: a policy named on the command line, in whatever form it is kept."""
+"""The policies that a dataset can be collected with: a name on the command line, for any kind of stored policy."""
 
 import dataclasses
 import importlib
@@ -26,11 +26,11 @@ class Source(NamedTuple):
     """A policy in a form that can be rolled out.
 
     Attributes:
-        name: a short one, for datasets.
-        text: what it is, in words.
+        name: short name, for datasets.
+        text: description of the policy.
         params: first argument of `act`.
-        act: as of `acts.Behaviour`.
-        weights: SHA-256, or None where it has none.
+        act: as in `acts.Behaviour`.
+        weights: SHA-256 of the weights, or None without weights.
     """
 
     name: str
@@ -50,21 +50,21 @@ def behaviour(
     greedy: bool = False,
     random_share: float = 0.0,
 ) -> tuple[str, acts.Behaviour]:
-    """Return the name of a dataset and what it is rolled out by.
+    """Return the name of a dataset and the policies that it is collected with.
 
     Args:
         environment: for instance `smax/3m`.
-        quality: of the datasets that stages of training give, or `random`; with a policy any name for the dataset,
-            None for the policy's own.
+        quality: quality of a dataset from training stages, or `random`. With `policy`, any name for the dataset; None
+            takes the policy's name.
         policy: `random`, the directory of a finished run, the folder of a saved policy, an npz file of a behaviour
-            policy, or `module:function`; None: stages of training.
-        weights: folder of the stages; None is the package's own.
-        checkpoint: which one of a run, latest or best.
-        greedy: the likeliest action instead of a drawn one.
-        random_share: the chance that an agent acts at random in a step.
+            policy, or `module:function`; None: training stages.
+        weights: folder of the stages; None: the package's own.
+        checkpoint: which checkpoint of a run, latest or best.
+        greedy: take the likeliest action instead of a sampled one.
+        random_share: probability that an agent acts at random in a step.
 
     Raises:
-        ConfigError: no such policy, one that does not fit the environment, or flags that do not go together.
+        ConfigError: there is no such policy, it does not fit the environment, or the flags do not go together.
     """
     if not 0 <= random_share <= 1:
         raise ConfigError(f"--random_share: expected a number from 0 to 1, found {random_share:g}")
@@ -102,7 +102,7 @@ def _is_run(policy: str) -> bool:
 
 
 def _varied(name, found, discrete, greedy, share, *, named):
-    """Mix with random actions, and say in the name and the facts what differs from the plain dataset."""
+    """Mix in random actions, and add what differs from the plain dataset to the name and the facts."""
     changes, flags, facts = [], list(found.flags), dict(found.facts)
     if greedy:
         changes.append("greedy")
@@ -130,13 +130,13 @@ def find(policy: str, game: Environment | HostEnvironment, checkpoint: str, gree
     """Return the policy that was named.
 
     Args:
-        policy: as of `behaviour`.
-        game: where it is to act.
-        checkpoint: which one of a run, latest or best.
-        greedy: the likeliest action instead of a drawn one.
+        policy: as in `behaviour`.
+        game: the environment it acts in.
+        checkpoint: which checkpoint of a run, latest or best.
+        greedy: take the likeliest action instead of a sampled one.
 
     Raises:
-        ConfigError: as `behaviour`.
+        ConfigError: as in `behaviour`.
     """
     how = "greedy actions of" if greedy else "actions sampled from"
     if os.path.isfile(os.path.join(policy, "policy.json")):
@@ -163,15 +163,15 @@ def find(policy: str, game: Environment | HostEnvironment, checkpoint: str, gree
 
 
 def actor_of_run(directory: str, game: Environment | HostEnvironment, checkpoint: str) -> tuple[Actor, int]:
-    """Return what acts of a run's checkpoint, and the updates it is trained for.
+    """Return the actor in a run's checkpoint, and the number of updates it was trained for.
 
     Args:
-        directory: of the run.
-        game: where it is to act.
+        directory: the run's directory.
+        game: the environment it acts in.
         checkpoint: latest or best.
 
     Raises:
-        ConfigError: the run is at work, has no such checkpoint or several trials, or was made for another task.
+        ConfigError: the run is still training, has no such checkpoint, has several trials, or is for another task.
     """
     if job_of_run(directory).population:
         raise ConfigError(f"--policy: expected a run of one trial, found several in {directory}")
@@ -208,7 +208,7 @@ def _imported(policy: str, module: str, function: str) -> Callable:
 
 
 def _of_function(policy: str, function: Callable, game: Environment | HostEnvironment) -> acts.Act:
-    """Return a function of the user's own as what acts: one in JAX if it can be traced, else one in Python."""
+    """Turn a user's function into an act function: in JAX if it can be traced, else in Python."""
     spec = game.spec
     sizes = (spec.num_agents, spec.obs_dim), (spec.num_agents, spec.action_dim)
     in_jax = []
@@ -223,7 +223,7 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
     reason = "it does not compute with JAX"
     try:
         chosen = jax.eval_shape(trace, *places, key)
-    except Exception as error:  # of whatever the function does with what is no NumPy array
+    except Exception as error:  # whatever a user's function raises when it is given tracers
         reason = one_line(error)
     if in_jax == [True]:
         _check_choice(policy, chosen, spec)
@@ -231,7 +231,7 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
         return lambda params, obs, avail, key: function(obs, avail, key).astype(kind)
     try:
         chosen = np.asarray(function(np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool), np.zeros(2, np.uint32)))
-    except Exception as error:  # likewise
+    except Exception as error:  # whatever a user's function raises
         raise ConfigError(f"--policy: {policy}(obs, avail, key) failed: {one_line(error)}") from error
     if not isinstance(game, HostEnvironment):
         raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")

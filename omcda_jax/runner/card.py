@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
     Args:
-        argv: as of `omcda_jax.data.__main__.main`.
+        argv: as in `omcda_jax.data.__main__.main`.
     """
     return commands.main(argv, write_page)
 
@@ -25,14 +25,14 @@ def write_page(path: str, name: str, contents: Contents, environment: str | None
     """Write the page of a dataset and return its path.
 
     Args:
-        path: of the page.
-        name: of the dataset.
-        contents: of it.
-        environment: that it was made in; None: the one its file names.
+        path: the page's path.
+        name: the dataset's name.
+        contents: the dataset's contents.
+        environment: name of the environment it was made in; None: the one that its file names.
 
     Raises:
-        ConfigError: plotly is not installed, no such environment, or the page cannot be written.
-        DatasetError: the environment that was named has other sizes.
+        ConfigError: plotly is not installed, there is no such environment, or the page cannot be written.
+        DatasetError: the named environment has other sizes.
     """
     with importing_pages():
         from omcda_jax.runner import dataset_page, page
@@ -41,7 +41,7 @@ def write_page(path: str, name: str, contents: Contents, environment: str | None
 
 
 def _environment(name: str, contents: Contents, named: str | None) -> Environment | HostEnvironment | None:
-    """The environment, where there is one; a file's own word imports nothing but what comes with the package."""
+    """The environment, if there is one. A name in the file imports only environments that come with the package."""
     found = named or contents.metadata.get("environment")
     if named is None and (not isinstance(found, str) or found.partition("/")[0] not in envs.FAMILIES):
         return None

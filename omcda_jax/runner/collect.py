@@ -1,4 +1,4 @@
-"""The command that makes an offline dataset by rolling a policy out in a simulator.
+"""The command that makes an offline dataset from rollouts of a policy in a simulator.
 
     python experiments/collect.py --environment=smax/5m_vs_6m --quality=medium --episodes=1000 --seed=0
     python experiments/collect.py --environment=mamujoco/Hopper_3x1 --quality=expert --transitions=1000000
@@ -7,13 +7,13 @@
     python experiments/collect.py --environment=my_module/easy --policy=runs/mine --random_share=0.3
 
 --quality names a dataset of the policies that come with the package or, with --weights=FOLDER, of the stages that
-train_behaviour.py left there: expert, medium, medium_replay, medium_expert, or a stage or snapshot by its own name.
---policy is anything else that acts: `random`, the directory of a finished run, the folder of a saved policy, an npz
-file of train_behaviour.py, or `module:function`, a function of your own: function(obs [N, O], avail [N, A], key) gives
-actions [N], or [N, A] in [-1, 1]. It is written in JAX; where the simulator runs on the host, NumPy will do, and `key`
-is two integers to seed a generator with. With --policy, --quality gives the dataset any name.
+train_behaviour.py saved there: expert, medium, medium_replay, medium_expert, or the name of a stage or snapshot.
+--policy is any other policy: `random`, the directory of a finished run, the folder of a saved policy, an npz file of
+train_behaviour.py, or `module:function`, a function of your own. function(obs [N, O], avail [N, A], key) returns
+actions [N], or [N, A] in [-1, 1]. Write it in JAX. If the simulator runs on the host, NumPy works too, and `key` is
+two integers to seed a generator with. With --policy, --quality gives the dataset any name.
 
-An existing file is not made again: it is checked from end to end and described.
+An existing file is not made again: it is fully checked and described.
 """
 
 import os
@@ -68,7 +68,7 @@ def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
     Args:
         path: the file.
         metadata: as `data.read` returns it.
-        seconds: wall-clock seconds it took to get.
+        seconds: wall-clock seconds that making or checking it took.
     """
     numbers = metadata["statistics"]
     lines = {
@@ -87,16 +87,16 @@ def summary(path: os.PathLike, metadata: dict, seconds: float) -> str:
 
 
 def run(request: dict, found: Behaviour | None, out: str | None = None) -> None:
-    """Make a dataset, or check the one that is there, and print what it holds.
+    """Make a dataset, or check an existing one, and print what it contains.
 
     Args:
         request: `environment`, `quality`, `episodes` or `transitions`, and `seed`, see `data.ensure`.
-        found: what is rolled out; None where the file is there and says itself what made it.
-        out: the file; None is `data.default_path`.
+        found: the policies to collect with; None if the file exists and says itself what made it.
+        out: the file; None: `data.default_path`.
 
     Raises:
         ConfigError: a wrong value or a missing package.
-        DatasetError: the file is there and is damaged or another dataset, or cannot be written.
+        DatasetError: the existing file is damaged or is another dataset, or the file cannot be written.
     """
     began = time.monotonic()
     path = out or data.default_path(**request)

@@ -23,7 +23,7 @@ WHICH = ("latest", "best")
 
 
 class Processes(NamedTuple):
-    """Which processes share the work; None where the cluster's environment says it."""
+    """Which processes share the work; None if the cluster's environment says so."""
 
     join: bool = False
     coordinator: str | None = None
@@ -32,17 +32,17 @@ class Processes(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What the command line of a run orders.
+    """What the command line of a run asks for.
 
     Attributes:
-        config: resolved.
+        config: the resolved settings.
         mode: train or eval.
-        directory: of the run.
+        directory: the run's directory.
         video: file for a video of one episode, or None.
-        checkpoint: which one `eval` and `video` use, latest or best.
-        step: the only checkpoint that `eval` takes; None: the newest.
-        processes: who shares the work.
-        switches: ways to look into training.
+        checkpoint: which checkpoint `eval` and `video` use, latest or best.
+        step: step of the checkpoint that `eval` takes; None: the newest.
+        processes: which processes share the work.
+        switches: debugging and logging switches.
         select: what to choose a trial by, or None.
     """
 
@@ -63,14 +63,14 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str], usage: str = "") -> Command | None:
-    """Read the command line of a run; None where it only wanted help or the list of presets, which is printed.
+    """Read the command line of a run; None if it only asks for help or the list of presets, which is printed.
 
     Args:
-        argv: its words, the program's name first.
+        argv: the program's name, then the words of the command line.
         usage: text to begin the help with.
 
     Raises:
-        ConfigError: for anything unknown, misspelt or of another type.
+        ConfigError: anything is unknown, misspelt or of the wrong type.
     """
     values = _flags()
     assignments = read_settings(values, argv)
@@ -109,7 +109,7 @@ def parse(argv: Sequence[str], usage: str = "") -> Command | None:
 
 
 def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> ExperimentConfig:
-    """The settings of the preset, or of the run that is evaluated where no preset is named."""
+    """The settings of the preset or, if no preset is named, of the run that is evaluated."""
     if values.mode == "eval" and values.config is None and values.workdir is not None:
         run, _ = place_in_run(values.workdir) or (values.workdir, ())
         shares = values.num_processes is not None and not values.coordinator and not values.distributed
@@ -125,7 +125,7 @@ def _settings(values: flags.FlagValues, assignments: Sequence[str]) -> Experimen
 
 
 def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:
-    """Return the run, which checkpoints and the step that a folder among a run's checkpoints stands for."""
+    """Return the run, the kind of checkpoint and the step that a folder inside a run's checkpoints stands for."""
     run, below = place_in_run(directory)
     which, *rest = below or (which,)
     is_step = len(rest) == 1 and rest[0].isdigit() and os.path.isdir(directory)
@@ -140,15 +140,15 @@ def _checkpoint_at(directory: str, which: str) -> tuple[str, str, int | None]:
 def read_settings(
     values: flags.FlagValues, argv: Sequence[str], own: Mapping[str, str] = MappingProxyType({})
 ) -> list[str]:
-    """Read flags into `values` and return the settings, `key=value` of every `--config.key=value`.
+    """Read flags into `values` and return the settings: `key=value` for every `--config.key=value`.
 
     Args:
         values: the flags' definitions.
-        argv: a command line, the program's name first.
-        own: settings that the command gives itself, and the flags that say what.
+        argv: the program's name, then the words of the command line.
+        own: settings that the command sets itself, and the flags that set them.
 
     Raises:
-        ConfigError: as `read_flags`; a word that is neither a flag nor a setting; or a setting of `own`.
+        ConfigError: as in `read_flags`; a word that is neither a flag nor a setting; or a setting of `own`.
     """
     words = read_flags(values, argv, known_only=True)
     known = [*(f"--{name}" for name in values if name not in ("h", "help")), "--config.KEY"]
@@ -170,7 +170,7 @@ def _assignment(argument: str, known: Sequence[str]) -> str:
         raise ConfigError(
             f"{name}: no such flag; JAX takes the accelerator that it finds, or JAX_PLATFORMS=cpu the CPU"
         )
-    # `--algorithm` stands for a setting of a run, but for `--algorithms` of a comparison
+    # `--algorithm` is short for a setting of a run; a comparison has the flag `--algorithms`
     setting = "algorithm.name" if name == "--algorithm" else name.removeprefix("--")
     if setting.partition(".")[0] in ExperimentConfig.__dataclass_fields__ and f"{name}s" not in known:
         raise ConfigError(f"{name}: no such flag; did you mean '{prefix}{setting}'?")

@@ -5,11 +5,11 @@
     python experiments/compare.py --report_only
 
 `omcda-jax compare` is the same command, wherever the package is installed. A task is a preset, with `:quality` for
-another dataset. A cell is one algorithm on one task; its seeds train together, as one program, each on the batches that
-`run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are evaluated after the last update
-only, greedily. Running the same command again resumes a stopped comparison and skips what is finished. It writes
+another dataset. A cell is one algorithm on one task. Its seeds train together, as one program, each on the batches that
+`run.py` gives that seed. Unless learner.evaluate_every says otherwise, policies are evaluated only after the last
+update, greedily. Running the same command again resumes a stopped comparison and skips what is finished. It writes
 comparison.md, comparison.csv and comparison.json into --directory. A seed that diverges is counted and left out of the
-means, a cell of which all do is reported and left out. Exit status as of run.py.
+means. A cell in which all seeds diverge is reported and left out. The exit status is as in run.py.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError, check_seed, updates_done
 
 DEFAULTS = ("learner.evaluate_every=0", "evaluation.episodes=32")
-# settings that every cell has of its own, and the flags that give them
+# settings that differ from cell to cell, and the flags that set them
 OWN = {"algorithm.name": "--algorithms", "directory": "--directory"} | dict.fromkeys(
     ("seed", "learner.mode", "learner.trials"), "--seeds"
 )
 
 
 class Command(NamedTuple):
-    """What the command line of a comparison orders."""
+    """What the command line of a comparison asks for."""
 
     cells: list[Cell]
     directory: str
@@ -54,10 +54,10 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> Command | None:
-    """Read the command line and resolve every cell's settings; None where it only wanted help.
+    """Read the command line and resolve every cell's settings; None if it only asks for help.
 
     Raises:
-        ConfigError: for anything unknown, misspelt or of another type.
+        ConfigError: anything is unknown, misspelt or of the wrong type.
     """
     values = _flags()
     given = read_settings(values, argv, OWN)
@@ -134,7 +134,7 @@ def job_of(cell: Cell, log: tuple[str, ...] = ()) -> Job:
 
 
 def is_finished(cell: Cell) -> bool:
-    """Return whether a cell trained to its end and was evaluated as its settings now require."""
+    """Return whether a cell was trained to the end and evaluated as its settings now require."""
     result = read_result(cell)
     if result is None or result["step"] < cell.config.learner.updates:
         return False
@@ -145,7 +145,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     """Train and evaluate what is missing, write the tables and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix; settings and data of every cell are checked first.
+        ConfigError, DatasetError: a mistake that the user can fix; every cell's settings and data are checked first.
     """
     missing, environments, diverged = [], {}, False
     if command.report_only:
@@ -176,7 +176,7 @@ def execute(command: Command, interruption: Interruption) -> int:
 
 
 def _require_results(command: Command) -> None:
-    """Refuse to write tables of nothing over those that are there."""
+    """Refuse to overwrite existing tables with empty ones."""
     if any(read_result(cell) for cell in command.cells):
         return
     paths = glob.glob("*/*/seeds_*/result.json", root_dir=command.directory)
@@ -188,10 +188,10 @@ def _require_results(command: Command) -> None:
 def run_cell(
     cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption, log: tuple[str, ...] = ()
 ) -> int:
-    """Train and evaluate a cell and write its result.json; return the updates it has behind it.
+    """Train and evaluate a cell and write its result.json; return the number of updates done.
 
     Raises:
-        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `datasets.ready` and `training.learn`.
+        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as in `datasets.ready` and `training.learn`.
     """
     job, updates = job_of(cell, log), cell.config.learner.updates
     judge = make_judge(job, environment)
@@ -203,16 +203,16 @@ def run_cell(
 
 
 def trained(job: Job, environment: Environment | HostEnvironment, judge: Judge, interruption: Interruption) -> Saved:
-    """Return a job's state after its last update, or as far as a signal let it, and train what is missing.
+    """Train what is missing and return a job's state after its last update, or at the point where a signal stopped it.
 
     Args:
-        job: whose; its directory is claimed.
+        job: the job; its directory is claimed.
         environment: its simulator.
-        judge: evaluates its states on the way.
+        judge: evaluates its states during training.
         interruption: polled between calls.
 
     Raises:
-        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as `datasets.ready` and `training.learn`.
+        ConfigError, DatasetError, NonFiniteMetrics, StorageError: as in `datasets.ready` and `training.learn`.
     """
     saved = restore(job, environment.spec)
     if saved.state is not None and updates_done(saved.state) >= job.config.learner.updates:
@@ -229,9 +229,9 @@ def write_result(
     Args:
         cell: the cell.
         job: its trials.
-        saved: its last state, and what lies beside it.
-        summaries: of the last evaluation, one per seed.
-        environment: where it took place.
+        saved: its last state and that state's metadata.
+        summaries: one summary of the last evaluation per seed.
+        environment: the environment of the evaluation.
     """
     guard = saved.metadata["guard"]
     result = {
@@ -250,5 +250,5 @@ def write_result(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return ordered(argv, parse, execute)

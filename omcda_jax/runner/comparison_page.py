@@ -1,4 +1,4 @@
-"""The page of a comparison: which algorithm is better where, how sure that is, and how each cell was trained."""
+"""The page of a comparison: which algorithm is better on which task, how sure that is, and how each cell trained."""
 
 import os
 import shlex
@@ -25,8 +25,8 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
     """Return the page of a comparison.
 
     Args:
-        directory: with comparison.json.
-        with_replay: play an episode, of the algorithm that is best on the first task.
+        directory: directory with comparison.json.
+        with_replay: play an episode of the algorithm that is best on the first task.
 
     Raises:
         ConfigError: its cells cannot be read.
@@ -98,21 +98,21 @@ def _intervals(entries: Sequence[Entry]) -> Part:
 
 
 def normalised(trials: Sequence[Trial], data: Mapping[str, Any]) -> np.ndarray:
-    """Return the mean returns of trials that stayed finite, so that tasks compare: 0 is the mean of the data.
+    """Return the mean returns of trials that stayed finite, on a scale shared by all tasks: 0 is the data's mean.
 
     Args:
-        trials: of one task.
-        data: statistics of its dataset, whose standard deviation is the unit; 1 where its episodes do not differ.
+        trials: trials on one task.
+        data: statistics of its dataset. Their standard deviation is the unit; if it is 0, the unit is 1.
     """
     returns = np.array([trial.final["return_mean"] for trial in trials if not trial.diverged])
     return (returns - data["return_mean"]) / (data["return_sd"] or 1.0)
 
 
 def across(scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[Part]:
-    """Return performance profiles and the probability of improvement of every pair.
+    """Return performance profiles and the probability of improvement for every pair of algorithms.
 
     Args:
-        scores: of every method on every task, one for each seed, as of `normalised`.
+        scores: for every algorithm and task, one score per seed, as in `normalised`.
     """
     every = np.concatenate([values for tasks in scores.values() for values in tasks.values()])
     thresholds = np.linspace(min(0.0, every.min()), every.max(), THRESHOLDS)
@@ -144,8 +144,8 @@ def command(entries: Sequence[Entry], results: Sequence[Mapping[str, Any]]) -> s
     """Return a command line that makes the comparison.
 
     Args:
-        entries: of comparison.json.
-        results: of the cells, in the same order.
+        entries: entries of comparison.json.
+        results: results of the cells, in the same order.
     """
     chosen: dict[str, None] = {}
     for entry, result in zip(entries, results, strict=True):

@@ -1,4 +1,4 @@
-"""Figures of a dataset: returns and lengths, rewards, actions, what was visited, and episodes over time."""
+"""Figures of a dataset: returns and lengths, rewards, actions, visited states, and episodes over time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from omcda_jax.runner.figures import COLOURS, lay_out, small, thinned
 
 BINS = 40
 SCALE = "Viridis"
-CELLS = 240  # of a grid, at most, whose numbers are written in them
-ROW = 22  # pixels of a grid's row
+CELLS = 240  # a larger grid shows no numbers in its cells
+ROW = 22  # height of a grid's row in pixels
 
 
 def histogram(values: np.ndarray, title: str, counted: str, groups: Sequence[tuple[str, np.ndarray]] = ()) -> go.Figure:
-    """Draw how often numbers occur.
+    """Draw a histogram.
 
     Args:
         values: [K].
-        title: what they are.
+        title: what the values are.
         counted: what is counted.
-        groups: names and masks [K] that tell parts apart, which are stacked; none: all are one.
+        groups: names and masks [K] of groups, which are stacked; empty: all values are one group.
     """
     low, high = float(values.min()), float(values.max())
     if low == high or values.dtype.kind in "iu":
@@ -46,11 +46,11 @@ def histogram(values: np.ndarray, title: str, counted: str, groups: Sequence[tup
 
 
 def order(values: np.ndarray, title: str) -> go.Figure:
-    """Draw a number of every episode in the order of the file, and its mean over the hundredth part of them around.
+    """Draw a number of every episode in the order of the file, and its mean over each hundredth of the episodes.
 
     Args:
         values: [E].
-        title: what they are.
+        title: what the values are.
     """
     kept, width = thinned(len(values), 100), max(1, len(values) // 100)
     edges = np.arange(0, len(values) - width + 1, width)
@@ -73,8 +73,8 @@ def over_time(values: np.ndarray, counts: np.ndarray, title: str) -> go.Figure:
 
     Args:
         values: [L] the means.
-        counts: [L] how many episodes last as long.
-        title: what they are.
+        counts: [L] how many episodes last that long.
+        title: what the values are.
     """
     kept = thinned(len(values), 1)
     figure = go.Figure()
@@ -91,14 +91,14 @@ def over_time(values: np.ndarray, counts: np.ndarray, title: str) -> go.Figure:
 
 
 def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[Any], below: str, top: float | None) -> go.Figure:
-    """Draw a table of shares as a grid of colours.
+    """Draw a table of shares as a heat map.
 
     Args:
-        values: [R, C]; what is not a number stays blank.
+        values: [R, C]; nan stays blank.
         rows: names of the rows.
         columns: names of the columns, or the numbers they stand for.
-        below: what the columns are.
-        top: the share of the last colour; None: the largest.
+        below: title below the columns.
+        top: the share at the end of the colour scale; None: the largest.
     """
     written = values.size <= CELLS and values.shape[1] <= 20
     figure = go.Figure(
@@ -124,13 +124,13 @@ def grid(values: np.ndarray, rows: Sequence[str], columns: Sequence[Any], below:
 
 
 def cloud(points: np.ndarray, shares: np.ndarray, values: np.ndarray, title: str) -> go.Figure:
-    """Draw what was visited, in the two directions in which it varies most.
+    """Draw the visited points along their two directions of largest variance.
 
     Args:
         points: [K, 2].
-        shares: [2] of the variance that the directions hold.
-        values: [K] floats, a scale of colours; or integers, for which the names of `title` count: colours of their own.
-        title: of the scale; of integers the name of one, before its number.
+        shares: [2] share of the variance along each direction.
+        values: [K] floats, drawn on a colour scale; or integers, with one colour and legend entry each.
+        title: title of the colour scale; for integers, the word before each number in the legend.
     """
     figure = go.Figure()
     if values.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""The page of a dataset: what it holds, how its episodes went, what its agents did and where they were."""
+"""The page of a dataset: what it contains, how its episodes went, what its agents did and where they were."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from omcda_jax.runner import dataset_figures as figures
 from omcda_jax.runner.page import Page, Part, Section, drawing, looked_at, table, words
 from omcda_jax.runner.replay import recorded, show
 
-POINTS = 2_000  # of a cloud
-PLACES = {"the lowest": 0.0, "the median": 0.5, "the highest": 1.0}  # return of the episodes that are shown
+POINTS = 2_000  # number of points in a cloud
+PLACES = {"the lowest": 0.0, "the median": 0.5, "the highest": 1.0}  # shown episodes, by the rank of their return
 
 
 def of_dataset(name: str, contents: Contents, environment: Environment | HostEnvironment | None = None) -> Page:
     """Return the page of a dataset.
 
     Args:
-        name: of the dataset, its file for instance.
+        name: the dataset's name, for instance its file.
         contents: as `formats.read` returns them.
-        environment: that it was made in, for pictures of its episodes; None where that is not known.
+        environment: the environment it was made in, to draw its episodes; None if that is not known.
     """
     spec, episodes, metadata = contents.spec, contents.episodes, contents.metadata
     numbers = card.describe(spec, episodes)
@@ -115,7 +115,7 @@ def _chosen(action: np.ndarray, avail: np.ndarray) -> dict[str, Any]:
 
 
 def _spread(action: np.ndarray, avail: np.ndarray) -> dict[str, Any]:
-    """Histograms of the dimensions of continuous actions that agents have."""
+    """Histograms of the continuous actions, for each dimension that an agent has."""
     own = avail.any(axis=0)
     edges = np.linspace(-1, 1, figures.BINS + 1)
     shares = [np.histogram(action[:, agent, k], edges)[0] / len(action) for agent, k in np.argwhere(own)]

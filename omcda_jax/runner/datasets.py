@@ -1,4 +1,4 @@
-"""A run's dataset: read early or collected, checked, and placed where the training call takes it from."""
+"""A run's dataset: read early or collected, checked, and placed where the training call needs it."""
 
 import contextlib
 import math
@@ -22,12 +22,12 @@ class Source(NamedTuple):
     """A dataset as a job draws from it.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         spec: sizes of the task it was made in.
-        metadata: as `data.load` gives it, with the largest return-to-go.
-        normaliser: of its observations and states, where the settings want one.
-        opened: a context manager that gives the function of the number of updates done to what the next training call
-            draws from, as `Layout.place_dataset` gives it.
+        metadata: as `data.load` returns it, with the largest return-to-go.
+        normaliser: normaliser of its observations and states, if the settings ask for one.
+        opened: a context manager that gives a function from the number of updates done to the data that the next
+            training call draws from, as `Layout.place_dataset` returns them.
     """
 
     path: str
@@ -38,31 +38,31 @@ class Source(NamedTuple):
 
 
 def read_if_there(job: Job) -> Source | None:
-    """Read the dataset a job begins on without asking for a simulator; None where it is still to be collected.
+    """Read the dataset of a new job without needing a simulator; None if it has yet to be collected.
 
     Raises:
-        ConfigError, DatasetError: as `read`.
+        ConfigError, DatasetError: as in `read`.
     """
     path = path_of(job.config.data)
     return read(job, path, begins=True) if job.config.data.path or os.path.exists(path) else None
 
 
 def ready(job: Job, environment: Environment | HostEnvironment, source: Source | None, *, begins: bool) -> Source:
-    """Return the job's dataset, which is collected if it is missing, read unless it was, and fits the simulator.
+    """Collect the job's dataset if it is missing, read it if that was not done yet, and check it against the simulator.
 
     Args:
-        job: whose.
+        job: the job.
         environment: the simulator.
-        source: the dataset, where it was read before.
+        source: the dataset, if it was read before.
         begins: no update was done yet.
 
     Raises:
-        ConfigError, DatasetError: as `data.ensure` and `read`; or the simulator has other sizes.
+        ConfigError, DatasetError: as in `data.ensure` and `read`; or the simulator has other sizes.
     """
     settings = job.config.data
     path = path_of(job.config.data)
     if settings.path is None:
-        # all processes ask, whatever is there on their own disks; where the file exists nothing is done
+        # all processes call this, whatever is on their own disks; if the file exists, nothing is done
         sizes = {"episodes": settings.episodes, "transitions": settings.transitions}
         ensure = lambda: os.fspath(
             data.ensure(settings.environment, settings.quality, seed=settings.seed, log=say, **sizes)
@@ -79,11 +79,11 @@ def ready(job: Job, environment: Environment | HostEnvironment, source: Source |
 
 
 def warn_of_versions(what: str, versions: Mapping[str, str], environment: Environment | HostEnvironment) -> None:
-    """Say which versions of a simulator something was made with, where this one has others.
+    """Warn if something was made with other versions of the simulator than the ones here.
 
     Args:
-        what: was made, a plural.
-        versions: by package.
+        what: what was made, in the plural.
+        versions: the versions it was made with, by package.
         environment: the simulator.
     """
     for package, version in versions.items():
@@ -93,7 +93,7 @@ def warn_of_versions(what: str, versions: Mapping[str, str], environment: Enviro
 
 
 def path_of(settings: DataConfig) -> str:
-    """Return the path of the dataset, the one given or the default place."""
+    """Return the path of the dataset: the given one or the default."""
     if settings.path is not None:
         return settings.path
     sizes = {"episodes": settings.episodes, "transitions": settings.transitions}
@@ -101,14 +101,14 @@ def path_of(settings: DataConfig) -> str:
 
 
 def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, Any]]:
-    """Return a dataset as `data.load` gives it; how large it is is printed before it is read, then what it holds.
+    """Return a dataset as `data.load` does; print its size before it is read, and then what it contains.
 
     Args:
-        config: whose `data` says how to read it.
-        path: of the file.
+        config: the settings; their `data` says how to read it.
+        path: the file's path.
 
     Raises:
-        ConfigError, DatasetError: as `data.load`; it has another quality, or is larger than the device's free memory.
+        ConfigError, DatasetError: as in `data.load`; or it has another quality, or the device has no room for it.
     """
     settings = config.data
     require_room(path, settings.placement)
@@ -137,15 +137,15 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
 
 
 def read(job: Job, path: str, *, begins: bool) -> Source:
-    """Read a dataset and place it for the training call; nothing but what was placed stays in memory.
+    """Read a dataset and place it for the training call; only what was placed stays in memory.
 
     Args:
-        job: that learns from it.
-        path: of the file.
-        begins: no update was done yet, so that a normaliser may be needed.
+        job: the job that learns from it.
+        path: the file's path.
+        begins: no update was done yet, so a normaliser may be needed.
 
     Raises:
-        ConfigError, DatasetError: as `load`.
+        ConfigError, DatasetError: as in `load`.
     """
     config, settings = job.config, job.config.data
     dataset, metadata = load(config, path)
@@ -161,18 +161,18 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
 
 
 def require_room(path: str, placement: str) -> None:
-    """Print how large the data are, and refuse those that the device has no room for.
+    """Print how large the data are, and refuse them if the device has no room for them.
 
     Args:
-        path: of the file.
-        placement: as of `DataConfig`.
+        path: the file's path.
+        placement: as in `DataConfig`.
 
     Raises:
-        ConfigError: they are to be on a device that has no room for them.
+        ConfigError: they are placed on a device that has no room for them.
     """
     stored, device = data.stored_bytes(path), jax.local_devices()[0]
     free = free_bytes(device)
-    # devices of a CPU share its memory
+    # the devices of a CPU share its memory
     copies = len(jax.local_devices()) if device.platform == "cpu" else 1
     room = "" if free is None else f", {free / 1e6:.0f} MB free on the device"
     say(f"data {path}: {stored / 1e6:.1f} MB to read{room}")
@@ -185,7 +185,7 @@ def require_room(path: str, placement: str) -> None:
 
 
 def free_bytes(device: jax.Device) -> int | None:
-    """Return the memory that is free on a device, of a CPU as `free_memory`; None if unknown."""
+    """Return the free memory of a device, for a CPU that of `free_memory`; None if unknown."""
     memory = device.memory_stats() or {}
     if "bytes_limit" in memory:
         return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
@@ -196,15 +196,15 @@ def free_bytes(device: jax.Device) -> int | None:
 def place(
     config: ExperimentConfig, dataset: data.Dataset, layout: Layout
 ) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
-    """Return what `Source.opened` is, of a dataset as it was read.
+    """Return the `Source.opened` of a dataset that was read.
 
     Args:
-        config: whose `data` says where it is to be, and whose `learner` how much is drawn from it.
+        config: the settings; `data` says where to place it, and `learner` how much is drawn from it.
         dataset: the data.
-        layout: of the training call.
+        layout: the layout of the training call.
 
     Raises:
-        ConfigError: as `data.shard`.
+        ConfigError: as in `data.shard`.
     """
     shards, process, processes = config.data.shards, jax.process_index(), jax.process_count()
     if shards > 1:

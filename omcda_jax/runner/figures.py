@@ -1,4 +1,4 @@
-"""Plotly figures of a report: what they show is drawn by the library, in colours that the colour-blind tell apart."""
+"""Plotly figures of a report, in colours that colour-blind readers can tell apart."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ import plotly.graph_objects as go
 from omcda_jax.runner.outcomes import Curve, Trial, curve, series
 from omcda_jax.runner.plots import MANY
 
-# Okabe and Ito's; further curves repeat them in other dashes
+# Okabe and Ito's palette; further curves repeat the colours with other dashes
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
 DASHES = ("solid", "dash", "dot", "dashdot")
-LARGEST = 2_000  # points of one curve
-TOGETHER = 200_000  # points of all curves of a figure
+LARGEST = 2_000  # points of one curve at most
+TOGETHER = 200_000  # points of all curves of a figure at most
 
 Groups = Mapping[str, Sequence[Trial]]
 
 
 def returns(groups: Groups, data: Mapping[str, Any]) -> go.Figure | None:
-    """Draw the return of the greedy policies over training, above the mean of the data.
+    """Draw the return of the greedy policies over training, with a line at the mean of the data.
 
     Args:
         groups: trials by what they have in common.
@@ -33,12 +33,12 @@ def returns(groups: Groups, data: Mapping[str, Any]) -> go.Figure | None:
 
 
 def metric(groups: Groups, key: str, title: str) -> go.Figure | None:
-    """Draw one metric over training, a curve for every group; None where nobody has it.
+    """Draw one metric over training, a curve for every group; None if no group has it.
 
     Args:
         groups: trials by what they have in common.
-        key: of the metric.
-        title: of its axis.
+        key: the metric's key.
+        title: title of its axis.
     """
     return _curves({name: curve(trials, key) for name, trials in groups.items()}, title)
 
@@ -48,9 +48,9 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
 
     Args:
         groups: trials by what they have in common.
-        keys: that the value may have; the first that a group knows counts.
-        scale: of the rewards, that the value is divided by.
-        largest: return-to-go, in the environment's units, or None where it is not known.
+        keys: possible keys of the value; the first that a group has is used.
+        scale: reward scale; the value is divided by it.
+        largest: largest return-to-go, in the environment's units, or None if it is not known.
     """
     curves = {
         name: next(filter(None, (curve(trials, key, scale=scale) for key in keys)), None)
@@ -63,15 +63,15 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
 
 
 def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
-    """Draw a metric of every agent over training, with a menu of the groups where there are several.
+    """Draw a metric of every agent over training, with a menu of the groups if there are several.
 
-    None where no group has two rows. Each agent is a curve or, where there are more than `MANY`, a row of a heat map.
+    None if no group has two rows. Each agent is a curve or, with more than `MANY` agents, a row of a heat map.
 
     Args:
-        groups: trials by what they have in common; each shows its mean over trials.
-        key: of the metric.
-        title: of its axis.
-        shares: draw shares of the sum; as curves they are stacked.
+        groups: trials by what they have in common; each group shows its mean over trials.
+        key: the metric's key.
+        title: title of its axis.
+        shares: draw shares of the sum; curves are stacked.
     """
     found = {name: series(trials, key) for name, trials in groups.items()}
     found = {name: one for name, one in found.items() if one is not None and len(one[0]) > 1}
@@ -108,7 +108,7 @@ def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Draw the interquartile means of a task's algorithms with their intervals, and the mean of the data.
 
     Args:
-        entries: of one task, as comparison.json has them.
+        entries: the entries of one task, as in comparison.json.
     """
     figure = go.Figure()
     for place, entry in enumerate(entries):
@@ -134,13 +134,13 @@ def intervals(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: Sequence[float]) -> go.Figure:
-    """Draw what trials came to against a setting: a point each, and for each group the means.
+    """Draw the returns of trials against a setting: a point for each trial, and the means of each group.
 
     Args:
-        name: of the setting.
-        values: of it, one for each trial: all of them numbers, or names.
-        groups: that each trial belongs to.
-        outcomes: their returns.
+        name: the setting's name.
+        values: the setting's value in each trial: all numbers, or all names.
+        groups: the group of each trial.
+        outcomes: the return of each trial.
     """
     figure = go.Figure()
     for place, group in enumerate(dict.fromkeys(groups)):
@@ -174,10 +174,10 @@ def setting(name: str, values: Sequence[Any], groups: Sequence[str], outcomes: S
 
 
 def course(metric: str, points: Sequence[tuple[int, float, float]]) -> go.Figure:
-    """Draw how a search went: its trials one after the other, and the best so far.
+    """Draw the course of a search: its trials in order, and the best so far.
 
     Args:
-        metric: that is searched by.
+        metric: the metric that the search optimises.
         points: number, value and best value so far of each trial.
     """
     numbers, values, best = zip(*points, strict=True)
@@ -192,7 +192,7 @@ def profile(shares: Mapping[str, np.ndarray], thresholds: np.ndarray) -> go.Figu
     """Draw performance profiles with their intervals.
 
     Args:
-        shares: by algorithm, as `tables.performance_profile` returns them.
+        shares: profiles by algorithm, as `tables.performance_profile` returns them.
         thresholds: [K].
     """
     curves = {name: Curve(thresholds, *rows) for name, rows in shares.items()}
@@ -202,11 +202,11 @@ def profile(shares: Mapping[str, np.ndarray], thresholds: np.ndarray) -> go.Figu
 
 
 def improvement(names: Sequence[str], chances: Mapping[tuple[str, str], tuple[float, float, float]]) -> go.Figure:
-    """Draw the chance that the algorithm of a row beats that of a column.
+    """Draw the probability that the algorithm of a row beats the algorithm of a column.
 
     Args:
-        names: of the algorithms.
-        chances: by pair, with the ends of its interval; those without a task in common are left blank.
+        names: the algorithms' names.
+        chances: probability and ends of its interval, by pair; a pair without a common task stays blank.
     """
     blank = (None, None, None)
     cells = [[chances.get((ours, theirs), blank) for theirs in names] for ours in names]
@@ -236,14 +236,14 @@ def improvement(names: Sequence[str], chances: Mapping[tuple[str, str], tuple[fl
 
 
 def as_dict(figure: go.Figure) -> dict[str, Any]:
-    """Return a figure as Plotly's JSON values, without a template: the page gives one for light and one for dark."""
+    """Return a figure as Plotly's JSON values. It has no template: the page has one for light and one for dark."""
     drawn = figure.to_plotly_json()
     drawn.get("layout", {}).pop("template", None)
     return drawn
 
 
 def _curves(curves: Mapping[str, Curve | None], title: str) -> go.Figure | None:
-    """The curves of at least two points, each with its interval; None where there is none."""
+    """Draw the curves that have at least two points, each with its interval; None if there is none."""
     curves = {name: one for name, one in curves.items() if one is not None and len(one.step) > 1}
     if not curves:
         return None
@@ -286,7 +286,7 @@ def _lines(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scat
 
 
 def _stack(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scatter]:
-    """The same, one upon the other."""
+    """The curves of `_lines`, stacked."""
     lines = _lines(steps, values, visible)
     return [line.update(stackgroup="all", line=_line(agent, 0.5)) for agent, line in enumerate(lines)]
 
@@ -298,7 +298,7 @@ def _rows(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Heatm
 
 
 def _level(figure: go.Figure, value: float, text: str) -> None:
-    """A horizontal line with a name, which stays in sight."""
+    """Draw a horizontal line with a name; zooming keeps it in sight."""
     figure.add_hline(
         y=value,
         line={"color": "#8C8C8C", "dash": "dash", "width": 1.5},
@@ -307,12 +307,12 @@ def _level(figure: go.Figure, value: float, text: str) -> None:
 
 
 def lay_out(figure: go.Figure, title: str, below: str = "updates") -> None:
-    """Give a figure the look that all have.
+    """Give a figure the common layout.
 
     Args:
-        figure: to change.
-        title: of the vertical axis.
-        below: of the horizontal axis.
+        figure: the figure to change.
+        title: title of the vertical axis.
+        below: title of the horizontal axis.
     """
     figure.update_layout(
         xaxis={"title": {"text": below}, "automargin": True},
@@ -335,17 +335,17 @@ def _faint(colour: str) -> str:
 
 
 def thinned(count: int, curves: int) -> np.ndarray:
-    """Return which of a curve's points are drawn: evenly spaced ones, the last too, where there are too many.
+    """Return the indices of a curve's points that are drawn: all or, if too many, evenly spaced ones with the last.
 
     Args:
-        count: of the curve's points.
-        curves: of the figure.
+        count: number of the curve's points.
+        curves: number of the figure's curves.
     """
     most = int(np.clip(TOGETHER // curves, 50, LARGEST))
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def small(numbers: Any) -> np.ndarray:
-    """Return numbers in 32 bits, which make a shorter file."""
+    """Return numbers in 32 bits, for a smaller file."""
     numbers = np.asarray(numbers)
     return numbers.astype(np.int32 if numbers.dtype.kind == "i" else np.float32)

@@ -1,4 +1,4 @@
-"""What the commands that take flags, and at most one word beside them, have in common."""
+"""The common frame of the commands that take flags and at most one other word."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from omcda_jax.types import ConfigError
 
 @contextlib.contextmanager
 def importing_pages() -> Iterator[None]:
-    """Turn the lack of a package, while modules of pages are imported in the block, into one line.
+    """Import modules of pages in the block; a missing package gives an error of one line.
 
     Raises:
         ConfigError: a package of the extra `report` is not installed.
@@ -30,10 +30,10 @@ def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callab
         argv: the program's name and flags.
         usage: text to begin the help with.
         values: the flags, from `system.new_flags`.
-        work: takes the flags that were read, and the word beside them; raises ConfigError or DatasetError.
-        place: what the one word beside the flags is; nothing: there is none.
+        work: takes the parsed flags, and the other word; raises ConfigError or DatasetError.
+        place: what the other word stands for; empty: there is none.
     """
-    # absl's default makes jax report every accelerator it does not find
+    # with absl's default, jax reports every accelerator that it does not find
     logging.set_verbosity(logging.WARNING)
     return exit_status(functools.partial(_run, argv, usage, values, work, place))
 

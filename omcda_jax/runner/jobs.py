@@ -1,4 +1,4 @@
-"""A training job and its directory: who holds it, what it was begun with, and where it stands."""
+"""A training job and its directory: which process holds it, its first settings, and how far it is."""
 
 import contextlib
 import dataclasses
@@ -37,17 +37,17 @@ from omcda_jax.system import check_free, exclusive, one_line, replacing
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
 
 TIMES = ("seconds", "updates_per_second")
-# of the learner: how long a run is, and how often it is looked at
+# settings of the learner: how long a run is, and how often it is logged, saved and evaluated
 LENGTHS = ("updates", "updates_per_call", "log_every", "checkpoint_every", "evaluate_every")
 
 
 class Switches(NamedTuple):
-    """Ways to look into training.
+    """Debugging and logging switches of training.
 
     Attributes:
         profile: trace calls 2 to 4 for the profiler.
-        debug_nans: stop at the first not-a-number.
-        log: names of the sinks that take the rows of metrics as well, see `sinks`.
+        debug_nans: stop at the first nan.
+        log: names of the sinks that also get the rows of metrics, see `sinks`.
     """
 
     profile: bool = False
@@ -56,14 +56,14 @@ class Switches(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One training call's worth of trials.
+    """The trials that are trained together.
 
     Attributes:
-        configs: one per trial, alike but for seeds and numbers of the algorithm.
-        directory: of the run.
-        population: a stack of trials, even of one; False is a single trial over all devices of all processes.
-        flag: that chooses another directory, for messages.
-        switches: ways to look into training.
+        configs: one per trial; they differ only in the seed and in numbers of the algorithm.
+        directory: the run's directory.
+        population: True: a stack of trials, even of one; False: a single trial over all devices of all processes.
+        flag: the flag that chooses another directory, for messages.
+        switches: debugging and logging switches.
     """
 
     configs: Sequence[ExperimentConfig]
@@ -74,16 +74,16 @@ class Job(NamedTuple):
 
     @property
     def config(self) -> ExperimentConfig:
-        """The first trial's."""
+        """The first trial's settings."""
         return self.configs[0]
 
     @property
     def algorithm(self) -> Algorithm:
-        """Of all trials."""
+        """The algorithm of all trials."""
         return find(self.config.algorithm.name)
 
     def fresh(self, spec: EnvSpec) -> TrainState:
-        """Return the state before any update, with a normaliser that changes nothing where the config asks for one.
+        """Return the state before any update; if the config asks for a normaliser, it is the identity.
 
         Raises:
             ConfigError: the algorithm refuses the settings for this task.
@@ -95,32 +95,32 @@ class Job(NamedTuple):
         return initial_population(self.algorithm, seeds, spec, settings, normalised=normalised)
 
     def template(self, spec: EnvSpec) -> TrainState:
-        """Return shapes and dtypes of `fresh`, without computing anything."""
+        """Return the shapes and dtypes of `fresh`, without computing anything."""
         return jax.eval_shape(lambda: self.fresh(spec))
 
     def layout(self) -> Layout:
-        """Return all devices for one trial; for a population as many local ones as share it evenly."""
+        """Return all devices for one trial; for a population, as many local devices as divide it evenly."""
         if not self.population:
             return Layout(tuple(jax.devices()))
         devices, trials = tuple(jax.local_devices()), len(self.configs)
         return Layout(devices[: max(n for n in range(1, len(devices) + 1) if trials % n == 0)], population=True)
 
     def checkpoints(self, which: str = "latest") -> str:
-        """Return where checkpoints lie, the latest or the best."""
+        """Return the folder of the checkpoints, the latest or the best."""
         return os.path.join(self.directory, "checkpoints", which)
 
     @property
     def metrics(self) -> str:
-        """Where the rows logged lie."""
+        """The file of the logged rows."""
         return os.path.join(self.directory, "metrics.jsonl")
 
 
 class Saved(NamedTuple):
-    """Where a job stands on disk.
+    """How far a job is on disk.
 
     Attributes:
-        state: of the newest whole checkpoint; None before the first.
-        metadata: what lies beside it: settings, data, guard's counts, seconds of training; empty before the first.
+        state: state of the newest whole checkpoint; None before the first.
+        metadata: its metadata: settings, data, the guard's counts, seconds of training; empty before the first.
     """
 
     state: TrainState | None
@@ -128,13 +128,13 @@ class Saved(NamedTuple):
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a JSON file in one piece: it is the old one or the new one, never half of either."""
+    """Write a JSON file atomically: readers see the old file or the new one, never a part."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2))
 
 
 def place_in_run(directory: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the run among whose checkpoints a directory lies, and the folders from there on; None outside of any."""
+    """Return the run that has a directory among its checkpoints, and the folders from there on; None outside a run."""
     path = Path(os.path.abspath(directory))
     for parent in (path, *path.parents):
         if parent.name == "checkpoints" and (parent.parent / "config.json").is_file():
@@ -143,14 +143,14 @@ def place_in_run(directory: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def settings_of_run(directory: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Return the settings in a run's config.json, with others in their place.
+    """Return the settings in a run's config.json, with overrides applied.
 
     Args:
-        directory: of the run.
+        directory: the run's directory.
         overrides: `key=value` settings that differ.
 
     Raises:
-        ConfigError: there is no such file, it holds other settings than this version has, or an override is refused.
+        ConfigError: there is no such file, its settings are not those of this version, or an override is refused.
     """
     path = os.path.join(directory, "config.json")
     if not os.path.isfile(path):
@@ -158,7 +158,7 @@ def settings_of_run(directory: str, overrides: Sequence[str] = ()) -> Experiment
     saved = load(path)
     try:
         algorithm = find(saved["algorithm"]["name"]).config()
-        # all of it is replaced
+        # all of these values are replaced
         bare = ExperimentConfig(saved["name"], algorithm, DataConfig("family/scenario"), LearnerConfig(updates=100))
         begun = apply_overrides(bare, [each for each in assignments(saved) if not each.startswith("algorithm.name=")])
     except (LookupError, TypeError, AttributeError) as error:
@@ -169,7 +169,7 @@ def settings_of_run(directory: str, overrides: Sequence[str] = ()) -> Experiment
 
 
 def as_begun(job: Job) -> Job:
-    """Return a job with the length and the intervals of its directory, which are no matter of an evaluation."""
+    """Return a job with the length and the intervals stored in its directory; an evaluation ignores the given ones."""
     path = os.path.join(job.directory, "config.json")
     saved = by_first(lambda: load(path).get("learner", {}) if os.path.exists(path) else {})
     learner = replace_settings(job.config.learner, {key: saved[key] for key in LENGTHS if key in saved})
@@ -180,7 +180,7 @@ def check_directory(job: Job) -> None:
     """Refuse a directory that the job cannot have, before costly work; nothing is written.
 
     Raises:
-        ConfigError: another process is at work there, or it lies among another run's checkpoints.
+        ConfigError: another process is working there, or it is inside another run's checkpoints.
     """
     inside = place_in_run(job.directory)
     if inside:
@@ -193,15 +193,15 @@ def check_directory(job: Job) -> None:
 
 @contextlib.contextmanager
 def claimed(job: Job, *, trains: bool = True) -> Iterator[None]:
-    """Make the run directory, hold it alone and write its config.json.
+    """Make the run directory, lock it and write its config.json.
 
     Args:
-        job: whose.
+        job: the job.
         trains: False leaves config.json as it is, for an evaluation.
 
     Raises:
-        ConfigError: as `check_directory`; or it has checkpoints of a run with other settings, which are
-            named, or it cannot be written.
+        ConfigError: as in `check_directory`; or the directory has checkpoints of a run with other settings, which the
+            error names, or it cannot be written.
     """
     with contextlib.ExitStack() as held:
 
@@ -221,10 +221,10 @@ def claimed(job: Job, *, trains: bool = True) -> Iterator[None]:
 
 
 def refuse_fewer_updates(job: Job) -> None:
-    """Refuse a run of fewer updates than its newest checkpoint has: its settings would not be those of its state.
+    """Refuse a run of fewer updates than its newest checkpoint has: the settings would not match the state.
 
     Raises:
-        ConfigError: more are done than are wanted.
+        ConfigError: more updates are done than the settings ask for.
     """
     wanted, done = job.config.learner.updates, max(steps_in(job.checkpoints()), default=0)
     if done > wanted:
@@ -235,10 +235,10 @@ def refuse_fewer_updates(job: Job) -> None:
 
 
 def refuse_other_settings(job: Job) -> None:
-    """Compare the directory's config.json with the settings at hand, where anything was saved with it.
+    """Compare the directory's config.json with the job's settings, if the directory has checkpoints.
 
     Raises:
-        ConfigError: naming the settings that differ and alter an update already done.
+        ConfigError: settings differ that affect updates already done; the error names them.
     """
     path = os.path.join(job.directory, "config.json")
     if os.path.exists(path) and any(os.path.isdir(job.checkpoints(which)) for which in ("latest", "best")):
@@ -263,16 +263,16 @@ def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
 
 
 def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = None) -> Saved:
-    """Return the newest whole checkpoint, the first process's in all of them.
+    """Return the newest whole checkpoint; all processes get the first one's.
 
     Args:
-        job: whose.
-        spec: of its task.
+        job: the job.
+        spec: sizes of its task.
         which: latest or best.
-        step: the only one to take; None: the newest.
+        step: step of the checkpoint; None: the newest.
 
     Raises:
-        ConfigError: it is no state of this job, or of a run with other settings.
+        ConfigError: the checkpoint is not a state of this job, or is of a run with other settings.
     """
 
     @functools.cache
@@ -291,16 +291,16 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = N
 def restore_trial(
     trial: Trial, config: ExperimentConfig, spec: EnvSpec, which: str = "latest"
 ) -> tuple[Job, TrainState]:
-    """Return what was trained in a directory, and a trial's state.
+    """Return the job of a trial's directory, and the trial's state.
 
     Args:
-        trial: which.
+        trial: the trial.
         config: its settings.
-        spec: of its task.
-        which: checkpoint, latest or best.
+        spec: sizes of its task.
+        which: which checkpoint, latest or best.
 
     Raises:
-        ConfigError: a process is at work there, or there is no such checkpoint, or one of other settings.
+        ConfigError: a process is working there, there is no such checkpoint, or it has other settings.
     """
     place, count = trial.place or (0, 1)
     job = Job([config] * count, trial.directory, population=trial.place is not None)
@@ -313,27 +313,27 @@ def restore_trial(
 
 
 def share(trials: Sequence[Any], index: int, count: int) -> Sequence[Any]:
-    """Return the trials of one of several processes, one after another and as many for each as can be."""
+    """Return the trials of one of several processes: consecutive, and split as evenly as possible."""
     own = np.array_split(np.arange(len(trials)), count)[index]
     return [trials[place] for place in own]
 
 
 def share_folder(directory: str, index: int, count: int) -> str:
-    """Return where one of several processes keeps its share of the trials of a directory."""
+    """Return the folder in which one of several processes keeps its share of a directory's trials."""
     return os.path.join(directory, f"share_{index}_of_{count}")
 
 
 def place_of_share(directory: str) -> tuple[int, int] | None:
-    """Return of which process, of how many, a directory is the share; None where it is none."""
+    """Return the process index and the number of processes of a share's directory; None if it is not a share."""
     found = re.fullmatch(r"share_(\d+)_of_(\d+)", os.path.basename(os.path.normpath(directory)))
     return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
 
 
 def job_of_run(directory: str) -> Job:
-    """Return the job of the directory of a run, of trials, of one process's share of them or of a comparison's cell.
+    """Return the job of a directory: a run's, trials', one process's share of trials, or a comparison's cell.
 
     Raises:
-        ConfigError: as `settings_of_run`.
+        ConfigError: as in `settings_of_run`.
     """
     config, name = settings_of_run(directory), os.path.basename(os.path.normpath(directory))
     of_cell, of_share = re.fullmatch(r"seeds_(\d+(?:-\d+)*)", name), place_of_share(directory)
@@ -349,15 +349,15 @@ def job_of_run(directory: str) -> Job:
 
 
 def load_run(directory: str, *, checkpoint: str = "latest", trial: int = 0) -> tuple[ExperimentConfig, TrainState]:
-    """Return the settings and the state of a run, to act with, to evaluate or to train on.
+    """Return the settings and the state of a run, to act with it, evaluate it or continue training.
 
     Args:
-        directory: as of `job_of_run`.
-        checkpoint: which one, latest or best.
-        trial: which one of a population.
+        directory: as in `job_of_run`.
+        checkpoint: which checkpoint, latest or best.
+        trial: index of the trial in a population.
 
     Raises:
-        ConfigError: it is no run, it is at work, or it has no such checkpoint or trial.
+        ConfigError: the directory is not a run's, the run is still training, or has no such checkpoint or trial.
     """
     job = job_of_run(directory)
     if not 0 <= trial < len(job.configs):
@@ -369,6 +369,6 @@ def load_run(directory: str, *, checkpoint: str = "latest", trial: int = 0) -> t
 
 
 def fingerprints(job: Job, state: TrainState) -> dict[str, str]:
-    """Return the SHA-256 of a state and of the metrics on the way to it, times left out: equal for equal runs."""
+    """Return the SHA-256 of a state and of the metrics up to it, without times: equal runs have equal fingerprints."""
     rows = [{key: np.asarray(row[key]) for key in row if key not in TIMES} for row in read(job.metrics)]
     return {"state_sha256": digest(state), "metrics_sha256": digest(rows)}

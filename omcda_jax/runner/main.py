@@ -1,6 +1,6 @@
 """The console script: `omcda-jax COMMAND ...`.
 
-Nothing that takes time is imported before signals are answered.
+Nothing slow is imported before the signal handlers are set.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from typing import NoReturn
 
 import omcda_jax
 
-FAREWELL = 2  # seconds that the first of several processes gives the others to end, which its own end would abort
+FAREWELL = 2  # seconds that the first of several processes waits for the others to end; its own end would abort them
 
-# each in a module with `main(argv)`, which returns the exit status; imported only when it is called for
+# each is a module with `main(argv)`, which returns the exit status; it is imported only when it is called
 COMMANDS = {
     "run": ("omcda_jax.runner.run", "train an algorithm on a preset's task, evaluate it and report"),
     "compare": ("omcda_jax.runner.compare", "algorithms on tasks over seeds, in one table"),
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and end the process.
 
     Args:
-        argv: the command and its own words; None: those of this process.
+        argv: the command and its arguments; None: those of this process.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    # where a user's own environments and algorithms are
+    # for a user's own environments and algorithms
     sys.path.append(os.getcwd())
     from omcda_jax.system import printing
 
@@ -90,10 +90,10 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process, at once unless others end with it.
+    """End the process, at once unless other processes end with it.
 
-    Python's orderly end takes a while with JAX, in which a signal kills what is already done, and it trips over a
-    broken-off compilation. Of one of several processes it waits for the others, which miss one that failed alone.
+    With JAX, Python's orderly exit takes a while. A signal then kills a process that is already done, and an aborted
+    compilation makes the exit fail. One of several processes waits for the others, unless it failed.
     """
     if _is_one_of_several():
         if status in (os.EX_OK, os.EX_TEMPFAIL):

@@ -1,4 +1,4 @@
-"""What runs, populations and comparisons left on disk, read as trials, which figures and pages are made of."""
+"""Reads what runs, populations and comparisons leave on disk as trials, for figures and pages."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from omcda_jax.types import ConfigError
 
 
 class Trial(NamedTuple):
-    """One trial and what came of it.
+    """One trial and its outcome.
 
     Attributes:
-        label: what sets it apart from the others beside it, by key; empty where it is alone.
-        rows: of its metrics file: numbers, and lists over agents.
+        label: what sets it apart from the trials next to it, by key; empty for a single trial.
+        rows: rows of its metrics file: numbers, and lists over agents.
         step: updates done.
         final: summary of the last evaluation.
         diverged: a metric that was not finite, or None.
-        directory: where its checkpoints lie.
-        place: its place among the trials trained together there, and how many they are; None for a single one.
+        directory: directory with its checkpoints.
+        place: its index among the trials trained together there, and their number; None for a single trial.
     """
 
     label: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Trial(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A number over training, [K] each: its mean over trials and an interval around it, or None where there is none."""
+    """A number over training, [K] each: its mean over trials, and an interval around it or None."""
 
     step: np.ndarray
     mean: np.ndarray
@@ -46,7 +46,7 @@ def load(path: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        ConfigError: it is missing, or no JSON.
+        ConfigError: the file is missing, or is not JSON.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -58,11 +58,11 @@ def load(path: str) -> Any:
 
 
 def trials_of(directory: str, result: Mapping[str, Any]) -> list[Trial]:
-    """Return the trials of one directory that was trained in.
+    """Return the trials of one training directory.
 
     Args:
-        directory: with metrics.jsonl and checkpoints.
-        result: what its result.json holds: a run's, a population's, or that of a cell of a comparison.
+        directory: directory with metrics.jsonl and checkpoints.
+        result: contents of its result.json: of a run, a population or a cell of a comparison.
     """
     rows, step = read(os.path.join(directory, "metrics.jsonl")), result["step"]
     if "trials" in result:
@@ -79,12 +79,12 @@ def trials_of(directory: str, result: Mapping[str, Any]) -> list[Trial]:
 
 
 def _own(rows: Sequence[Mapping[str, Any]], place: int) -> list[dict[str, Any]]:
-    """A population's rows as one of its trials has them."""
+    """The rows of one trial, from its population's rows."""
     return [{key: value[place] if isinstance(value, list) else value for key, value in row.items()} for row in rows]
 
 
 def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Return trials that differ by their seed only together, under what they have in common, in order of appearance."""
+    """Group trials that differ only in their seed, under what they have in common, in order of appearance."""
     groups: dict[str, list[Trial]] = {}
     names = short_names(key for trial in trials for key in trial.label)
     for trial in trials:
@@ -98,7 +98,7 @@ def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return the last word of each dotted key; the whole key where another one ends alike."""
+    """Return the last word of each dotted key, or the whole key if another key ends with the same word."""
     found = dict.fromkeys(keys)
     last = [key.rpartition(".")[2] for key in found]
     return {key: key if last.count(word) > 1 else word for key, word in zip(found, last, strict=True)}
@@ -111,14 +111,14 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def curve(trials: Sequence[Trial], key: str, error: str | None = None, scale: float = 1.0) -> Curve | None:
-    """Return how a metric went, or None where no trial that stayed finite has it.
+    """Return a metric over training, or None if no trial that stayed finite has it.
 
     Args:
         trials: averaged at the steps that all of them have. With several, the interval reaches from the lowest to the
             highest.
-        key: of the metric; for `evaluation/...` the final evaluation is its last point.
-        error: metric with its standard error, which for a single trial makes a 95 % interval.
-        scale: divides the values.
+        key: the metric's key; for `evaluation/...` the final evaluation is the last point.
+        error: key of its standard error, which gives a 95 % interval for a single trial.
+        scale: the values are divided by it.
     """
     found = [dict(_points(trial, key)) for trial in trials if not trial.diverged]
     steps = sorted(set.intersection(*map(set, found))) if found else []
@@ -144,10 +144,10 @@ def _points(trial: Trial, key: str) -> list[tuple[int, Any]]:
 
 
 def series(trials: Sequence[Trial], key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return steps [K] and values [K, N] of a metric of every agent, averaged over trials; None without it.
+    """Return steps [K] and values [K, N] of a metric of every agent, averaged over trials; None if there is none.
 
     Args:
-        trials, key: as of `curve`.
+        trials, key: as in `curve`.
     """
     found = [dict(_points(trial, key)) for trial in trials if not trial.diverged]
     steps = sorted(set.intersection(*map(set, found))) if found else []

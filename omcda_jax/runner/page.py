@@ -1,6 +1,6 @@
-"""The page that a person reads: all there is of a run, a population or a comparison, in one HTML file.
+"""The report page: everything about a run, a population or a comparison in one HTML file.
 
-The file needs no network. Plotly draws, and is in it.
+The file needs no network. It contains Plotly, which draws the figures.
 """
 
 import base64
@@ -29,7 +29,7 @@ from omcda_jax.types import ConfigError
 NAME = "report.html"
 Part = dict[str, Any]
 
-# metrics that have a place of their own, or say nothing about learning
+# metrics that are shown elsewhere on the page, or say nothing about learning
 ELSEWHERE = ("step", "evaluation/return_mean", "evaluation/return_se", "evaluation/return_sd", "evaluation/episodes")
 AGENTS = {
     "allocation/budget": ("Shares of the budget", "share"),
@@ -43,7 +43,7 @@ VALUES = ("critic/q_return", "critic/q")
 
 
 class Section(NamedTuple):
-    """A part of a page; a folded one opens when its title is clicked, half a screen is enough for a half one."""
+    """A part of a page. A folded section opens when its title is clicked; two half sections share a row."""
 
     title: str
     parts: Sequence[Part]
@@ -52,7 +52,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What a page says."""
+    """The contents of a page."""
 
     title: str
     subtitle: str
@@ -63,9 +63,9 @@ def write(directory: str, page: Page, name: str = NAME) -> str:
     """Write a page into a directory and return the file's path.
 
     Args:
-        directory: where it goes.
-        page: what it says.
-        name: of the file.
+        directory: folder for the page.
+        page: the page's contents.
+        name: name of the file.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -84,7 +84,7 @@ def write(directory: str, page: Page, name: str = NAME) -> str:
 
 @functools.cache
 def _library() -> str:
-    """Plotly's own source, packed."""
+    """Plotly's source, compressed."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
@@ -92,8 +92,8 @@ def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = Tru
     """Return the page of a run or of a population.
 
     Args:
-        directory: the run's; of a population shared among processes, the one that holds the shares.
-        result: of it, as its result.json or `report.shares` gives it.
+        directory: the run's directory; for a population shared among processes, the directory with the shares.
+        result: its result, from result.json or `report.shares`.
         with_replay: play an episode.
     """
     folders = report.share_folders(directory)
@@ -120,7 +120,7 @@ def of_run(directory: str, result: Mapping[str, Any], *, with_replay: bool = Tru
 
 
 def outcome_tables(result: Mapping[str, Any]) -> list[Part]:
-    """Return the tables of a run: its policy beside the data, and its agents."""
+    """Return the tables of a run: its policy compared with the data, and its agents."""
     parts = [outcome_table(result)]
     agents = report.agent_rows(result["metrics"])
     if agents:
@@ -131,7 +131,7 @@ def outcome_tables(result: Mapping[str, Any]) -> list[Part]:
 
 
 def outcome_table(result: Mapping[str, Any]) -> Part:
-    """Return the table of a policy beside its data, of a run's result or of one in its form."""
+    """Return the table that compares a policy with its data, from a run's result or one with the same keys."""
     final, data = result["evaluation"], result["data"]["statistics"]
     rows = [
         _outcome(result["config"]["algorithm"]["name"], final["return_mean"], final["return_se"], final),
@@ -148,7 +148,7 @@ def _outcome(label: str, mean: float, error: float, source: Mapping[str, Any]) -
 
 
 def trial_tables(result: Mapping[str, Any]) -> list[Part]:
-    """Return the tables of a population: its trials, and those alike but for their seed together."""
+    """Return the tables of a population: its trials, and groups of trials that differ only in their seed."""
     rows, grouped = report.trial_rows(result), report.group_rows(result)
     episodes = result["trials"][0]["evaluation"]["episodes"]
     parts = [table(rows[0], rows[1:], f"Every trial: {episodes} greedy episodes after the last update.")]
@@ -158,11 +158,11 @@ def trial_tables(result: Mapping[str, Any]) -> list[Part]:
 
 
 def training(groups: figures.Groups, result: Mapping[str, Any]) -> list[Part]:
-    """Return how training went: returns, win rate, what every agent was given, and the value learned.
+    """Return the figures of training: returns, win rate, what every agent was given, and the learned value.
 
     Args:
         groups: trials by what they have in common.
-        result: of one of them, for the data and settings.
+        result: the result of one of them, for the data and settings.
     """
     scale, data = result["config"]["data"]["reward_scale"], result["data"]
     alone = {len(trials) == 1 for trials in groups.values()}
@@ -192,7 +192,7 @@ def _has_goal(groups: figures.Groups) -> bool:
 
 
 def other_metrics(groups: figures.Groups) -> Part | None:
-    """Return a figure for every metric that has none elsewhere on the page, or None where there is none."""
+    """Return a figure for every metric that is not shown elsewhere on the page, or None if there is no such metric."""
     keys = sorted({key for trials in groups.values() for trial in trials for row in trial.rows for key in row})
     own = {*ELSEWHERE, *AGENTS, *VALUES, "evaluation/win_rate"}
     drawn = [(key, _any(groups, key)) for key in keys if key not in own]
@@ -208,12 +208,12 @@ def _any(groups: figures.Groups, key: str) -> go.Figure | None:
 
 
 def episode(trial: Trial, config: Mapping[str, Any], name: str = "") -> list[Part]:
-    """Return an episode of a trial to look at, or a word why there is none.
+    """Return an episode of a trial, or words on why there is none.
 
     Args:
-        trial: whose policy.
+        trial: the trial.
         config: its settings.
-        name: of what it is one of.
+        name: name of the group that the trial is in.
     """
     shown = replay(trial, config)
     label = ", ".join(filter(None, [name, *(f"{key}={value}" for key, value in trial.label.items())]))
@@ -221,7 +221,7 @@ def episode(trial: Trial, config: Mapping[str, Any], name: str = "") -> list[Par
 
 
 def looked_at(shown: Replay) -> list[Part]:
-    """Return an episode with words about it.
+    """Return the parts that show an episode: words, and a figure or a film.
 
     Args:
         shown: the episode.
@@ -235,7 +235,7 @@ def looked_at(shown: Replay) -> list[Part]:
 
 
 def settings(config: Mapping[str, Any]) -> Part:
-    """Return the table of all settings, beside the preset's where they differ."""
+    """Return the table of all settings, with the preset's value where it differs."""
     usual = {key: value for key, (value, _) in _changed(config).items()}
     rows = [
         [key, written(value), written(usual[key]) if key in usual else ""]
@@ -245,11 +245,11 @@ def settings(config: Mapping[str, Any]) -> Part:
 
 
 def _changed(config: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not what the preset gives the algorithm; all, where there is no such preset.
+    """Settings that differ from those of the preset for the algorithm; all settings if there is no such preset.
 
     Args:
         config: settings.
-        more: assignments to the preset that are taken for granted.
+        more: further assignments to apply to the preset first.
     """
     if config["name"] not in PRESETS:
         return differences({}, config)
@@ -258,7 +258,7 @@ def _changed(config: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, t
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """Return a command line that makes a run of these settings."""
+    """Return a command line for a run with these settings."""
     default = PRESETS[config["name"]].algorithm if config["name"] in PRESETS else None
     changed = {*_changed(config)} | ({"algorithm.name"} if config["algorithm"]["name"] != default else set())
     chosen = [text for text in assignments(config) if text.partition("=")[0] in changed]
@@ -266,10 +266,10 @@ def command(config: Mapping[str, Any]) -> str:
 
 
 def made(result: Mapping[str, Any], line: str) -> list[Part]:
-    """Return with what and by which command a run was made.
+    """Return the command and the versions that a run was made with.
 
     Args:
-        result: of it.
+        result: the run's result.
         line: the command.
     """
     return [words("This command makes it:"), {"kind": "code", "text": line}, made_with(result)]
@@ -296,14 +296,14 @@ def words(text: str) -> Part:
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Part:
-    """Return a table, which the reader can sort by any column."""
+    """Return a table that the reader can sort by any column."""
     return {"kind": "table", "heading": heading, "rows": rows, "caption": caption}
 
 
 def drawing(caption: str, figure: go.Figure) -> Part:
     """Return a figure with a caption."""
     text = plotly.io.json.to_json_plotly(figures.as_dict(figure))
-    # nothing in it may end the element that holds it
+    # nothing in it may close the element that contains it
     return {
         "caption": caption,
         "json": Markup(text.replace("<", "\\u003c")),

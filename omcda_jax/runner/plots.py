@@ -1,4 +1,4 @@
-"""The plot of one run, where matplotlib is installed."""
+"""The plot of one run, if matplotlib is installed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from omcda_jax import metrics
 from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
-MANY = 12  # agents; more are rows of a heat map, as so many curves are not told apart
+MANY = 12  # more agents are rows of a heat map, as so many curves cannot be told apart
 
 
 def plot(directory: str, result: Mapping[str, Any]) -> str:
     """Draw the return over training and, per agent, budget shares, levels and influence.
 
     Args:
-        directory: the run's; its metrics.jsonl is read.
+        directory: the run's directory; its metrics.jsonl is read.
         result: as in `report.table`.
 
     Returns:
@@ -55,7 +55,7 @@ def plot(directory: str, result: Mapping[str, Any]) -> str:
 
 
 def _draw_agents(axis: Any, steps: Sequence[int], values: Sequence[Sequence[float]], stacked: bool) -> None:
-    """Curves of every agent's values, or the rows of a heat map where there are many agents."""
+    """Draw a curve of every agent's values, or a row of a heat map if there are many agents."""
     if len(values) > MANY:
         axis.figure.colorbar(axis.pcolormesh(steps, range(len(values)), values, shading="nearest"))
         axis.set(ylabel="agent")

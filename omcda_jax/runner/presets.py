@@ -1,11 +1,11 @@
 """The presets: a task, how long to learn on it, and the settings that suit each algorithm there.
 
-The algorithms' own defaults are published values, named with their sources in their files, where returns reach 20 on
-SMAC. SMAX's reach 2, and the MuJoCo presets take a tenth of every reward, so temperatures in units of return are a
-tenth of the published ones, and distances beside returns are weighted by a tenth: for OMIGA, ComaDICE, and on MuJoCo
-ICQ's policy and OMAR's actor, the same loss up to a factor. Penalties, whose log-sum-exp has a scale of its own, are
-the best of three values a decade apart, on MuJoCo CQL's for all; ICQ's other temperatures are the defaults, the best of
-three where others were tried.
+The algorithms' defaults are published values; their files name the sources. The published returns reach 20 on SMAC.
+SMAX's returns reach 2, and the MuJoCo presets scale every reward by a tenth. Temperatures in units of return are
+therefore a tenth of the published ones, and distances that are added to returns have a tenth of the weight. This holds
+for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor; the loss is the same up to a factor. The log-sum-exp
+of a penalty has a scale of its own, so penalties are the best of three values a decade apart; on MuJoCo all have CQL's.
+ICQ's other temperatures are the defaults, which were the best of three wherever others were tried.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from omcda_jax.types import ConfigError, suggestion
 
 
 class Preset(NamedTuple):
-    """One task and how it is learned.
+    """One task and how to learn it.
 
     Attributes:
         description: one line.
         data: which dataset.
         learner: how long to learn.
         evaluation: how to evaluate the policy.
-        settings: by algorithm, what differs from its defaults.
-        shared: settings that every algorithm which has such a field gets, whatever its default.
-        algorithm: the one trained unless another is named.
+        settings: settings that differ from the defaults, by algorithm.
+        shared: settings for every algorithm that has such a field, whatever its default.
+        algorithm: the algorithm to train unless another is named.
     """
 
     description: str
@@ -55,7 +55,7 @@ def _smac(
     episodes: int = 1000,
     batch_size: int = 256,
 ) -> Preset:
-    """Episodes of the medium behaviour. Critics see them some 20 times or more before a policy follows them."""
+    """Episodes of the medium behaviour policy. Critics see them about 20 times or more before a policy follows them."""
     return Preset(
         description=f"SMAX {scenario}: {description}",
         # SMAX returns are at most 2, SMAC's 20
@@ -67,17 +67,17 @@ def _smac(
             "cql": dict(penalty=100.0),
             "omar": dict(penalty=100.0),
             "omiga": dict(alpha=1.0),
-            # the critic waits for the clone
+            # the critic waits for the behaviour clone
             "cfcql": dict(penalty=500.0, behaviour_updates=2_000),
             "comadice": dict(alpha=1.0),
         },
-        # the average of some 300 policies is steadier, and no worse, than the newest
+        # the average of some 300 policies is steadier than the newest policy, and no worse
         shared=dict(priming=priming, policy_average_rate=0.003),
     )
 
 
 def _mujoco(scenario: str, quality: str, description: str) -> Preset:
-    """100,000 transitions, whose rewards are brought to SMAC's scale, which the critics start from."""
+    """100,000 transitions, with rewards on SMAC's scale, which suits the critics' initial values."""
     return Preset(
         description=f"MuJoCo {description}, {quality.replace('_', '-')} data",
         data=DataConfig(
@@ -94,10 +94,10 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
             "omcda": dict(d_tot=1.2, d_min=0.001, price=0.006, critic_warmup=3_000, num_samples=2),
             "cql": dict(penalty=10.0),
             "icq": dict(policy_temperature=10.0),
-            # .7 |pi - a*|^2 - .3 q of the published c = .7, with ten times the q and divided by the sum of both weights
+            # published c = .7: .7 |pi - a*|^2 - .3 q; here q has ten times the weight, and the weights' sum is divided out
             "omar": dict(coefficient=0.7 / 3.7, penalty=10.0),
             "omiga": dict(alpha=1.0),
-            # equally weighted agents need no clone
+            # equally weighted agents need no behaviour clone
             "cfcql": dict(penalty=10.0, temperature=0.0, behaviour_updates=0),
             "comadice": dict(alpha=1.0),
         },
@@ -105,7 +105,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
             priming=3_000,
             # quicker targets than SMAC's: credit has to travel about 100 steps
             target_rate=0.01,
-            # single policies swing by half their return from one checkpoint to the next; their average does not
+            # a single policy's return swings by half from one checkpoint to the next; the averaged policy's does not
             policy_average_rate=0.001,
             critic_layer_norm=True,
         ),
@@ -151,7 +151,7 @@ PRESETS: dict[str, Preset] = {
         priming=6_000,
         updates=14_000,
     ),
-    # 32 steps of 27 agents are as many rows as 288 of three
+    # 32 steps of 27 agents are as many rows as 288 steps of three agents
     "smac_27m30m": _smac("27m_vs_30m", "27 marines against 30, the test of scale", episodes=300, batch_size=32),
     "mpe_spread": _mpe("mpe/simple_spread", "simple spread: three agents share out three landmarks"),
     "mpe_tag": _mpe("mpe/simple_tag", "simple tag: three predators chase a prey that follows a rule"),
@@ -172,11 +172,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def algorithm_settings(preset: Preset, name: str) -> Any:
-    """Return an algorithm's settings as a preset has them: its defaults, those shared by all, then its own.
+    """Return an algorithm's settings in a preset: its defaults, then the shared settings, then its own.
 
     Args:
-        preset: the task.
-        name: of the algorithm, see `omcda_jax.algorithms.find`.
+        preset: the preset.
+        name: the algorithm's name, see `omcda_jax.algorithms.find`.
 
     Raises:
         ConfigError: there is no such algorithm.
@@ -191,12 +191,12 @@ def resolve(name: str | None, assignments: Sequence[str], flag: str = "--config"
     """Return a preset with `key=value` assignments applied; `algorithm.name=NAME` takes another algorithm.
 
     Args:
-        name: of the preset.
-        assignments: as of `apply_overrides`.
-        flag: that named the preset.
+        name: the preset's name.
+        assignments: as in `apply_overrides`.
+        flag: the flag that named the preset.
 
     Raises:
-        ConfigError: for an unknown name or key or a value that is refused.
+        ConfigError: a name or a key is unknown, or a value is refused.
     """
     if name not in PRESETS:
         problem = f"no config {name!r}" if name else "expected a config, found none"

@@ -1,4 +1,4 @@
-"""Processes that share a run: which one prints, what the first one decides for all, and how a process ends."""
+"""Processes that share a run: which process prints, what the first decides for all, and how a process ends."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from omcda_jax.learner import NonFiniteMetrics, anywhere, broadcast
 from omcda_jax.system import EX_DIVERGED, Interrupted, Interruption, computing, one_line
 from omcda_jax.types import ConfigError, DatasetError
 
-# Seconds without a sign of life after which a process counts as gone; the others then end, to be started again.
+# Seconds without a heartbeat after which a process counts as gone. The others then end and can be started again.
 HEARTBEAT = 20
 
 
@@ -29,12 +29,12 @@ def say(*words: Any) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this process writes files and talks, without asking for a device."""
+    """Return whether this process writes files and prints, without initialising a device."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def by_first(work: Callable[[], Any]) -> Any:
-    """Return in every process what `work()` gave in the first: a JSON value, or the mistake it raised.
+    """Return in every process what `work()` returned in the first: a JSON value, or the mistake it raised.
 
     Raises:
         ConfigError: `work` raised it, or DatasetError, in the first process.
@@ -57,7 +57,7 @@ def by_first(work: Callable[[], Any]) -> Any:
 
 
 def by_all(work: Callable[[], Any]) -> Any:
-    """Return in every process what `work()` gave there; a mistake in one of them ends all.
+    """Return in every process what `work()` returned there; a mistake in one process ends all.
 
     Raises:
         ConfigError: `work` raised it, or DatasetError, in some process.
@@ -73,14 +73,14 @@ def by_all(work: Callable[[], Any]) -> Any:
 
 
 def require_same(what: str, value: Any) -> None:
-    """Refuse to share a run with processes that have something else, on which each would train its own replica.
+    """Refuse to share a run if the processes' values differ; each would train its replica on its own value.
 
     Args:
-        what: names the value in the message, in the plural.
-        value: of this process, of plain JSON values.
+        what: name of the value in the message, in the plural.
+        value: this process's value, as JSON.
 
     Raises:
-        ConfigError: in every process, where they differ.
+        ConfigError: the values differ; raised in every process.
     """
     own = np.frombuffer(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest(), np.uint8)
     if anywhere(not np.array_equal(broadcast(own), own)):
@@ -88,12 +88,12 @@ def require_same(what: str, value: Any) -> None:
 
 
 def join(coordinator: str | None, processes: int | None, index: int | None, interruption: Interruption) -> None:
-    """Make this process one of several that train one trial, unless that was done already.
+    """Make this process one of several that train one trial, unless it already is.
 
     Args:
-        coordinator: host:port of process 0; like the others None where the cluster's environment gives it.
-        processes: how many there are.
-        index: which one this is.
+        coordinator: host:port of process 0. This and the next two are None if the cluster's environment gives them.
+        processes: the number of processes.
+        index: the index of this process.
         interruption: its handlers are set again, because JAX sets its own.
 
     Raises:
@@ -114,7 +114,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, inte
 def ordered(
     argv: Sequence[str], parse: Callable[[Sequence[str]], Any], execute: Callable[[Any, Interruption], int]
 ) -> int:
-    """Parse a command line and execute the command, `guarded`; return the exit status, 0 where `parse` gave None."""
+    """Parse a command line and execute the command, `guarded`; return the exit status, 0 if `parse` returned None."""
 
     def work(interruption):
         command = parse(argv)
@@ -124,12 +124,12 @@ def ordered(
 
 
 def guarded(work: Callable[[Interruption], int]) -> int:
-    """Do `work` and return its exit status, or that of what stopped it, reported in one line.
+    """Do `work` and return its exit status. What stops it is reported in one line and has an exit status too.
 
-    One of several processes that a signal stops alone, or that is left alone, ends here: an orderly end would wait for
-    the others. `main` ends those that fail.
+    If a signal stops one of several processes alone, or the others are gone, the process ends here: an orderly end
+    would wait for the others. `main` ends processes that fail.
     """
-    # orbax logs as errors, with tracebacks, what it raises as well; asyncio likewise
+    # orbax and asyncio log exceptions as errors with tracebacks, and raise them too
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     complain = functools.partial(print, file=sys.stderr, flush=True)
@@ -161,12 +161,12 @@ def guarded(work: Callable[[Interruption], int]) -> int:
 
 
 def _unraisable(interruption: Interruption, unraisable: Any) -> None:
-    # a signal that arrived in a callback of Python's, which cannot be left by an exception
+    # a signal that arrived in a callback of Python's, which no exception can leave
     if isinstance(unraisable.exc_value, Interrupted):
         if not interruption.saving:
             print(f"stopped by {unraisable.exc_value}; the same command resumes", file=sys.stderr, flush=True)
             os._exit(os.EX_TEMPFAIL)
         return
-    # what orbax leaves behind where a read or a write failed, which is reported as an error of its own
+    # orbax leaves this behind after a failed read or write, which is reported as an error of its own
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)

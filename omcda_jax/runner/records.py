@@ -1,4 +1,4 @@
-"""What training leaves on disk and on the screen: metrics, checkpoints, the best policy, progress, a profile."""
+"""What training writes to disk and to the screen: metrics, checkpoints, the best policy, progress, a profile."""
 
 import contextlib
 import os
@@ -23,19 +23,19 @@ TRACED = (1, 4)  # calls after which the profiler starts and stops
 
 
 class Records:
-    """Files of a run in training, written by the first process only; a context manager, open while training goes on.
+    """The files of a run in training, written by the first process only; a context manager, open during training.
 
     Args:
-        job: what is trained.
-        spec: of its task.
+        job: the job that is trained.
+        spec: sizes of its task.
         data: metadata of its dataset.
-        guard: counts of skipped updates, which every checkpoint keeps.
+        guard: counts of skipped updates, stored in every checkpoint.
         start: updates done before this start.
-        seconds: of training before this start.
+        seconds: seconds of training before this start.
 
     Attributes:
-        saved: updates done by the state saved last, or at the start.
-        metadata: what lies beside the state saved last: settings, data, guard's counts, seconds of training.
+        saved: updates done by the last saved state, or at the start.
+        metadata: metadata of the last saved state: settings, data, the guard's counts, seconds of training.
     """
 
     def __init__(self, job: Job, spec: EnvSpec, data: Mapping[str, Any], guard: Guard, start: int, seconds: float):
@@ -54,7 +54,7 @@ class Records:
             self._sinks = files.enter_context(sinks.opened(self._job)) if is_first() else None
             self._checkpoints = files.enter_context(Checkpoints(self._job.checkpoints()))
             self._best = files.enter_context(Best(self._job, self._spec))
-            # read only now that the rows of updates which were lost are gone
+            # read only now: the rows of lost updates are gone
             self._evaluated = frozenset(by_first(lambda: _evaluated(self._job)))
             self._files = files.pop_all()
         return self
@@ -72,7 +72,7 @@ class Records:
         return bool(is_due) and step not in self._evaluated
 
     def count(self, report: Report) -> None:
-        """Count a training call for the rate and the profile."""
+        """Count a training call, for the rate and the profile."""
         self._seconds += report.seconds
         self._calls += 1
         self._trace()
@@ -83,7 +83,7 @@ class Records:
             self._progress.update(step, report.metrics)
 
     def log(self, step: int, report: Report) -> None:
-        """Write a row of metrics, with updates per second over the calls since the last one."""
+        """Write a row of metrics, with updates per second over the calls since the last row."""
         rate = (step - self._logged) / self._seconds
         self._logged, self._seconds = step, 0.0
         self._write(step, {"seconds": time.monotonic() - self._began, "updates_per_second": rate} | report.metrics)
@@ -96,11 +96,11 @@ class Records:
             self._checkpoints.save(state, self.metadata)
 
     def wait(self) -> None:
-        """Return once the checkpoint saved last is on disk."""
+        """Return once the last saved checkpoint is on disk."""
         self._checkpoints.wait()
 
     def add_evaluation(self, step: int, state: TrainState, summaries: Sequence[Mapping[str, Any]]) -> None:
-        """Write a row of an evaluation, one summary per trial, and keep the state if it is the best so far."""
+        """Write the row of an evaluation from one summary per trial, and keep the state if it is the best so far."""
         self._best.offer(state, summaries[0], self.metadata)
         values = without_returns(summaries[0])
         if self._job.population:
@@ -109,7 +109,7 @@ class Records:
 
     @contextlib.contextmanager
     def _in_one_line(self) -> Iterator[None]:
-        """Turn a refusal to write metrics into one line, which says where the run goes on."""
+        """Turn a failure to write metrics into an error of one line, which says where the run resumes."""
         try:
             yield
         except OSError as error:

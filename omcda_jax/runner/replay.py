@@ -1,4 +1,4 @@
-"""Episodes to look at: a map that moves, a film, or rewards and actions over time."""
+"""Episodes to look at: an animated map, a film, or rewards and actions over time."""
 
 import base64
 import io
@@ -21,16 +21,16 @@ from omcda_jax.runner.outcomes import Trial
 from omcda_jax.runner.presets import resolve
 from omcda_jax.types import ConfigError, updates_done
 
-FRAMES = 150  # of a film, of an episode as long as the horizon
-RATE = 15  # of a film, frames a second
-PACE = 180  # milliseconds of a step on the map
+FRAMES = 150  # frames in the film of an episode as long as the horizon
+RATE = 15  # frames per second of a film
+PACE = 180  # milliseconds per step on the map
 TEAMS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")
-SIDE = 420  # pixels of the longer side of what is shown, about
-MARGIN = 1.5  # around the units, in the map's units
+SIDE = 420  # approximate length in pixels of the longer side of the map
+MARGIN = 1.5  # around the units, in the map's units of length
 
 
 class Replay(NamedTuple):
-    """What there is to see: a figure that moves or a film as a data URI, and words about it; or words alone."""
+    """An animated figure or a film as a data URI, with words about it; or words alone."""
 
     words: str
     figure: go.Figure | None = None
@@ -38,14 +38,14 @@ class Replay(NamedTuple):
 
 
 def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
-    """Play the first episode of a trial's evaluation again, by its newest checkpoint.
+    """Play the first episode of a trial's evaluation again, with its newest checkpoint.
 
     Args:
-        trial: whose policy.
-        saved: its settings, as result.json has them.
+        trial: the trial.
+        saved: its settings, from result.json.
 
     Returns:
-        The episode; words why there is none where the checkpoint or the simulator is missing.
+        The episode; if the checkpoint or the simulator is missing, words on why there is none.
     """
     try:
         config = resolve(saved["name"], assignments(saved), "result.json")
@@ -63,14 +63,14 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
 def play(
     act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, **which: Any
 ) -> tuple[list[Seen], str]:
-    """Play episodes, with a film of each where the simulator has a renderer.
+    """Play episodes, with a film of each if the simulator has a renderer.
 
     Args:
-        act, environment, state: as of `evaluate.watch`.
-        which: `seed`, `episodes` and `places`, likewise.
+        act, environment, state: as in `evaluate.watch`.
+        which: `seed`, `episodes` and `places`, as in `evaluate.watch`.
 
     Returns:
-        The episodes, and a sentence why there is no film, or nothing.
+        The episodes, and a sentence on why there is no film, or an empty string.
     """
     if isinstance(environment, Environment):
         return watch(act, environment, state, **which), ""
@@ -85,11 +85,11 @@ def _every(environment: HostEnvironment) -> int:
 
 
 def show(seen: Seen, environment: Environment | HostEnvironment | None) -> Replay:
-    """Return an episode to look at: a map that moves, a film, or rewards and actions over time.
+    """Return an episode to look at: an animated map, a film, or rewards and actions over time.
 
     Args:
         seen: the episode.
-        environment: where it took place; None where that is not known.
+        environment: where it took place; None if that is not known.
     """
     won = ", won" if seen.won else ""
     words = f"{len(seen.reward)} steps, return {seen.reward.sum():.3g}{won}."
@@ -105,8 +105,8 @@ def recorded(episodes: Episodes, place: int, map: Map | None) -> Seen:
 
     Args:
         episodes: the data.
-        place: of the episode in it.
-        map: of its environment.
+        place: index of the episode in the data.
+        map: the map of its environment.
     """
     length = int(episodes.length[place])
     first = int(final_rows(episodes.length[: place + 1])[-1]) - length
@@ -116,7 +116,7 @@ def recorded(episodes: Episodes, place: int, map: Map | None) -> Seen:
 
 
 def _film(frames: Sequence[np.ndarray]) -> str:
-    """A film as a data URI."""
+    """Return a film as a data URI."""
     try:
         from PIL import Image
     except ImportError:
@@ -128,10 +128,10 @@ def _film(frames: Sequence[np.ndarray]) -> str:
 
 
 def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:
-    """Draw an episode on its map: outlines of the units, filled by their health, and lines to what they act upon.
+    """Draw an episode on its map: outlines of the units, filled by their health, and lines to their targets.
 
     Args:
-        map: where it took place; shown is the part of it in which units were.
+        map: where it took place; only the part in which units were is shown.
         units: arrays [L + 1, U, ...].
         rewards: [L].
     """
@@ -167,13 +167,13 @@ def moving(map: Map, units: Units, rewards: np.ndarray) -> go.Figure:
 
 
 def _moment(map: Map, units: Units, pixels: float) -> list[go.Scatter]:
-    """The traces of one step, of a unit of length's size on the screen: three for each team."""
+    """The traces of one step, three for each team; `pixels` is the length on the screen of one unit of length."""
     traces, teams = [], np.unique(units.team)
     for team in teams:
         own, colour = np.flatnonzero(units.team == team), TEAMS[team % len(TEAMS)]
         acting = own[(units.health[own] > 0) & (units.target[own] != own)]
         ends = np.stack([units.position[acting], units.position[units.target[acting]]], axis=1)  # [K, 2, 2]
-        # a gap after every line
+        # nan makes a gap after every line
         lines = np.concatenate([ends, np.full((len(ends), 1, 2), np.nan)], axis=1).reshape(-1, 2)
         size = np.where(units.health[own] > 0, 2 * units.radius[own] * pixels, 0)
         words = [f"{map.kinds[units.kind[unit]]}, health {units.health[unit]:.0%}" for unit in own]

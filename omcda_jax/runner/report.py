@@ -151,7 +151,7 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return a heading, a row for every trial of a population, and one for the data.
 
     Args:
-        result: as of `trials_table`.
+        result: as in `trials_table`.
     """
     listed, data = result["trials"], result["data"]["statistics"]
     varied = list(listed[0]["trial"])
@@ -170,7 +170,7 @@ def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return a heading and a row for all trials that differ by their seed only; nothing where no two do.
 
     Args:
-        result: as of `trials_table`.
+        result: as in `trials_table`.
     """
     listed = result["trials"]
     groups: dict[tuple, list] = {}
@@ -206,10 +206,10 @@ def shares(directory: str, count: int | None = None) -> dict[str, Any] | None:
     """Return the results of all shares of a population as one, or None while some are missing.
 
     Args:
-        directory, count: as of `share_folders`.
+        directory, count: as in `share_folders`.
 
     Raises:
-        ConfigError: as `share_folders`.
+        ConfigError: as in `share_folders`.
     """
     folders = share_folders(directory, count)
     if not folders or not all(os.path.exists(os.path.join(folder, "result.json")) for folder in folders):

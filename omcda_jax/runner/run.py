@@ -65,7 +65,7 @@ def execute(command: Command, interruption: Interruption) -> int:
 
     Raises:
         ConfigError, DatasetError: what the user can fix, before anything is compiled.
-        NonFiniteMetrics, StorageError: as `training.learn`.
+        NonFiniteMetrics, StorageError: as in `training.learn`.
     """
     config, shared = command.config, command.processes
     if shared.join:
@@ -127,7 +127,7 @@ def job_of(command: Command) -> tuple[Job, Labels]:
     """Return the trials that this process trains, and what each of them varies.
 
     Raises:
-        ConfigError: there are fewer trials than processes to share them; or as `expand_trials`.
+        ConfigError: there are fewer trials than processes to share them; or as in `expand_trials`.
     """
     config, directory, shared = command.config, command.directory, command.processes
     if config.learner.mode == "data":

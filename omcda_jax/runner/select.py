@@ -115,7 +115,7 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     """Read the run's data again and cut them in two by whole episodes.
 
     Raises:
-        ConfigError, DatasetError: as `datasets.load` and `data.split`; or the run was trained on other data.
+        ConfigError, DatasetError: as in `datasets.load` and `data.split`; or the run was trained on other data.
     """
     config, path = job.config, datasets.path_of(job.config.data)
     dataset, metadata = datasets.load(config, path)
@@ -150,7 +150,7 @@ def fit(
     """Train a population on a part of the data, for `config.learner.updates`; nothing is saved on the way.
 
     Raises:
-        NonFiniteMetrics: as `learner.train`.
+        NonFiniteMetrics: as in `learner.train`.
     """
     settings = config.learner
     guard = Guard(np.size(state.step))
@@ -292,8 +292,8 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
         order: what to choose by.
 
     Raises:
-        ConfigError, DatasetError: as `cut`.
-        NonFiniteMetrics: as `estimate`.
+        ConfigError, DatasetError: as in `cut`.
+        NonFiniteMetrics: as in `estimate`.
     """
     parts = cut(job, saved, order.gamma)
     found = estimate(job, saved.state, parts, order)

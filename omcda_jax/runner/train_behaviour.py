@@ -77,7 +77,7 @@ def evaluating(environment: Environment | HostEnvironment, act: acts.Act, episod
 
     Args:
         environment: where to play.
-        act: as of `acts.Behaviour`.
+        act: as in `acts.Behaviour`.
         episodes: how many.
     """
     with player(environment, act, episodes) as play:

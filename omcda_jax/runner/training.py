@@ -36,7 +36,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
 
     Raises:
         ConfigError: the data are not those the run began with.
-        NonFiniteMetrics, StorageError: as `learner.train` and `Checkpoints.save`.
+        NonFiniteMetrics, StorageError: as in `learner.train` and `Checkpoints.save`.
     """
     if saved.metadata and saved.metadata["data"].get("digest") != source.metadata.get("digest"):
         raise ConfigError(f"{job.directory}: began on other data than the file now holds; choose another {job.flag}")
@@ -94,7 +94,7 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
     """Return the training call for data like these, and the state as it takes it.
 
     Raises:
-        ConfigError: --debug_nans with more than one trial or device; or as `make_train_step`.
+        ConfigError: --debug_nans with more than one trial or device; or as in `make_train_step`.
     """
     settings, began = job.config.learner, time.monotonic()
     sizes = (settings.batch_size, settings.updates_per_call)

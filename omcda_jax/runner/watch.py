@@ -42,7 +42,7 @@ class Watched(NamedTuple):
         environment: where it acts.
         data: what it learned from.
         evaluation: whose starts its episodes have.
-        act: as of `evaluate.watch`.
+        act: as in `evaluate.watch`.
         state: first argument of `act`.
         result: of its run, if that ended with this state.
     """

@@ -252,7 +252,7 @@ def get(zoo: str | os.PathLike, name: str, out: str | os.PathLike) -> Path:
         out: folder of unpacked entries.
 
     Raises:
-        ConfigError, DatasetError: as `opened`; or the folder cannot be written.
+        ConfigError, DatasetError: as in `opened`; or the folder cannot be written.
     """
     target = Path(out, name)
     if not (target / CARD).is_file():
@@ -318,7 +318,7 @@ def table(zoo: str | os.PathLike) -> str:
     """Return the entries of a folder as lines of text.
 
     Raises:
-        ConfigError, DatasetError: as `entries`.
+        ConfigError, DatasetError: as in `entries`.
     """
     rows = [["entry", "environment", "data", "algorithm", "updates", "policies", "return (95 %)", "won", "sha256"]]
     for name, card in entries(zoo).items():

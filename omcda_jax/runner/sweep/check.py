@@ -65,7 +65,7 @@ def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[R
         more: given the rows there are, returns those to add.
 
     Raises:
-        ConfigError, DatasetError: as `check` and `manifest.extend`.
+        ConfigError, DatasetError: as in `check` and `manifest.extend`.
     """
 
     def checked(present: Sequence[Row]) -> list[Row]:

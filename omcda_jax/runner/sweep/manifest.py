@@ -83,7 +83,7 @@ def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[R
         more: given the rows there are, returns those to add.
 
     Raises:
-        ConfigError: the directory cannot be written; or as `read`.
+        ConfigError: the directory cannot be written; or as in `read`.
     """
     try:
         os.makedirs(directory, exist_ok=True)

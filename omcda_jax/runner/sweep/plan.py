@@ -51,7 +51,7 @@ def rows(order: Order, present: Sequence[Row]) -> list[Row]:
     """Return the rows that an order adds to those present.
 
     Raises:
-        ConfigError: as `trials`.
+        ConfigError: as in `trials`.
     """
     known = {identity(said) for row in present for said in row.trials}
     groups: dict[tuple[str, ...], list[Trial]] = {}

@@ -37,7 +37,7 @@ def ahead(directory: str, search: Search) -> tuple[list[Row], str]:
     """Return the rows that the next round adds to the manifest, and where the search stands; write nothing.
 
     Raises:
-        ConfigError: as `space_of` and `Study`.
+        ConfigError: as in `space_of` and `Study`.
     """
     space = space_of(search)
     study = Study(directory, search, space, kept=False)
@@ -66,7 +66,7 @@ def run(directory: str, search: Search, work: Work, interruption: Interruption) 
         interruption: a request ends the search, whose rows save.
 
     Raises:
-        ConfigError, DatasetError: as `space_of`, `Study` and `check.check`, before anything is written; a row has no
+        ConfigError, DatasetError: as in `space_of`, `Study` and `check.check`, before anything is written; a row has no
             such metric; or another process is at work on the search.
     """
     space = space_of(search)
@@ -98,7 +98,7 @@ def _round(
     Args:
         directory, search, space, study: of the search.
         rows: of its manifest.
-        work: as of `run`.
+        work: as in `run`.
         again: these trials were open when the search began, so rows that fail have failed before.
     """
     places = {plan.identity(said): (row, place) for row in rows for place, said in enumerate(row.trials)}

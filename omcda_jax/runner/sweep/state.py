@@ -58,7 +58,7 @@ def selection_path(directory: str, row: Row) -> str:
 
 
 def outcome_path(directory: str, row: Row, part: str = "") -> str:
-    """Return where a row's latest end is noted; `part` as of `task.Task`."""
+    """Return where a row's latest end is noted; `part` as in `task.Task`."""
     return os.path.join(directory, row.log, part, "outcome.json")
 
 

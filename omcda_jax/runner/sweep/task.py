@@ -127,7 +127,7 @@ def start(directory: str, row: Row, **more: Any) -> Task:
     """Return a task, where somebody who only looks whether the row is claimed may hold it for a moment.
 
     Args:
-        directory, row, **more: as of `Task`.
+        directory, row, **more: as in `Task`.
 
     Raises:
         Busy: another process is at work on it.
