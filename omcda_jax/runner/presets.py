@@ -94,7 +94,7 @@ def _mujoco(scenario: str, quality: str, description: str) -> Preset:
             "omcda": dict(d_tot=1.2, d_min=0.001, price=0.006, critic_warmup=3_000, num_samples=2),
             "cql": dict(penalty=10.0),
             "icq": dict(policy_temperature=10.0),
-            # published c = .7: .7 |pi - a*|^2 - .3 q; here q has ten times the weight, and the weights' sum is divided out
+            # published c = .7: .7 |pi - a*|^2 - .3 q. Here q has ten times the weight; the weights' sum is divided out
             "omar": dict(coefficient=0.7 / 3.7, penalty=10.0),
             "omiga": dict(alpha=1.0),
             # equally weighted agents need no behaviour clone

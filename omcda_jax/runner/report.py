@@ -1,10 +1,10 @@
-"""The result of a run: a table on the screen, a plot where matplotlib is installed, a page where plotly is.
+"""The result of a run: a table on the screen, a plot if matplotlib is installed, and a page if plotly is.
 
     python experiments/report.py DIRECTORY
 
-prints the table of a finished run again and writes its page, report.html, which needs no network; so does
-`omcda-jax report`. The directory is that of a run, of trials, of a comparison or of a sweep, whose tables are collected
-too. A run's plot is drawn again as well.
+prints the table of a finished run again and writes its page, report.html, which needs no network. `omcda-jax report`
+does the same. The directory is that of a run, of trials, of a comparison or of a sweep. A sweep's tables are collected
+too, and a run's plot is drawn again.
 """
 
 import os
@@ -34,15 +34,15 @@ AGENT_COLUMNS = {
     "weight divergence": "allocation/weight_divergence",
 }
 WINS = "win rate"  # a column's heading
-# a file that tells what a directory is, but for a run's
+# the file that shows what a directory is, if it is not a run's
 KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Return package versions, platform, device and, inside a git checkout, the commit and whether it is dirty."""
+    """Return package versions, platform and device and, in a git checkout, the commit and whether it is dirty."""
     versions = {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **installed(*PACKAGES)}
-    # a package installed into somebody's checkout is not part of it
+    # a package that is installed inside another checkout is not part of it
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", os.path.abspath(__file__)) else None
     return {
         "versions": versions,
@@ -64,10 +64,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def learning_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the last logged metrics and the best evaluation seen on the way.
+    """Return the last logged metrics and the best evaluation during training.
 
     Args:
-        rows: of a metrics file; rows of an evaluation have `evaluation/...` keys, the others learning metrics.
+        rows: rows of a metrics file; rows of an evaluation have `evaluation/...` keys, other rows learning metrics.
     """
     learning = [row for row in rows if "evaluation/return_mean" not in row]
     evaluations = [row for row in rows if "evaluation/return_mean" in row]
@@ -112,12 +112,12 @@ def trials(
     metrics: Mapping[str, Any],
     guard: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return for every trial of a population what it varied and what came of it.
+    """Return what every trial of a population varied, and its outcome.
 
     Args:
-        labels: what each varied, by key.
-        evaluations: of each.
-        metrics: last logged row, lists over trials.
+        labels: what each trial varied, by key.
+        evaluations: the evaluation of each trial.
+        metrics: the last logged row, lists over trials.
         guard: counts of the learner's guard.
     """
     return [
@@ -133,12 +133,12 @@ def trials(
 
 
 def trials_table(result: Mapping[str, Any]) -> str:
-    """Return a population's result as lines of text: every trial, then means over the seeds of those alike.
+    """Return a population's result as lines of text: every trial, then means over trials that differ only in the seed.
 
     A trial that diverged is marked with a metric that was not finite, and left out of the means.
 
     Args:
-        result: what run.py writes to result.json for trials, or `shares` makes of several.
+        result: what run.py writes to result.json for trials, or what `shares` returns.
     """
     listed = result["trials"]
     episodes = listed[0]["evaluation"]["episodes"]
@@ -148,7 +148,7 @@ def trials_table(result: Mapping[str, Any]) -> str:
 
 
 def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Return a heading, a row for every trial of a population, and one for the data.
+    """Return a heading, a row for every trial of a population, and a row for the data.
 
     Args:
         result: as in `trials_table`.
@@ -167,7 +167,7 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Return a heading and a row for all trials that differ by their seed only; nothing where no two do.
+    """Return a heading and a row for each group of trials that differ only in the seed; no rows if there is no group.
 
     Args:
         result: as in `trials_table`.
@@ -184,7 +184,7 @@ def group_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One row of a trials table: trials that differ by their seed only."""
+    """One row of a trials table, for trials that differ only in the seed."""
     sound = [one["evaluation"] for one in members if not one["diverged"]]
     returns, wins = ([one[key] for one in sound] for key in ("return_mean", "win_rate"))
     shown = [f"{fmean(returns):.3f} ± {standard_deviation(returns):.3f}", f"{fmean(wins):.3f}"] if sound else ["-", "-"]
@@ -192,12 +192,12 @@ def _group_row(group: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, 
 
 
 def text(value: float | str) -> str:
-    """Return what a trial varies as a cell of a table."""
+    """Return a value that a trial varies as a table cell."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """Return what was trained on what, in a line."""
+    """Return in one line what was trained on which data."""
     data = config["data"]
     return f"{config['name']}: {config['algorithm']['name']} on {data['environment']} {data['quality']}"
 
@@ -219,14 +219,14 @@ def shares(directory: str, count: int | None = None) -> dict[str, Any] | None:
 
 
 def share_folders(directory: str, count: int | None = None) -> list[str]:
-    """Return where the shares of a population belong, or nothing where it is not shared.
+    """Return the folders of a population's shares, or none if it is not shared.
 
     Args:
-        directory: that holds `share_0_of_N` and so on.
-        count: N; None: as the folders' names have it.
+        directory: directory that contains `share_0_of_N` and so on.
+        count: N; None: taken from the folders' names.
 
     Raises:
-        ConfigError: they have several.
+        ConfigError: the folders' names have different N.
     """
     if count is None:
         names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -244,10 +244,10 @@ def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note:
 
 
 def without_empty_wins(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return a table without its column WINS where nobody won, as in all tasks without a goal.
+    """Return a table without its column WINS if nobody won, as in all tasks without a goal.
 
     Args:
-        rows: the heading first.
+        rows: the heading, then the other rows.
     """
     place = rows[0].index(WINS)
     if any(row[place].strip("0.-") for row in rows[1:]):
@@ -256,10 +256,10 @@ def without_empty_wins(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
-    """Return a heading and one row per agent, or nothing where the algorithm has no per-agent metrics.
+    """Return a heading and one row per agent, or no rows if the algorithm has no per-agent metrics.
 
     Args:
-        values: metrics of a row that was logged.
+        values: metrics of a logged row.
     """
     columns = {title: values[key] for title, key in AGENT_COLUMNS.items() if isinstance(values.get(key), list)}
     if not columns:
@@ -274,15 +274,15 @@ def agent_rows(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _bound(alpha: float, divergence: float | None, price: float) -> str:
-    """What keeps an agent's policy near the behaviour; nothing does while it is the behaviour's clone."""
+    """What keeps an agent's policy near the behaviour policy; nothing while the policy is a behaviour clone."""
     if divergence == 0:
         return "-"
-    # metrics are means over a call, in which a level may have left its floor
+    # metrics are means over a training call, during which a level may have left its floor
     return "price" if alpha <= 1.01 * price else "budget"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines of text, their columns aligned."""
+    """Return rows of cells as lines of text with aligned columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -290,7 +290,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     values, define = new_flags()
     define("boolean", "replay", True, "Play an episode of the policy for the page; it takes a simulator and a minute.")
     return frame.main(argv, __doc__, values, _show_again, "one directory of a finished run")

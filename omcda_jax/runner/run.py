@@ -12,8 +12,8 @@ again resumes a stopped run and evaluates a finished one. Exit status: 0 done, 7
 same command again), 78 a setting or a file to fix, 1 anything else.
 
 One trial runs on all devices of all processes: --distributed joins the processes of a cluster that JAX detects (Slurm,
-TPU pods, ...), --coordinator, --num_processes and --process_id describe them by hand. Trials are shared among processes
-that run independently, by --num_processes and --process_id alone. --select names the trial to take by the data alone.
+TPU pods, ...), and --coordinator, --num_processes and --process_id describe them by hand. --num_processes and
+--process_id alone share trials among processes that run independently. --select chooses a trial by the data alone.
 """
 
 import contextlib
@@ -61,10 +61,10 @@ Labels = Sequence[Mapping[str, Any]]
 
 
 def execute(command: Command, interruption: Interruption) -> int:
-    """Do what the command orders and return the exit status.
+    """Execute the command and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix, before anything is compiled.
+        ConfigError, DatasetError: a mistake that the user can fix, before anything is compiled.
         NonFiniteMetrics, StorageError: as in `training.learn`.
     """
     config, shared = command.config, command.processes
@@ -81,7 +81,7 @@ def execute(command: Command, interruption: Interruption) -> int:
         config = dataclasses.replace(config, learner=job.config.learner)
     say(overview(config))
     begins = command.mode == "train" and by_first(lambda: not os.path.isdir(job.checkpoints()))
-    # a simulator takes seconds to import, a damaged file is noticed at once
+    # read first: a damaged file is noticed at once, while a simulator takes seconds to import
     source = processes.by_all(lambda: datasets.read_if_there(job)) if begins else None
     environment = envs.make(config.data.environment)
     if command.video:
@@ -100,7 +100,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             processes.require_same("the data", source.metadata.get("digest"))
             saved = learn(job, source, saved, judge, interruption)
             step = updates_done(saved.state)
-            # one of several processes goes on even so, for the others would wait for it
+            # one of several processes continues even so: the others would wait for it
             if step < config.learner.updates or (interruption.requested and jax.process_count() == 1):
                 say(f"stopped and saved at step {step} of {config.learner.updates}; the same command resumes")
                 return os.EX_TEMPFAIL
@@ -112,13 +112,13 @@ def execute(command: Command, interruption: Interruption) -> int:
         if is_first():
             show(command, job, environment, saved.state, result)
         if command.select:
-            source = None  # what training drew from makes room
+            source = None  # frees the memory of the training data
             say(select.table(select.select(job, labels, saved, command.select)))
     return os.EX_OK
 
 
 def _without_places(job: Job) -> dict[str, Any]:
-    """The settings but for what names places on a host's own disks."""
+    """The settings without paths on a host's own disks."""
     settings = to_dict(job.config)
     return settings | {"directory": None, "data": settings["data"] | {"path": None}}
 
@@ -150,15 +150,15 @@ def job_of(command: Command) -> tuple[Job, Labels]:
 def finish(
     job: Job, environment: Environment | HostEnvironment, saved: Saved, judge: Judge, labels: Labels, command: Command
 ) -> dict[str, Any]:
-    """Evaluate the state, write result.json (of the best checkpoint result_best.json), return what it holds.
+    """Evaluate the state, write result.json (for the best checkpoint result_best.json) and return its contents.
 
     Args:
-        job: whose.
-        environment: that it is evaluated in.
-        saved: its state, and what lies beside it.
-        judge: evaluates it.
+        job: the job.
+        environment: the environment of the evaluation.
+        saved: the job's state and that state's metadata.
+        judge: evaluates the state.
         labels: what each trial varies.
-        command: which checkpoint the state is from, and whether it is the end of a training.
+        command: says which checkpoint the state is from, and whether it ends a training.
 
     Raises:
         StorageError: the result cannot be written.
@@ -178,7 +178,7 @@ def finish(
         result["trials"] = report.trials(labels, summaries, learning["metrics"], saved.metadata["guard"])
     else:
         result |= {"evaluation": without_returns(summaries[0]), **learning}
-        # an evaluation that is asked for later, perhaps of fewer episodes, is not one on the way
+        # an evaluation that is requested later, perhaps with fewer episodes, is not part of the training
         if command.mode == "train" and _recorded(path) != updates_done(state):
             with Best(job, environment.spec) as best:
                 best.offer(state, summaries[0], saved.metadata)
@@ -200,14 +200,14 @@ def finish(
 
 
 def _recorded(path: str) -> int | None:
-    """The updates behind the result that is there, if it can be read."""
+    """The number of updates in the existing result, if it can be read."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(Path(path).read_text()).get("step")
     return None
 
 
 def result_path(job: Job, which: str) -> str:
-    """Return where the result of a checkpoint is written, of one that `Command.which` gives."""
+    """Return the path of a checkpoint's result; `which` as in `Command.which`."""
     return os.path.join(job.directory, "result.json" if which == "latest" else f"result_{which}.json")
 
 
@@ -221,10 +221,10 @@ def show(
     """Print the table, draw the plot and make the video.
 
     Args:
-        command: what was ordered.
-        job: that was done.
-        environment: for the video.
-        state: likewise.
+        command: the command.
+        job: the finished job.
+        environment: the environment of the video.
+        state: the state that acts in the video.
         result: as `finish` returns it.
     """
     if job.population:
@@ -248,5 +248,5 @@ def show(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return processes.ordered(argv, lambda argv: parse(argv, __doc__), execute)

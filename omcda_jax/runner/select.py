@@ -1,4 +1,4 @@
-"""Which trial of a population to take, by the data alone: estimates, how sure they are, and the files that say so."""
+"""Which trial of a population to take, by the data alone: the estimates, how sure they are, and their files."""
 
 import dataclasses
 import os
@@ -23,11 +23,11 @@ from omcda_jax.runner.processes import say
 from omcda_jax.runner.report import align, text
 from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, TrainState, updates_done
 
-ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; one asked for brings the cheaper ones along
+ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; an estimate includes the cheaper ones
 HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on, unless data.held_out says otherwise
-FITS = 2  # of every trial, from other networks and batches
-LARGEST_RATE = 0.05  # of targets that follow quickly
-ROWS = 1024  # judged together by the doubly robust estimate
+FITS = 2  # fits per trial, with different networks and batches
+LARGEST_RATE = 0.05  # largest target rate that `fqe_settings` chooses
+ROWS = 1024  # rows that the doubly robust estimate handles at a time
 
 Labels = Sequence[Mapping[str, Any]]
 
@@ -37,8 +37,8 @@ class Order(NamedTuple):
 
     Attributes:
         by: one of ESTIMATES.
-        updates: that critics are fitted for.
-        gamma: discount factor of the fitted estimates; None: the largest of the trials'.
+        updates: number of updates that critics are fitted for.
+        gamma: discount factor of the fitted estimates; None: the largest among the trials.
     """
 
     by: str
@@ -47,10 +47,10 @@ class Order(NamedTuple):
 
 
 def check(order: Order, job: Job, spec: EnvSpec) -> None:
-    """Refuse, before any training, what the trials cannot be chosen by.
+    """Refuse, before any training, an order by which the trials cannot be chosen.
 
     Raises:
-        ConfigError: there is a single trial; the algorithm has no such estimate; or a number out of its range.
+        ConfigError: there is only one trial, the algorithm has no such estimate, or a number is out of its range.
     """
     flag, name = f"--select={order.by}", job.config.algorithm.name
     if len(job.configs) < 2:
@@ -78,13 +78,13 @@ def check(order: Order, job: Job, spec: EnvSpec) -> None:
 
 
 class Cut(NamedTuple):
-    """The data as estimates see them.
+    """The data, split for the estimates.
 
     Attributes:
-        fitted: episodes that critics and clones are fitted on, with returns-to-go.
-        held_out: the E other ones.
+        fitted: episodes that critics and behaviour clones are fitted on, with returns-to-go.
+        held_out: the E other episodes.
         gamma: discount factor of the fitted estimates.
-        largest: return-to-go in all of the data, scaled; nan where a time limit cuts every one short.
+        largest: largest return-to-go in all of the data, scaled; nan if a time limit cuts every episode short.
     """
 
     fitted: data.Dataset
@@ -100,7 +100,7 @@ class Cut(NamedTuple):
 
     @property
     def returns(self) -> np.ndarray:
-        """Discounted returns of the held-out episodes as they were recorded, scaled; [at most E], none cut short."""
+        """Recorded discounted returns of the held-out episodes that were not cut short, scaled: [at most E]."""
         found = np.asarray(self.starts.return_to_go, np.float64)
         return found[~np.isnan(found)]
 
@@ -112,7 +112,7 @@ class Cut(NamedTuple):
 
 
 def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
-    """Read the run's data again and cut them in two by whole episodes.
+    """Read the run's data again and split them in two by whole episodes.
 
     Raises:
         ConfigError, DatasetError: as in `datasets.load` and `data.split`; or the run was trained on other data.
@@ -124,15 +124,15 @@ def cut(job: Job, saved: Saved, gamma: float | None = None) -> Cut:
     if gamma is None:
         gamma = max(getattr(trial.algorithm, "gamma", selection.FqeConfig.gamma) for trial in job.configs)
     largest = data.max_return_to_go(dataset, gamma)
-    # with data.held_out the same episodes that the policies have not seen either
+    # with data.held_out, these are the episodes that the policies have not seen either
     parts = data.split(data.returns_to_go(dataset, [gamma]), config.data.held_out or HELD_OUT, config.data.seed)
     return Cut(*parts, gamma, largest)
 
 
 def fqe_settings(config: ExperimentConfig, gamma: float, updates: int) -> selection.FqeConfig:
-    """Return the settings of the fitted critic: the trials' networks, a fifth of priming, targets that arrive in time.
+    """Return the settings of the fitted critic: the trials' networks, a fifth of priming, and fast enough targets.
 
-    In the other four fifths credit has to travel 2 / (1 - gamma) steps, one in 1 / target_rate updates.
+    In the other four fifths, credit has to travel 2 / (1 - gamma) steps, and each step takes 1 / target_rate updates.
     """
     names = {field.name for field in dataclasses.fields(selection.FqeConfig)}
     preset = PRESETS[config.name].shared if config.name in PRESETS else {}
@@ -147,7 +147,7 @@ def fqe_settings(config: ExperimentConfig, gamma: float, updates: int) -> select
 def fit(
     algorithm: Algorithm, state: TrainState, dataset: data.Dataset, config: ExperimentConfig, layout: Layout
 ) -> tuple[TrainState, Guard]:
-    """Train a population on a part of the data, for `config.learner.updates`; nothing is saved on the way.
+    """Train a population on a part of the data for `config.learner.updates`; nothing is saved during training.
 
     Raises:
         NonFiniteMetrics: as in `learner.train`.
@@ -179,7 +179,7 @@ def fit_values(job: Job, state: TrainState, parts: Cut, config: ExperimentConfig
 
 
 def fit_clone(state: TrainState, parts: Cut, config: ExperimentConfig) -> Actor:
-    """Clone the data's policy on the same part of the data, for the ratios of the doubly robust estimate."""
+    """Clone the behaviour policy on the same part of the data, for the ratios of the doubly robust estimate."""
     algorithm, own = find("bc"), getattr(config.algorithm, "hidden_sizes", None)
     settings = algorithm.config() if own is None else algorithm.config(hidden_sizes=own)
     fresh = initial_state(algorithm, config.data.seed, parts.fitted.spec, settings)
@@ -198,13 +198,13 @@ def start_values(function: Any, states: TrainState, parts: Cut) -> np.ndarray:
 
 
 def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the doubly robust estimate's parts [P F, E], and the share of the episodes that weights amount to, [P F].
+    """Return the doubly robust estimate of each episode [P F, E], and the effective share of the episodes [P F].
 
     Args:
-        states: of fitted Q evaluation.
-        clone: of the data's policy.
+        states: states of fitted Q evaluation.
+        clone: clone of the behaviour policy.
         parts: the data.
-        seed: of the draws where actions are continuous.
+        seed: seed of the samples of continuous actions.
     """
     held_out, lengths = parts.held_out, parts.lengths
     rows, ends = np.asarray(held_out.rows), np.cumsum(lengths) - 1
@@ -243,11 +243,11 @@ def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tu
 
 
 class Estimates(NamedTuple):
-    """What the estimates say, in the environment's units.
+    """The estimates, in the environment's units.
 
     Attributes:
-        values: by estimate, [P, F, E] of P trials by F fits in E held-out episodes; nan where there is no figure.
-        effective_share: of the episodes, that the weights of the doubly robust estimate amount to, [P]; or None.
+        values: by estimate, [P, F, E] for P trials, F fits and E held-out episodes; nan where there is no number.
+        effective_share: share of the episodes that remains effective under the doubly robust weights, [P]; or None.
     """
 
     values: dict[str, np.ndarray]
@@ -255,7 +255,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates:
-    """Judge all trials by the estimate asked for and those cheaper than it, as far as the algorithm has them.
+    """Judge all trials by the requested estimate and the cheaper ones, as far as the algorithm has them.
 
     Raises:
         NonFiniteMetrics: no fit stayed finite.
@@ -275,7 +275,7 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
         return Estimates(values)
     clone = fit_clone(state, parts, config)
     found, shares = doubly_robust(fitted, clone, parts, config.data.seed)
-    # the weights do not depend on the fit
+    # the importance weights do not depend on the fit
     share = shares.reshape(trials, FITS).min(axis=1)
     sane = share >= selection.LEAST_EFFECTIVE_SHARE
     values["dr"] = np.where(sane[:, None, None], by_fit(found), np.nan)
@@ -283,10 +283,10 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
 
 
 def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, Any]:
-    """Judge the trials of a trained population, write selection.json and the chosen policy, and return the former.
+    """Judge the trials of a trained population, write selection.json and the chosen policy, and return the selection.
 
     Args:
-        job: whose directory is claimed.
+        job: the job; its directory is claimed.
         labels: what each trial varies.
         saved: its trained state.
         order: what to choose by.
@@ -321,7 +321,7 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
     shutil.rmtree(place, ignore_errors=True)
     if chosen is not None:
         save_policy(place, job.algorithm.policy(jax.tree.map(lambda leaf: leaf[chosen], saved.state)))
-    # last, for it names the policy
+    # written last, because it names the policy
     write_json(os.path.join(job.directory, "selection.json"), result)
     return result
 
@@ -329,7 +329,7 @@ def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, An
 def _entry(
     label: Mapping[str, Any], trial: int, compared: Mapping[str, selection.Comparison], found: Estimates
 ) -> dict[str, Any]:
-    """What selection.json says of one trial; None for what is no number."""
+    """The entry of one trial in selection.json; nan becomes None."""
     plain = lambda number: float(number) if np.isfinite(number) else None
     entry = {"trial": label}
     for name, table in compared.items():

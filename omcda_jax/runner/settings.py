@@ -14,14 +14,14 @@ from omcda_jax.config import DataConfig, EvaluationConfig, ExperimentConfig, Lea
 from omcda_jax.runner.report import align
 
 WIDTH = 120
-LONGEST = 100  # of a meaning
+LONGEST = 100  # characters of a meaning
 SECTIONS = {"data": DataConfig, "learner": LearnerConfig, "evaluation": EvaluationConfig}
 _CLAUSE = re.compile(r"(?:`[^`]*`|[^`])*?(?=[.;](?: |$)|$)")
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 
 
 def meanings(settings: type) -> dict[str, str]:
-    """Return what each field of a dataclass does, from the `Attributes:` of its docstring and of its bases'."""
+    """Return what each field of a dataclass does, from `Attributes:` in its docstring and in those of its bases."""
     texts: dict[str, str] = {}
     for owner in reversed(settings.__mro__):
         _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
@@ -39,7 +39,7 @@ def meanings(settings: type) -> dict[str, str]:
 
 
 def _first_clause(text: str) -> str:
-    """The text up to the first full stop or semicolon outside backquotes, of a long one what makes sense alone."""
+    """The text up to the first full stop or semicolon outside backquotes; a long clause is cut where it makes sense."""
     clause = _CLAUSE.match(text)[0]
     parts = [clause[: match.start()] for match in re.finditer(r"[,:] | \(", clause) if match.start() <= LONGEST]
     whole = [part for part in parts if part.count("(") == part.count(")")]
@@ -50,7 +50,7 @@ def explain(config: ExperimentConfig | None = None) -> str:
     """Return a table of every key with its value, its type and what it does.
 
     Args:
-        config: whose values are shown; None shows defaults, ? where there is none, of all algorithms.
+        config: the settings to show; None shows the defaults of all algorithms, or ? where there is none.
     """
     owner = config or ExperimentConfig
     rows = [row for row in _rows("", owner) if row[0] in ("seed", "directory")]
@@ -64,7 +64,7 @@ def explain(config: ExperimentConfig | None = None) -> str:
 
 
 def overview(config: ExperimentConfig) -> str:
-    """Return all settings in compact columns; a * marks those of the algorithm that are not its own defaults."""
+    """Return all settings in compact columns; * marks settings of the algorithm that differ from its defaults."""
     algorithm, defaults = config.algorithm, type(config.algorithm)()
     cells = [f"{key} {written(getattr(config, key))}" for key in ("seed", "directory")]
     parts = [("run", cells)]
@@ -82,7 +82,7 @@ def overview(config: ExperimentConfig) -> str:
         line
         for title, cells in parts
         for line in textwrap.wrap(
-            # the blanks within a cell are not where a line may break
+            # a line must not break at the blanks within a cell
             "   ".join(cell.replace(" ", "\0") for cell in cells),
             WIDTH,
             initial_indent=f"  {title}".ljust(indent),
@@ -100,7 +100,7 @@ def _names(settings: Any) -> list[str]:
 
 
 def _rows(prefix: str, owner: Any) -> Iterator[tuple[str, str, str, str]]:
-    """One row per field of a settings dataclass, or of an instance, whose values are shown."""
+    """One row per field of a settings dataclass, or of an instance, to show its values."""
     settings = owner if isinstance(owner, type) else type(owner)
     hints, texts = typing.get_type_hints(settings), meanings(settings)
     for field in dataclasses.fields(settings):

@@ -1,7 +1,7 @@
-"""Where else the rows of metrics.jsonl go: TensorBoard, Weights & Biases, trackio. The file stays what counts.
+"""Loggers that also get the rows of metrics.jsonl: TensorBoard, Weights & Biases, trackio. The file is authoritative.
 
-A run that resumes logs nothing twice, although updates lost by a crash are done again: `logged.json`, beside the
-metrics, holds for each sink which rows it was given, and is written before they are.
+A run that resumes logs nothing twice, although it repeats updates that a crash lost. `logged.json`, in the same folder
+as the metrics, records which rows each sink was given; it is written before the sinks are.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Numbers = Mapping[str, float]
 
 
 class Sink(NamedTuple):
-    """A logger at work: `write(step, numbers)` and `close()`."""
+    """An open logger: `write(step, numbers)` and `close()`."""
 
     write: Callable[[int, Numbers], None]
     close: Callable[[], None]
@@ -34,7 +34,7 @@ class Sink(NamedTuple):
 
 def tensorboard(job: Job, name: str) -> Sink:
     """Return a writer of event files in the run's `tensorboard` folder."""
-    # files are named by the second, and a second one of the same name would take the first one's place
+    # file names have a resolution of one second; without a suffix a new file could replace an older one
     suffix = f".{uuid.uuid4().hex[:8]}"
     package = importlib.import_module("tensorboardX")
     writer = package.SummaryWriter(os.path.join(job.directory, "tensorboard"), filename_suffix=suffix)
@@ -48,7 +48,7 @@ def tensorboard(job: Job, name: str) -> Sink:
 
 
 def wandb(job: Job, name: str) -> Sink:
-    """Return a run of Weights & Biases, its files in the run's `wandb` folder; WANDB_MODE=offline keeps it there."""
+    """Return a run of Weights & Biases with files in the run's `wandb` folder; WANDB_MODE=offline keeps it there."""
     package = importlib.import_module("wandb")
     run = package.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -57,17 +57,17 @@ def wandb(job: Job, name: str) -> Sink:
         dir=job.directory,
         config=to_dict(job.config),
         resume="allow",
-        mode=os.environ.get("WANDB_MODE"),  # a login has fixed the mode otherwise
+        mode=os.environ.get("WANDB_MODE"),  # without this, a login has fixed the mode
         settings=package.Settings(silent=True, console="off"),
     )
-    # its own count of steps refuses a second row of one step after a resumption
+    # W&B's own step count refuses a second row of one step after a resumption
     run.define_metric("updates")
     run.define_metric("*", step_metric="updates")
     return Sink(lambda step, numbers: run.log({"updates": step, **numbers}), run.finish)
 
 
 def trackio(job: Job, name: str) -> Sink:
-    """Return a run of trackio, in its own database; TRACKIO_DIR chooses where."""
+    """Return a run of trackio, in trackio's database; TRACKIO_DIR chooses its folder."""
     package = importlib.import_module("trackio")
     with contextlib.redirect_stdout(None):
         run = package.init(
@@ -87,15 +87,15 @@ def trackio(job: Job, name: str) -> Sink:
     return Sink(lambda step, numbers: run.log(dict(numbers), step=step), close)
 
 
-# what makes each, and the package that it needs
+# the function that opens each sink, and the package that it needs
 SINKS = {"tensorboard": (tensorboard, "tensorboardX"), "wandb": (wandb, "wandb"), "trackio": (trackio, "trackio")}
 
 
 def check(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the sinks that --log names, once it is sure that they can work.
+    """Return the sinks that --log names, after a check that they can work.
 
     Raises:
-        ConfigError: there is no such sink, its package is missing, or W&B does not know who is logging.
+        ConfigError: there is no such sink, its package is missing, or there is no login for W&B.
     """
     for name in names:
         if name not in SINKS:
@@ -111,11 +111,11 @@ def check(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def scalars(values: Mapping[str, Any], population: bool) -> dict[str, float]:
-    """Return a row's numbers one by one: those of lists as `key/agent_0`, of trials as `key/trial_0`, or both.
+    """Return a row's numbers one by one: lists over agents as `key/agent_0`, over trials as `key/trial_0`, or both.
 
     Args:
         values: numbers, and arrays of any shape.
-        population: the first axis of an array is that of the trials.
+        population: whether the first axis of an array is over trials.
     """
     axes, numbers = (["trial"] if population else []) + ["agent"], {}
     for key, value in values.items():
@@ -127,12 +127,12 @@ def scalars(values: Mapping[str, Any], population: bool) -> dict[str, float]:
 
 @contextlib.contextmanager
 def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Open the job's sinks, give them the rows of its metrics that they lack, and give `write(step, values)`.
+    """Open the job's sinks, pass them the rows of its metrics that they lack, and yield `write(step, values)`.
 
-    A sink that fails ends with a warning; training goes on.
+    A sink that fails is closed with a warning; training continues.
 
     Args:
-        job: whose metrics file is open already, cut back to where the job resumes.
+        job: the job; its metrics file is already open, and truncated to where the job resumes.
     """
     path = os.path.join(job.directory, "logged.json")
     logged: dict[str, Any] = load(path) if os.path.exists(path) else {}
@@ -140,7 +140,7 @@ def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
 
     def attempt(name: str, work: Callable[[], Any]) -> Any:
         try:
-            # they start processes, of which JAX warns
+            # sinks start processes, and JAX warns about that
             with warnings.catch_warnings(action="ignore"):
                 return work()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The page of a sweep: what its trials came to, how that depends on their settings, and how the best were trained."""
+"""The page of a sweep: the returns of its trials, how they depend on the settings, and how the best trials trained."""
 
 import os
 import shlex
@@ -13,15 +13,15 @@ from omcda_jax.runner.sweep import collect, manifest, search
 from omcda_jax.runner.sweep.state import result_of
 from omcda_jax.types import ConfigError
 
-CURVES = 12  # settings of a task whose training is drawn, and which are compared in pairs
+CURVES = 12  # settings per task with training curves and pairwise comparisons
 
 
 def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool = True) -> Page:
-    """Return the page of a sweep, of the rows that are done.
+    """Return the page of a sweep, from the rows that are done.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest, one of them done at least.
+        directory: the sweep's directory.
+        rows: rows of its manifest, of which at least one is done.
         with_replay: play an episode of the trial with the highest return on the first task.
 
     Raises:
@@ -86,7 +86,7 @@ def _results(directory: str, rows: Sequence[manifest.Row]) -> list[tuple[manifes
 
 
 def _label(record: collect.Record, left_out: set[str]) -> dict[str, Any]:
-    """What a trial was given beside its task and data."""
+    """A trial's settings besides its task and data."""
     given = {key: value for key, value in collect.settings(record).items() if not key.startswith("data.")}
     return {key: value for key, value in given.items() if value != "" and key not in {"task", *left_out}}
 
@@ -99,7 +99,7 @@ def _warning() -> Part:
 
 
 def search_parts(searched: Mapping[str, Any]) -> list[Part]:
-    """Return what the page of a search begins with.
+    """Return the first parts of a search's page.
 
     Args:
         searched: as `search.read` returns it.
@@ -121,7 +121,7 @@ def _table(records: Sequence[Mapping[str, Any]], caption: str) -> Part:
 
 
 def _best(groups: Mapping[str, Sequence[Trial]]) -> dict[str, Sequence[Trial]]:
-    """The groups with the highest mean returns, at most CURVES of them, in the order of the sweep."""
+    """The groups with the highest mean returns, at most CURVES groups, in the order of the sweep."""
     means = {
         name: sum(trial.final["return_mean"] for trial in sound) / len(sound)
         for name, trials in groups.items()
@@ -132,7 +132,7 @@ def _best(groups: Mapping[str, Sequence[Trial]]) -> dict[str, Sequence[Trial]]:
 
 
 def _settings(records: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """A figure for every setting that varies on a task."""
+    """Draw a figure for every setting that varies on a task."""
     drawn = []
     for task in dict.fromkeys(map(collect.dataset_of, records)):
         own = [record for record in records if collect.dataset_of(record) == task and not record["diverged"]]

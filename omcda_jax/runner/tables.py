@@ -1,4 +1,4 @@
-"""The tables of a comparison: means, interquartile means with their intervals, and the files that hold them."""
+"""The tables of a comparison: means, interquartile means with their intervals, and the files that contain them."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ RESAMPLES = 2_000
 
 
 class Cell(NamedTuple):
-    """One algorithm on one task, all seeds."""
+    """One algorithm on one task, with all seeds."""
 
     task: str
     algorithm: str
@@ -36,7 +36,7 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as CSV with a heading; of a row only the columns count, and what it lacks, and None, is nothing."""
+    """Return rows as CSV with a heading. Other keys than the columns are dropped; a missing value or None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -45,11 +45,11 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_files(directory: str, texts: Mapping[str, str]) -> None:
-    """Write files of tables, each whole or not at all.
+    """Write files of tables, each completely or not at all.
 
     Args:
-        directory: where.
-        texts: by the files' names.
+        directory: the folder.
+        texts: the files' contents, by file name.
 
     Raises:
         ConfigError: the directory cannot be written.
@@ -63,23 +63,23 @@ def write_files(directory: str, texts: Mapping[str, str]) -> None:
 
 
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows of cells below a heading as a table in Markdown."""
+    """Return a heading and rows of cells as a table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heading, ["---"] * len(heading), *rows])
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Return the mean of the middle half of the values, the two at the edges counted in part."""
+    """Return the mean of the middle half of the values; the two values at the edges count in part."""
     ordered, count = np.sort(np.ravel(values)), np.size(values)
     edges = np.clip(np.arange(count + 1), count / 4, 3 * count / 4)
     return float(np.diff(edges) @ ordered / (count / 2))
 
 
 def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the interquartile mean: seeds drawn with replacement, and from each of them its episodes.
+    """Return the interval of the interquartile mean: draw seeds with replacement, then episodes of each drawn seed.
 
     Args:
-        returns: [P, E] of every seed's episodes.
-        level: of confidence.
+        returns: [P, E] returns of every seed's episodes.
+        level: confidence level.
     """
     rng = np.random.default_rng(0)
     seeds, episodes = returns.shape
@@ -92,14 +92,14 @@ def bootstrap_interval(returns: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Return which share of the runs scores above each threshold, with its interval, [3, K]: share, low and high.
+    """Return the share of runs that score above each threshold, with its interval, [3, K]: share, low and high.
 
-    Seeds are drawn with replacement within each task for the interval.
+    For the interval, seeds are drawn with replacement within each task.
 
     Args:
-        scores: of every task, one for each seed.
+        scores: for each task, one score per seed.
         thresholds: [K].
-        level: of confidence.
+        level: confidence level.
     """
     rng = np.random.default_rng(0)
     above = [task[:, None] > thresholds for task in scores]  # [seeds, K] of each task
@@ -113,13 +113,13 @@ def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray, le
 def probability_of_improvement(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the chance that a run of one method beats one of another on the same task, with its interval.
+    """Return the probability that a run of one algorithm beats a run of another on the same task, with its interval.
 
-    It is averaged over tasks, and a tie counts half. Seeds are drawn with replacement for the interval.
+    It is averaged over tasks, and a tie counts half. For the interval, seeds are drawn with replacement.
 
     Args:
-        ours, theirs: of every task, the score of each seed.
-        level: of confidence.
+        ours, theirs: for each task, one score per seed.
+        level: confidence level.
     """
     rng = np.random.default_rng(0)
     wins = [(np.sign(a[:, None] - b) + 1) / 2 for a, b in zip(ours, theirs, strict=True)]
@@ -132,7 +132,7 @@ def probability_of_improvement(
 
 
 def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a cell's numbers in the tables; seeds that diverged are counted and left out of the rest."""
+    """Return a cell's numbers for the tables; seeds that diverged are counted, and left out of the other numbers."""
     sound = [seed for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True) if not culprit]
     returns = np.array([seed["returns"] for seed in sound])
     known, versions = result["data"]["statistics"], result["versions"]
@@ -158,8 +158,8 @@ def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequen
     """Return the table: mean ± standard deviation over seeds, then the interquartile mean with its interval.
 
     Args:
-        entries: `statistics` of the finished cells by task and algorithm.
-        cells: all of them; an unfinished one shows as a dash.
+        entries: `statistics` of the finished cells, by task and algorithm.
+        cells: all cells; an unfinished cell shows as a dash.
     """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     lines = [f"| algorithm | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
@@ -203,11 +203,11 @@ def _recorded(entry: Mapping[str, Any] | None) -> str:
 
 
 def write_tables(cells: Sequence[Cell], directory: str) -> str:
-    """Write comparison.md, .csv and .json of all cells with a result; return the first.
+    """Write comparison.md, .csv and .json of all cells with a result; return the Markdown.
 
     Args:
-        cells: of the comparison, finished or not.
-        directory: where the files go.
+        cells: the comparison's cells, finished or not.
+        directory: folder for the files.
     """
     read = {(cell.task, cell.algorithm): read_result(cell) for cell in cells}
     results = {key: result for key, result in read.items() if result}

@@ -1,18 +1,18 @@
-"""The command that trains the behaviour policies whose rollouts are the datasets.
+"""The command that trains behaviour policies, to collect datasets with.
 
     python experiments/train_behaviour.py --environment=my_module/easy --out=weights
     python experiments/train_behaviour.py --environment=smax/3m --out=omcda_jax/behaviour/weights
 
-Any environment will do, in JAX or on the host, of discrete or continuous actions. MAPPO trains for --steps; a snapshot
-is taken after the first update and then --snapshots more at equal distances. Each is evaluated with sampled actions
-and saved. Then the stages are named: expert is the snapshot with the highest mean return; medium the first that lies at
-least --medium_share of the way from random play to expert; those before medium are replay_1, replay_2, ... Collect
-datasets from them with `collect --weights=FOLDER --quality=expert|medium|medium_replay|medium_expert`.
+Any environment works, in JAX or on the host, with discrete or continuous actions. MAPPO trains for --steps. A snapshot
+is taken after the first update, and then --snapshots more at equal intervals. Each is evaluated with sampled actions
+and saved. Then the stages are named. expert is the snapshot with the highest mean return. medium is the first snapshot
+that is at least --medium_share of the way from random play to expert. The snapshots before medium are replay_1,
+replay_2, ... Collect datasets with `collect --weights=FOLDER --quality=expert|medium|medium_replay|medium_expert`.
 
-The environments whose policies come with the package have recipes of their own, see omcda_jax/behaviour/recipes.py:
-training phases, one after the other on the same weights, and when the stages (poor, medium, good; or those named in
-`omcda_jax.behaviour.policies.QUALITIES`) are taken. Another machine or another version of JAX or of the simulator gives
-other weights from the same seed; expect about the same figures, not the same numbers.
+The environments with policies that come with the package have recipes of their own, see omcda_jax/behaviour/recipes.py.
+A recipe has training phases, one after the other on the same weights, and says when the stages (poor, medium, good; or
+those named in `omcda_jax.behaviour.policies.QUALITIES`) are taken. The same seed gives other weights on another machine
+or with another version of JAX or of the simulator; expect similar figures, not the same numbers.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ RULE = tuple(field.name for field in dataclasses.fields(training.Rule) if field.
 
 
 def make_evaluate(environment: Environment | HostEnvironment, episodes: int) -> training.Evaluate:
-    """Return `evaluate(actor, key)`, which gives the facts that are stored beside the weights of a recipe's policy.
+    """Return `evaluate(actor, key)`, which returns the facts that are stored with the weights of a recipe's policy.
 
-    It plays with sampled actions, and on the host with greedy ones too.
+    It plays with sampled actions, and on the host with greedy actions too.
 
     Args:
         environment: where to play.
@@ -73,7 +73,7 @@ def _on_host(environment: HostEnvironment, episodes: int, actor, seed: int) -> d
 
 @contextlib.contextmanager
 def evaluating(environment: Environment | HostEnvironment, act: acts.Act, episodes: int) -> Iterator[training.Evaluate]:
-    """Give `evaluate(params, key)`, which plays episodes and compiles once for all policies.
+    """Yield `evaluate(params, key)`, which plays episodes and compiles once for all policies.
 
     Args:
         environment: where to play.
@@ -119,14 +119,14 @@ def train_anywhere(name: str, out: Path, own: dict[str, float], *, seed: int, ep
     """Train in an environment without a recipe, and print what each stage reached.
 
     Args:
-        name: of the environment.
+        name: the environment's name.
         out: folder for the files.
         own: fields of `behaviour.settings.Settings` and `training.Rule` that differ from their defaults.
-        seed: of the training.
-        episodes: a snapshot is evaluated on, 0 for the default.
+        seed: seed of the training.
+        episodes: episodes to evaluate a snapshot on; 0: the default.
 
     Raises:
-        ConfigError: a wrong value, or no snapshot is better than random play.
+        ConfigError: a value is wrong, or no snapshot is better than random play.
     """
     rule = training.Rule(**{key: value for key, value in own.items() if key in RULE} | _given(episodes))
     settings = dataclasses.replace(GENERAL, **{key: value for key, value in own.items() if key not in RULE})

@@ -1,4 +1,4 @@
-"""The one training path: from a dataset and a state on disk to a trained state on disk."""
+"""The single training path: from a dataset and a state on disk to a trained state on disk."""
 
 import dataclasses
 import functools
@@ -22,20 +22,20 @@ from omcda_jax.types import ConfigError, TrainState, updates_done
 
 
 def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: Interruption) -> Saved:
-    """Train to the end or to a signal; every state saved carries what a later start needs.
+    """Train to the end or until a signal; every saved state has what a later start needs.
 
     Args:
-        job: what to train; its directory is claimed.
+        job: the job to train; its directory is claimed.
         source: its dataset.
-        saved: where it stands.
+        saved: its state and metadata so far.
         judge: evaluates its states.
         interruption: polled between calls.
 
     Returns:
-        The state after the last update, and what its checkpoint holds beside it.
+        The state after the last update, and the metadata in its checkpoint.
 
     Raises:
-        ConfigError: the data are not those the run began with.
+        ConfigError: the data are not those that the run began with.
         NonFiniteMetrics, StorageError: as in `learner.train` and `Checkpoints.save`.
     """
     if saved.metadata and saved.metadata["data"].get("digest") != source.metadata.get("digest"):
@@ -50,7 +50,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
     guard = Guard(len(job.configs), saved.metadata.get("guard"))
     seconds = saved.metadata.get("seconds", 0.0)
     stopping = functools.partial(_is_stopping, job, interruption)
-    unread = None  # the error of output that nobody reads any more, raised once what is done is saved
+    unread = None  # the error of a closed output pipe, raised after the training so far is saved
 
     with source.opened as dataset_at:
         train_step, state = compile_step(job, layout, state, dataset_at(step))
@@ -82,7 +82,7 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
 
 
 def begin(job: Job, source: Source) -> TrainState:
-    """Return the state before any update, with the data's normaliser where the config asks for one."""
+    """Return the state before any update, with the data's normaliser if the config asks for one."""
     state = job.fresh(source.spec)
     if source.normaliser is None:
         return state
@@ -91,7 +91,7 @@ def begin(job: Job, source: Source) -> TrainState:
 
 
 def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> tuple[Callable[..., Any], TrainState]:
-    """Return the training call for data like these, and the state as it takes it.
+    """Return the training call for data of this shape, and the state in the form that the call takes.
 
     Raises:
         ConfigError: --debug_nans with more than one trial or device; or as in `make_train_step`.
@@ -105,7 +105,7 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
     train_step = make_train_step(job.algorithm, data.sample, *sizes, layout)
     state = layout.place(state)
     if jax.process_count() > 1:
-        # ahead of time pmap takes global arrays only, at the call each process's own
+        # ahead of time, pmap accepts only global arrays; at the call it accepts each process's own
         say(f"training on {len(layout.devices)} devices; the first call compiles the update")
     else:
         lowered, options = train_step.lower(state, dataset), compiler_options(layout.devices[0].platform)
@@ -117,10 +117,10 @@ def compile_step(job: Job, layout: Layout, state: TrainState, dataset: Any) -> t
 
 
 def evaluate(step: int, state: TrainState, judge: Judge, records: Records, interruption: Interruption) -> None:
-    """Evaluate a state and record the result; a signal breaks the evaluation off, and nothing is recorded.
+    """Evaluate a state and record the result; a signal aborts the evaluation, and then nothing is recorded.
 
     Raises:
-        ConfigError: as the judge; the state is saved first.
+        ConfigError: raised by the judge; the state is saved first.
     """
     try:
         summaries = interruption.breaking_off(lambda: judge(state))
@@ -134,7 +134,7 @@ def evaluate(step: int, state: TrainState, judge: Judge, records: Records, inter
 
 
 def _warmup(config: ExperimentConfig) -> str | None:
-    """The setting that makes all updates a warm-up, if any does."""
+    """The setting that makes all updates a warm-up, if there is one."""
     names = [field.name for field in dataclasses.fields(config.algorithm) if field.metadata.get("warmup")]
     lengths = {name: getattr(config.algorithm, name) for name in names}
     found = [f"algorithm.{name}={length}" for name, length in lengths.items() if length >= config.learner.updates]
@@ -142,5 +142,5 @@ def _warmup(config: ExperimentConfig) -> str | None:
 
 
 def _is_stopping(job: Job, interruption: Interruption) -> bool:
-    """Whether to stop; one trial stops in all processes after the same update, whichever of them got the signal."""
+    """Whether to stop. A single trial stops in all processes after the same update, whichever got the signal."""
     return interruption.requested if job.population else anywhere(interruption.requested)

@@ -1,4 +1,4 @@
-"""Episodes of a learned policy beside those of the behaviour that made its data, on one page that moves.
+"""Episodes of a learned policy next to those of the behaviour policy that made its data, animated on one page.
 
     omcda-jax watch runs/smac_3m/medium/omcda/seed_0
     omcda-jax watch runs/smac_3m/medium/omcda/trials --trial=2 --episodes=6 --out=third.html
@@ -6,10 +6,10 @@
     omcda-jax watch POLICY --environment=smax/3m --quality=medium
 
 The directory is that of a run, of trials or of a cell of a comparison, or the folder of a saved policy. A policy that
-lies neither in a run nor in the zoo needs --environment, and --quality or --data to be shown beside something. Of
-trials, the one with the highest last return is shown, or the one that --trial names. The policy acts greedily, from the
-starts of the run's evaluation. The behaviour is the policy that comes with the package for the dataset, from the same
-starts; where there is none, the dataset's own episodes are shown.
+is neither in a run nor in the zoo needs --environment; --quality or --data adds something to compare it with. For
+trials, the trial with the highest last return is shown, or the trial that --trial names. The policy acts greedily, from
+the initial states of the run's evaluation. The behaviour policy is the one that comes with the package for the dataset,
+from the same initial states. If there is none, the dataset's own episodes are shown.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ class Watched(NamedTuple):
     """A policy to watch.
 
     Attributes:
-        title: what it is.
-        text: which state of it.
+        title: what the policy is.
+        text: which of its states this is.
         environment: where it acts.
         data: what it learned from.
-        evaluation: whose starts its episodes have.
+        evaluation: the evaluation with the same initial states.
         act: as in `evaluate.watch`.
         state: first argument of `act`.
-        result: of its run, if that ended with this state.
+        result: result of its run, if the run ended with this state.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Watched(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return frame.main(argv, __doc__, _flags(), _watch, "the directory of one run or policy")
 
 
@@ -72,14 +72,14 @@ def _watch(values: flags.FlagValues, directory: str) -> None:
 
 
 def find(directory: str, values: flags.FlagValues) -> Watched:
-    """Return what is to be watched.
+    """Return the policy to watch.
 
     Args:
-        directory: of the run or of the policy.
+        directory: directory of the run or of the policy.
         values: parsed flags.
 
     Raises:
-        ConfigError: there is neither, or flags do not fit it.
+        ConfigError: there is no run or policy in it, or the flags do not fit it.
     """
     if os.path.isfile(os.path.join(directory, "policy.json")):
         for flag in ("trial", "checkpoint"):
@@ -97,7 +97,7 @@ def find(directory: str, values: flags.FlagValues) -> Watched:
 
 
 def _trial(directory: str, values: flags.FlagValues) -> Watched:
-    """A run, or one of several trials."""
+    """The policy of a run, or of one of several trials."""
     path = os.path.join(directory, "result.json")
     result = load(path) if os.path.isfile(path) else None
     config = settings_of_run(directory)
@@ -124,7 +124,7 @@ def _trial(directory: str, values: flags.FlagValues) -> Watched:
 
 
 def _policy(directory: str, values: flags.FlagValues) -> Watched:
-    """A saved policy; what it learned from is that of the run it lies in, or as flags say."""
+    """A saved policy; its data are those of the run that it is in, or those that flags name."""
     parent, data, evaluation = os.path.dirname(os.path.abspath(directory)), None, EvaluationConfig()
     card = os.path.join(parent, "card.json")
     if values.environment is None and os.path.isfile(os.path.join(parent, "config.json")):

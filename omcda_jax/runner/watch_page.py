@@ -1,4 +1,4 @@
-"""The page of episodes of a policy beside those of the behaviour that made its data."""
+"""The page with episodes of a policy next to those of the behaviour policy that made its data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ class Side(NamedTuple):
     """Episodes of a policy.
 
     Attributes:
-        name: its name, of one word.
+        name: its name, in one word.
         text: what it is.
-        episodes: of it, maybe none.
-        note: a sentence on what is missing, or nothing.
+        episodes: its episodes, maybe none.
+        note: a sentence on what is missing, or an empty string.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Side(NamedTuple):
 
 
 def of_episodes(watched: Watched, count: int, say: Callable[[str], None]) -> Page:
-    """Play and return the page.
+    """Play the episodes and return the page.
 
     Args:
         watched: the policy.
-        count: how many episodes of each.
+        count: how many episodes of each policy.
         say: called with the table of the returns.
 
     Raises:
@@ -78,7 +78,7 @@ def _row(side: Side) -> list[str]:
 
 
 def _played(watched: Watched, act: Callable[..., Any], state: Any, places: Sequence[int]) -> tuple[list[Seen], str]:
-    """Episodes from the starts of an evaluation."""
+    """Play episodes from the initial states of an evaluation."""
     evaluation = watched.evaluation
     sizes = {"seed": evaluation.seed, "episodes": max(evaluation.episodes, max(places) + 1)}
     return play(act, watched.environment, state, places=places, **sizes)
@@ -110,7 +110,7 @@ def _behaviour(watched: Watched, count: int) -> Side:
 
 
 def _stages(watched: Watched, made: acts.Behaviour, count: int) -> Side:
-    """Episodes by a dataset's policies, which take turns."""
+    """Play episodes with a dataset's policies, alternating between them."""
     act, several = made.act or acts.sampler(made.recipe.temperature), len(made.params)
     found: dict[int, Seen] = {}
     note = ""

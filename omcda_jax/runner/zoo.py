@@ -1,13 +1,14 @@
-"""Policies that were trained, each entry with a card of what they are and what they reach.
+"""Trained policies; each entry has a card with what they are and what return they reach.
 
-    list                 the entries
-    get NAME             unpack an entry into OUT/NAME, after a look at its checksum
-    evaluate NAME ...    play the episodes, and say whether the return on the card is what the policies reach here
-    add RUN              make an entry of a finished run, or of trials that differ by their seed alone
+    list                 list the entries
+    get NAME             check the checksum of an entry and unpack it into OUT/NAME
+    evaluate NAME ...    play the episodes, and say whether the policies reach the return on the card here
+    add RUN              make an entry of a finished run, or of trials that differ only in the seed
 
-An entry is NAME.zip in a folder, beside it NAME.zip.sha256. In the archive are card.json and a saved policy for each
-seed, seed_0 and so on, for `omcda_jax.checkpoint.load_policy`. NAME may also be an unpacked entry. With --repository,
-entries are those of a repository of datasets on the Hugging Face Hub, which `get` and `evaluate` unpack into OUT/NAME.
+An entry is NAME.zip in a folder, with NAME.zip.sha256 next to it. The archive contains card.json and a saved policy for
+each seed, seed_0 and so on, for `omcda_jax.checkpoint.load_policy`. NAME may also be an unpacked entry. With
+--repository, entries are those of a dataset repository on the Hugging Face Hub, and `get` and `evaluate` unpack them
+into OUT/NAME.
 """
 
 import contextlib
@@ -45,18 +46,18 @@ from omcda_jax.types import Actor, ConfigError, DatasetError, updates_done
 COMMANDS = {"list": "", "get": "NAME", "evaluate": "NAME ...", "add": "RUN"}
 CARD = "card.json"
 KEYS = ("name", "environment", "quality", "algorithm", "updates", "evaluation", "policies", "environment_versions")
-FORMAT = 1  # of the card; raised by whoever changes what a key means
-WIDE = 2.576  # standard errors on each side of an interval that holds 99 of 100 means
-USUAL = 1.96  # likewise 95
+FORMAT = 1  # of the card; raise it when a key changes its meaning
+WIDE = 2.576  # standard errors on each side of a 99 % interval
+USUAL = 1.96  # standard errors on each side of a 95 % interval
 
 
 class Played(NamedTuple):
-    """What policies reached, each in the same episodes.
+    """What policies reached, all in the same episodes.
 
     Attributes:
-        summaries: of each, as `summarise` gives it.
-        mean: over policies, of their mean returns.
-        error: standard error of it, for these policies: over episodes, of the policies' mean in each.
+        summaries: the summary of each policy, as `summarise` returns it.
+        mean: mean over policies of their mean returns.
+        error: standard error of `mean` for these policies: over episodes, of the policies' mean return in each.
     """
 
     summaries: list[dict[str, float]]
@@ -68,10 +69,10 @@ def play(actors: Sequence[Actor], environment: Environment | HostEnvironment, ep
     """Play greedy episodes with policies of one algorithm and one shape.
 
     Args:
-        actors: alike but for their numbers.
-        environment: where.
-        episodes: of each.
-        seed: of the episodes, the same for all.
+        actors: the policies; they differ only in their numbers.
+        environment: where to play.
+        episodes: episodes per policy.
+        seed: seed of the episodes, the same for all policies.
     """
     evaluate = make_evaluate(algorithms.act, environment, episodes, population=True)
     together = max(1, EPISODES_AT_ONCE // episodes)
@@ -81,7 +82,7 @@ def play(actors: Sequence[Actor], environment: Environment | HostEnvironment, ep
         results = jax.device_get(evaluate(stacked, jax.random.key(seed)))
         summaries += [summarise(type(results)(*rows)) for rows in zip(*results, strict=True)]
         returns += [*results.returns]
-    # episodes are the same for all policies, whose returns therefore vary together
+    # the episodes are the same for all policies, so their returns vary together
     own = np.mean(returns, axis=0, dtype=np.float64)
     return Played(summaries, float(own.mean()), float(standard_deviation(own)) / math.sqrt(episodes))
 
@@ -90,17 +91,17 @@ def add(job: Job, zoo: str | os.PathLike, name: str, trained_with: Any = None) -
     """Make an entry of a finished job: its last policies, evaluated as its settings say.
 
     Args:
-        job: whose trials differ by their seed alone.
+        job: the job; its trials differ only in the seed.
         zoo: the folder of entries.
-        name: of the entry, with folders if it has slashes.
-        trained_with: versions, device and commit of the training, for the card; None where they are not known.
+        name: the entry's name, with folders if it has slashes.
+        trained_with: versions, device and commit of the training, for the card; None if they are not known.
 
     Returns:
         The archive.
 
     Raises:
-        ConfigError: the job is at work, has no checkpoint, is not finished or not of one setting, or there is such an
-            entry.
+        ConfigError: the job is still training, has no checkpoint, is not finished or has several settings, or the entry
+            exists.
     """
     archive, config = _archive(zoo, name), job.config
     if archive.exists():
@@ -131,7 +132,7 @@ def add(job: Job, zoo: str | os.PathLike, name: str, trained_with: Any = None) -
 
 
 def _finished(job: Job, environment: Environment | HostEnvironment) -> tuple[dict[str, Actor], Mapping[str, Any]]:
-    """The policies of a finished job by their folders, and the metadata of its data."""
+    """The policies of a finished job, by folder, and the metadata of its data."""
     if len({repr(each.algorithm) for each in job.configs}) > 1:
         raise ConfigError(f"{job.directory}: expected trials that differ by their seed alone, found several settings")
     check_free(job.directory, "RUN")
@@ -147,7 +148,7 @@ def _finished(job: Job, environment: Environment | HostEnvironment) -> tuple[dic
 
 
 def _interval(played: Played) -> dict[str, float]:
-    """The mean return of an entry with its 95 % interval, and the share of episodes won."""
+    """The mean return of an entry with its 95 % interval, and the win rate."""
     width = USUAL * played.error
     return {
         "return_mean": played.mean,
@@ -217,15 +218,15 @@ def _card(place: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(zoo: str | os.PathLike, name: str) -> Iterator[Path]:
-    """Give an entry's folder: its own where it is unpacked, else one that goes when the block ends.
+    """Yield an entry's folder: its own if it is unpacked, else a temporary one.
 
     Args:
         zoo: the folder of entries.
-        name: an entry's, or an unpacked entry.
+        name: the name of an entry, or an unpacked entry.
 
     Raises:
         ConfigError: there is no such entry.
-        DatasetError: its checksum is missing, or another than that of the archive.
+        DatasetError: its checksum is missing, or is not that of the archive.
     """
     if os.path.isfile(os.path.join(name, CARD)):
         yield Path(name)
@@ -244,11 +245,11 @@ def opened(zoo: str | os.PathLike, name: str) -> Iterator[Path]:
 
 
 def get(zoo: str | os.PathLike, name: str, out: str | os.PathLike) -> Path:
-    """Unpack an entry into `out/name`; where it is unpacked already, nothing is done.
+    """Unpack an entry into `out/name`, unless it is already there.
 
     Args:
         zoo: the folder of entries.
-        name: of the entry.
+        name: the entry's name.
         out: folder of unpacked entries.
 
     Raises:
@@ -269,14 +270,14 @@ def get(zoo: str | os.PathLike, name: str, out: str | os.PathLike) -> Path:
 
 
 def holds(card: Mapping[str, Any], played: Played) -> tuple[float, float, bool]:
-    """Return the 99 % interval around what was played that the card's return is expected in, and whether it is.
+    """Return the 99 % interval around the played mean in which the card's return is expected, and whether it is in it.
 
-    Two means differ by chance as far as both of their standard errors say; the same episodes on another machine differ
-    by less.
+    The standard errors of both means say how far they differ by chance; the same episodes on another machine differ by
+    less.
 
     Args:
-        card: of the entry.
-        played: with its policies.
+        card: the entry's card.
+        played: episodes of its policies.
     """
     recorded, error = card["evaluation"]["return_mean"], card["evaluation"]["return_se"]
     width = WIDE * math.hypot(error, played.error) + 1e-4 * max(1.0, abs(recorded))
@@ -289,11 +290,11 @@ def evaluate(place: Path, episodes: int | None = None, seed: int | None = None) 
 
     Args:
         place: the entry's folder.
-        episodes: of each policy; None: as many as on the card.
-        seed: of the episodes; None: the card's, hence the same episodes.
+        episodes: episodes per policy; None: as many as on the card.
+        seed: seed of the episodes; None: the card's, and so the same episodes.
 
     Raises:
-        ConfigError, DatasetError: the entry is damaged, or made for another task than the simulator has.
+        ConfigError, DatasetError: the entry is damaged, or is for another task than the simulator's.
     """
     card = _card(place)
     recorded = card["evaluation"]
@@ -331,7 +332,7 @@ def table(zoo: str | os.PathLike) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status, 1 where a return is outside."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status, 1 if a return is outside."""
     return guarded(lambda interruption: _run(argv))
 
 
@@ -377,7 +378,7 @@ def _where(values: Any) -> dict[str, Any]:
 
 
 def _downloaded(values: Any, name: str) -> Path:
-    """The folder of an entry from the Hub, fetched unless it is there."""
+    """The folder of an entry from the Hub, downloaded unless it is there."""
     hub.download(name, values.out, log=say, **_where(values))
     target = Path(values.out, name)
     _card(target)
@@ -388,7 +389,7 @@ def _evaluate(values: Any, names: Sequence[str]) -> int:
     if values.episodes is not None and values.episodes < 1:
         raise ConfigError(f"--episodes: expected at least 1, found {values.episodes}")
     with contextlib.ExitStack() as places:
-        # all are there before the first one plays
+        # all entries are downloaded before the first one plays
         if values.repository is None:
             folders = [places.enter_context(opened(values.zoo, name)) for name in names]
         else:
@@ -407,7 +408,7 @@ def _add(values: Any, names: Sequence[str]) -> int:
 
 
 def _trained_with(directory: str) -> dict[str, Any] | None:
-    """What a run's result.json says of where it was trained."""
+    """What a run's result.json says about where it was trained."""
     with (
         contextlib.suppress(OSError, ValueError),
         open(os.path.join(directory, "result.json"), encoding="utf-8") as file,

@@ -1,1 +1,1 @@
-"""Sweeps: many runs as one list of commands, and what works it off."""
+"""Sweeps: many runs as one list of commands, and the engines that run them."""

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with rows before any of them runs, and what they will cost."""
+"""Checks of rows before any of them runs, and an estimate of what they will cost."""
 
 import heapq
 import os
@@ -22,16 +22,16 @@ PER_HOUR = 3600
 
 
 def check(directory: str, rows: Sequence[Row]) -> None:
-    """Refuse rows with settings that their task's simulator, their data or their directory does not go with.
+    """Refuse rows with settings that do not fit their task's simulator, their data or their directory.
 
-    Nothing is asked of an accelerator, which the rows themselves need.
+    No accelerator is used: the rows themselves need it.
 
     Args:
-        directory: of the sweep.
-        rows: that are to run.
+        directory: the sweep's directory.
+        rows: the rows to run.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix; the row is named.
+        ConfigError, DatasetError: a mistake that the user can fix; the row is named.
     """
     jax.config.update("jax_platforms", "cpu")
     specs, seen = {}, set()
@@ -58,11 +58,11 @@ def check(directory: str, rows: Sequence[Row]) -> None:
 
 
 def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[Row]:
-    """Add rows to a sweep's manifest, checked with all that wait before any is written, and return all.
+    """Add rows to a sweep's manifest and return all rows; new and waiting rows are checked before any is written.
 
     Args:
-        directory: of the sweep, made if missing.
-        more: given the rows there are, returns those to add.
+        directory: the sweep's directory, made if missing.
+        more: takes the existing rows and returns the rows to add.
 
     Raises:
         ConfigError, DatasetError: as in `check` and `manifest.extend`.
@@ -79,14 +79,14 @@ def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[R
 def estimate(
     rows: Sequence[Row], rates: Mapping[tuple[str, int], float], rate: float | None, at_a_time: int, devices: int
 ) -> str:
-    """Return what rows amount to: populations, compilations, updates and, as far as rates are known, time.
+    """Return the size of rows: populations, compilations, updates and, as far as rates are known, time.
 
     Args:
-        rows: that are to run.
-        rates: updates a second of rows that ran, by program and number of trials.
-        rate: of rows that have none there, or None.
-        at_a_time: rows, on all hosts together.
-        devices: of each row.
+        rows: the rows to run.
+        rates: updates per second of rows that ran, by program and number of trials.
+        rate: updates per second of rows without an entry in `rates`, or None.
+        at_a_time: rows at a time, on all hosts together.
+        devices: devices of each row.
     """
     populations = [len(row.trials) for row in rows if len(row.trials) > 1]
     programs = {(row.program, len(row.trials)) for row in rows}
@@ -104,7 +104,7 @@ def estimate(
     mean = sum(known.values()) / len(known)
     seconds = [known.get(row.name, mean) for row in rows]
     ends = [0.0] * at_a_time
-    for each in seconds:  # a row begins where one ends first
+    for each in seconds:  # a row begins on the place that is free first
         heapq.heapreplace(ends, ends[0] + each)
     unknown = (
         f", {len(rows) - len(known)} rows without a known rate taken as the mean" if len(known) < len(rows) else ""

@@ -1,4 +1,4 @@
-"""What came of a sweep: trial by trial, over seeds, and in the format of marl-eval's plotting tools."""
+"""The results of a sweep: trial by trial, over seeds, and in the format of marl-eval's plotting tools."""
 
 import json
 import os
@@ -18,21 +18,21 @@ from omcda_jax.types import ConfigError
 
 Record = dict[str, Any]
 
-ALL = "all"  # trials of a row diverged, none of which was evaluated
-FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # of a record, the rest was given
+ALL = "all"  # all trials of a row diverged, and none was evaluated
+FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # a record's results; its other keys are settings
 
 
 def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
     """Return a record of every trial of the rows that are done.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest.
+        directory: the sweep's directory.
+        rows: rows of its manifest.
 
     Returns:
-        Records of `task`, `algorithm.name`, `seed`, what else differs anywhere in the sweep, then `updates`, what the
-        final evaluation found, `skipped` updates, `diverged` (a metric that was not finite, ALL, or nothing),
-        `data_mean` (return of the data) and `run`, the run directory.
+        Records of `task`, `algorithm.name`, `seed`, and all other settings that vary in the sweep; then `updates`, the
+        results of the final evaluation, `skipped` updates, `diverged` (a metric that was not finite, ALL, or empty),
+        `data_mean` (mean return of the data) and `run`, the run directory.
     """
     said = [trial for row in rows for trial in row.trials]
     keys = dict.fromkeys(key for trial in said for key in trial)
@@ -63,7 +63,7 @@ def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
 
 
 def _ends(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """How each trial ended, of a population or of an ordinary run, which ends otherwise if it diverges."""
+    """How each trial ended, in a population or in a single run, which has no result if it diverges."""
     if "trials" in result:
         return result["trials"]
     skipped = result["metrics"].get("guard/skipped", 0)
@@ -71,7 +71,7 @@ def _ends(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Return what a record's trial was given."""
+    """Return the settings of a record's trial."""
     return {key: value for key, value in record.items() if key not in FOUND}
 
 
@@ -84,10 +84,10 @@ def dataset_of(record: Record) -> str:
 
 
 def over_seeds(records: Sequence[Record]) -> list[Record]:
-    """Return a record of all seeds of the same settings.
+    """Return one record for all seeds of the same settings.
 
     Args:
-        records: of `trials`.
+        records: from `trials`.
 
     Returns:
         Records of the settings, the number of `seeds`, how many of them `diverged` and are left out of the rest, `mean`
@@ -114,14 +114,14 @@ def over_seeds(records: Sequence[Record]) -> list[Record]:
 
 
 def marl_eval(directory: str, records: Sequence[Record]) -> dict[str, Any]:
-    """Return the records as marl-eval reads them: environment, task, algorithm, run, step, metrics.
+    """Return the records in marl-eval's format: environment, task, algorithm, run, step, metrics.
 
-    An algorithm with other settings counts as another algorithm, and trials that diverged are left out. The last step
-    is the final evaluation, and so are the `absolute_metrics`, for it is the final policy that counts.
+    An algorithm with other settings counts as another algorithm, and trials that diverged are left out. Both the last
+    step and the `absolute_metrics` are the final evaluation, because the final policy is what counts.
 
     Args:
-        directory: of the sweep.
-        records: of `trials`.
+        directory: the sweep's directory.
+        records: from `trials`.
     """
     found: dict[str, Any] = {}
     names = outcomes.short_names(key for record in records for key in settings(record))
@@ -131,7 +131,7 @@ def marl_eval(directory: str, records: Sequence[Record]) -> dict[str, Any]:
         config = outcomes.load(os.path.join(directory, record["run"], "config.json"))
         environment = config["data"]["environment"].partition("/")[0].lower()
         given = settings(record)
-        # marl-eval wants tasks in small and algorithms in capital letters
+        # marl-eval expects lower case for tasks and upper case for algorithms
         task = "-".join([given.pop("task"), *filter(None, [given.pop("data.quality", "")])]).lower()
         seed, name = given.pop("seed"), given.pop("algorithm.name")
         variant = [f"{names[key]}={value}" for key, value in given.items() if value != ""]
@@ -160,23 +160,23 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def columns_of(records: Sequence[Record]) -> list[str]:
-    """Return the columns of a table of records, but for `place`, which is for those who read metrics."""
+    """Return the columns of a table of records, without `place`, which only readers of metrics need."""
     return [key for key in dict.fromkeys(key for record in records for key in record) if key != "place"]
 
 
 def cell(value: Any) -> str:
-    """Return what a table shows of a value."""
+    """Return a value as a table cell."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def collect(directory: str, rows: Sequence[Row]) -> str:
     """Write the tables and marl_eval.json, and return the table over seeds.
 
-    Tables are trials, seeds and, for a search, tried, each .csv, .json and .md.
+    The tables are trials, seeds and, for a search, tried, each as .csv, .json and .md.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest.
+        directory: the sweep's directory.
+        rows: rows of its manifest.
 
     Raises:
         ConfigError: no row is done, or the directory cannot be written.

@@ -1,4 +1,4 @@
-"""Run many trials by one command: as few programs as possible, on one machine, a cluster or a pod.
+"""Run many trials with one command: as few programs as possible, on one machine, a cluster or a pod.
 
     python experiments/sweep.py --config=smac_2s3z --directory=runs/budgets --jobs=2 \\
         --grid='seed=0..4; algorithm.d_tot=0.6,1.8,3; algorithm.allocation=softmax,uniform,projected'
@@ -7,12 +7,12 @@
     python experiments/sweep.py --status=runs/budgets
     python experiments/sweep.py --collect=runs/budgets
 
-`omcda-jax sweep` is the same command, wherever the package is installed. Trials that differ only by their seed and
-numbers of the algorithm train together in one compiled program; any other key makes rows of its own. The same command
-again goes on where it was stopped; more values add their own rows only. Exit status: 0 all rows done, 75 stopped and
+`omcda-jax sweep` is the same command, wherever the package is installed. Trials that differ only in the seed and in
+numbers of the algorithm train together in one compiled program; every value of any other key has its own rows. Running
+the same command again resumes a stopped sweep; added values only add rows. Exit status: 0 all rows done, 75 stopped and
 saved (run the same command again), 78 a setting or a file to fix, 1 a row failed.
 
-A grid is key=value,value,... for each key, separated by semicolons; a..b stands for all whole numbers from a to b,
+A grid is key=value,value,... for each key, separated by semicolons. a..b stands for all whole numbers from a to b,
 [x,y] is one value of several numbers, uniform(low,high,n) and loguniform(low,high,n) are n random numbers, and |
 separates alternatives. Keys are settings of a run, `task` (a preset, with an optional :quality) and `distributed`.
 """
@@ -34,23 +34,23 @@ from omcda_jax.runner.sweep.study import Search
 from omcda_jax.system import Interruption, new_flags
 from omcda_jax.types import ConfigError
 
-ENGINES = ("local", "slurm", "ray")  # modules of this package, imported when they are asked for
+ENGINES = ("local", "slurm", "ray")  # modules of this package, imported when needed
 
 
 class Command(NamedTuple):
-    """What the command line of a sweep orders.
+    """What the command line of a sweep asks for.
 
     Attributes:
-        directory: of the sweep.
+        directory: the sweep's directory.
         act: run, dry_run, status or collect.
-        order: trials to add to the manifest, or None where it is taken as it is.
-        engine: what works the rows off.
-        options: of this machine, or of the engine.
-        rate: updates a second to estimate by, or None.
-        rates: directory of another sweep to estimate by, or None.
-        emit: kind of a file to print instead of running anything, or None.
-        words: of the command line that every host gets, without its number.
-        search: what is searched for, or None: all points of the grid are run.
+        order: trials to add to the manifest, or None to leave it as it is.
+        engine: the engine that runs the rows.
+        options: options of this machine, or of the engine.
+        rate: updates per second for the estimate, or None.
+        rates: directory of another sweep with rates for the estimate, or None.
+        emit: kind of file to print instead of running anything, or None.
+        words: the command line for every host, without the host's number.
+        search: what is searched for, or None to run all points of the grid.
     """
 
     directory: str
@@ -66,10 +66,10 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> Command | None:
-    """Read the command line; None where it only wanted help, which is printed.
+    """Read the command line; None if it only asks for help, which is printed.
 
     Raises:
-        ConfigError: for anything unknown, misspelt or of another type.
+        ConfigError: anything is unknown, misspelt or of the wrong type.
     """
     values = _flags()
     assignments = read_settings(values, argv)
@@ -179,10 +179,10 @@ def _flags() -> flags.FlagValues:
 
 
 def execute(command: Command, interruption: Interruption) -> int:
-    """Do what the command orders and return the exit status.
+    """Execute the command and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix; all rows are checked first.
+        ConfigError, DatasetError: a mistake that the user can fix; all rows are checked first.
     """
     directory = command.directory
     add = lambda rows: plan.rows(command.order, rows) if command.order else []
@@ -255,7 +255,7 @@ def _standing(directory: str, rows: Sequence[manifest.Row]) -> str:
 
 
 def _status(statuses: Sequence[int], stopped: bool) -> int:
-    """The exit status of a sweep whose rows ended with these."""
+    """The exit status of a sweep, from the exit statuses of its rows."""
     if stopped or os.EX_TEMPFAIL in statuses:
         return os.EX_TEMPFAIL
     failed = {status for status in statuses if status != os.EX_OK}
@@ -282,5 +282,5 @@ def _show(command: Command, rows: Sequence[manifest.Row], present: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return ordered(argv, parse, execute)

@@ -1,7 +1,7 @@
-"""What has a sweep run by what starts pods: a JobSet for Kubernetes, a task for SkyPilot and a command line of xpk.
+"""Files that run a sweep on a cluster: a JobSet for Kubernetes, a task for SkyPilot and a command line for xpk.
 
-They are printed, not run. Every host gets the command of the sweep with its own number, 75 has it start again, 78 ends
-all, and a host that is taken away has time to save.
+They are printed, not run. Every host gets the command of the sweep with its own number. Exit status 75 starts a host
+again, and 78 ends all hosts. A host that is preempted has time to save.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Any
 from omcda_jax.types import ConfigError, suggestion
 
 NUMBERS = {"restarts", "grace", "slices", "chips"}  # options that are whole numbers
-PLACES = {"--directory", "--rows", "--config.data.path"}  # flags whose files hosts have to share
+PLACES = {"--directory", "--rows", "--config.data.path"}  # flags with files that hosts have to share
 GRACE = 120  # seconds to save: one training call, and a checkpoint of a few megabytes
 RESTARTS = 100
 
-# An image of docker/Dockerfile for TPUs or GPUs, by what its accelerator is called.
+# The command that builds an image of docker/Dockerfile for TPUs or GPUs.
 BUILD = "docker build --file docker/Dockerfile --build-arg ACCELERATOR={} --tag {} ."
 
-# What each file is told by --engine_options; None must be given. `mount` is where hosts see the folder they share.
+# Options of each file in --engine_options; those with None must be given. `mount` is the path of the shared folder.
 JOBSET = {
     "name": "omcda-sweep",
     "image": None,
@@ -59,17 +59,17 @@ SKYPILOT = {
 def jobset(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JobSet of one job with a pod for each host.
 
-    A pod that ends with 75, or whose node is taken away, is replaced without being counted; 78 ends the JobSet.
+    A pod that ends with 75 or loses its node is replaced, and this does not count as a restart; 78 ends the JobSet.
 
     Args:
-        words: of the sweep's command, without the host's number.
-        hosts: how many there are.
-        given: values of JOBSET, complete.
+        words: the sweep's command, without the host's number.
+        hosts: the number of hosts.
+        given: a value for every key of JOBSET.
     """
     container = {
         "name": "sweep",
         "image": given["image"],
-        # the cluster fills the number in
+        # the cluster fills in the number
         "command": [*words, f"--hosts={hosts}", "--host=$(JOB_COMPLETION_INDEX)"],
         "resources": {"limits": {"google.com/tpu": given["chips"]}},
         "volumeMounts": [{"name": "shared", "mountPath": given["mount"]}],
@@ -109,12 +109,12 @@ def jobset(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict[s
 
 
 def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task for `sky jobs launch`, which recovers hosts that were taken away.
+    """Return a task for `sky jobs launch`, which recovers preempted hosts.
 
     Args:
-        words: of the sweep's command, without the host's number.
-        hosts: how many there are.
-        given: values of SKYPILOT, complete.
+        words: the sweep's command, without the host's number.
+        hosts: the number of hosts.
+        given: a value for every key of SKYPILOT.
 
     Raises:
         ConfigError: `spot` is neither true nor false, or hosts would have to lock files in the bucket.
@@ -127,7 +127,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
     image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
     install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"
-    # any other error would not go away: the sweep starts rows that crash again by itself
+    # other errors would not go away: the sweep itself restarts rows that crash
     recovery = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [os.EX_TEMPFAIL]}
     return {
         "name": given["name"],
@@ -140,7 +140,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
         },
         "file_mounts": {given["mount"]: {"source": given["bucket"], "mode": "MOUNT"}},
         "setup": given["setup"] or install,
-        # the signal that a host is taken away goes to the shell's whole group
+        # the signal of a preemption goes to the shell's whole process group
         "run": f"exec {shlex.join(words)} {own}",
     }
 
@@ -148,24 +148,24 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
 def xpk(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> str:
     """Return a command line of xpk, which makes a JobSet with a job for each slice and a pod for each of its hosts.
 
-    xpk starts all pods again when one of them ends with 75 or is killed; any other status ends the JobSet.
+    xpk restarts all pods when one of them ends with 75 or is killed; any other status ends the JobSet.
 
     Args:
-        words: of the sweep's command, without the host's number.
-        hosts: how many there are, on all slices together.
-        given: values of XPK, complete.
+        words: the sweep's command, without the host's number.
+        hosts: the number of hosts, on all slices together.
+        given: a value for every key of XPK.
 
     Raises:
-        ConfigError: the hosts are no multiple of the slices.
+        ConfigError: the number of hosts is not a multiple of the number of slices.
     """
     slices = given["slices"]
     if slices < 1 or hosts % slices:
         raise ConfigError(f"--hosts: expected a multiple of slices={slices}, found {hosts}")
-    # the cluster sets these variables; one that is not set counts as 0
+    # the cluster sets these variables; an unset variable counts as 0
     number = f"$((MEGASCALE_SLICE_ID * {hosts // slices} + JOB_COMPLETION_INDEX))"
     own = f"exec {shlex.join(words)} --hosts={hosts} --host={number}"
     if "--distributed" not in words:
-        # with it the slices of independent hosts would wait for each other
+        # with these variables, the slices of independent hosts would wait for each other
         own = f"HOST={number}; unset MEGASCALE_COORDINATOR_ADDRESS MEGASCALE_NUM_SLICES MEGASCALE_SLICE_ID; " + (
             f'exec {shlex.join(words)} --hosts={hosts} --host="$HOST"'
         )
@@ -192,16 +192,16 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any] | str], Mapping[str, Any]]] 
 
 
 def emit(kind: str, words: Sequence[str], hosts: int, options: Mapping[str, str]) -> str:
-    """Return a file, or the command line, of one of KINDS.
+    """Return the file, or the command line, of one of KINDS.
 
     Args:
-        kind: which.
-        words: of the sweep's command, without the host's number.
-        hosts: how many there are.
-        options: texts by key, of the kind's.
+        kind: the kind.
+        words: the sweep's command, without the host's number.
+        hosts: the number of hosts.
+        options: options of the kind, as texts by key.
 
     Raises:
-        ConfigError: an option is missing, not known or not of its kind, or hosts do not share a file that the command
+        ConfigError: an option is missing, unknown or of the wrong type, or hosts do not share a file that the command
             names.
     """
     build, defaults = KINDS[kind]
@@ -232,7 +232,7 @@ def _is_below(path: str, mount: str) -> bool:
 
 
 def _number(key: str, value: str) -> int | str:
-    """An option's value, a number where one is meant."""
+    """An option's value, as a number if the option is one."""
     if key not in NUMBERS:
         return value
     if not value.isdecimal():
@@ -241,12 +241,12 @@ def _number(key: str, value: str) -> int | str:
 
 
 def _wheel(accelerator: str) -> str:
-    """The extra of jax that drives an accelerator of this name."""
+    """The extra of jax for an accelerator of this name."""
     return "tpu" if accelerator.lower().startswith("tpu") else "cuda13"
 
 
 def _yaml(value: Any) -> Iterator[str]:
-    """The lines of a value in YAML, whose scalars and empty values may be written as in JSON."""
+    """The lines of a value in YAML; scalars and empty values are written as in JSON."""
     entries = value.items() if isinstance(value, dict) else [(None, item) for item in value]
     for key, item in entries:
         start = "- " if key is None else f"{key}: "

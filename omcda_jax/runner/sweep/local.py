@@ -1,4 +1,4 @@
-"""The engine that is always there: rows as processes of this machine, one or several at a time."""
+"""The default engine: rows as processes on this machine, one or several at a time."""
 
 import os
 import time
@@ -12,34 +12,34 @@ from omcda_jax.runner.sweep.state import FINAL, is_over
 from omcda_jax.runner.sweep.task import Busy, Task, start
 from omcda_jax.system import Interruption
 
-POLL = 0.2  # seconds between two looks at the processes
-AGAIN = 5.0  # seconds until a row that another process has is looked at again
+POLL = 0.2  # seconds between polls of the processes
+AGAIN = 5.0  # seconds until a row that another process has is tried again
 
 
 def run(directory: str, rows: Sequence[Row], options: machine.Options, interruption: Interruption) -> dict[str, int]:
-    """Work off rows that are not done, within `interruption.deferring`; return the exit statuses by name.
+    """Run the rows that are not done, within `interruption.deferring`; return the exit statuses by name.
 
-    A row that others have is left to them, and is not among the statuses, unless it is this host's own: then it is
-    waited for.
+    A row that another process has is left to it and has no status here. If it is one of this host's own rows, this host
+    waits for it.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest.
-        options: how.
+        directory: the sweep's directory.
+        rows: rows of its manifest.
+        options: how rows share this machine.
         interruption: a request ends all rows, which save.
 
     Raises:
-        ConfigError: the machine has fewer cores or devices than asked for.
+        ConfigError: the machine has fewer cores or devices than requested.
     """
     pool = Pool(directory, options)
     for row in (row for row in rows if row.shape == "slice" and not is_over(directory, row)):
         if interruption.requested or pool.together(row, interruption) not in FINAL:
-            # all hosts start again together, for the others cannot know which row this one is at
+            # all hosts start again together: the others cannot know which row this one is at
             return pool.statuses
     single = [row for row in rows if row.shape == "host"]
     own = [row for row in single if row.number % options.hosts == options.host]
     others = [row for row in single if row.number % options.hosts != options.host] if options.claim else []
-    # hosts that help begin at different places
+    # hosts that help start at different rows
     turn = len(others) * options.host // options.hosts
     return pool.work(own, [*others[turn:], *others[:turn]], interruption)
 
@@ -57,7 +57,7 @@ class Pool:
         self.statuses: dict[str, int] = {}
 
     def work(self, own: Sequence[Row], others: Sequence[Row], interruption: Interruption) -> dict[str, int]:
-        """Work off this host's own rows and then others'; return their exit statuses by name."""
+        """Run this host's own rows and then other hosts' rows; return their exit statuses by name."""
         waiting, later = deque([*own, *others]), deque()
         mine, seen = {row.name for row in own}, set()
         looked = time.monotonic()
@@ -66,7 +66,7 @@ class Pool:
                 waiting, later, looked = waiting + later, deque(), time.monotonic()
             while waiting and len(self._tasks) < self._options.jobs and self._has_room() and not interruption.requested:
                 row = waiting.popleft()
-                # others' rows get a second look, in case the first met somebody who only looked too
+                # other hosts' rows are tried twice, in case another host was only trying them too
                 if not self._start(row) and (row.name in mine or row.name not in seen):
                     later.append(row)
                 seen.add(row.name)
@@ -76,7 +76,7 @@ class Pool:
         return self.statuses
 
     def together(self, row: Row, interruption: Interruption) -> int:
-        """Work on a row that all hosts are at together, each with all its devices; return the exit status."""
+        """Run a row together with all other hosts, each with all its devices; return the exit status."""
         options, words = self._options, ()
         if options.coordinator:
             words = (f"--coordinator={options.coordinator}", f"--num_processes={options.hosts}")
@@ -98,7 +98,7 @@ class Pool:
         return not needed or not self._tasks or machine.free_memory() >= needed
 
     def _start(self, row: Row) -> bool:
-        """Start a row unless it is done; False where another process has it."""
+        """Start a row unless it is done; False if another process has it."""
         if is_over(self._directory, row):
             return True
         place = min(set(range(self._options.jobs)) - self._tasks.keys())
@@ -110,7 +110,7 @@ class Pool:
         return True
 
     def _reap(self) -> list[Row]:
-        """Take note of rows that have ended; return those to be started again."""
+        """Record the rows that have ended; return those to start again."""
         again = []
         for place, task in list(self._tasks.items()):
             self._watch(task)
@@ -133,7 +133,7 @@ class Pool:
         return status
 
     def _watch(self, task: Task) -> None:
-        """Stop a row that takes more memory than it may."""
+        """Stop a row that takes more memory than allowed."""
         limit = self._options.memory
         taken = machine.memory_of(task.pid) / 1e9 if limit else 0
         if taken > limit and task.row.name not in self._excess:

@@ -1,4 +1,4 @@
-"""How rows share a machine, its cores, accelerators and memory, and machines the rows."""
+"""How rows share a machine's cores, accelerators and memory, and how machines share the rows."""
 
 import math
 import os
@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 from omcda_jax.system import cores
 from omcda_jax.types import ConfigError
 
-CHIPS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # of a TPU host, by their number, as a block
+CHIPS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # blocks of a TPU host's chips, by number of chips
 
 
 class Options(NamedTuple):
-    """How rows share this machine, and this machine the rows with others.
+    """How rows share this machine, and how it shares the rows with other machines.
 
     Attributes:
         jobs: rows at a time; 0 leaves it to an engine that places them itself.
-        cores: of each row; 0 shares this machine's evenly.
-        memory: gigabytes of each row; a row starts when they are free, and is stopped beyond them. 0: no limit.
-        devices: accelerators of each row; 0: all that there are.
+        cores: cores per row; 0 shares this machine's cores evenly.
+        memory: gigabytes per row; a row starts when they are free, and is stopped if it takes more. 0: no limit.
+        devices: accelerators per row; 0: all.
         retries: how often a row that was killed or crashed is started again.
-        host: which of `hosts` this is; it takes the rows whose number leaves it when divided by `hosts`.
-        hosts: that share the rows.
-        claim: after its own rows, take any that no process is at work on.
-        coordinator: host:port of host 0, for rows over all hosts where JAX finds no cluster.
-        engine: what else the engine is told, by key.
+        host: index of this host; it takes the rows with number modulo `hosts` equal to it.
+        hosts: number of hosts that share the rows.
+        claim: after its own rows, take any row that no process is working on.
+        coordinator: host:port of host 0, for rows over all hosts if JAX finds no cluster.
+        engine: other options of the engine, by key.
     """
 
     jobs: int = 1
@@ -42,14 +42,14 @@ class Options(NamedTuple):
 
 
 def shares_of_cores(jobs: int, each: int) -> list[tuple[int, ...]]:
-    """Return the cores of each of `jobs` rows at a time; none stands for any core.
+    """Return the cores of each of `jobs` rows at a time; an empty tuple stands for any core.
 
     Args:
         jobs: rows at a time.
-        each: cores of a row; 0 shares those there are evenly, and one row at a time has them all.
+        each: cores per row; 0 shares all cores evenly, and a single row at a time has them all.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer cores.
     """
     there = cores()
     if not there or (jobs == 1 and not each):
@@ -61,14 +61,14 @@ def shares_of_cores(jobs: int, each: int) -> list[tuple[int, ...]]:
 
 
 def shares_of_devices(jobs: int, each: int) -> list[dict[str, str]]:
-    """Return for each of `jobs` rows at a time the variables that give it accelerators of its own.
+    """Return, for each of `jobs` rows at a time, the environment variables that give it its own accelerators.
 
     Args:
         jobs: rows at a time.
-        each: accelerators of a row; 0 leaves every row all of them.
+        each: accelerators per row; 0 gives every row all of them.
 
     Raises:
-        ConfigError: CUDA_VISIBLE_DEVICES lists fewer.
+        ConfigError: CUDA_VISIBLE_DEVICES lists fewer accelerators.
     """
     if not each:
         return [{}] * jobs
@@ -83,7 +83,7 @@ def shares_of_devices(jobs: int, each: int) -> list[dict[str, str]]:
 
 
 def free_memory() -> float:
-    """Return the bytes that processes can still take, or infinity where the system does not say."""
+    """Return the bytes that processes can still take, or infinity if the system does not say."""
     free = _number("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", 1024)
     # a container may have less than its machine
     limit, taken = (_number(f"/sys/fs/cgroup/memory.{name}", r"(\d+)", 1) for name in ("max", "current"))
@@ -91,7 +91,7 @@ def free_memory() -> float:
 
 
 def memory_of(pid: int) -> float:
-    """Return the bytes of memory that a process holds, or 0 where the system does not say."""
+    """Return the bytes of memory that a process has, or 0 if the system does not say."""
     held = _number(f"/proc/{pid}/status", r"VmRSS:\s+(\d+) kB", 1024)
     return held if held < math.inf else 0.0
 

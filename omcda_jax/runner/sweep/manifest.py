@@ -1,8 +1,8 @@
-"""The manifest of a sweep: one JSON line for each command that is to run, in the folder that all of it lies in.
+"""The manifest of a sweep: one JSON line for each command to run, in the sweep's folder.
 
-SWEEP/manifest.jsonl        the rows, a line each; lines are only ever added
-SWEEP/runs/NAME/            run directory of the row of this name
-SWEEP/logs/NAME/            what the row's process printed, how it ended, and the lock of whoever is at work on it
+SWEEP/manifest.jsonl        the rows, one per line; lines are only ever added
+SWEEP/runs/NAME/            run directory of the row with this name
+SWEEP/logs/NAME/            what the row's process printed, how it ended, and the lock of the process that runs it
 """
 
 import json
@@ -17,16 +17,16 @@ FLAG = "--directory"
 
 
 class Row(NamedTuple):
-    """One command, which can be given any number of times: it begins, goes on, or finds its work done.
+    """One command. It can be run any number of times: it begins, resumes, or finds its work done.
 
     Attributes:
-        number: its place in the manifest, from 0.
-        name: of its folders below the sweep's.
-        command: its words, without the run directory; `omcda-jax` first.
-        shape: of its devices: `host`, those of one host, or `slice`, those of all hosts together.
-        updates: that each trial takes.
-        program: a digest of all that is compiled in, but for the number of trials.
-        trials: what each trial's command line says, by key; alike but for numbers of one compiled program.
+        number: its index in the manifest, from 0.
+        name: name of its folders in the sweep's folder.
+        command: its words, without the run directory; the first is `omcda-jax`.
+        shape: which devices it takes: `host`, those of one host, or `slice`, those of all hosts together.
+        updates: number of updates of each trial.
+        program: a digest of everything that is compiled in, without the number of trials.
+        trials: what each trial's command line says, by key; they differ only in numbers of one compiled program.
     """
 
     number: int
@@ -39,25 +39,25 @@ class Row(NamedTuple):
 
     @property
     def directory(self) -> str:
-        """The run directory, below the sweep's."""
+        """The run directory, inside the sweep's directory."""
         return os.path.join("runs", self.name)
 
     @property
     def log(self) -> str:
-        """Where its process's output and end are kept, below the sweep's directory."""
+        """The folder with its process's output and end, inside the sweep's directory."""
         return os.path.join("logs", self.name)
 
 
 def path_of(directory: str) -> str:
-    """Return where the manifest of a sweep lies."""
+    """Return the path of a sweep's manifest."""
     return os.path.join(directory, "manifest.jsonl")
 
 
 def read(directory: str) -> list[Row]:
-    """Return the rows of a sweep; none where there is no manifest.
+    """Return the rows of a sweep; none if there is no manifest.
 
     Raises:
-        ConfigError: a line is none.
+        ConfigError: a line is not a row.
     """
     path = path_of(directory)
     if not os.path.exists(path):
@@ -76,11 +76,11 @@ def read(directory: str) -> list[Row]:
 
 
 def extend(directory: str, more: Callable[[Sequence[Row]], list[Row]]) -> list[Row]:
-    """Add rows to a sweep's manifest, whoever else is doing so, and return all.
+    """Add rows to a sweep's manifest, safely if other processes do so too, and return all rows.
 
     Args:
-        directory: of the sweep, made if missing.
-        more: given the rows there are, returns those to add.
+        directory: the sweep's directory, made if missing.
+        more: takes the existing rows and returns the rows to add.
 
     Raises:
         ConfigError: the directory cannot be written; or as in `read`.

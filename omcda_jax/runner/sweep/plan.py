@@ -1,4 +1,4 @@
-"""From grids and files of settings to rows: trials, those that share a compiled program packed into populations."""
+"""From grids and files of settings to rows. Trials that share a compiled program are packed into populations."""
 
 import csv
 import hashlib
@@ -14,7 +14,7 @@ from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.types import ConfigError
 
-# settings that every row has of its own, and what gives them
+# settings that the sweep sets for each row, and the flags that give them
 OWN = {"directory": "--directory", "learner.mode": "--grid", "learner.trials": "--grid", "name": "--config"}
 
 
@@ -22,13 +22,13 @@ class Order(NamedTuple):
     """What the command line of a sweep asks for.
 
     Attributes:
-        task: preset, with an optional :quality, of points that name none.
+        task: preset, with an optional :quality, of points that name no task.
         assignments: `key=value` of every trial.
-        grids: texts of `omcda_jax.grid`.
-        file: of one point a line, JSON objects or CSV with a heading, or None.
+        grids: grids as texts, see `omcda_jax.grid`.
+        file: file with one point per line, as JSON objects or as CSV with a heading, or None.
         distributed: every trial is spread over all hosts.
         population: largest number of trials in one row.
-        words: of every row's command line, beside its settings.
+        words: words of every row's command line besides its settings.
     """
 
     task: str | None
@@ -41,14 +41,14 @@ class Order(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One trial: what its command line says, in words that are the same however they were written, and its settings."""
+    """One trial: what its command line says, in a canonical form, and its settings."""
 
     said: Mapping[str, str]
     config: ExperimentConfig
 
 
 def rows(order: Order, present: Sequence[Row]) -> list[Row]:
-    """Return the rows that an order adds to those present.
+    """Return the rows that an order adds to the existing rows.
 
     Raises:
         ConfigError: as in `trials`.
@@ -61,7 +61,7 @@ def rows(order: Order, present: Sequence[Row]) -> list[Row]:
             known.add(own)
             # a trial over all hosts has a row of its own
             alone = own if "distributed" in trial.said else ""
-            # of the same keys, so that two trials of one row are never the same in other words
+            # trials of one row have the same keys, so no two of them are the same trial written differently
             groups.setdefault((_digest(_structure(trial.config)), alone, *trial.said), []).append(trial)
     added: list[Row] = []
     for group in groups.values():
@@ -71,10 +71,10 @@ def rows(order: Order, present: Sequence[Row]) -> list[Row]:
 
 
 def trials(order: Order) -> list[Trial]:
-    """Return every trial of an order, in its order.
+    """Return every trial of an order, in sequence.
 
     Raises:
-        ConfigError: a file, grid, task, key or value is wrong; it is named.
+        ConfigError: a file, grid, task, key or value is wrong; the error names it.
     """
     found = []
     for place, point in _points(order):
@@ -97,13 +97,13 @@ def trials(order: Order) -> list[Trial]:
 
 
 def from_anywhere(assignment: str) -> str:
-    """Return the same assignment for a process in another working directory."""
+    """Return an assignment that means the same in a process with another working directory."""
     key, _, path = assignment.partition("=")
     return f"{key}={os.path.abspath(path)}" if key == "data.path" and path != "none" else assignment
 
 
 def _points(order: Order) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Every point with the flag that gave it: each line of the file with every point of the grids."""
+    """Every point with the flag that gave it; each line of the file is combined with every point of the grids."""
     products = [point for text in order.grids for point in grid.points(text, "--grid")] or [{}]
     for place, line in _lines(order.file) if order.file else [("--grid" if order.grids else "--config", {})]:
         for point in products:
@@ -136,7 +136,7 @@ def _lines(path: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _text(config: ExperimentConfig, key: str) -> str:
-    """A setting's value in the one way that the manifest writes it."""
+    """A setting's value in the manifest's canonical form."""
     return _plain(_value(config, key))
 
 
@@ -154,7 +154,7 @@ def _plain(value: Any) -> str:
 
 
 def _structure(config: ExperimentConfig) -> dict[str, Any]:
-    """All settings but those in which trials of a population may differ, of which only the kind counts."""
+    """All settings. Of those in which trials of a population may differ, only the kind counts."""
     values, leaves = to_dict(config), population_keys(config.algorithm)
     for name in (key.partition(".")[2] for key in leaves[1:]):
         value = values["algorithm"][name]
@@ -163,7 +163,7 @@ def _structure(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def program(config: ExperimentConfig) -> str:
-    """Return a digest of what is compiled in, equal for runs that go at the same rate on the same device."""
+    """Return a digest of what is compiled in; runs with the same digest have the same rate on the same device."""
     values = _structure(config)
     for section, name in (key.split(".") for key in RESUMABLE if "." in key):
         del values[section][name]
@@ -175,7 +175,7 @@ def _digest(values: Any) -> str:
 
 
 def identity(said: Mapping[str, str]) -> str:
-    """Return a text that is the same for the same trial alone."""
+    """Return a text that identifies a trial."""
     return json.dumps(said, sort_keys=True)
 
 
@@ -194,7 +194,7 @@ def _row(number: int, members: Sequence[Trial], more: Sequence[str]) -> Row:
     if keys:
         points = {tuple(_text(trial.config, key) for key in keys): trial for trial in members}
         text = grid.compose([dict(zip(keys, values, strict=True)) for values in points])
-        # in the order of the run's result
+        # in the order of the trials in the run's result
         members = [points[tuple(point[key] for key in keys)] for point in grid.points(text, "--grid")]
         words += ["--config.learner.mode=trials", f"--config.learner.trials={text}"]
     return Row(
@@ -209,6 +209,6 @@ def _row(number: int, members: Sequence[Trial], more: Sequence[str]) -> Row:
 
 
 def _name(number: int, fixed: Mapping[str, str], task: str) -> str:
-    """The number makes a name that no other row has; the rest is for people."""
+    """A row's name: the number makes it unique; the rest is for people."""
     parts = [task, *(fixed[key] for key in ("data.quality", "algorithm.name") if key in fixed)]
     return f"{number:05d}-" + re.sub(r"[^\w.+-]+", ".", "-".join(parts))[:80]

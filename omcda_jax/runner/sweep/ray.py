@@ -1,6 +1,6 @@
-"""The engine for Ray clusters: rows of one host as tasks, rows over a TPU slice by Ray Train's JaxTrainer.
+"""The engine for Ray clusters: rows of one host are tasks, and rows over a TPU slice use Ray Train's JaxTrainer.
 
-Ray places and starts again; all nodes need the sweep's directory and the package.
+Ray places and restarts the rows; all nodes need the sweep's directory and the package.
 """
 
 import importlib
@@ -20,22 +20,22 @@ from omcda_jax.runner.sweep.task import Busy, Task, command
 from omcda_jax.system import Interruption, one_line
 from omcda_jax.types import ConfigError
 
-POLL = 0.5  # seconds between two looks at a row's process
+POLL = 0.5  # seconds between polls of a row's process
 TRAINER = ("topology", "accelerator_type")  # engine options that describe a slice
 
 
 def run(directory: str, rows: Sequence[Row], options: Options, interruption: Interruption) -> dict[str, int]:
-    """Work off rows that are not done, within `interruption.deferring`; return their exit statuses by name.
+    """Run the rows that are not done, within `interruption.deferring`; return their exit statuses by name.
 
     Args:
-        directory: of the sweep, on a file system that all nodes share.
-        rows: of its manifest.
-        options: `cores`, `memory` and `devices` of each row, `retries`; a row over all hosts gets `hosts` workers;
-            `engine` are `topology` and `accelerator_type` of a TPU slice, and arguments of `ray.init`.
+        directory: the sweep's directory, on a file system that all nodes share.
+        rows: rows of its manifest.
+        options: `cores`, `memory` and `devices` of each row, and `retries`. A row over all hosts gets `hosts` workers.
+            `engine` has `topology` and `accelerator_type` of a TPU slice, and arguments of `ray.init`.
         interruption: a request ends all rows, which save.
 
     Raises:
-        ConfigError: Ray is not there, or the cluster is not reached.
+        ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
     ray = _imported("ray")
     described = {key: value for key, value in options.engine.items() if key in TRAINER}
@@ -75,7 +75,7 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
 
 
 def _work(directory: str, row: Row, retries: int, place: str) -> int:
-    """One row in a worker of Ray's; a worker that was killed leaves the row's process, which is waited for."""
+    """Run one row in a Ray worker. If a worker was killed, its row's process still runs, and this waits for it."""
     _enter(place)
     for left in reversed(range(retries + 1)):
         task = None
@@ -98,7 +98,7 @@ def _work(directory: str, row: Row, retries: int, place: str) -> int:
 
 
 def _train(directory: str, row: Row, options: Options, described: Mapping[str, str]) -> int:
-    """One trial over all workers; Ray restarts all of them together when one is lost."""
+    """Run one trial over all workers; Ray restarts all of them together when one is lost."""
     train, trainer = _imported("ray.train"), _imported("ray.train.v2.jax")
     on_gpu = bool(options.devices) and not described
     scaling = train.ScalingConfig(
@@ -108,7 +108,7 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
         resources_per_worker=None if described else {"CPU": options.cores or 1, "GPU": options.devices},
         **described,
     )
-    # told of neither, it would not join the workers' JAX processes
+    # with neither set, it would not join the workers' JAX processes
     settings = trainer.JaxConfig(use_tpu=not on_gpu, use_gpu=on_gpu)
     failures = train.FailureConfig(max_failures=options.retries)
     kept = train.RunConfig(name=row.name, storage_path=os.path.join(directory, "ray"), failure_config=failures)
@@ -116,14 +116,14 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
     shape = {"jax_config": settings, "scaling_config": scaling, "run_config": kept}
     try:
         trainer.JaxTrainer(_loop, train_loop_config=given, **shape).fit()
-    except Exception as error:  # Ray wraps what a worker raised in classes of several modules
+    except Exception as error:  # Ray wraps a worker's exception in classes of several modules
         say(f"{row.name}: {one_line(error)}")
         return 1
     return os.EX_OK if result_of(directory, row) else os.EX_CONFIG
 
 
 def _loop(settings: Mapping[str, Any]) -> None:
-    """What each worker of a slice does, in a process of Ray's that has joined the others already."""
+    """What each worker of a slice does, in a Ray process that has already joined the others."""
     _enter(settings["place"])
     directory, row = settings["directory"], Row(**settings["row"])
     status = runner.main(["omcda-jax run", *command(row, directory)[4:]])
@@ -135,7 +135,7 @@ def _loop(settings: Mapping[str, Any]) -> None:
 
 
 def _enter(place: str) -> None:
-    """Work where the sweep was started, if that is there: data and a user's own modules may lie in it."""
+    """Work in the folder where the sweep was started, if it exists: it may contain data and a user's modules."""
     if os.path.isdir(place):
         os.chdir(place)
         sys.path.append(place)

@@ -1,11 +1,11 @@
-"""A search: Optuna says which trials a sweep makes next, and is told what came of them.
+"""A search: Optuna chooses the next trials of a sweep and is told their values.
 
-SWEEP/search.db         Optuna's database, from which a search that was stopped goes on
+SWEEP/search.db         Optuna's database, from which a stopped search resumes
 SWEEP/search.json       the same for people and pages: what is searched for, and every trial with its value
 
-A trial of the search is one setting, a mean over its seeds. Trials that were asked for together and differ in numbers
-only are a population. A trial counts once its value is told: whatever ends the search at whatever moment loses no
-trial, and tells none twice.
+A trial of the search is one setting; its value is a mean over seeds. Trials that were asked for together and differ
+only in numbers are a population. A trial counts once its value is told. If the search ends at any moment, no trial is
+lost and none is told twice.
 """
 
 import math
@@ -23,7 +23,7 @@ from omcda_jax.runner.sweep.study import SELECTION, Asked, Search, Space, Study,
 from omcda_jax.system import Interruption, exclusive
 from omcda_jax.types import ConfigError, suggestion
 
-# what a search by a metric is, by whether it is made from the data alone
+# what to call a search, by whether its metric is made from the data alone
 HONEST = {
     False: "This search tried its settings in the simulator: tuning by online return is not offline evaluation, and a "
     "report of offline learning has to say so.",
@@ -34,7 +34,7 @@ Work = Callable[[Sequence[Row]], Mapping[str, int]]
 
 
 def ahead(directory: str, search: Search) -> tuple[list[Row], str]:
-    """Return the rows that the next round adds to the manifest, and where the search stands; write nothing.
+    """Return the rows that the next round adds to the manifest, and the status of the search; write nothing.
 
     Raises:
         ConfigError: as in `space_of` and `Study`.
@@ -50,24 +50,24 @@ def ahead(directory: str, search: Search) -> tuple[list[Row], str]:
 
 
 def _next(study: Study, search: Search) -> list[Asked]:
-    """The trials that are open, or else as many new ones as there is room for."""
+    """The open trials or, if there are none, as many new trials as there is room for."""
     trials = study.trials()
     waiting = [trial for trial in trials if not trial.ended]
     return waiting or study.ask(min(search.parallel, search.trials - len(trials)))
 
 
 def run(directory: str, search: Search, work: Work, interruption: Interruption) -> int:
-    """Search until all trials have ended, or a request, and return the exit status.
+    """Search until all trials have ended or a stop is requested, and return the exit status.
 
     Args:
-        directory: of the sweep.
+        directory: the sweep's directory.
         search: what is searched for.
-        work: works rows off, within `interruption.deferring`, and returns their exit statuses by name.
-        interruption: a request ends the search, whose rows save.
+        work: runs rows, within `interruption.deferring`, and returns their exit statuses by name.
+        interruption: a request ends the search; its rows save.
 
     Raises:
-        ConfigError, DatasetError: as in `space_of`, `Study` and `check.check`, before anything is written; a row has no
-            such metric; or another process is at work on the search.
+        ConfigError, DatasetError: as in `space_of`, `Study` and `check.check`, before anything is written; or a row has
+            no such metric; or another process is working on the search.
     """
     space = space_of(search)
     check.check(directory, ahead(directory, search)[0])
@@ -93,11 +93,11 @@ def run(directory: str, search: Search, work: Work, interruption: Interruption) 
 def _round(
     directory: str, search: Search, space: Space, study: Study, rows: Sequence[Row], work: Work, *, again: bool
 ) -> int:
-    """Work off the rows of the trials that are open, tell what came of them, and return an exit status.
+    """Run the rows of the open trials, tell their values, and return an exit status.
 
     Args:
-        directory, search, space, study: of the search.
-        rows: of its manifest.
+        directory, search, space, study: those of the search.
+        rows: rows of its manifest.
         work: as in `run`.
         again: these trials were open when the search began, so rows that fail have failed before.
     """
@@ -112,7 +112,7 @@ def _round(
     statuses = work(waiting) if waiting else {}
     failed = {name for name, status in statuses.items() if status not in (*FINAL, os.EX_TEMPFAIL)}
     if failed == own.keys() and not again:
-        return 1  # which may be the machine's fault
+        return 1  # the failure may be the machine's fault
     failed |= {name for name, row in own.items() if has_diverged(directory, row)}
     values = {name: _values(directory, row, search.metric) for name, row in own.items() if result_of(directory, row)}
     told = 0
@@ -132,7 +132,7 @@ def _round(
 
 
 def _values(directory: str, row: Row, metric: str) -> list[float | None]:
-    """The metric of every trial of a row that is done; None where it diverged, or there is no figure."""
+    """The metric of every trial of a finished row; None if the trial diverged or has no value."""
     place = os.path.join(directory, row.directory)
     trials = trials_of(place, load(os.path.join(place, "result.json")))
     kind, _, key = metric.partition("/")
@@ -154,7 +154,7 @@ def _values(directory: str, row: Row, metric: str) -> list[float | None]:
 
 
 def path_of(directory: str) -> str:
-    """Return where a sweep's search is written down for people and pages."""
+    """Return the path of a sweep's search.json."""
     return os.path.join(directory, "search.json")
 
 
@@ -170,13 +170,13 @@ def _write(directory: str, search: Search, space: Space, study: Study) -> None:
 
 
 def read(directory: str) -> Mapping[str, Any] | None:
-    """Return what a sweep's search.json holds, or None for a sweep that is no search."""
+    """Return the contents of a sweep's search.json, or None if the sweep is not a search."""
     path = path_of(directory)
     return load(path) if os.path.exists(path) else None
 
 
 def best_so_far(search: Mapping[str, Any]) -> list[tuple[int, float, float]]:
-    """Return number, value and best value so far of every trial that came to one.
+    """Return number, value and best value so far of every trial that has a value.
 
     Args:
         search: as `read` returns it.
@@ -191,7 +191,7 @@ def best_so_far(search: Mapping[str, Any]) -> list[tuple[int, float, float]]:
 
 
 def status(search: Mapping[str, Any]) -> str:
-    """Return in one line how far a search is and what is the best.
+    """Return in one line how far a search is and the best trial so far.
 
     Args:
         search: as `read` returns it.
@@ -208,7 +208,7 @@ def status(search: Mapping[str, Any]) -> str:
 
 
 def records(search: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a record of every trial: its number, settings, and value or why there is none.
+    """Return a record of every trial: its number, its settings, and its value or why it has none.
 
     Args:
         search: as `read` returns it.

@@ -1,7 +1,7 @@
-"""The engine for Slurm: every row a job of its own, in an array, which is requeued whenever it was preempted.
+"""The engine for Slurm: every row is a job in an array, and is requeued whenever it was preempted.
 
-submitit writes, submits and requeues. This command only submits; `--status` shows what came of it. A job whose row is
-done, or at work elsewhere, ends at once, so submitting again does no harm.
+submitit writes, submits and requeues the jobs. This command only submits; `--status` shows the outcome. A job ends at
+once if its row is done or is running elsewhere, so submitting again does no harm.
 """
 
 import importlib
@@ -20,17 +20,17 @@ from omcda_jax.runner.sweep.task import Busy, Task
 from omcda_jax.system import Interruption, one_line
 from omcda_jax.types import ConfigError
 
-POLL = 1.0  # seconds between two looks at the row's process
-TIMEOUTS = 1000  # how often a job may reach its time limit and go on in another
+POLL = 1.0  # seconds between polls of the row's process
+TIMEOUTS = 1000  # how often a job may reach its time limit and continue in another
 
 
 class Work:
-    """What a job does: one row. The pickle of it is all that a job knows.
+    """What a job does: it runs one row. Its pickle is all that the job gets.
 
     Args:
-        directory: of the sweep.
-        row: to work on.
-        retries: how often the row starts again in one job after a crash.
+        directory: the sweep's directory.
+        row: the row to run.
+        retries: how often one job restarts the row after a crash.
     """
 
     def __init__(self, directory: str, row: Row, retries: int):
@@ -38,7 +38,7 @@ class Work:
         self._task: Task | None = None
 
     def __call__(self) -> int:
-        """Work on the row and return its exit status; a row that was stopped and saved is requeued with the job.
+        """Run the row and return its exit status; a row that was stopped and saved is requeued with the job.
 
         Raises:
             RuntimeError: the row failed; the job then counts as failed.
@@ -57,7 +57,7 @@ class Work:
                 time.sleep(POLL)
             status, why, self._task = self._task.finish(), self._task.why, None
             if status == os.EX_TEMPFAIL:
-                # preempted: Slurm signalled the row as well, and a job that ends by itself would not be requeued
+                # preempted: Slurm signalled the row too, and a job that ends by itself would not be requeued
                 os.kill(os.getpid(), _signal())
                 return status
             say(f"{row.name}: attempt {attempt + 1} ended with {status} {why}")
@@ -68,7 +68,7 @@ class Work:
         return status
 
     def checkpoint(self) -> Any:
-        """Stop the row, which saves, and return what the requeued job does; submitit calls it."""
+        """Stop the row, which saves, and return what the requeued job does. submitit calls this."""
         if self._task is not None:
             self._task.stop()
             self._task.finish()
@@ -76,17 +76,17 @@ class Work:
 
 
 def run(directory: str, rows: Sequence[Row], options: Options, interruption: Interruption) -> dict[str, int]:
-    """Submit rows that are not done; what they end with is not known then, so no status is returned.
+    """Submit rows that are not done; return no statuses, since they are not yet known.
 
     Args:
-        directory: of the sweep, on a file system that all nodes share.
-        rows: of its manifest.
-        options: `jobs` at a time, with `cores`, `memory` and `devices` each; a row over all hosts gets `hosts` nodes;
-            `engine` are parameters of submitit's AutoExecutor, for instance timeout_min and slurm_partition.
-        interruption: unused, for nothing lasts.
+        directory: the sweep's directory, on a file system that all nodes share.
+        rows: rows of its manifest.
+        options: `jobs` at a time, with `cores`, `memory` and `devices` each. A row over all hosts gets `hosts` nodes.
+            `engine` has parameters of submitit's AutoExecutor, for instance timeout_min and slurm_partition.
+        interruption: unused, because submitting takes no time.
 
     Raises:
-        ConfigError: submitit or Slurm is not there, or it refuses the parameters.
+        ConfigError: submitit or Slurm is missing, or refuses the parameters.
     """
     given = dict(options.engine)
     folder, cluster = os.path.join(directory, "slurm", "%j"), given.pop("cluster", "slurm")
@@ -111,7 +111,7 @@ def run(directory: str, rows: Sequence[Row], options: Options, interruption: Int
 
 
 def _signal() -> signal.Signals:
-    """The one that submitit answers by a checkpoint and by requeueing the job."""
+    """The signal on which submitit calls `checkpoint` and requeues the job."""
     return getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
 
 

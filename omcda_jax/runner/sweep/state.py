@@ -1,4 +1,4 @@
-"""Where each row of a sweep stands, read from its folders alone: any host, engine or person sees the same."""
+"""The state of each row of a sweep, read only from its folders: any host, engine or person sees the same."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ FINAL = (os.EX_OK, os.EX_CONFIG, EX_DIVERGED)  # exit statuses of rows that are 
 
 
 class State(NamedTuple):
-    """Where a row stands.
+    """The state of a row.
 
     Attributes:
         kind: one of KINDS.
-        step: updates each trial has behind it, as far as the metrics say.
-        rate: updates a second, or None where none was measured.
-        why: of a failed row, the first line of it.
+        step: updates done by each trial, according to the metrics.
+        rate: updates per second, or None if not measured.
+        why: why a row failed, in one line.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 
 def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
-    """Return what a row's run wrote when it was done, or None."""
+    """Return the result that a row's run wrote when it was done, or None."""
     path = os.path.join(directory, row.directory, "result.json")
     selects = any(word.startswith("--select=") for word in row.command)
     if not os.path.exists(path) or (selects and not os.path.exists(selection_path(directory, row))):
@@ -42,28 +42,28 @@ def result_of(directory: str, row: Row) -> Mapping[str, Any] | None:
 
 
 def has_diverged(directory: str, row: Row) -> bool:
-    """Return whether every trial of a row diverged, so that it ended without a result; it would again."""
+    """Return whether every trial of a row diverged, so that it has no result; a restart would diverge again."""
     path = outcome_path(directory, row)
     return os.path.exists(path) and load(path)["status"] == EX_DIVERGED
 
 
 def is_over(directory: str, row: Row) -> bool:
-    """Return whether there is nothing to be done for a row any more."""
+    """Return whether nothing is left to do for a row."""
     return result_of(directory, row) is not None or has_diverged(directory, row)
 
 
 def selection_path(directory: str, row: Row) -> str:
-    """Return where a row that selects among its trials writes what it found."""
+    """Return where a row that selects among its trials writes its selection."""
     return os.path.join(directory, row.directory, "selection.json")
 
 
 def outcome_path(directory: str, row: Row, part: str = "") -> str:
-    """Return where a row's latest end is noted; `part` as in `task.Task`."""
+    """Return the path of the file with a row's latest outcome; `part` as in `task.Task`."""
     return os.path.join(directory, row.log, part, "outcome.json")
 
 
 def is_claimed(directory: str, row: Row) -> bool:
-    """Return whether some process, on whatever host, is at work on a row."""
+    """Return whether a process on any host is working on a row."""
     try:
         check_free(os.path.join(directory, row.log))
     except ConfigError:
@@ -72,7 +72,7 @@ def is_claimed(directory: str, row: Row) -> bool:
 
 
 def state_of(directory: str, row: Row) -> State:
-    """Return where a row stands."""
+    """Return the state of a row."""
     result = result_of(directory, row)
     if result:
         seconds = result.get("training_seconds")
@@ -91,11 +91,11 @@ def state_of(directory: str, row: Row) -> State:
 
 
 def rates(directory: str, rows: Sequence[Row]) -> dict[tuple[str, int], float]:
-    """Return the updates a second that rows reached, by program and number of trials; the mean where there are several.
+    """Return the mean updates per second of the rows that ran, by program and number of trials.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest.
+        directory: the sweep's directory.
+        rows: rows of its manifest.
     """
     return _rates(rows, [state_of(directory, row) for row in rows])
 
@@ -109,11 +109,11 @@ def _rates(rows: Sequence[Row], states: Sequence[State]) -> dict[tuple[str, int]
 
 
 def status(directory: str, rows: Sequence[Row]) -> str:
-    """Return how many rows stand where, what is running and how far, why rows failed, and when the rest will be done.
+    """Return how many rows are in each state, how far the running ones are, why rows failed, and the time left.
 
     Args:
-        directory: of the sweep.
-        rows: of its manifest.
+        directory: the sweep's directory.
+        rows: rows of its manifest.
     """
     states = [state_of(directory, row) for row in rows]
     counts = {kind: [state.kind for state in states].count(kind) for kind in KINDS}
@@ -138,9 +138,9 @@ def status(directory: str, rows: Sequence[Row]) -> str:
 
 
 def remaining(rows: Sequence[Row], states: Sequence[State]) -> float | None:
-    """Return the seconds of training that rows running and waiting still take one after the other; None: not known.
+    """Return the seconds of training that running and waiting rows still take one after the other; None if unknown.
 
-    A row without a rate of its own takes that of a row of the same program and size, else the mean of all.
+    A row without a rate takes that of a row with the same program and size, else the mean of all rates.
     """
     known = _rates(rows, states)
     open_rows = [(row, state) for row, state in zip(rows, states, strict=True) if state.kind in ("running", "waiting")]

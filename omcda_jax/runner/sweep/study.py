@@ -1,4 +1,4 @@
-"""What a search may try, and Optuna's memory of what it tried."""
+"""What a search may try, and Optuna's record of what it tried."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ from omcda_jax.runner.sweep import plan
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.types import ConfigError, suggestion
 
-SELECTION = "select/"  # begins metrics that are estimates of --select
+SELECTION = "select/"  # prefix of metrics that are estimates of --select
 EVALUATION = "evaluation/"
 
 
@@ -20,12 +20,12 @@ class Search(NamedTuple):
     """What is searched for, and how.
 
     Attributes:
-        order: of the sweep; its one grid says what may be tried.
+        order: the sweep's order; its single grid says what may be tried.
         metric: `evaluation/KEY` of the final evaluation, `select/ESTIMATE` of --select, or a key of metrics.jsonl.
         direction: maximize or minimize.
-        trials: that are made in all.
-        parallel: of them at a time.
-        select_updates: for --select, or None.
+        trials: total number of trials.
+        parallel: trials at a time.
+        select_updates: updates for --select, or None.
     """
 
     order: plan.Order
@@ -37,7 +37,7 @@ class Search(NamedTuple):
 
     @property
     def offline(self) -> bool:
-        """Whether the metric is made from the data alone."""
+        """Whether the metric comes from the data alone."""
         return not self.metric.startswith(EVALUATION)
 
 
@@ -45,9 +45,9 @@ class Space(NamedTuple):
     """What may be tried.
 
     Attributes:
-        axes: by key, texts of values or a range.
-        seeds: that every trial is a mean over; none stands for the one of the settings.
-        order: of any trial, but for its grid.
+        axes: for each key, values as texts or a range.
+        seeds: seeds that every trial is a mean over; empty: the single seed in the settings.
+        order: the order of any trial, without its grid.
     """
 
     axes: Mapping[str, list[str] | grid.Range]
@@ -55,16 +55,16 @@ class Space(NamedTuple):
     order: plan.Order
 
     def of(self, settings: Mapping[str, str]) -> list[plan.Trial]:
-        """Return the sweep's trials, one for each seed, of one setting."""
+        """Return the sweep's trials of one setting, one for each seed."""
         return plan.trials(self.order._replace(grids=[self.grid(settings)]))
 
     def grid(self, settings: Mapping[str, str]) -> str:
-        """Return one setting and its seeds in the words of a grid."""
+        """Return one setting and its seeds as the text of a grid."""
         seeds = {"seed": ",".join(self.seeds)} if self.seeds else {}
         return "; ".join(f"{key}={text}" for key, text in {**settings, **seeds}.items())
 
     def rows(self, settings: Sequence[Mapping[str, str]], present: Sequence[Row]) -> list[Row]:
-        """Return the rows that these settings add to those present."""
+        """Return the rows that these settings add to the existing rows."""
         return plan.rows(self.order._replace(grids=[" | ".join(map(self.grid, settings))]), present)
 
 
@@ -72,7 +72,7 @@ def space_of(search: Search) -> Space:
     """Return what may be tried.
 
     Raises:
-        ConfigError: the grid is not one space, or one of its values is no setting.
+        ConfigError: the grid is not a single space, or one of its values is not a valid setting.
     """
     order, selects = search.order, search.metric.startswith(SELECTION)
     for start, known in ((EVALUATION, SUMMARY), (SELECTION, ESTIMATES)):
@@ -97,7 +97,7 @@ def space_of(search: Search) -> Space:
         words += [f"--select_updates={search.select_updates}"]
     if selects and len(seeds) < 2:
         raise ConfigError(f"--grid: seed: expected two seeds or more for --metric={search.metric}, found {len(seeds)}")
-    # the seeds of a trial stay together, for a row of a single one has nothing to select among
+    # the seeds of a trial stay in one row: a row with a single seed has nothing to select among
     together = order.population // max(len(seeds), 1) * len(seeds) or order.population
     space = Space(axes, seeds, order._replace(words=words, population=together))
     first = {key: _ends(axis)[0] for key, axis in axes.items()}
@@ -108,7 +108,7 @@ def space_of(search: Search) -> Space:
 
 
 def _ends(axis: list[str] | grid.Range) -> list[str]:
-    """Values that are settings if all are: of a range its ends and one that is no whole number."""
+    """Values to check: if they are valid, all are. For a range they are its ends and a number that is not whole."""
     if not isinstance(axis, grid.Range):
         return axis
     return [grid.number(value, axis) for value in (axis.low, axis.high, axis.low + 0.3719 * (axis.high - axis.low))]
@@ -126,17 +126,17 @@ class Asked(NamedTuple):
 class Study:
     """Optuna's study in a sweep's directory.
 
-    Trials are drawn by a sampler that knows only those before, so a search that was stopped asks for what it would have
-    asked for anyway.
+    The sampler knows only the trials before, so a stopped search asks for the same trials as it would have without the
+    stop.
 
     Args:
-        directory: of the sweep.
+        directory: the sweep's directory.
         search: what is searched for.
-        space: of it.
-        kept: in the directory; else a copy, which leaves nothing there.
+        space: its space.
+        kept: True: the study is stored in the directory; False: it is a copy, which leaves nothing there.
 
     Raises:
-        ConfigError: Optuna is not there, or the directory holds another search.
+        ConfigError: Optuna is not installed, or the directory contains another search.
     """
 
     def __init__(self, directory: str, search: Search, space: Space, *, kept: bool = True):
@@ -162,7 +162,7 @@ class Study:
         }
 
     def trials(self) -> list[Asked]:
-        """Return every trial whose settings are complete, in order."""
+        """Return every trial with complete settings, in order."""
         found = []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.params.keys() == self._space.axes.keys():
@@ -171,9 +171,9 @@ class Study:
         return found
 
     def ask(self, count: int) -> list[Asked]:
-        """Return so many new trials."""
+        """Return `count` new trials."""
         for trial in self._study.get_trials(deepcopy=False):
-            # one that was being asked for when the search ended
+            # a trial that was being asked for when the search ended
             if not trial.state.is_finished() and trial.params.keys() != self._space.axes.keys():
                 self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
         before = len(self.trials())
@@ -184,7 +184,7 @@ class Study:
         return self.trials()[before:]
 
     def tell(self, number: int, value: float | None) -> None:
-        """Tell a trial's value; None counts as worse than any."""
+        """Tell Optuna a trial's value; None counts as worse than any value."""
         state = self._optuna.trial.TrialState
         self._study.tell(number, value, state=state.PRUNED if value is None else state.COMPLETE)
 
@@ -194,7 +194,7 @@ def _text(value: str | float, axis: list[str] | grid.Range) -> str:
 
 
 def described(search: Search, space: Space) -> dict[str, Any]:
-    """Return what must stay the same for values to compare, in JSON's types."""
+    """Return what must stay the same for values to be comparable, in JSON's types."""
     ranges = {key: list(axis[:3]) if isinstance(axis, grid.Range) else axis for key, axis in space.axes.items()}
     return {
         "metric": search.metric,
@@ -213,7 +213,7 @@ def _refuse_other(directory: str, study: Any, search: Search, space: Space) -> N
     if not begun:
         return
     if not any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
-        begun["metric"] = now["metric"]  # nothing was told yet
+        begun["metric"] = now["metric"]  # no value was told yet
     changed = [f"{key} was {begun[key]}, is {now[key]}" for key in now if begun[key] != now[key]]
     if changed:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One row at work: a process of its own, claimed by a lock, its output and its end on disk."""
+"""A running row: a process of its own, claimed by a lock, with its output and its end on disk."""
 
 import contextlib
 import os
@@ -16,34 +16,34 @@ from omcda_jax.runner.sweep.state import outcome_path, result_of
 from omcda_jax.system import exclusive
 from omcda_jax.types import ConfigError
 
-REASON = 300  # characters of it that are kept
-LOOKS, PAUSE = 5, 1.0  # at a row that is claimed, and seconds between them, before it counts as at work elsewhere
+REASON = 300  # characters of a reason that are kept
+LOOKS, PAUSE = 5, 1.0  # tries to claim a row before it counts as running elsewhere, and seconds between them
 
 
 class Busy(Exception):
-    """Another process is at work on the row."""
+    """Another process is working on the row."""
 
 
 class Task:
-    """The process of one row; made, it is at work. Whoever made it calls `finish` once `poll` gives a status.
+    """The process of one row; the constructor starts it. The caller calls `finish` once `poll` returns a status.
 
-    The process holds the claim as well, so a row whose starter was killed stays claimed until the row itself has ended.
-    It has a session of its own: a signal from the terminal reaches it through whoever started it only.
+    The process holds the claim too: if its starter is killed, the row stays claimed until the process itself has ended.
+    It has a session of its own, so a signal from the terminal reaches it only through its starter.
 
     Attributes:
-        row: it works on.
-        why: it did not end well, after `finish`.
+        row: the row.
+        why: after `finish`, why it did not end well.
 
     Args:
-        directory: of the sweep.
-        row: to work on.
-        words: more of its command line.
+        directory: the sweep's directory.
+        row: the row to run.
+        words: more words of its command line.
         environment: variables in addition to those of this process.
-        cores: that its threads run on; none: any.
-        part: of a row that several hosts work on together: the name of this host's folder in the row's own.
+        cores: cores that its threads run on; empty: any.
+        part: for a row that several hosts run together, the name of this host's folder inside the row's folder.
 
     Raises:
-        Busy: another process is at work on it.
+        Busy: another process is working on the row.
     """
 
     def __init__(
@@ -80,29 +80,29 @@ class Task:
 
     @property
     def pid(self) -> int:
-        """Of the row's process."""
+        """The id of the row's process."""
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit status, below 0 for a signal that killed it, or None while it goes on."""
+        """Return the exit status, below 0 for a signal that killed the process, or None while it runs."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the process to save and end."""
         self._stopped = True
         if self.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def finish(self, why: str = "") -> int:
-        """Wait for its end, note it on disk, give the row back and return the status.
+        """Wait for its end, record it on disk, release the row and return the status.
 
         Args:
-            why: it was made to end, which counts as a failure.
+            why: why it was made to end, which counts as a failure.
         """
         with self._held:
             status = self._process.wait()
             if self._stopped and status == -signal.SIGTERM:
-                status = os.EX_TEMPFAIL  # so soon that it could not answer, and had nothing to save
+                status = os.EX_TEMPFAIL  # stopped before it could handle the signal; it had nothing to save
             if why and status == os.EX_TEMPFAIL:
                 status = 1
             if status == os.EX_OK and not self._part and result_of(self._directory, self.row) is None:
@@ -119,18 +119,18 @@ class Task:
             file.seek(self._from)
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if re.match(r"error:", line)]
-        # of a traceback the last line says what happened
+        # the last line of a traceback says what happened
         return (errors[:1] or lines[-1:] or [f"exit status {status}"])[0][:REASON]
 
 
 def start(directory: str, row: Row, **more: Any) -> Task:
-    """Return a task, where somebody who only looks whether the row is claimed may hold it for a moment.
+    """Return a task; retry for a while, because a process that checks the claim holds it for a moment.
 
     Args:
         directory, row, **more: as in `Task`.
 
     Raises:
-        Busy: another process is at work on it.
+        Busy: another process is working on the row.
     """
     for _ in range(LOOKS - 1):
         with contextlib.suppress(Busy):
