@@ -1,6 +1,6 @@
 """Compare algorithms on tasks over seeds: `python experiments/compare.py --tasks=smac_5m6m:good --seeds=0,1,2`.
 
-The same as `omcda-jax compare`; --help explains it, and omcda_jax/runner/compare.py is what it does.
+The same as `omcda-jax compare`; --help explains it, and omcda_jax/runner/compare.py has the code.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Print a finished run's table again and write its page: `python experiments/report.py DIRECTORY`.
 
-The same as `omcda-jax report`; omcda_jax/runner/report.py is what it does.
+The same as `omcda-jax report`; omcda_jax/runner/report.py has the code.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train an offline algorithm, evaluate it and report: `python experiments/run.py --config=smac_5m6m`.
 
-The same as `omcda-jax run`; --help explains it, and omcda_jax/runner/run.py is what it does.
+The same as `omcda-jax run`; --help explains it, and omcda_jax/runner/run.py has the code.
 """
 
 import sys

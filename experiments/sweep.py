@@ -1,6 +1,6 @@
 """Run many trials: `python experiments/sweep.py --config=smac_3m --grid='seed=0..4; algorithm.d_tot=0.6,1.8'`.
 
-The same as `omcda-jax sweep`; --help explains it, and omcda_jax/runner/sweep is what it does.
+The same as `omcda-jax sweep`; --help explains it, and omcda_jax/runner/sweep has the code.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 python experiments/train_behaviour.py --environment=smax/3m --out=omcda_jax/behaviour/weights
 
-The same as `omcda-jax train-behaviour`; --help explains it, and omcda_jax/runner/train_behaviour.py is what it does.
+The same as `omcda-jax train-behaviour`; --help explains it, and omcda_jax/runner/train_behaviour.py has the code.
 """
 
 import sys

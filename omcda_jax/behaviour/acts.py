@@ -1,4 +1,4 @@
-"""What acts in a simulator when a dataset is rolled out: behaviour policies, chance, functions of the user's own."""
+"""The policies that collect a dataset in a simulator: behaviour policies, random play, and functions of the user."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ Act = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
 
 
 class InPython(NamedTuple):
-    """A policy that is a function in Python, which JAX cannot trace.
+    """A policy that is a Python function, which JAX cannot trace.
 
     Attributes:
-        function: `function(obs [N, O], avail [N, A], seed [2] uint32) -> action [N] or [N, A]`, all of NumPy.
+        function: `function(obs [N, O], avail [N, A], seed [2] uint32) -> action [N] or [N, A]`, all NumPy arrays.
         discrete: whether actions are indices.
     """
 
@@ -34,7 +34,7 @@ class InPython(NamedTuple):
         return np.asarray(self.function(obs, avail, key)).astype(np.int32 if self.discrete else np.float32)
 
     def mixed(self, share: float) -> "InPython":
-        """Return `mixed` of it."""
+        """Return this policy mixed with random actions, see `mixed`."""
 
         def act_or_not(obs, avail, key):
             random = np.random.default_rng([1, *map(int, key)])
@@ -49,15 +49,15 @@ class InPython(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """What a dataset is rolled out by, where it is not a policy that comes with the package.
+    """What a dataset is collected with, if not with the policies that come with the package.
 
     Attributes:
         recipe: the stages, and how they are rolled out.
-        params: of each stage's policy, as the first argument of `act`.
-        act: `act(params, obs [N, O], avail [N, A], key) -> action [N] or [N, A]`; None is `sample` at the recipe's
+        params: for each stage's policy, the first argument of `act`.
+        act: `act(params, obs [N, O], avail [N, A], key) -> action [N] or [N, A]`; None: `sample` at the recipe's
             temperature.
-        facts: stored with the dataset: `description` and `weights`, the SHA-256 by stage.
-        flags: of `collect` that ask for it.
+        facts: facts stored with the dataset: `description` and `weights`, the SHA-256 by stage.
+        flags: flags of `collect` that ask for it.
     """
 
     recipe: Quality
@@ -69,7 +69,7 @@ class Behaviour(NamedTuple):
 
 @functools.cache
 def sampler(temperature: float) -> Act:
-    """Return `sample` at a temperature, always the same function.
+    """Return `sample` at a temperature; the same temperature always returns the same function.
 
     Args:
         temperature: as in `sample`.
@@ -78,7 +78,7 @@ def sampler(temperature: float) -> Act:
 
 
 def uniform(discrete: bool) -> Act:
-    """Return a policy to which every legal action, or every value in [-1, 1], is as likely as any other.
+    """Return the uniformly random policy, over legal actions or over [-1, 1].
 
     Args:
         discrete: whether actions are indices.
@@ -94,11 +94,11 @@ def uniform(discrete: bool) -> Act:
 
 
 def mixed(act: Act, share: float, discrete: bool) -> Act:
-    """Return a policy that acts at random now and then: each agent at each step with the same chance.
+    """Return a policy that sometimes acts at random: each agent at each step with the same probability.
 
     Args:
-        act: what acts otherwise.
-        share: the chance, from 0 to 1.
+        act: the policy that acts otherwise.
+        share: the probability, from 0 to 1.
         discrete: whether actions are indices.
     """
     if isinstance(act, InPython):

@@ -1,8 +1,8 @@
-"""A compact MAPPO, used only to make the behaviour policies that datasets are rolled out with.
+"""A compact MAPPO, used only to make the behaviour policies that datasets are collected with.
 
-One actor shared by all agents (local observation and one-hot agent id -> two hidden layers -> logits over legal
-actions), one central value of the global state, the team's advantage shared by every agent that has a choice. The
-whole update, rollout included, is one compiled function.
+All agents share one actor (local observation and one-hot agent id -> two hidden layers -> logits over legal actions).
+There is one central value of the global state, and every agent that has a choice shares the team's advantage. The whole
+update, rollout included, is one compiled function.
 
 `mappo_separate` uses the parts that do not depend on the kind of action or of simulator.
 
@@ -37,7 +37,7 @@ class Rollout(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What one update hands to the next; `time_step` and `env_state` have a leading axis num_envs."""
+    """What one update passes to the next; `time_step` and `env_state` have a leading axis num_envs."""
 
     params: dict
     opt_state: optax.OptState
@@ -53,7 +53,7 @@ def init_layers(key: chex.PRNGKey, sizes: tuple[int, ...], last_scale: float) ->
     Args:
         key: typed PRNG key.
         sizes: inputs, units of each hidden layer, outputs.
-        last_scale: of the last layer.
+        last_scale: scale of the last layer.
 
     Returns:
         (w [in, out], b [out]) of each layer.
@@ -67,7 +67,7 @@ def init_layers(key: chex.PRNGKey, sizes: tuple[int, ...], last_scale: float) ->
 
 
 def init_params(key: chex.PRNGKey, spec: EnvSpec, hidden: int) -> dict:
-    """Draw orthogonal initial weights; the actor's last layer is nearly zero, so that it starts out undecided.
+    """Draw orthogonal initial weights; the actor's last layer is nearly zero, so the first policy is nearly uniform.
 
     Args:
         key: typed PRNG key.
@@ -91,7 +91,7 @@ def values(critic: tuple, global_state: chex.Array, activation: Callable = jax.n
     Args:
         critic: (w, b) of each layer, as from `init_layers`, with one output.
         global_state: [..., S].
-        activation: of the hidden layers.
+        activation: activation of the hidden layers.
 
     Returns:
         [...].
@@ -110,14 +110,14 @@ def advantages(
     gamma: float,
     trace: float,
 ) -> chex.Array:
-    """Generalised advantage estimates; an episode cut by the time limit is bootstrapped, one that ended is not.
+    """Return generalised advantage estimates. They bootstrap an episode that the time limit cut, not one that ended.
 
     Args:
         reward: [T, E] rewards of the steps.
         value: [T, E] values of the states acted in.
         next_value: [T, E] values of the states stepped into (before any reset).
         terminated: [T, E] bool, the task ended with the step.
-        ended: [T, E] bool, the episode ended with the step, for whichever reason.
+        ended: [T, E] bool, the episode ended with the step, for any reason.
         gamma: discount factor.
         trace: lambda, between one-step errors (0) and whole returns (1).
 
@@ -139,8 +139,8 @@ def clipped_gain(log_prob: chex.Array, rows: Rollout, clip: float) -> chex.Array
     """Return the clipped surrogate of each agent, with the team's advantage standardised over the rows.
 
     Args:
-        log_prob: [R, N] of the actions taken, now.
-        rows: flattened transitions; log_prob [R, N] when they were taken and advantage [R] are used.
+        log_prob: [R, N] log-probability of the taken actions under the current policy.
+        rows: flattened transitions; log_prob [R, N] from when the actions were taken and advantage [R] are used.
         clip: bound on the change of the probability ratio.
 
     Returns:
@@ -176,15 +176,15 @@ def improve(
 
     Args:
         loss: `loss(params, rows, settings) -> []`.
-        optimiser: of the params.
+        optimiser: optimiser of the params.
         settings: the recipe.
-        params: before.
-        opt_state: before.
+        params: params before the steps.
+        opt_state: optimiser state before the steps.
         rows: flattened transitions [num_envs * rollout, ...].
         key: typed PRNG key.
 
     Returns:
-        params and opt_state, after.
+        params and opt_state after the steps.
     """
 
     def learn(carry, chosen):
@@ -204,7 +204,7 @@ def discrete_policy_loss(scores: chex.Array, rows: Rollout, settings: Settings) 
     """Clipped policy loss minus entropy bonus, over the agents that have a choice.
 
     Args:
-        scores: [R, N, A] logits of the actions, now.
+        scores: [R, N, A] logits of the actions under the current policy.
         rows: flattened transitions; avail [R, N, A], action and log_prob [R, N] and advantage [R] are used.
         settings: clip and entropy are used.
     """
@@ -253,16 +253,16 @@ def advance(
     step_key: chex.PRNGKey,
     reset_key: chex.PRNGKey,
 ) -> tuple[chex.ArrayTree, TimeStep, TimeStep]:
-    """Take one step in each of E environments and reset those whose episode ended.
+    """Take one step in each of E environments and reset those with an ended episode.
 
     Args:
         environment: the simulator.
-        env_state: of each, [E, ...].
+        env_state: state of each environment, [E, ...].
         action: [E, N] or [E, N, A].
         step_key, reset_key: typed PRNG keys.
 
     Returns:
-        The environments and what they show, after resets; and what the step led to, before any reset.
+        The environments' states and time steps after resets, and the time steps before any reset.
     """
     env_state, then = jax.vmap(environment.step)(jax.random.split(step_key, len(action)), env_state, action)
     ended = then.terminated | then.truncated
@@ -272,7 +272,7 @@ def advance(
 
 
 def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRNGKey) -> tuple[Loop, dict]:
-    """Take one step in each environment, with drawn actions, and reset those whose episode ended.
+    """Take one step with sampled actions in each environment, and reset those with an ended episode.
 
     Args:
         environment: where to learn.
@@ -282,7 +282,7 @@ def play(environment: Environment, settings: Settings, loop: Loop, key: chex.PRN
 
     Returns:
         The loop with new environments, time steps and returns so far; and a record of the step: what was seen and done
-        (`now`), what it led to before any reset (`then`), and sums over the episodes that ended (`metrics`).
+        (`now`), the time steps before any reset (`then`), and sums over the episodes that ended (`metrics`).
     """
     now = loop.time_step
     act_key, step_key, reset_key = jax.random.split(key, 3)
@@ -334,11 +334,11 @@ def make_evaluate(environment: Environment, episodes: int, segment: int = 20) ->
 
     Args:
         environment: where to play.
-        episodes: how many, side by side.
+        episodes: number of parallel episodes.
         segment: steps between two checks that every episode is over.
 
     Returns:
-        `evaluate(actor, key)`, which gives the means over the episodes of `return`, `won` and `length` (steps).
+        `evaluate(actor, key)`, which returns the means over the episodes of `return`, `won` and `length` (steps).
     """
 
     reset = jax.jit(jax.vmap(environment.reset))
@@ -379,7 +379,7 @@ def train(
         environment: where to learn.
         settings: the recipe.
         key: typed PRNG key.
-        params: weights to resume from; fresh ones when None.
+        params: weights to resume from; None: fresh weights.
 
     Yields:
         After each update: environment steps so far, the params as from `init_params`, the metrics of `update`.

@@ -1,12 +1,12 @@
-"""MAPPO with actors of standardised inputs, for any simulator; makes behaviour policies, like `mappo`.
+"""MAPPO with standardised inputs to the actors, for any simulator; makes behaviour policies, like `mappo`.
 
-One actor per agent (its standardised observation -> two hidden tanh layers -> logits or, with continuous actions, the
-centre of a Gaussian of learned, state-independent width, with a tanh over the draw), one central value of the
-standardised state, the team's advantage shared by every agent. The moments used to standardise run over all of training
-and go with the weights. Rewards are divided by the running standard deviation of the discounted return. A simulator in
-JAX is stepped in one compiled call with learning. One on the host is stepped in Python; choosing a step's actions is
-one compiled call, learning from a rollout another. Where actors are alike, they may share a network, which sees the
-agent's identity too; it is stored as one for each.
+There is one actor per agent: its standardised observation -> two hidden tanh layers -> logits or, with continuous
+actions, the centre of a Gaussian with learned, state-independent width and a tanh over the sample. There is one central
+value of the standardised state, and all agents share the team's advantage. The moments for standardising run over all
+of training and are stored with the weights. Rewards are divided by the running standard deviation of the discounted
+return. With a simulator in JAX, stepping and learning are one compiled call. A simulator on the host is stepped in
+Python: choosing a step's actions is one compiled call, and learning from a rollout is another. Similar actors may share
+a network, which then also sees the agent's identity; it is stored as one network per agent.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from omcda_jax.behaviour.settings import Settings
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
 from omcda_jax.types import EnvSpec
 
-LEAST_STD = 1e-3  # a feature that varies less is padding, or as good as
+LEAST_STD = 1e-3  # a feature that varies less is treated as padding
 
 
 class Moments(NamedTuple):
@@ -45,11 +45,11 @@ class Moments(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What one update hands to the next.
+    """What one update passes to the next.
 
     Attributes:
-        params: `layers` of the actors, with continuous actions their `log_std`, `critic`.
-        opt_state: the optimiser's.
+        params: `layers` of the actors, their `log_std` with continuous actions, and `critic`.
+        opt_state: the optimiser's state.
         obs: moments of the observations [N, O].
         global_state: moments of the global state [S].
         returns: moments of the discounted return [].
@@ -68,11 +68,11 @@ def merge(moments: Moments, rows: chex.Array) -> Moments:
     """Add rows to running moments.
 
     Args:
-        moments: so far.
+        moments: the moments so far.
         rows: [R, ...].
 
     Returns:
-        The moments of everything seen. Chan et al. 1983, equation 2.1.
+        The moments of all rows. Chan et al. 1983, equation 2.1.
     """
     chex.assert_equal_shape([moments.mean, rows[0]])
     new, count = len(rows), moments.count + len(rows)
@@ -85,14 +85,14 @@ def divisor(moments: Moments) -> jax.Array:
     """Return the standard deviation, or 1 where a feature hardly varies.
 
     Args:
-        moments: of the features.
+        moments: the features' moments.
     """
     std = jnp.sqrt(moments.variance)
     return jnp.where(std < LEAST_STD, 1.0, std)
 
 
 def policy(learner: Learner) -> policies.Gaussian | policies.Categorical:
-    """Return the policy as it is stored and rolled out.
+    """Return the policy in the form that is stored and rolled out.
 
     Args:
         learner: the trainer's state.
@@ -103,12 +103,12 @@ def policy(learner: Learner) -> policies.Gaussian | policies.Categorical:
 
 
 def _actor(params: dict, agents: int) -> dict:
-    """The actors' share of a learner's params; a network that all agents share becomes one for each."""
+    """The actors' part of a learner's params; a network that all agents share becomes one network per agent."""
     layers = params["layers"]
     if layers[0][0].ndim == 2:
         (w, b), *later = layers
         features = len(w) - agents
-        # an agent's one-hot identity picks a row of the weights, which is as good as a bias of its own
+        # an agent's one-hot identity picks a row of the weights, which is equivalent to a bias of its own
         first = (jnp.broadcast_to(w[:features], (agents, *w[:features].shape)), b[None] + w[features:])
         layers = (first, *jax.tree.map(lambda x: jnp.broadcast_to(x, (agents, *x.shape)), tuple(later)))
     return {"layers": layers} | {key: params[key] for key in ("log_std",) if key in params}
@@ -117,14 +117,14 @@ def _actor(params: dict, agents: int) -> dict:
 def log_prob(
     params: policies.Gaussian | policies.Categorical, obs: chex.Array, avail: chex.Array, draw: chex.Array
 ) -> jax.Array:
-    """Return the log-probability of draws, of continuous actions the log-density before the tanh.
+    """Return the log-probability of samples; for continuous actions, the log-density before the tanh.
 
     The tanh's Jacobian cancels in every ratio of two policies.
 
     Args:
         params: the policy.
         obs: [R, N, O].
-        avail: [R, N, A] bool, legal actions, or the dimensions an agent has; the others count for nothing.
+        avail: [R, N, A] bool, legal actions, or the dimensions that an agent has; other dimensions do not count.
         draw: [R, N] int32, or [R, N, A].
 
     Returns:
@@ -180,11 +180,11 @@ def ppo_loss(
 ) -> jax.Array:
     """Clipped policy loss minus entropy bonus plus the squared value error.
 
-    With discrete actions the agents that have a choice count, with continuous ones all agents.
+    With discrete actions, only the agents that have a choice count; with continuous actions, all agents count.
 
     Args:
         params: as in `Learner`.
-        rows: flattened transitions [R, ...], their global states standardised, their actions before the tanh.
+        rows: flattened transitions [R, ...], with standardised global states, and actions before the tanh.
         settings: clip, entropy and value_weight are used.
         actor: the policy that acted; its moments of the observations are used.
     """
@@ -203,7 +203,7 @@ def discounted_returns(start: chex.Array, reward: chex.Array, ended: chex.Array,
     """Return each environment's discounted return since its last reset: after the last step, and after each step.
 
     Args:
-        start: [E] before the first step.
+        start: [E] discounted returns before the first step.
         reward: [T, E].
         ended: [T, E] bool, the episode ended with the step.
         gamma: discount factor.
@@ -227,10 +227,10 @@ def learn(
     """Learn from one rollout.
 
     Args:
-        learner: before.
-        now: what was acted upon, [rollout, num_envs, ...].
-        draw: as from `draw_actions`, [rollout, num_envs, ...].
-        then: what the actions led to, before any reset.
+        learner: the learner before the rollout.
+        now: the time steps that were acted on, [rollout, num_envs, ...].
+        draw: samples as from `draw_actions`, [rollout, num_envs, ...].
+        then: the time steps after the actions, before any reset.
         key: typed PRNG key.
         settings: the recipe.
     """
@@ -262,11 +262,11 @@ def learn(
 
 @jax.jit
 def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> jax.Array:
-    """Draw actions, continuous ones before the tanh.
+    """Sample actions; continuous actions are returned before the tanh.
 
     Args:
         learner: the trainer's state.
-        now: what is acted upon, [E, ...].
+        now: the time steps to act on, [E, ...].
         key: typed PRNG key.
 
     Returns:
@@ -280,12 +280,12 @@ def draw_actions(learner: Learner, now: TimeStep, key: chex.PRNGKey) -> jax.Arra
 
 
 def action_of(draw: chex.Array, avail: chex.Array, numpy: types.ModuleType) -> chex.Array:
-    """Return the action that a draw stands for, zero in dimensions that an agent does not have.
+    """Return the action that a sample stands for, zero in dimensions that an agent does not have.
 
     Args:
         draw: as from `draw_actions`.
         avail: [E, N, A] bool.
-        numpy: of JAX, or NumPy itself where arrays are its own.
+        numpy: `jax.numpy`, or NumPy if the arrays are NumPy's.
     """
     return draw if draw.ndim < avail.ndim else numpy.where(avail, numpy.tanh(draw), numpy.float32(0))
 
@@ -298,15 +298,15 @@ def rollout(
     keys: chex.PRNGKey,
     seeds: np.random.Generator,
 ) -> tuple[TimeStep, np.ndarray, tuple, dict[str, float]]:
-    """Take one step with each key in all simulators, starting a new episode wherever one ended.
+    """Take one step with each key in all simulators, and start a new episode wherever one ended.
 
     Args:
-        simulators: E of them.
-        learner: acts.
-        now: what they show, [E, ...].
+        simulators: E simulators.
+        learner: the learner that acts.
+        now: their time steps, [E, ...].
         progress: [2, E] return and length of each running episode.
         keys: typed PRNG keys.
-        seeds: of new episodes.
+        seeds: generator of the seeds of new episodes.
 
     Returns:
         `now` and `progress` after the steps; the arguments `now`, `draw` and `then` of `learn`; and metrics:
@@ -331,12 +331,12 @@ def rollout(
 def rollout_in_jax(
     environment: Environment, learner: Learner, carry: tuple, keys: chex.PRNGKey
 ) -> tuple[tuple, tuple, dict[str, jax.Array]]:
-    """Take one step with each key in all environments, starting a new episode wherever one ended.
+    """Take one step with each key in all environments, and start a new episode wherever one ended.
 
     Args:
         environment: the simulator.
-        learner: acts.
-        carry: E environments, what they show, and [2, E] return and length of each running episode.
+        learner: the learner that acts.
+        carry: states and time steps of E environments, and [2, E] return and length of each running episode.
         keys: typed PRNG keys [rollout].
 
     Returns:
@@ -411,12 +411,12 @@ def _train_in_jax(environment, settings, learner, reset_key, keys):
 
 
 def replace(steps: TimeStep, index: np.ndarray, fresh: TimeStep) -> TimeStep:
-    """Return time steps with some of them exchanged; the arrays given are left as they are.
+    """Return time steps with some of them replaced; the given arrays do not change.
 
     Args:
         steps: [E, ...] NumPy arrays.
-        index: [M] int, which ones.
-        fresh: [M, ...] what takes their place.
+        index: [M] int, the time steps to replace.
+        fresh: [M, ...] their replacements.
     """
 
     def exchange(old, new):

@@ -1,11 +1,11 @@
-"""The behaviour policies that datasets are rollouts of, and the table of those datasets.
+"""The behaviour policies that datasets are collected with, and the table of those datasets.
 
-Three kinds of network. `Layers`, SMAX's: one network shared by all agents, from an agent's observation and
-its one-hot identity through two hidden ReLU layers to one logit per action. `Categorical` and `Gaussian`, for any other
+There are three kinds of network. `Layers`, for SMAX: all agents share one network, from an agent's observation and its
+one-hot identity through two hidden ReLU layers to one logit per action. `Categorical` and `Gaussian`, for any other
 simulator: one network per agent, from its standardised observation through two hidden tanh layers to logits, or to the
-mean of a Gaussian of fixed width, whose draw a tanh bounds. Weights are stored one file per stage of training,
-`<family>_<scenario>_<stage>.npz`, those that come with the package beside this file in `weights/`. Each names the
-command that remakes it.
+mean of a Gaussian of fixed width; a tanh bounds the sample. Weights are stored in one file per training stage,
+`<family>_<scenario>_<stage>.npz`. Those that come with the package are in `weights/` in this folder. Each file names
+the command that remakes it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from omcda_jax.system import one_line, replacing
 from omcda_jax.types import ConfigError, EnvSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
-CLIP = 10.0  # standardised features are cut there
+CLIP = 10.0  # bound on the absolute value of standardised features
 
 Layers = tuple[tuple[chex.Array, chex.Array], ...]
 
@@ -37,7 +37,7 @@ class Gaussian(NamedTuple):
         layers: (w [N, in, out], b [N, out]) of each layer.
         log_std: [N, A], before the tanh.
         obs_mean: [N, O], subtracted from the observations.
-        obs_std: [N, O], which they are divided by.
+        obs_std: [N, O], the observations are then divided by it.
     """
 
     layers: Layers
@@ -67,8 +67,8 @@ class Quality:
 
     Attributes:
         stages: the training stages whose policies are rolled out, each for an equal share of the dataset.
-        temperature: the policy's log-density is divided by it before an action is drawn. It is part of what the
-            dataset is: a greedy policy can win twice as often as the sampled one.
+        temperature: the policy's log-density is divided by it before an action is sampled. It is part of what the
+            dataset is: a greedy policy can win twice as often as a sampled one.
         won_only: keep an episode only if the team won it.
     """
 
@@ -78,10 +78,10 @@ class Quality:
 
 
 def staged(replay: Sequence[str]) -> dict[str, Quality]:
-    """Return the datasets that medium, expert and stages on the way to medium give, by name.
+    """Return the datasets of medium, expert and the stages before medium, by name.
 
     Args:
-        replay: stages from the start of training to medium, without it; where there are none, medium_replay is not.
+        replay: the stages before medium, in order; if there are none, there is no medium_replay dataset.
     """
     return {
         "expert": Quality(("expert",)),
@@ -98,7 +98,7 @@ def _staged(environment: str) -> dict[tuple[str, str], Quality]:
 
 
 def _smax(environment: str, won_only: bool = False) -> dict[tuple[str, str], Quality]:
-    """The three datasets of a scenario; `won_only` is of the good one."""
+    """The three datasets of a scenario; `won_only` applies to the good dataset."""
     return {
         (environment, "poor"): Quality(("poor",)),
         (environment, "medium"): Quality(("medium",)),
@@ -124,15 +124,15 @@ QUALITIES = {
 
 
 def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
-    """Return how a dataset is made, of `QUALITIES` or of the stages in a folder.
+    """Return how a dataset is made, from `QUALITIES` or from the stages in a folder.
 
     Args:
         environment: for instance `smax/3m`.
         name: for instance `medium`.
-        folder: of the weights, whose stages are datasets too; None is the package's own, of which `QUALITIES` is all.
+        folder: folder of weights, whose stages are datasets too; None: the package's own, with only `QUALITIES`.
 
     Raises:
-        ConfigError: there is no such dataset; the message lists those there are.
+        ConfigError: there is no such dataset; the message lists the existing ones.
     """
     known = {known: quality for (where, known), quality in QUALITIES.items() if where == task(environment)}
     if folder is not None:
@@ -152,11 +152,11 @@ def quality(environment: str, name: str, folder: Path | None = None) -> Quality:
 
 
 def stages(environment: str, folder: Path) -> list[str]:
-    """Return the names of the stages whose weights a folder holds, sorted.
+    """Return the names of the stages with weights in a folder, sorted.
 
     Args:
         environment: for instance `smax/3m`.
-        folder: of npz files.
+        folder: folder of npz files.
     """
     prefix = file_name(environment, "").removesuffix(".npz")
     return sorted(file.stem.removeprefix(prefix) for file in folder.iterdir() if _is_weights(file, prefix))
@@ -167,7 +167,7 @@ def _is_weights(file: Path, prefix: str) -> bool:
 
 
 def file_name(environment: str, stage: str) -> str:
-    """Return the name of the file of a policy's weights; what a shell would take amiss becomes an underscore.
+    """Return the name of the file of a policy's weights; characters special to a shell become underscores.
 
     Args:
         environment: for instance `smax/3m`.
@@ -182,10 +182,10 @@ def weights_path(environment: str, stage: str, folder: Path | None = None) -> Pa
     Args:
         environment: for instance `smax/3m`.
         stage: for instance `medium`.
-        folder: of the weights; None is the package's own.
+        folder: folder of the weights; None: the package's own.
 
     Raises:
-        ConfigError: no such file; the message lists the environment's stages.
+        ConfigError: there is no such file; the message lists the environment's stages.
     """
     if folder is None:
         folder, environment = WEIGHTS, task(environment)
@@ -197,12 +197,12 @@ def weights_path(environment: str, stage: str, folder: Path | None = None) -> Pa
 
 
 def write_weights(path: Path, params: Params, **facts) -> None:
-    """Write a policy's weights, as float16, and facts about it.
+    """Write a policy's weights as float16, and facts about the policy.
 
     Args:
         path: the npz file; its folder is made if missing.
         params: the weights.
-        **facts: scalars and strings stored beside the weights.
+        **facts: scalars and strings stored with the weights.
     """
     separate = isinstance(params, Gaussian | Categorical)
     layers = params.layers if separate else params
@@ -220,8 +220,9 @@ def read_weights(path: Path) -> Params:
     """Read a policy's weights.
 
     Args:
-        path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2; with a leading axis
-            [N], `obs_mean` and `obs_std` where each agent has a network, and `log_std` for continuous actions.
+        path: an npz file with `actor_{k}_w` [in, out] and `actor_{k}_b` [out] for k = 0, 1, 2. If each agent has a
+            network, they have a leading axis [N], and the file has `obs_mean` and `obs_std`; for continuous actions it
+            also has `log_std`.
 
     Returns:
         float32 weights.
@@ -252,7 +253,7 @@ def load(environment: str, stage: str) -> Params:
         float32 weights.
 
     Raises:
-        ConfigError: no such policy.
+        ConfigError: there is no such policy.
     """
     return read_weights(weights_path(environment, stage))
 
@@ -263,10 +264,10 @@ def check(params: Params, spec: EnvSpec, name: str) -> None:
     Args:
         params: the policy's weights.
         spec: the task's sizes.
-        name: what the message calls the policy, and the task it should fit.
+        name: name of the policy and of the task in the message.
 
     Raises:
-        ConfigError: another kind of action or other sizes.
+        ConfigError: the policy has another kind of action or other sizes.
     """
     separate = isinstance(params, Gaussian | Categorical)
     layers = params.layers if separate else params
@@ -295,14 +296,14 @@ def check(params: Params, spec: EnvSpec, name: str) -> None:
 
 
 def sample(params: Params, obs: chex.Array, avail: chex.Array, key: chex.PRNGKey, temperature: float) -> jax.Array:
-    """Draw every agent's action.
+    """Sample every agent's action.
 
     Args:
         params: the policy's weights.
         obs: [..., N, O] local observations.
-        avail: [..., N, A] bool, legal actions, or the dimensions an agent has.
+        avail: [..., N, A] bool, legal actions, or the dimensions that an agent has.
         key: typed PRNG key.
-        temperature: divides the policy's log-density; 0 gives the likeliest action, of a continuous policy the centre.
+        temperature: divides the policy's log-density; 0 returns the likeliest action, or the centre of a Gaussian.
 
     Returns:
         [..., N] int32 indices, or [..., N, A] float32 in [-1, 1], zero where an agent has no such dimension.
@@ -321,7 +322,7 @@ def logits(params: Layers | Categorical, obs: chex.Array, avail: chex.Array) -> 
     """Return every agent's logits, -1e9 for illegal actions.
 
     Args:
-        params: (w, b) of each layer, shared by all agents; or a network for each.
+        params: (w, b) of each layer, shared by all agents; or one network per agent.
         obs: [..., N, O] local observations.
         avail: [..., N, A] bool, legal actions.
 
@@ -351,7 +352,7 @@ def mean(params: Gaussian, obs: chex.Array) -> jax.Array:
 
 
 def _separate(params: Gaussian | Categorical, obs: chex.Array) -> jax.Array:
-    """What each agent's own network makes of its standardised observation, [..., N, A]."""
+    """The outputs of each agent's own network for its standardised observation, [..., N, A]."""
     rows = obs.reshape(-1, *obs.shape[-2:])
     chex.assert_equal_shape([rows[0], params.obs_mean, params.obs_std])
     inputs = jnp.clip((rows - params.obs_mean[None]) / params.obs_std[None], -CLIP, CLIP)
@@ -365,7 +366,7 @@ def forward(layers: Layers, inputs: chex.Array, activation: Callable) -> jax.Arr
     Args:
         layers: (w [in, out], b [out]) of each layer.
         inputs: [R, in].
-        activation: of all layers but the last.
+        activation: activation of all layers except the last.
 
     Returns:
         [R, out].

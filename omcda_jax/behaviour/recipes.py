@@ -1,17 +1,17 @@
 """How the shipped behaviour policies are trained: one recipe per environment.
 
-5m_vs_6m needs more than practice. A team that walks up to the six enemies nearly always loses, and one trained from
-the usual positions alone stays there (1-2 % won after 4 to 6 million steps, even with weakened enemies to practise
-on). The scripted enemies see nine map units far and do not tell each other what they see, so a team that first moves
-out of sight meets them one by one. Starting part of the training episodes with the team moved away by a random
-distance lets the values of those states lead there from the usual start.
+5m_vs_6m needs more than longer training. A team that walks up to the six enemies nearly always loses. A team trained
+only from the usual positions does not get beyond that (1-2 % won after 4 to 6 million steps, even with weakened enemies
+to practise on). The scripted enemies see nine map units far and do not tell each other what they see, so a team that
+first moves out of sight meets them one by one. Part of the training episodes therefore start with the team moved away
+by a random distance; the values of those states then lead the team there from the usual start.
 
 Six zealots lose corridor's open fight against 24 zerglings (return .27, nothing won, however long they train). What
-works is to stay out of sight and draw a few out at a time. That is learnt far from the enemies and against fewer of
-them first; then the starts move back, phase by phase, to the usual one.
+works is to stay out of sight and draw a few enemies out at a time. The team first learns this far from the enemies and
+against fewer of them; then the starts move back, phase by phase, to the usual start.
 
-A hopper or an ant that stands still for a whole episode is paid about 1,000, so a stage is judged by its length and
-its speed too: reward per step, less the 1 for being healthy, is about the forward speed.
+A hopper or an ant that stands still for a whole episode gets a return of about 1,000, so a stage is judged by episode
+length and speed too: reward per step, minus the 1 for being healthy, is about the forward speed.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from omcda_jax.behaviour.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One stretch of training.
+    """One phase of training.
 
     Attributes:
-        settings: of the trainer.
+        settings: the trainer's settings.
         starts: options of `smax.make` for the training episodes' starts.
     """
 
@@ -37,13 +37,13 @@ class Recipe:
     """How one environment's policies are made.
 
     Attributes:
-        phases: trained one after the other; where the simulator runs on the host there is one, which ends with the
-            last stage.
-        stages: stage name to when it is taken, in order: after so many environment steps over all phases (an int),
-            or at the first check that finds at least this win rate (a float).
+        phases: phases, trained one after the other; if the simulator runs on the host, there is one phase, which ends
+            with the last stage.
+        stages: when each stage is taken, by name and in order: after this many environment steps over all phases (an
+            int), or at the first check that finds at least this win rate (a float).
         check_every: environment steps between two checks.
-        episodes: a snapshot is evaluated on.
-        check_episodes: a check plays.
+        episodes: number of episodes to evaluate a snapshot on.
+        check_episodes: number of episodes that a check plays.
     """
 
     phases: tuple[Phase, ...]
@@ -112,7 +112,7 @@ RECIPES = {
         stages={"poor": 98_304, "medium": 0.35, "good": 4_500_000},
         check_every=40_960,
     ),
-    # the last stage is not the end: a team trained on wins nearly always
+    # the last stage is not the end of learning: with more training, a team wins nearly always
     "smax/6h_vs_8z": Recipe(
         phases=(Phase(Settings(steps=1_000_000)),),
         stages={"poor": 0.05, "medium": 0.3, "good": 0.8},
@@ -133,13 +133,13 @@ RECIPES = {
         check_every=81_920,
         check_episodes=200,
     ),
-    # the test of scale, trained briefly: a step costs about ten times one of 8m
+    # the test of scale, trained briefly: a step costs about ten times as much as in 8m
     "smax/27m_vs_30m": Recipe(
         phases=(Phase(Settings(steps=153_600, num_envs=32, rollout=32)),),
         stages={"poor": 10_240, "medium": 40_960, "good": 143_360},
         episodes=64,
     ),
-    # the learning rate falls as in a training twice as long
+    # training ends halfway through the decay of the learning rate
     "mpe/simple_spread": Recipe(
         phases=(Phase(dataclasses.replace(MPE, steps=400_000)),),
         stages={
@@ -164,7 +164,7 @@ RECIPES = {
         },
         episodes=40,
     ),
-    # a hopper with the shorter horizon, or with a narrower policy, stays with short hops
+    # with a smaller discount factor or a narrower policy, the hopper keeps making short hops
     "mamujoco/Hopper_3x1": Recipe(
         phases=(Phase(dataclasses.replace(MUJOCO, steps=1_200_000, gamma=0.995, trace=0.97, log_std_floor=-1.6)),),
         stages={
@@ -189,7 +189,7 @@ RECIPES = {
         },
         episodes=20,
     ),
-    # the learning rate falls as in a training twice as long
+    # training ends halfway through the decay of the learning rate
     "mamujoco/Ant_2x4": Recipe(
         phases=(Phase(dataclasses.replace(MUJOCO, steps=2_500_000, initial_log_std=-1.0)),),
         stages={

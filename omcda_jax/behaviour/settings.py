@@ -12,13 +12,13 @@ class Settings:
     """How one training phase runs.
 
     Attributes:
-        steps: environment steps in all (a step moves the whole team once).
-        num_envs: environments stepped side by side.
+        steps: total number of environment steps (a step moves the whole team once).
+        num_envs: environments stepped in parallel.
         rollout: steps per environment and update.
         epochs: passes over each rollout.
-        minibatches: parts a pass is cut into.
-        learning_rate: Adam's, at the start.
-        final_learning_rate: at the end; linear in between.
+        minibatches: parts that a pass is split into.
+        learning_rate: Adam's learning rate at the start.
+        final_learning_rate: learning rate at the end; linear in between.
         gamma: discount factor of the return that the values estimate.
         trace: lambda of the advantage estimate.
         clip: bound on the change of the probability ratio.
@@ -26,9 +26,9 @@ class Settings:
         value_weight: weight of the value loss.
         max_norm: global gradient norm bound.
         hidden: units in each of the two hidden layers.
-        initial_log_std: of continuous actions, before the tanh.
-        log_std_floor: it never falls below this.
-        shared: one actor serves all agents, which sees their identity too; of `mappo_separate` alone.
+        initial_log_std: initial log standard deviation of continuous actions, before the tanh.
+        log_std_floor: lower bound of the log standard deviation.
+        shared: all agents share one actor, which also sees their identity; only in `mappo_separate`.
     """
 
     steps: int = 1_500_000
@@ -68,7 +68,7 @@ class Settings:
 
     @property
     def num_updates(self) -> int:
-        """Updates needed for at least `steps` environment steps."""
+        """Number of updates needed for at least `steps` environment steps."""
         return -(-self.steps // (self.num_envs * self.rollout))
 
     @property

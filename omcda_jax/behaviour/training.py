@@ -1,8 +1,8 @@
-"""Train behaviour policies and save their stages: by an environment's recipe or, for any other, by one rule.
+"""Train behaviour policies and save their stages: by an environment's recipe or, without a recipe, by one rule.
 
 The rule: a snapshot is taken after the first update and then every `1 / snapshots` of the training, and each is
-evaluated. Expert is the one with the highest return. Medium is the first whose return lies at least `medium_share` of
-the way from random play to expert. Those before medium are replay_1, replay_2, ...
+evaluated. Expert is the snapshot with the highest return. Medium is the first with a return at least `medium_share` of
+the way from random play to expert. The snapshots before medium are replay_1, replay_2, ...
 """
 
 import collections
@@ -31,18 +31,18 @@ from omcda_jax.types import ConfigError
 
 LOG_EVERY = 100_000  # environment steps
 
-# gives facts on a policy, by name, from episodes with sampled actions
+# returns facts about a policy, by name, from episodes with sampled actions
 Evaluate = Callable[[policies.Params, chex.PRNGKey], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a training without a recipe is cut into stages.
+    """How a training without a recipe is split into stages.
 
     Attributes:
-        snapshots: one is taken after the first update, and then so many, at equal distances.
-        medium_share: medium is the first snapshot at least so far on the way from random play to expert.
-        episodes: a snapshot is evaluated on, as is random play.
+        snapshots: number of snapshots at equal intervals, in addition to one after the first update.
+        medium_share: medium is the first snapshot at least this share of the way from random play to expert.
+        episodes: number of episodes to evaluate a snapshot or random play on.
     """
 
     snapshots: int = 20
@@ -64,19 +64,20 @@ def train(
     every: int = 0,
     episodes: int = 0,
 ) -> None:
-    """Run an environment's recipe until its last stage, printing the progress, and save its stages.
+    """Run an environment's recipe until its last stage, print the progress, and save the stages.
 
     Args:
         name: a key of `RECIPES`.
         out: folder for the files, made if missing.
-        make_evaluate: `make_evaluate(environment, episodes)` gives a function that evaluates policies; where a stage is
+        make_evaluate: `make_evaluate(environment, episodes)` returns a function that evaluates policies. If a stage is
             taken by its win rate, the function's facts include `win_rate`.
-        seed: of the training.
-        every: environment steps between two further snapshots, 0 for none.
-        episodes: a snapshot is evaluated on, 0 for the recipe's own number.
+        seed: seed of the training.
+        every: environment steps between two additional snapshots, 0 for none.
+        episodes: number of episodes to evaluate a snapshot on; 0: the recipe's number.
 
     Raises:
-        ConfigError: no recipe for the environment, its simulator is not installed, or a stage was never reached.
+        ConfigError: there is no recipe for the environment, its simulator is not installed, or a stage was never
+            reached.
     """
     if name not in RECIPES:
         raise ConfigError(f"--environment: expected one of {', '.join(RECIPES)}, found {name!r}")
@@ -116,17 +117,17 @@ def train_by_rule(
     seed: int = 0,
     command: str = "",
 ) -> dict[str, str]:
-    """Train in any environment, save snapshots, and name those that are medium, expert and the way to medium.
+    """Train in any environment, save snapshots, and name those that are expert, medium and before medium.
 
     Args:
         environment: where to learn.
-        settings: of the trainer.
+        settings: the trainer's settings.
         out: folder for the files, made if missing.
         evaluate: evaluates policies; its facts include `return_mean`.
         chance: the mean return of random play.
         rule: how many snapshots there are, and which is medium.
-        seed: of the training.
-        command: that remakes the policies, stored with them.
+        seed: seed of the training.
+        command: the command that remakes the policies, stored with them.
 
     Returns:
         The snapshot of each stage.
@@ -146,7 +147,7 @@ def train_by_rule(
     named = cut(taken, chance, rule.medium_share)
     place = lambda stage: out / policies.file_name(environment.name, stage)
     for index in itertools.takewhile(lambda k: place(f"replay_{k}").exists(), itertools.count(1)):
-        place(f"replay_{index}").unlink()  # of an earlier training
+        place(f"replay_{index}").unlink()  # from an earlier training
     for stage, snapshot in named.items():
         with replacing(place(stage)) as partial:
             shutil.copyfile(place(snapshot), partial)
@@ -159,13 +160,13 @@ def cut(snapshots: Sequence[tuple[str, float]], chance: float, medium_share: flo
     Args:
         snapshots: name and mean return, in the order of training.
         chance: the mean return of random play.
-        medium_share: how far medium is at least on the way from there to expert, from 0 to 1.
+        medium_share: least share of the way from random play to expert that medium has made, from 0 to 1.
 
     Returns:
-        The snapshot of expert, of medium, and of replay_1, replay_2, ...: all those before medium.
+        The snapshot of expert, of medium, and of replay_1, replay_2, ..., which are all snapshots before medium.
 
     Raises:
-        ConfigError: none is better than random play.
+        ConfigError: no snapshot is better than random play.
     """
     names, returns = zip(*snapshots, strict=True)
     highest = max(returns)
@@ -184,7 +185,7 @@ def command_of(name: str) -> str:
     """Return the command that trains an environment's policies, without further options.
 
     Args:
-        name: of the environment.
+        name: the environment's name.
     """
     return f"python experiments/train_behaviour.py --environment={shlex.quote(name)}"
 
@@ -200,14 +201,14 @@ def save(
     key: chex.PRNGKey,
     **more: float,
 ) -> dict[str, float]:
-    """Evaluate a policy as it is stored, rounding included, save it with what it reached, and return that.
+    """Evaluate a policy as stored, rounding included, save it with the facts of the evaluation, and return the facts.
 
     Args:
         environment: where it was trained.
-        command: that remakes it.
+        command: the command that remakes it.
         evaluate: a function that evaluates policies.
         out: folder for the file.
-        stage: names the file.
+        stage: name of the stage, for the file name.
         steps: environment steps it was trained for.
         actor: its weights.
         key: typed PRNG key.
@@ -234,11 +235,11 @@ def save(
 def progress(
     name: str, updates: Iterator[tuple[int, policies.Params, dict[str, float]]]
 ) -> Iterator[tuple[int, policies.Params]]:
-    """Hand a training's policies on, printing a line now and then.
+    """Pass on a training's policies, and print a line at intervals.
 
     Args:
-        name: of the environment.
-        updates: after each update environment steps so far, the policy, and sums over the episodes that ended.
+        name: the environment's name.
+        updates: after each update, environment steps so far, the policy, and sums over the episodes that ended.
 
     Yields:
         After each update: environment steps so far and the policy.
@@ -259,15 +260,15 @@ def progress(
 def phases(
     environment: Environment | HostEnvironment, recipe: Recipe, key: chex.PRNGKey
 ) -> Iterator[tuple[int, policies.Params, dict[str, float]]]:
-    """Train through a recipe's phases, each from the weights of the one before.
+    """Train through a recipe's phases, each from the weights of the previous phase.
 
     Args:
-        environment: where the recipe leads.
+        environment: the recipe's environment.
         recipe: the phases.
         key: typed PRNG key.
 
     Yields:
-        After each update: environment steps so far, over all phases, the policy, and sums over the episodes that ended.
+        After each update: environment steps so far over all phases, the policy, and sums over the episodes that ended.
     """
     if isinstance(environment, HostEnvironment):
         (phase,) = recipe.phases

@@ -19,7 +19,7 @@ from omcda_jax.types import ConfigError
 Record = dict[str, Any]
 
 ALL = "all"  # all trials of a row diverged, and none was evaluated
-FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # a record's results; its other keys are settings
+FOUND = ("updates", *SUMMARY, "skipped", "diverged", "data_mean", "run", "place")  # results; all else is settings
 
 
 def trials(directory: str, rows: Sequence[Row]) -> list[Record]:
