@@ -1,20 +1,21 @@
-"""What a budget buys: one task under many splits of the deviation budget, drawn and put into words.
+"""What a budget buys: one task under many splits of the deviation budget, as a figure and in words.
 
     python -m benchmarks.analysis --preset=mujoco_hopper_medium_replay --config.learner.updates=8000 \\
         --config.learner.batch_size=64 --config.algorithm.hidden_sizes=128,128
     python -m benchmarks.analysis --preset=ring
     python -m benchmarks.analysis --preset=ring --report_only
 
-Two sweeps. Each agent's own budget takes the multiples --own of the even share, the others keeping that share; and the
-total takes the multiples --totals of algorithm.d_tot under each of --rules. All trials of one structure are one
-population by vmap: budgets that are given (rule `fixed`, which the uniform and the random split are cases of),
-`softmax` and `projected`. Running the same command again resumes a stopped analysis and skips what is finished.
+There are two sweeps. In the first, each agent's own budget takes the multiples --own of the even share, while the
+others keep that share. In the second, the total takes the multiples --totals of algorithm.d_tot under each of --rules.
+All trials of one structure are one population by vmap: given budgets (rule `fixed`, which includes the uniform and the
+random split), `softmax` and `projected`. Running the same command again resumes a stopped analysis and skips what is
+finished.
 
-The ring is the problem of `benchmarks/exact.py`, `ring_continuous` with continuous actions; its return is the exact
-value of the policy that acts, and the exact curves lie beside the learned ones.
+The ring is the problem of `benchmarks/exact.py`; `ring_continuous` has continuous actions. Its return is the exact
+value of the policy that acts, and the exact curves are drawn next to the learned ones.
 
 Writes the rows to analysis_NAME.csv and the figure to analysis_NAME.png in --results, and prints Markdown; see
-`benchmarks/sweeps.py`. Exit status as of experiments/run.py.
+`benchmarks/sweeps.py`. The exit status is as in experiments/run.py.
 """
 
 import dataclasses
@@ -53,14 +54,14 @@ from omcda_jax.runner.processes import ordered, say
 from omcda_jax.system import Interruption, new_flags, printing
 from omcda_jax.types import ConfigError, EnvSpec, TrainState, check_seed, updates_done
 
-# short calls, because a stop signal waits for one, of a whole population
+# short calls, because a stop signal waits for a call of the whole population
 DEFAULTS = ("learner.evaluate_every=0", "learner.updates_per_call=20", "evaluation.episodes=32")
 RINGS = {"ring": "discrete", "ring_continuous": "continuous"}
-# settings that every trial has of its own, and the flags that give them
+# settings that differ from trial to trial, and the flags that set them
 OWN = {"seed": "--seeds", "algorithm.allocation": "--rules"} | dict.fromkeys(
     ("learner.mode", "learner.trials"), "--seeds, --own, --totals and --rules"
 )
-GIVEN = ("uniform", "random")  # rules whose budgets are known beforehand
+GIVEN = ("uniform", "random")  # rules with budgets that are known in advance
 RULES = ("softmax", "projected", *GIVEN)
 
 
@@ -68,8 +69,8 @@ class Point(NamedTuple):
     """One trial's place in a sweep.
 
     Attributes:
-        sweep, rule, swept, seed, total: as the columns of `sweeps`, `total` being d_tot.
-        budget: every agent's, nats; None where the rule decides.
+        sweep, rule, swept, seed, total: as the columns of `sweeps`; `total` is d_tot.
+        budget: every agent's budget, nats; None if the rule decides.
     """
 
     sweep: str
@@ -81,22 +82,22 @@ class Point(NamedTuple):
 
     @property
     def trial(self) -> tuple[Any, ...]:
-        """What tells trials apart: points of two sweeps may be one trial."""
+        """The key of the point's trial; points of two sweeps may be one trial."""
         if self.budget is None:
             return self.rule, self.seed, self.total
         return "fixed", self.seed, *(round(nats, 9) for nats in self.budget)
 
 
 class Command(NamedTuple):
-    """What the command line orders.
+    """What the command line asks for.
 
     Attributes:
-        name: of the results.
-        config: of every trial, but for seeds and budgets.
+        name: name of the results.
+        config: settings of every trial, without seeds and budgets.
         own, totals: multiples of the even share and of the total.
-        rules: under which the total is varied.
-        seeds: of the algorithm; the dataset is the same for all.
-        directory: where the runs lie.
+        rules: rules under which the total is varied.
+        seeds: seeds of the algorithm; the dataset is the same for all.
+        directory: folder of the runs.
         results: folder of the CSV and the figure.
         report_only: train nothing.
     """
@@ -118,10 +119,10 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> Command | None:
-    """Read the command line; None where it only wanted help.
+    """Read the command line; None if it only asks for help.
 
     Raises:
-        ConfigError: for anything unknown, misspelt or of another type.
+        ConfigError: anything is unknown, misspelt or of the wrong type.
     """
     values = _flags()
     given = read_settings(values, argv, OWN)
@@ -131,7 +132,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     require(values.preset, "--preset", f"one of experiments/run.py, or {' or '.join(RINGS)}", values.preset)
     key = "algorithm.name="
     names = [text.removeprefix(key) for text in given if text.startswith(key)]
-    # before the ring's settings, which have no such key, refuse it in other words
+    # checked here, before the ring's settings, which have no such key, refuse it with another message
     require(set(names) <= {"omcda"}, "--config.algorithm.name", "omcda, which has budgets", ",".join(names))
     assignments = [*DEFAULTS, *(text for text in given if not text.startswith(key))]
     name = values.name or values.preset
@@ -190,7 +191,7 @@ def points(command: Command, agents: int) -> list[Point]:
     """Return every point of both sweeps.
 
     Raises:
-        ConfigError: there is none, or a budget below the minimum that every agent keeps.
+        ConfigError: there is no point, or a budget is below the minimum that every agent keeps.
     """
     settings, found = command.config.algorithm, []
     for seed in command.seeds:
@@ -214,7 +215,7 @@ def points(command: Command, agents: int) -> list[Point]:
 
 
 def _given(rule: str, seed: int, total: float, agents: int, floor: float) -> tuple[float, ...] | None:
-    """The budgets of a rule that does not measure anything; "random" is one point of the simplex for each seed."""
+    """The budgets of a rule that measures nothing; "random" is one point of the simplex for each seed."""
     if rule not in GIVEN:
         return None
     share = np.full(agents, 1 / agents)
@@ -248,7 +249,7 @@ def populations(command: Command, found: Iterable[Point]) -> list[tuple[Job, lis
 
 
 def measured(job: Job, summaries: Sequence[dict[str, Any]], diverged: Sequence[str | None]) -> list[dict | None]:
-    """Return every trial's return, and what the last quarter of its updates came to; None for one that diverged."""
+    """Return every trial's return, and means over the last quarter of its updates; None for a trial that diverged."""
     settings = job.config
     rows = [row for row in read(job.metrics) if "allocation/budget" in row]
     late = [row for row in rows if 4 * row["step"] > 3 * settings.learner.updates] or rows[-1:]
@@ -272,7 +273,7 @@ def measured(job: Job, summaries: Sequence[dict[str, Any]], diverged: Sequence[s
 
 
 def finished(job: Job) -> list[dict | None] | None:
-    """Return what a job's trials came to, or None where it is not trained and evaluated as its settings require."""
+    """Return the outcomes of a job's trials, or None if it is not trained and evaluated as its settings require."""
     path = os.path.join(job.directory, "result.json")
     if not os.path.exists(path):
         return None
@@ -285,7 +286,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     """Train and evaluate what is missing, write rows and figure, and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix.
+        ConfigError, DatasetError: a mistake that the user can fix.
     """
     if command.report_only:
         return report(command, sweeps.load(_there(command.csv)))
@@ -318,7 +319,7 @@ def execute(command: Command, interruption: Interruption) -> int:
 def run(
     job: Job, environment: Environment | HostEnvironment, judge: Judge, interruption: Interruption
 ) -> list[dict | None] | None:
-    """Train and evaluate a population; return what its trials came to, or None where a signal stopped it."""
+    """Train and evaluate a population; return the outcomes of its trials, or None if a signal stopped it."""
     with claimed(job):
         saved = trained(job, environment, judge, interruption)
         step = updates_done(saved.state)
@@ -367,7 +368,7 @@ def _there(path: str) -> str:
 
 
 def task(command: Command) -> tuple[Environment | HostEnvironment, Callable[[Job], Judge]]:
-    """Return the simulator and what makes a judge of a job; the ring's data are written on the way."""
+    """Return the simulator and a function from a job to its judge; for the ring, also write its data."""
     config = command.config
     if config.name not in RINGS:
         environment = envs.make(config.data.environment)
@@ -395,13 +396,13 @@ def ring_config(kind: str, directory: str) -> ExperimentConfig:
 
 
 def ring_environment(config: ExperimentConfig, spec: EnvSpec) -> Environment:
-    """Return what a job asks of a simulator; the ring is never played."""
+    """Return a stand-in for a simulator with what a job needs; the ring is never played."""
     never = lambda *_: None
     return Environment(config.data.environment, spec, exact.EPISODE_STEPS, None, {}, never, never)
 
 
 def judge_exactly(job: Job, problem: list[exact.Ring], state: TrainState) -> list[dict[str, Any]]:
-    """Return for every trial the exact value of the policy that acts, in the place of an evaluation."""
+    """Return for every trial the exact value of the policy that acts, instead of an evaluation."""
     summaries = []
     for trial in range(len(job.configs)):
         table = probe.policy_table(jax.tree.map(lambda leaf: leaf[trial], state), problem[0].actions)  # noqa: B023
@@ -414,7 +415,7 @@ def judge_exactly(job: Job, problem: list[exact.Ring], state: TrainState) -> lis
 
 
 def exact_rows(command: Command, found: Sequence[Point]) -> list[dict[str, Any]]:
-    """Return the rows that perfect values would lead to at every point of a ring."""
+    """Return the rows that perfect values would give at every point of a ring."""
     kind, base = RINGS[command.config.name], command.config.algorithm
     table = exact.frontier(probe.PROBLEMS[kind](), probe.account(base, kind == "discrete"), base.influence_epsilon)
     rows, known = [], {}
@@ -439,7 +440,7 @@ def exact_rows(command: Command, found: Sequence[Point]) -> list[dict[str, Any]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return ordered(argv, parse, execute)
 
 

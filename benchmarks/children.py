@@ -1,6 +1,6 @@
 """Runs that a benchmark starts as processes of their own: a signal to the benchmark lets them save.
 
-One to each of its processes does not: a run gets ours too, and the second ends it unsaved.
+A signal to each of its processes does not: a run then also gets the benchmark's signal, and the second ends it unsaved.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 
 class Child(NamedTuple):
-    """What to start.
+    """A process to start.
 
     Attributes:
-        name: for messages.
-        command: its words.
-        log: file that its output is added to; the folder is made.
-        done: called at its end; whether it left what it was for.
+        name: name for messages.
+        command: its command line.
+        log: file that its output is appended to; its folder is made.
+        done: called at its end; returns whether it left the results that it was started for.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Child(NamedTuple):
 
 
 def run_all(children: Iterable[Child], cores: Sequence[int | None] = (None,)) -> bool:
-    """Run children, one for each core at a time, and return whether all of them came to their end.
+    """Run children, one per core at a time, and return whether all of them finished.
 
     Args:
-        children: in the order of their start.
-        cores: each pins one child; None pins it to none.
+        children: children in the order of their start.
+        cores: cores to pin one child to at a time; None pins it to no core.
     """
     waiting, free, succeeded = list(children), list(cores), True
     running: list[tuple[subprocess.Popen, Child, int | None]] = []
@@ -60,7 +60,7 @@ def run_all(children: Iterable[Child], cores: Sequence[int | None] = (None,)) ->
 def _start(child: Child, core: int | None) -> subprocess.Popen:
     child.log.parent.mkdir(parents=True, exist_ok=True)
     with open(child.log, "a", encoding="utf-8") as log:
-        # in a group of its own: Ctrl-C would reach it beside our SIGTERM, and the second signal ends a run unsaved
+        # in a group of its own, or Ctrl-C would reach it too, besides our SIGTERM; a second signal ends a run unsaved
         options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "process_group": 0}
         process = subprocess.Popen(child.command, **options)
     if core is not None:

@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, and rows of a sweep that it takes the node away from.
+"""A real Slurm cluster of one node on this machine, and rows of a sweep that it preempts.
 
 The daemons need no systemd and no cgroups. They are started from a folder of their own and end with the block.
 """
@@ -17,7 +17,7 @@ from omcda_jax.system import cores
 
 PROGRAMS = ("munged", "slurmctld", "slurmd")
 ROWS, UPDATES, LOGGED = 2, 20_000, 1000
-PATIENCE = 1200  # seconds for what takes a minute on an idle machine
+PATIENCE = 1200  # seconds to wait for what takes a minute on an idle machine
 
 CONFIG = """\
 ClusterName=one
@@ -48,14 +48,14 @@ PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
 
 
 class NotThere(Exception):
-    """Slurm cannot be had here."""
+    """Slurm is not available here."""
 
 
 def install() -> None:
     """Install Debian's Slurm unless it is there.
 
     Raises:
-        NotThere: it is not, and cannot be installed.
+        NotThere: it is not installed and cannot be installed.
     """
     if all(shutil.which(program) for program in PROGRAMS):
         return
@@ -70,15 +70,15 @@ def install() -> None:
 
 @contextlib.contextmanager
 def slurm(place: pathlib.Path) -> Iterator[Mapping[str, str]]:
-    """Run a cluster of this one machine during the block, and give the variables by which programs find it.
+    """Run a cluster of this one machine during the block, and yield the variables by which programs find it.
 
-    Partition `high` takes the node away from jobs of partition `low`, which are told 60 seconds before.
+    Partition `high` preempts jobs of partition `low`, which get a signal 60 seconds before.
 
     Args:
         place: an empty folder for its state.
 
     Raises:
-        NotThere: as `install`; or this is not root, or the daemons do not start.
+        NotThere: as in `install`; or the user is not root, or the daemons do not start.
     """
     install()
     if os.geteuid():
@@ -124,7 +124,7 @@ def until(met: Callable[[], object], what: str, patience: float = PATIENCE) -> N
     """Wait for a condition.
 
     Raises:
-        TimeoutError: it does not come to be; `what` says what was waited for.
+        TimeoutError: it is not met in time; `what` says what was waited for.
     """
     deadline = time.monotonic() + patience
     while not met():
@@ -134,26 +134,26 @@ def until(met: Callable[[], object], what: str, patience: float = PATIENCE) -> N
 
 
 def said(surroundings: Mapping[str, str], *words: str) -> str:
-    """Return what a program of Slurm's prints; nothing if it fails."""
+    """Return what a Slurm program prints; an empty string if it fails."""
     return subprocess.run(words, env=surroundings, capture_output=True, text=True).stdout
 
 
 def preempted(place: pathlib.Path, rounds: int) -> tuple[int, int, str]:
-    """Have Slurm take the node away from the rows of a sweep again and again, and see how they end.
+    """Let Slurm preempt the rows of a sweep repeatedly, and see how they end.
 
-    A job of higher priority takes the node, and the next time the administrator requeues the jobs. The two minutes that
-    Slurm keeps requeued jobs waiting are cut short.
+    Two kinds of preemption alternate: a job of higher priority takes the node, and the administrator requeues the jobs.
+    The two minutes for which Slurm makes requeued jobs wait are cut short.
 
     Args:
-        place: with the data.
-        rounds: how often the node is taken away.
+        place: folder with the data.
+        rounds: number of preemptions.
 
     Returns:
-        How many rows ended well and equal to undisturbed ones, how many there are, and what was done to them.
+        How many rows ended well and equal to undisturbed rows, how many there are, and what was done to them.
 
     Raises:
-        NotThere: as `slurm`.
-        TimeoutError: the jobs do not go on or end.
+        NotThere: as in `slurm`.
+        TimeoutError: the jobs do not continue or do not end.
     """
     lasting = {"updates": UPDATES, "logged": LOGGED}
     options = ["--engine=slurm", "--cores=1", "--engine_options=slurm_partition=low,timeout_min=60"]
@@ -177,7 +177,7 @@ def preempted(place: pathlib.Path, rounds: int) -> tuple[int, int, str]:
 
 
 def _take_away(surroundings: Mapping[str, str], *, by_priority: bool) -> bool:
-    """Have the jobs at work requeued, and let them start again; False where there are none."""
+    """Get the running jobs requeued, and let them start again; False if there are none."""
     jobs = _jobs(surroundings, "RUNNING")
     if by_priority:
         all_cores = f"--cpus-per-task={os.cpu_count()}"
@@ -197,7 +197,7 @@ def _jobs(surroundings: Mapping[str, str], *states: str) -> list[str]:
 
 
 def _hurried(surroundings: Mapping[str, str]) -> list[str]:
-    """The sweep's jobs, of which those that Slurm lets wait may start at once."""
+    """The sweep's jobs; those that Slurm makes wait may now start at once."""
     for job in _jobs(surroundings, "PENDING"):
         said(surroundings, "scontrol", "update", f"JobId={job}", "StartTime=now")
     return _jobs(surroundings)
@@ -215,7 +215,7 @@ def _resumptions(log: pathlib.Path) -> int:
 
 
 def _end_alike(run: pathlib.Path, undisturbed: pathlib.Path) -> bool:
-    """Whether a run ended well, with the bits of another one."""
+    """Whether a run ended well and bit-equal to another run."""
     if not swept.whole(run, UPDATES, LOGGED):
         return False
     first, second = (json.loads((path / "result.json").read_text()) for path in (run, undisturbed))

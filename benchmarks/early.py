@@ -1,19 +1,19 @@
-"""What a critic knows when a policy begins to follow it: its advantages against returns of episodes it has not seen.
+"""What a critic knows when a policy begins to follow it: its advantages against returns of unseen episodes.
 
     python -m benchmarks.early                                   # SMAX 5m_vs_6m, about two minutes
     python -m benchmarks.early --overrides=learner.batch_size=64 --updates=6000
 
-OMCDA warms up on four fifths of a preset's episodes, values primed with returns, the policy still the behaviour. The
-table compares the values of its target networks with the returns-to-go G of the remaining fifth, and of the episodes
-it learned from:
+OMCDA warms up on four fifths of a preset's episodes. Its values are primed with returns, and its policy is still the
+behaviour clone. The table compares the values of its target networks with the returns-to-go G of the remaining fifth,
+and of the episodes it learned from:
 
-    passes      over the data so far
+    passes      passes over the data so far
     explained   1 - var(G - V) / var(G), by the state values alone
     sd of A     spread of the advantages A = Q_tot(s, a) - V_tot(s) of the actions taken, in units of scaled return
-    worth       slope of G - V on A, ± a standard error that counts episodes: what an advantage of one was worth on
-                average. 1 where advantages are right, 0 where they are noise on which a policy wastes its budget
+    worth       slope of G - V on A, ± a standard error over episodes: what an advantage of one was worth on
+                average. 1 if advantages are right, 0 if they are noise on which a policy wastes its budget
 
-An override with a comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128"'.
+Put an override with a comma in double quotes: --overrides='"algorithm.hidden_sizes=128,128"'.
 """
 
 import functools
@@ -50,7 +50,7 @@ def worth(advantage: np.ndarray, excess: np.ndarray, episode: np.ndarray) -> tup
     Args:
         advantage: [B] A of the actions taken.
         excess: [B] G - V.
-        episode: [B] int, which episode a step is of: steps of one share their luck.
+        episode: [B] int, the episode of each step; the errors of steps in one episode are correlated.
     """
     advantage, excess = advantage - advantage.mean(), excess - excess.mean()
     size = np.square(advantage).sum()
@@ -60,10 +60,11 @@ def worth(advantage: np.ndarray, excess: np.ndarray, episode: np.ndarray) -> tup
 
 
 def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> None:
-    """Warm up and print a row now and then.
+    """Warm up and print a row at intervals.
 
     Raises:
-        ConfigError, DatasetError: `every` does not divide `updates`; or as `resolve`, `data.ensure`, `datasets.load`.
+        ConfigError, DatasetError: `every` does not divide `updates`; or as in `resolve`, `data.ensure` or
+            `datasets.load`.
     """
     require(0 < every <= updates and updates % every == 0, "--every", f"a divisor of --updates={updates}", every)
     given = [*overrides, f"algorithm.critic_warmup={updates}", f"algorithm.priming={updates}"]
@@ -96,11 +97,11 @@ def table(preset: str, overrides: Sequence[str], updates: int, every: int) -> No
 
 
 def judged(state: omcda_jax.TrainState, dataset: data.Dataset, rows: np.ndarray) -> list[str]:
-    """The cells of one part: explained, sd of A, worth; of at most LARGEST of its rows, drawn at random."""
+    """The cells of one part: explained, sd of A and worth, from at most LARGEST of its rows, drawn at random."""
     rows = np.random.default_rng(0).permutation(rows)[:LARGEST]
     episode = np.cumsum(np.asarray(dataset.first))[rows]
     value, advantage, returns = (np.asarray(x, np.float64) for x in _values(state, dataset, rows))
-    whole = np.isfinite(returns)  # others are cut short by a time limit
+    whole = np.isfinite(returns)  # a time limit cuts other episodes short
     value, advantage, returns, episode = (x[whole] for x in (value, advantage, returns, episode))
     slope, error = worth(advantage, returns - value, episode)
     explained = 1 - (returns - value).var() / returns.var()
@@ -115,7 +116,7 @@ def _values(state, dataset, rows):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line and returns the exit status."""
+    """Run one command line and return the exit status."""
     work = lambda values: table(values.preset, values.overrides, values.updates, values.every)
     return run_command(argv, __doc__, FLAGS, work)
 

@@ -1,37 +1,37 @@
-"""A cooperative problem whose every answer is known: agents on independent rings, solved by dynamic programming.
+"""A cooperative problem with a known solution: agents on independent rings, solved by dynamic programming.
 
-**The problem.** N = 4 agents walk on rings of 8 places, each on its own: action left, stay or right; with probability
-0.1 one of the three moves is drawn at random instead. Agent i earns `REWARD_SCALES[i]` for every step it starts at
-place 0; the team's reward is the sum. Discount 0.95, no termination. Agent i observes its place, one-hot; the state is
-all places. The behaviour policy b_i is a fixed random table per agent.
+**The problem.** N = 4 agents walk on rings of 8 places, each on its own ring. The actions are left, stay and right;
+with probability 0.1 one of the three moves is drawn at random instead. Agent i earns `REWARD_SCALES[i]` for every step
+that it starts at place 0; the team's reward is the sum. The discount is 0.95, and there is no termination. Agent i
+observes its place, one-hot; the state is all places. The behaviour policy b_i is a fixed random table per agent.
 
 **The same with continuous actions.** Action a in [-1, 1] leans: the agent makes two half steps, each to the right with
-probability (1 + a)/2 and else to the left, and so goes left, stays or goes right with (1 - a)^2/4, (1 - a^2)/2,
-(1 + a)^2/4. The behaviour is a tanh-Gaussian per place. Actions are cut into `NUM_CELLS` equal cells and each cell is
-one of the A actions below; nothing else is approximate, and the densities vanish at both ends, so that the midpoint
-rule converges quickly: 50, 100 and 200 cells agree to five digits. Every q is a parabola in a, so the
-optimum b exp(q / alpha) is a tanh-Gaussian but for the curvature of tanh: at .3 nats each the best tanh-Gaussians
+probability (1 + a)/2 and else to the left. So it goes left, stays or goes right with probability (1 - a)^2/4,
+(1 - a^2)/2, (1 + a)^2/4. The behaviour policy is a tanh-Gaussian per place. Actions are cut into `NUM_CELLS` equal
+cells, and each cell is one of the A actions below. Nothing else is approximate. The densities vanish at both ends, so
+the midpoint rule converges quickly: 50, 100 and 200 cells agree to five digits. Every q is a parabola in a, so the
+optimum b exp(q / alpha) is a tanh-Gaussian except for the curvature of tanh: at .3 nats each, the best tanh-Gaussians
 are within 0.5 % of its gain.
 
-**Value.** V(pi) = sum_i mean over places of V_i(place), the expected discounted return from a uniform start, infinite
-horizon. The data come in episodes of `EPISODE_STEPS` from the same uniform start, cut by a time limit.
+**Value.** V(pi) = sum_i mean over places of V_i(place), the expected discounted return from a uniform start with
+infinite horizon. The data are episodes of `EPISODE_STEPS` steps from the same uniform start, cut by a time limit.
 
 **Weighting of the constraint.** mu_i(place) is the share of agent i's data at that place: the occupancy of b_i over the
 first `EPISODE_STEPS` steps. Deviation is a mean over data, so KL_i(pi) = sum_o mu_i(o) KL(pi_i(.|o) || b_i(.|o)).
 
-**Solution at a level.** For a level alpha the regularised optimum pi_i = b_i exp((q - v)/alpha), with q, v of the
-reward less alpha KL, is found by soft policy iteration. What it spends is measured by one of two accounts:
+**Solution at a level.** For a level alpha, soft policy iteration finds the regularised optimum
+pi_i = b_i exp((q - v)/alpha), with q, v of the reward minus alpha KL. Two accounts measure what it spends:
 
-    "mean"   KL_i(pi) as above: what the budget is defined to be;
-    "batch"  - log sum_o mu_i(o) exp(-KL(o)): what a learner spends by its own account when it normalises its weights
-             over the batch and not per observation. Their exponent at the optimum is log(pi_i/b_i) - KL_i(o), whose
-             softmax over the data has exactly this divergence. By Jensen it is the smaller one, so the true KL of
-             such a learner is somewhat above its budget.
+    "mean"   KL_i(pi) as above: the definition of the budget;
+    "batch"  - log sum_o mu_i(o) exp(-KL(o)): what a learner spends by its own account if it normalises its weights
+             over the batch and not per observation. The weights' exponent at the optimum is log(pi_i/b_i) - KL_i(o),
+             and its softmax over the data has exactly this divergence. By Jensen this is the smaller of the two, so
+             the true KL of such a learner is somewhat above its budget.
 
 **Influence.** m_i is the regression slope of q^r on log(pi_i/b_i) under pi_i, pooled with mu_i. Without a future
-(gamma 0) m_i = alpha_i = dV_i/dd_i exactly. With one, m_i = alpha_i (1 - slope of q^c on log(pi_i/b_i)), because
-today's action also changes tomorrow's deviation; and alpha_i is exactly the derivative of V_i by the discounted KL
-along pi_i's own path.
+(gamma 0), m_i = alpha_i = dV_i/dd_i exactly. With a future, m_i = alpha_i (1 - slope of q^c on log(pi_i/b_i)), because
+today's action also changes tomorrow's deviation. alpha_i is exactly the derivative of V_i by the discounted KL along
+pi_i's own path.
 """
 
 from typing import NamedTuple
@@ -55,10 +55,10 @@ class Ring(NamedTuple):
     Attributes:
         transition: [P, A, P] probability of the next place.
         reward: [P] reward of a step that starts at a place.
-        behaviour: [P, A] the data's policy.
+        behaviour: [P, A] the behaviour policy.
         start: [P] distribution of the first place.
-        gamma: per step.
-        actions: [A] the middles of the cells that continuous actions are cut into, None where actions are discrete.
+        gamma: discount per step.
+        actions: [A] the middles of the cells that continuous actions are cut into; None for discrete actions.
     """
 
     transition: np.ndarray
@@ -75,8 +75,8 @@ class Solution(NamedTuple):
     Attributes:
         alpha: [G] levels, reward per nat.
         policy: [G, P, A].
-        divergence: [G, P] KL to the behaviour at every place, nats.
-        value: [G] V_i of the policy, reward alone.
+        divergence: [G, P] KL divergence from the behaviour policy at every place, nats.
+        value: [G] V_i of the policy, from the reward alone.
         return_values: [G, P, A] q^r of the policy.
         deviation_values: [G, P, A] q^c of the policy: minus the discounted KL from the next step on.
         influence: [G] m_i, without the epsilon of the estimator.
@@ -92,10 +92,10 @@ class Solution(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """A split of the budget with everything it leads to, [N] each.
+    """A split of the budget and its consequences, [N] each.
 
     Attributes:
-        budget: spent, nats.
+        budget: spent budgets, nats.
         alpha: levels.
         divergence: mean KL over the data, nats.
         influence: m_i.
@@ -151,7 +151,7 @@ def tanh_gaussian(actions: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.
 
 
 def nearest_tanh_gaussian(ring: Ring, policy: np.ndarray) -> np.ndarray:
-    """The tanh-Gaussian of greatest likelihood for actions of `policy` [..., P, A]: equal moments before tanh."""
+    """The maximum-likelihood tanh-Gaussian for actions of `policy` [..., P, A]: equal moments before the tanh."""
     u = np.arctanh(ring.actions)
     mean = policy @ u
     return tanh_gaussian(ring.actions, mean, np.sqrt(policy @ u**2 - mean**2))
@@ -232,7 +232,7 @@ def spent(solution: Solution, occupancy: np.ndarray, account: str) -> np.ndarray
 
 
 class Frontier(NamedTuple):
-    """What every agent gets for every budget, tabulated over G falling levels; looked up by interpolation.
+    """What every agent gets for every budget, tabulated over G falling levels and interpolated between them.
 
     Attributes:
         log_alpha: [G] falling.
@@ -250,7 +250,7 @@ class Frontier(NamedTuple):
 
 
 def frontier(problem: list[Ring], account: str = "mean", epsilon: float = 0.0, points: int = 500) -> Frontier:
-    """Tabulate `problem`; `account` as in `spent`, `epsilon` that of the influence estimator (nats^2)."""
+    """Tabulate `problem`; `account` as in `spent`, and `epsilon` (nats^2) as in the influence estimator."""
     log_alpha = np.linspace(np.log(1e3), np.log(1e-2), points)
     rows = []
     for ring in problem:
@@ -261,7 +261,7 @@ def frontier(problem: list[Ring], account: str = "mean", epsilon: float = 0.0, p
 
 
 def at_level(table: Frontier, log_alpha) -> Allocation:
-    """The split in which agent i plays its optimum at log_alpha[i]; a number is a level common to all."""
+    """The split in which agent i plays its optimum at log_alpha[i]; a single number is a common level."""
     log_alpha = np.broadcast_to(log_alpha, len(table.spent))
 
     def look_up(columns):
@@ -284,8 +284,8 @@ def water_filling(table: Frontier, total: float = TOTAL_BUDGET) -> Allocation:
 def best_split(table: Frontier, total: float = TOTAL_BUDGET) -> Allocation:
     """The split of `total` nats with the largest sum of values: equal marginal values dV_i/dd_i.
 
-    Close to `water_filling` and not the same, because a level prices the KL along the policy's own path and the
-    budget counts it over the data.
+    It is close to `water_filling` but not the same: a level prices the KL along the policy's own path, while the budget
+    counts it over the data.
     """
     rise = np.diff(table.spent)
     marginal = np.divide(np.diff(table.value), rise, out=np.zeros_like(rise), where=rise > 1e-9)
@@ -298,7 +298,7 @@ def equal_influence(table: Frontier, total: float = TOTAL_BUDGET, floor: float =
 
 
 def _equalise(spent_, slope, table, total, floor):
-    """Budgets at which every agent's slope [N, G] falls through one common price, the price that spends `total`."""
+    """Budgets at which every agent's slope [N, G] falls to a common price, which is chosen to spend `total`."""
     low, high = 1e-6, 1e4
     for _ in range(100):
         price = np.sqrt(low * high)
@@ -324,5 +324,5 @@ def fixed_point(table: Frontier, share, total: float = TOTAL_BUDGET, rounds: int
 
 
 def behaviour_value(problem: list[Ring]) -> float:
-    """V of the data's policies."""
+    """V of the behaviour policies."""
     return sum(true_value(ring, ring.behaviour) for ring in problem)

@@ -1,13 +1,13 @@
-"""What a run survives: every fault done for real to real runs of `omcda-jax run`, and what came of it.
+"""What a run survives: every fault is done to real runs of `omcda-jax run`, and the outcome is recorded.
 
     python -m benchmarks.faults                   # full counts: about half an hour on 2 cores
     python -m benchmarks.faults --short           # one or a few of each
     python -m benchmarks.faults --faults=F1,F7
 
-The runs train on the simulator of `benchmarks/toy.py`, which costs nothing, so that what is left is the machinery. A
-row passes when all tries did and there was one. Prints Markdown; exit status 1 if a row fails. F9 mounts a small file
-system, for which one must be root; F18c starts a Slurm of this one machine, and installs Debian's if there is none.
-Left to clusters: other file systems, NCCL and TPU networks.
+The runs train on the simulator of `benchmarks/toy.py`, which costs nothing, so only the machinery is tested. A row
+passes if there was at least one try and all tries passed. Prints Markdown; the exit status is 1 if a row fails. F9
+mounts a small file system, which needs root. F18c starts Slurm on this machine, and installs Debian's if there is none.
+Other file systems, NCCL and TPU networks can only be tested on clusters.
 """
 
 import contextlib
@@ -43,12 +43,12 @@ from omcda_jax.types import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
-LONG = 3000  # updates of a run that lasts long enough to be hit
+LONG = 3000  # updates of a run that is long enough to be interrupted
 KEYS = ("state_sha256", "metrics_sha256")
 
 
 class Outcome(NamedTuple):
-    """How many tries passed, how many there were, and what else is worth saying."""
+    """How many tries passed, how many there were, and a remark."""
 
     passed: int
     tried: int
@@ -56,11 +56,11 @@ class Outcome(NamedTuple):
 
 
 class NotRun(Exception):
-    """What a fault needs is not to be had here."""
+    """What a fault needs is not available here."""
 
 
 class Run:
-    """Processes of one run in one directory, and what they said."""
+    """Processes of one run in one directory, and their output."""
 
     program = ("-m", "benchmarks.toy", "run")
 
@@ -72,7 +72,7 @@ class Run:
         self.err: list[str] = []
 
     def start(self, *first: str) -> list[subprocess.Popen]:
-        """Starts the processes; `first` goes before the runner's own arguments."""
+        """Start the processes; `first` goes before the runner's own arguments."""
         flags = f"--xla_force_host_platform_device_count={self._devices} {quick.flags()}"
         environment = os.environ | {
             "XLA_FLAGS": flags,
@@ -93,40 +93,40 @@ class Run:
         return started
 
     def end(self, started: list[subprocess.Popen]) -> "Run":
-        """Waits for the processes and keeps what they said."""
+        """Wait for the processes and keep their output."""
         said = [process.communicate(timeout=300) for process in started]
         self.codes = [process.returncode for process in started]
         self.out, self.err = ([one[place] for one in said] for place in (0, 1))
         return self
 
     def go(self, *first: str) -> "Run":
-        """Runs to the end."""
+        """Run to the end."""
         return self.end(self.start(*first))
 
     @property
     def steps(self) -> list[int]:
-        """Checkpoints that are whole on disk, by name."""
+        """The steps of the checkpoints on disk that are whole by name."""
         latest = self.directory / "checkpoints" / "latest"
         return sorted(int(path.name) for path in latest.iterdir() if path.name.isdigit()) if latest.is_dir() else []
 
     @property
     def resumed_at(self) -> int:
-        """The step the last start went on from."""
+        """The step from which the last start resumed."""
         return _resumed_at(self.out[0])
 
     def same_end_as(self, other: "Run") -> bool:
-        """Whether both ended well, with equal bits."""
+        """Whether both ended well and bit-equal."""
         ends = [json.loads((run.directory / "result.json").read_text()) for run in (self, other)]
         return set(self.codes) == {0} and all(ends[0][key] == ends[1][key] for key in KEYS)
 
     def losses(self) -> list[float]:
-        """Of the logged updates."""
+        """The losses of the logged updates."""
         rows = map(json.loads, (self.directory / "metrics.jsonl").read_text().splitlines())
         return [row["policy/loss"] for row in rows if "policy/loss" in row]
 
 
 def _free_port() -> int:
-    """Below those the kernel takes for outgoing connections: one of them may be gone when the server starts."""
+    """A free port below those for outgoing connections: one of those may be taken when the server starts."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as free, contextlib.suppress(OSError):
@@ -135,13 +135,13 @@ def _free_port() -> int:
 
 
 def _resumed_at(said: str) -> int:
-    """Where a start went on from; one that found all updates done only evaluates them."""
+    """The step from which a start resumed; a start that finds all updates done only evaluates."""
     found = re.search(r"(?:resumed at|evaluating) step (\d+)", said)
     return int(found[1]) if found else 0
 
 
 def _until(process: subprocess.Popen, words: str, surely: bool = True) -> str:
-    """What the process says up to a line with these words; where they need not come perhaps all it says."""
+    """The output of a process up to a line with these words; without `surely` they may not come, then all output."""
     said = ""
     for line in process.stdout:
         said += line
@@ -153,7 +153,7 @@ def _until(process: subprocess.Popen, words: str, surely: bool = True) -> str:
 
 
 def _whole(place: pathlib.Path, **sizes: int) -> Run:
-    """An undisturbed run of these sizes, made once."""
+    """An undisturbed run with these sizes, made once."""
     run = Run(place / f"whole_{'_'.join(map(str, sizes.values()))}", **sizes)
     if not (run.directory / "result.json").exists():
         run.go()
@@ -199,7 +199,7 @@ def signalled(place: pathlib.Path, full: bool) -> Outcome:
             saved = run.out[0].split("stopped and saved at step ")[1:]
             reached = int(saved[0].split()[0]) if saved else None
             run.go()
-            # where no step was saved by the signal there was nothing to lose
+            # if the signal saved no step, there was nothing to lose
             fine = fine and (reached is None or run.resumed_at == reached)
             passed += fine and _equal_state(run, whole)
             tried += 1
@@ -212,7 +212,7 @@ def _equal_state(run: Run, other: Run) -> bool:
 
 
 class OwnRun(Run):
-    """A run started as users start theirs: nothing is imported before the program's own first line."""
+    """A run that is started as users start theirs: nothing is imported before the program's own first line."""
 
     program = (os.fspath(ROOT / "experiments" / "run.py"),)
 
@@ -248,7 +248,7 @@ def signalled_any_time(place: pathlib.Path, full: bool) -> Outcome:
         time.sleep(rng.uniform(0, lasts))
         process.send_signal(number)
         [code], error = run.end([process]).codes, run.err[0]
-        # until Python has read its own start-up files nobody else's line can answer
+        # until Python has read its own start-up files, no other code can handle the signal
         before = not run.out[0] and (code == -number or "import site" in error)
         early += before
         ends.append(code)
@@ -329,7 +329,7 @@ def _fill(directory: pathlib.Path) -> dict[int, str]:
 
 
 def _restored(directory: pathlib.Path) -> tuple[int, str, str]:
-    """Step, digest and warning of what a new process would restore, as a subprocess-free read."""
+    """Step, digest and warning of what a new process would restore, read without a subprocess."""
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:
@@ -410,7 +410,7 @@ def full_disk(place: pathlib.Path, full: bool) -> Outcome:
         raise NotRun("no right to mount a file system")
     try:
         toy.write(disk / "data.h5")
-        # layers wide enough that two checkpoints fit and the third does not
+        # layers so wide that two checkpoints fit and a third does not
         wide = ("--config.algorithm.hidden_sizes=192,192",)
         run = Run(disk / "run", *wide, updates=600).go()
         line = run.err[0].strip()
@@ -669,10 +669,10 @@ define("boolean", "short", False, "one or a few tries of each")
 
 
 def do(name: str, full: bool) -> Outcome:
-    """Does one fault in a directory of its own.
+    """Do one fault in a directory of its own.
 
     Raises:
-        NotRun: what it needs is not to be had here.
+        NotRun: what it needs is not available here.
     """
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
@@ -681,7 +681,7 @@ def do(name: str, full: bool) -> Outcome:
 
 
 def work(values: flags.FlagValues) -> bool:
-    """Prints the table, a row at a time; returns whether no row failed."""
+    """Print the table row by row; return whether no row failed."""
     for name in values.faults:
         require(name in FAULTS, "--faults", f"some of {', '.join(FAULTS)}", name)
     logging.set_verbosity(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Mutates valid files of every format and counts what becomes of them.
+"""Mutates valid files of every format and counts the outcomes.
 
     python -m benchmarks.fuzz --mutations=2000
 
-Each mutation is either read, and then equals a plain second reading of the same file (`layouts`), or it is refused in
-one line with exit status 78. Anything else is a fault of the readers; the command prints it and exits with 1.
+Each mutated file is either read, and then equals a plain second reading of the same file (`layouts`), or it is refused
+in one line with exit status 78. Anything else is a fault of the readers; the command prints it and exits with 1.
 """
 
 import collections
@@ -29,28 +29,28 @@ from omcda_jax.data.__main__ import main as command
 from omcda_jax.data.episodes import Episodes, final_rows
 from omcda_jax.system import new_flags, printing
 
-# a Python object where a person reads
+# signs of a Python object in a message for people
 _REPR = re.compile(r"\bb'|\bb\"|Traceback| object at 0x|\*\(|<class|array\(|dtype\(|\\x")
 
 
-# what arrays raise that a layout has no way to hold
+# raised by arrays that a layout cannot store
 UNWRITABLE = (KeyError, IndexError, ValueError, TypeError, OverflowError)
 
 
 class Outcome(NamedTuple):
-    """What became of one file: `read`, `refused` or `wrong`, and the message or what is wrong."""
+    """The outcome of one file: `read`, `refused` or `wrong`, and the message or what is wrong."""
 
     kind: str
     text: str
 
 
 def judge(path: pathlib.Path, layout: layouts.Layout, *, harmless: bool) -> Outcome:
-    """Have the command verify a file, and compare what is read with the second reading.
+    """Verify a file with the command, and compare what it reads with the second reading.
 
     Args:
         path: the file or folder.
         layout: its format.
-        harmless: it must be read.
+        harmless: True: the file must be read.
     """
     status, out, err = _verify(path)
     if status == 78:
@@ -99,7 +99,7 @@ def _difference(found: Episodes, expected: list[layouts.Episode]) -> str:
             "reward": (found.reward[steps], episode.reward),
         }
         if episode.avail is not None:
-            # an ended episode's last row has no action
+            # the last row of an ended episode has no action
             legal = slice(begin, end + (not episode.terminated))
             pairs["avail"] = (found.avail[legal], episode.avail[: found.length[e] + (not episode.terminated)])
         for key, (mine, other) in pairs.items():
@@ -113,10 +113,10 @@ def attempt(name: str, mutation, seed: tuple[int, ...], folder: pathlib.Path) ->
     """Make one file, mutate it, and judge it.
 
     Args:
-        name: of the layout.
+        name: name of the layout.
         mutation: one of `mutations.ARRAYS` or `mutations.FILES`.
-        seed: of the file and the mutation.
-        folder: an empty one.
+        seed: seed of the file and the mutation.
+        folder: an empty folder.
     """
     rng, layout, path = np.random.default_rng(seed), layouts.LAYOUTS[name], folder / "data"
     arrays = layout.draw(rng)
@@ -125,7 +125,7 @@ def attempt(name: str, mutation, seed: tuple[int, ...], folder: pathlib.Path) ->
     layout.write(path, arrays)
     if mutation in mutations.FILES:
         mutation(rng, path)
-    # the own format has one encoding only
+    # the project's own format has only one encoding
     harmless = mutation in mutations.HARMLESS and (name, mutation) != ("omcda", mutations.same_numbers)
     return judge(path, layout, harmless=harmless)
 
@@ -134,9 +134,9 @@ def fuzz(count: int, seed: int, keep: str | None = None) -> dict[tuple[str, str]
     """Try mutations and return how many were read, refused and wrong by format and kind of fault.
 
     Args:
-        count: how many.
-        seed: of all of them.
-        keep: folder for what is wrong, or None.
+        count: number of mutations.
+        seed: seed of all mutations.
+        keep: folder for wrong files, or None.
     """
     kinds = (*mutations.ARRAYS, *mutations.FILES)
     pairs = [(name, kind) for kind in kinds for name in layouts.LAYOUTS]
@@ -162,7 +162,7 @@ def fuzz(count: int, seed: int, keep: str | None = None) -> dict[tuple[str, str]
 
 
 def work(values: flags.FlagValues) -> bool:
-    """Print a table by format and one by kind of fault; return whether nothing was wrong."""
+    """Print a table by format and a table by kind of fault; return whether nothing was wrong."""
     table = fuzz(values.mutations, values.seed, values.keep)
     columns = ("read", "refused", "wrong")
     for place, title in enumerate(("format", "fault")):

@@ -1,8 +1,8 @@
 """Valid files of every format, made of arrays, and a plain second reading of them, step by step.
 
-A layout is a dictionary of arrays by name (MADT: by file and entry). `LAYOUTS` says for each how to draw one, how to
-write it, how to get the arrays back with the format's own library, and what the episodes in them are. Nothing here
-reads with `omcda_jax.data`.
+A layout is a dictionary of arrays by name (MADT: by file and entry). `LAYOUTS` says for each format how to draw a
+layout, how to write it, how to get the arrays back with the format's own library, and which episodes are in them.
+Nothing here reads with `omcda_jax.data`.
 """
 
 import io
@@ -23,11 +23,11 @@ AGENTS, OBS, STATE, ACTIONS = 3, 4, 5, 4
 
 
 class Unreadable(Exception):
-    """The arrays hold no episodes that one could read."""
+    """The arrays contain no readable episodes."""
 
 
 class Episode(NamedTuple):
-    """One episode as float64 arrays: L steps, and what was seen after them."""
+    """One episode as float64 arrays: L steps, and the observations after them."""
 
     obs: np.ndarray  # [L + 1, N, O]
     state: np.ndarray  # [L + 1, S]
@@ -38,7 +38,7 @@ class Episode(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How to draw, write, get back and read one format."""
+    """How to draw, write, decode and read one format."""
 
     draw: Callable[[np.random.Generator], dict[str, np.ndarray]]
     write: Callable[[pathlib.Path, dict[str, np.ndarray]], None]
@@ -63,7 +63,7 @@ def _team(values: Any) -> float:
 
 
 def _action(entry: np.ndarray, discrete: bool) -> Any:
-    """One agent's action: an index from a number or an array of one, or a vector."""
+    """One agent's action: an index from a number or from an array with one number, or a vector."""
     entry = np.asarray(entry)
     if not discrete:
         return entry.astype(np.float64)
@@ -74,14 +74,14 @@ def _action(entry: np.ndarray, discrete: bool) -> Any:
 
 
 def _stream(seen: Callable, taken: Callable, flags: Callable, rows: int, closed: Callable = lambda t: False) -> list:
-    """Episodes of a layout without successors.
+    """Episodes of a layout without next observations.
 
     Args:
-        seen: of a row: obs, state, avail.
-        taken: of a row: action, reward.
-        flags: of a row: which agents the task ended, which the clock cut.
-        rows: how many there are.
-        closed: of a row: the file says that an episode is over after it.
+        seen: function of a row: obs, state, avail.
+        taken: function of a row: action, reward.
+        flags: function of a row: for which agents the task ended, and which the time limit cut.
+        rows: number of rows.
+        closed: function of a row: whether the file says that an episode is over after it.
     """
     found, begin, ended, cut = [], 0, None, None
     for t in range(rows):
@@ -125,7 +125,7 @@ def _lengths(rng: np.random.Generator) -> np.ndarray:
 
 
 def _shapes(arrays: dict[str, np.ndarray], expected: dict[str, tuple[Any, ...]]) -> dict[str, int]:
-    """Sizes by letter; Unreadable where an array is missing, no numbers, or of another shape."""
+    """Sizes by letter; raises Unreadable if an array is missing, is not numbers, or has another shape."""
     sizes: dict[str, int] = {}
     for key, shape in expected.items():
         values = arrays.get(key)
@@ -140,7 +140,7 @@ def _shapes(arrays: dict[str, np.ndarray], expected: dict[str, tuple[Any, ...]])
 
 
 def draw_own(rng):
-    """Two to four episodes, one of them cut by the clock."""
+    """Two to four episodes, one of them cut by the time limit."""
     length = _lengths(rng)
     steps = _draw_steps(rng, int((length + 1).sum()), True)
     final = np.cumsum(length + 1) - 1
@@ -180,7 +180,7 @@ def read_own(arrays):
 
 
 def draw_pymarl(rng):
-    """Two to four padded episodes, one of them cut by the clock."""
+    """Two to four padded episodes, one of them cut by the time limit."""
     length, slots = _lengths(rng), 7
     steps = _draw_steps(rng, len(length) * slots, True)
     batch = {key: values.reshape(len(length), slots, *values.shape[1:]) for key, values in steps.items()}
@@ -280,7 +280,7 @@ def read_omiga(arrays):
 
 
 def draw_d4rl(rng):
-    """Two to four episodes of one agent, one of them cut by the clock; every other time with next_observations."""
+    """Two to four episodes of one agent, one of them cut by the time limit; every other time with next_observations."""
     length = _lengths(rng)
     steps = _draw_steps(rng, int(length.sum()), False)
     ends = np.cumsum(length) - 1
@@ -383,7 +383,7 @@ def decode_npy(path):
 
 
 def draw_madiff(rng):
-    """Two to four episodes one after another, one of them cut by the clock."""
+    """Two to four episodes one after another, one of them cut by the time limit."""
     length = _lengths(rng)
     steps = _draw_steps(rng, int(length.sum()), True)
     discounts = np.ones((len(steps["obs"]), AGENTS), np.float32)
@@ -505,7 +505,7 @@ def read_omar(arrays):
 
 
 def draw_vault(rng, lanes=1):
-    """Lanes of rows; episodes end by the task, by the clock, or, agent by agent, by both; the last one is open."""
+    """Lanes of rows; episodes end by the task, by the time limit, or, agent by agent, by both; the last one is open."""
     rows = 14
     steps = _draw_steps(rng, lanes * rows, True)
     ended, cut = (np.zeros((lanes, rows, AGENTS), bool) for _ in range(2))
@@ -679,7 +679,7 @@ def read_madt(arrays):
 
 
 def draw_minari(rng):
-    """Two to four episodes of one agent, one of them cut by the clock."""
+    """Two to four episodes of one agent, one of them cut by the time limit."""
     arrays = {}
     for number, length in enumerate(_lengths(rng)):
         steps = _draw_steps(rng, length + 1, True)

@@ -1,16 +1,16 @@
-"""Reading a dataset beside plain h5py, and learning from data on the device beside windows of data on the host.
+"""Reading a dataset compared with plain h5py, and learning from data on the device compared with data on the host.
 
     python -m benchmarks.loading                    # collects what is missing: a few minutes the first time
     python -m benchmarks.loading --data=FILE.h5     # any HDF5 file
 
-The first table: time and peak memory of `omcda_jax.data.load`, checks and placement included, and of h5py reading the
-same arrays into NumPy, each in a process of its own, the best of `--repeats`, in turns. Memory is what a process takes
-above what it had before it began. `host` is with the rows unpacked already, `unpack` the first time. A copy in OMIGA's
-layout stands for foreign files.
+The first table has time and peak memory of `omcda_jax.data.load`, checks and placement included, and of h5py when it
+reads the same arrays into NumPy. Each runs in a process of its own; the runs alternate, and the best of `--repeats`
+counts. Memory is what a process takes above what it had before it began. For `host` the rows are already unpacked;
+`unpack` is the first time. A copy in OMIGA's layout stands for foreign files.
 
-The second: batches drawn per second and nothing else, and updates per second of OMCDA, from data on the device and from
-windows of about an eighth of the data on the host. Runs on whatever JAX finds; a CPU shares the host's memory, so there
-the ratio is the price of reading and copying windows.
+The second table has batches drawn per second, without updates, and updates per second of OMCDA, from data on the device
+and from windows of about an eighth of the data on the host. It runs on whatever device JAX finds. A CPU shares the
+host's memory, so there the ratio is the price of reading and copying windows.
 """
 
 import json
@@ -38,14 +38,14 @@ define("string", "measure", None, "one row, as JSON: what this program asks of i
 
 
 def load(path: str, way: str) -> dict[str, float]:
-    """Return the seconds one way of reading took, and the megabytes at its peak."""
+    """Return the seconds that one way of reading took, and its peak memory in megabytes."""
     import h5py
     import jax
 
     from omcda_jax import data
 
     jax.block_until_ready(jax.numpy.zeros(3))
-    # the peak is counted anew from here
+    # reset the peak
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before, began = _megabytes("VmRSS"), time.perf_counter()
     if way == "h5py":
@@ -59,7 +59,7 @@ def load(path: str, way: str) -> dict[str, float]:
 
 
 def throughput(path: str, placement: str) -> dict[str, float]:
-    """Return batches drawn and updates made per second over all calls but the first."""
+    """Return batches drawn and updates made per second over all calls except the first."""
     import jax
 
     from omcda_jax import data
@@ -72,7 +72,7 @@ def throughput(path: str, placement: str) -> dict[str, float]:
     per_call = 50
     learner = LearnerConfig(updates=10**9, batch_size=FLAGS.batch_size, updates_per_call=per_call)
     omcda = ALGORITHMS["omcda"]
-    # what a batch holds is summed, so that all of it is read
+    # sum the batch, so that all of it is read
     look = lambda state, batch, *, axis_name=None: (state, {"sum": sum(x.sum() for x in jax.tree.leaves(batch))})
     found = {}
     for name, algorithm in {"batches": omcda._replace(update=look), "updates": omcda}.items():

@@ -1,14 +1,14 @@
-"""How fast multi-agent MuJoCo is stepped.
+"""How fast multi-agent MuJoCo steps.
 
     python -m benchmarks.mamujoco
 
-Prints a Markdown table: steps per second of 32 copies under the same random actions, an episode
-that falls starting anew, and in brackets the ratio to gymnasium-robotics' own environments: all ways in one run, taking
-turns of ten steps, of which the median counts.
+Prints a Markdown table: steps per second of 32 copies under the same random actions, where an episode restarts when the
+robot falls, and in brackets the ratio to gymnasium-robotics' own environments. All ways are measured in one run and
+alternate every ten steps; the median counts.
 
     wrapper    gymnasium-robotics' multi-agent environments, one after the other
     gymnasium  its single-agent environments, one after the other: no local observations
-    processes  the same, shared out to one process per core
+    processes  the same, divided among one process per core
     physics    MuJoCo's own two functions, called from Python in one thread per core: no rewards, no endings
     omcda_jax  envs.make(...).open(32)
 """
@@ -73,7 +73,7 @@ def _serve(pipe, scenario: str, copies: int) -> None:
     pipe.send(None)
     while (actions := pipe.recv()) is not None:
         step(actions)
-        # about what would have to travel: states, rewards, endings
+        # about the size of what would have to be sent: states, rewards, endings
         pipe.send(np.zeros((copies, 32)))
 
 
@@ -103,7 +103,7 @@ def processes(scenario: str) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def physics(scenario: str) -> Callable[[np.ndarray], None]:
-    """Advance MuJoCo's data alone; a copy starts anew every 50 steps instead of where it falls."""
+    """Advance MuJoCo's data alone; a copy restarts every 50 steps instead of when it falls."""
     from mujoco import mj_resetData, mj_rnePostConstraint, mj_step
 
     bodies = [mamujoco.build(scenario).single_agent_env.unwrapped for _ in range(COPIES)]
@@ -129,7 +129,7 @@ def physics(scenario: str) -> Callable[[np.ndarray], None]:
 
 
 def ours(scenario: str) -> Callable[[np.ndarray], None]:
-    """Step the library's simulators with the same actions, shared out to the agents."""
+    """Step the library's simulators with the same actions, divided among the agents."""
     env = mamujoco.build(scenario)
     joints = np.array([[node.act_ids for node in part] for part in env.agent_action_partitions])
     simulators, index = envs.make(f"mamujoco/{scenario}").open(COPIES), np.arange(COPIES)
@@ -143,7 +143,7 @@ def ours(scenario: str) -> Callable[[np.ndarray], None]:
 
 
 def stepping(scenario: str) -> dict[str, float]:
-    """Step per second of every way."""
+    """Steps per second of every way."""
     random = np.random.default_rng(0)
     width = mamujoco.build(scenario).single_agent_env.action_space.shape[0]
     actions = random.uniform(-1, 1, (STEPS_PER_TURN, COPIES, width)).astype(np.float32)

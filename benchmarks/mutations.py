@@ -1,4 +1,4 @@
-"""What goes wrong with files: one function per kind of fault, on arrays before they are written or on written files."""
+"""Faults in files: one function per kind of fault, on arrays before they are written or on written files."""
 
 import pathlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _floats(values: np.ndarray) -> bool:
 
 
 def _actions(rng: np.random.Generator, arrays: Arrays) -> str:
-    # the entry whose name says so, in whichever layout
+    # the entry of the actions, by its name, in any layout
     names = [name for name in arrays if name.split("/")[-1].split("_")[0] in ("actions", "action", "acs", "a")]
     return names[rng.integers(len(names))]
 
@@ -40,7 +40,7 @@ def other_type(rng, arrays):
 
 
 def same_numbers(rng, arrays):
-    """The same numbers, otherwise encoded: wider, in the other order of bytes or of axes. To be read."""
+    """The same numbers in another encoding: wider, or in another byte or axis order. It must be read."""
     for name, values in arrays.items():
         if values.dtype.kind in "fi" and rng.random() < 0.5:
             wide = values.astype({"f": ">f8", "i": ">i8"}[values.dtype.kind])
@@ -48,7 +48,7 @@ def same_numbers(rng, arrays):
 
 
 def missing_key(rng, arrays):
-    """An array is not there."""
+    """An array is missing."""
     del arrays[_some(rng, arrays)]
 
 
@@ -65,7 +65,7 @@ def swapped_keys(rng, arrays):
 
 
 def one_row_less(rng, arrays):
-    """An array misses its last row."""
+    """An array lacks its last row."""
     name = _some(rng, arrays, lambda values: values.ndim > 0)
     arrays[name] = arrays[name][:-1]
 
@@ -77,14 +77,14 @@ def one_row_more(rng, arrays):
 
 
 def one_off_inside(rng, arrays):
-    """An array misses the last entry of another axis."""
+    """An array lacks the last entry of another axis."""
     name = _some(rng, arrays, lambda values: values.ndim > 1)
     axis = int(rng.integers(1, arrays[name].ndim))
     arrays[name] = np.delete(arrays[name], -1, axis=axis)
 
 
 def other_axes(rng, arrays):
-    """An array with an axis more, an axis less, or two exchanged."""
+    """An array with one more axis, one less, or two axes exchanged."""
     name = _some(rng, arrays, lambda values: values.ndim > 0)
     values = arrays[name]
     kind = rng.integers(4)
@@ -114,7 +114,7 @@ def not_finite(rng, arrays):
 
 
 def too_large(rng, arrays):
-    """A finite number that float32 cannot hold."""
+    """A finite number that float32 cannot represent."""
     name = _some(rng, arrays, _floats)
     values = arrays[name].astype(np.float64)
     values[tuple(rng.integers(values.shape))] = (1e39, -1e200)[rng.integers(2)]
@@ -150,7 +150,7 @@ def wild_action(rng, arrays):
 
 
 def agents_differ(rng, arrays):
-    """Rewards or ends of each agent's own."""
+    """Rewards or ends that differ between agents."""
     name = _flags(rng, arrays)
     if rng.random() < 0.5:
         rewards = [name for name in arrays if name.split("/")[-1].split("_")[0] in ("reward", "rewards", "rews", "r")]
@@ -187,7 +187,7 @@ def odd_flags(rng, arrays):
 
 
 def lengths_off(rng, arrays):
-    """A number in an array of whole numbers, one more or less."""
+    """A number in an array of whole numbers is one too large or too small."""
     name = _some(rng, arrays, lambda values: values.dtype.kind in "iu" and values.size > 0)
     values = arrays[name].copy()
     values[tuple(rng.integers(values.shape))] += (-1, 1)[rng.integers(2)]
@@ -216,7 +216,7 @@ def flipped_bit(rng, path):
 
 
 def other_content(rng, path):
-    """Something else in a file's place."""
+    """Other content in a file."""
     others = (
         b"",
         b"<!DOCTYPE html><title>404</title>",
@@ -227,12 +227,12 @@ def other_content(rng, path):
 
 
 def lost_file(rng, path):
-    """A file is not there."""
+    """A file is missing."""
     _file(rng, path).unlink()
 
 
 def beside(rng, path):
-    """Notes beside the data. To be read."""
+    """Notes next to the data. It must be read."""
     if path.is_dir():
         (path / "README.md").write_text("notes")
         (path / ".hidden").write_text("")
@@ -260,5 +260,5 @@ ARRAYS = (
     lengths_off,
 )
 FILES = (cut_short, flipped_bit, other_content, lost_file, beside)
-# change nothing that a reader should mind
+# mutations that change nothing for a reader
 HARMLESS = (same_numbers, beside)

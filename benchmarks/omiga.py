@@ -1,9 +1,9 @@
-"""The official PyTorch OMIGA step, a worker of `benchmarks.rivals`; torch, NumPy and h5py are all it needs.
+"""The official PyTorch OMIGA step, a worker of `benchmarks.rivals`; it needs only torch, NumPy and h5py.
 
     PYTHON benchmarks/omiga.py CHECKOUT DEVICE CORES
 
-It answers every line of standard input, a name and seconds, by steps per second, drawing batches included: random
-transitions of the sizes of Hopper 3x1, in the checkout's own buffer, with its own settings.
+It answers every line of standard input, a name and seconds, with steps per second. Drawing batches is included. The
+data are random transitions with the sizes of Hopper 3x1, in the checkout's own buffer, with its own settings.
 """
 
 import json
@@ -17,7 +17,7 @@ AGENTS, FEATURES, ACTIONS, ROWS = 3, 14, 1, 4000
 
 
 def main(checkout: str, device: str, cores: int) -> None:
-    """Build the agent, then measure whenever asked."""
+    """Build the agent, then measure on request."""
     sys.path.insert(0, checkout)
     from algos.OMIGA import OMIGA
     from configs.config import get_parser

@@ -1,13 +1,13 @@
-"""OMCDA on the problem of `benchmarks/exact.py`, its levels, budgets, influence and true value beside the exact ones.
+"""OMCDA on the problem of `benchmarks/exact.py`: its levels, budgets, influence and true value next to the exact ones.
 
     python -m benchmarks.probe [--actions=continuous] [--updates=8000] [--batch_size=256] [--num_samples=4]
         [--value_target=in_sample] [--rules=uniform,softmax] [--episodes=1200]
 
-The learner sees episodes of 50 transitions of the behaviour policies and nothing of the problem. Its policy is then
-evaluated exactly in the rings. `value` is V(pi), `gain` its share of what the exact solution of the same rule adds to
-the behaviour's value; alpha, influence and budget are means over the last quarter of the updates, value and KL means
-over ten policies within it, each evaluated by itself. The exact rows hold the split the same rule reaches with perfect
-values, the budget counted by the account that the value form implies (see `benchmarks/exact.py`).
+The learner sees only episodes of 50 transitions of the behaviour policies. Its policy is then evaluated exactly in the
+rings. `value` is V(pi). `gain` is its share of what the exact solution of the same rule adds to the behaviour's value.
+alpha, influence and budget are means over the last quarter of the updates; value and KL are means over ten policies in
+that quarter, each evaluated by itself. The exact rows are the split that the same rule reaches with perfect values; the
+budget is counted by the account that the value form implies (see `benchmarks/exact.py`).
 """
 
 import functools
@@ -45,15 +45,15 @@ define("integer", "seed", 0, "Seed of the networks and the batches.")
 
 
 class Learned(NamedTuple):
-    """What one run came to.
+    """The outcome of one run.
 
     Attributes:
         value: [N] V_i of the policy, evaluated exactly.
         alpha: [N] levels.
         influence: [N].
         budget: [N] nats.
-        divergence: [N] true mean KL of the policy to the true behaviour over the data, nats.
-        updates_per_second: compilation left out.
+        divergence: [N] true mean KL divergence of the policy from the true behaviour policy over the data, nats.
+        updates_per_second: rate without compilation.
     """
 
     value: np.ndarray
@@ -110,7 +110,7 @@ def _draw(random: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
 
 
 def policy_table(state: omcda_jax.TrainState, actions: np.ndarray | None = None) -> np.ndarray:
-    """The policies that act at every place, continuous ones in cells around `actions`: [N, P, A]."""
+    """The policies that act at every place; continuous policies in cells around `actions`: [N, P, A]."""
     spec = state.spec
     obs = jnp.broadcast_to(jnp.eye(spec.obs_dim)[:, None], (spec.obs_dim, spec.num_agents, spec.obs_dim))
     avail = jnp.ones((*obs.shape[:-1], spec.action_dim), bool)
@@ -134,9 +134,9 @@ def train(
     seed: int = 0,
     log: Callable[[str], None] | None = None,
 ) -> Learned:
-    """Run `updates` updates of OMCDA, forty calls of one scan, and evaluate what comes out; `log` gets progress."""
+    """Run `updates` updates of OMCDA in forty calls of one scan, and evaluate the result; `log` gets the progress."""
 
-    # optimised also where whoever calls, a test for instance, compiles in haste
+    # optimised even if the caller, for instance a test, compiles quickly
     @functools.partial(
         jax.jit, static_argnames="count", donate_argnums=0, compiler_options={"xla_backend_optimization_level": 2}
     )
@@ -178,7 +178,7 @@ def train(
 
 
 def settings(rule: str, updates: int, value_target: str = "expectation", **changes) -> omcda_jax.OmcdaConfig:
-    """The configuration the probe runs with: small networks, quick targets, identity deviation mixing."""
+    """The probe's configuration: small networks, fast target networks, identity deviation mixing."""
     base = dict(
         d_tot=exact.TOTAL_BUDGET,
         d_min=0.006,
@@ -197,13 +197,13 @@ def settings(rule: str, updates: int, value_target: str = "expectation", **chang
 
 
 def account(config: omcda_jax.OmcdaConfig, discrete: bool) -> str:
-    """How what is spent is counted: by the policy's own divergence, or by that of the weights on the data."""
+    """The account of spending: by the policy's own divergence, or by that of the weights on the data."""
     weighted = config.extraction == "weighted" or (config.extraction == "auto" and discrete)
     return "batch" if weighted and config.value_target == "expectation" else "mean"
 
 
 def exact_split(table: exact.Frontier, config: omcda_jax.OmcdaConfig) -> exact.Allocation:
-    """The split that the configuration's allocation rule settles at when every value is exact."""
+    """The split that the configuration's allocation rule converges to with exact values."""
     agents = len(table.spent)
     if config.allocation == "uniform":
         return exact.at_budget(table, np.full(agents, config.d_tot / agents))

@@ -1,4 +1,4 @@
-"""How XLA compiles quickly what runs for seconds only; imports no JAX, which reads its flags as it starts."""
+"""Flags for XLA to compile quickly what runs only for seconds. Imports no JAX, which reads its flags at its start."""
 
 import importlib.metadata
 

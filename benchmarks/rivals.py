@@ -1,4 +1,4 @@
-"""Two processes that measure in turns: this checkout beside another one, or beside the official PyTorch OMIGA."""
+"""Two processes that measure alternately: this checkout and another one, or this one and the official PyTorch OMIGA."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ from omcda_jax.config import require
 from omcda_jax.types import ConfigError
 
 HERE = pathlib.Path(__file__).resolve().parent
-UPDATES = 10  # of a call
+UPDATES = 10  # updates per call
 
 
 class Worker:
-    """A process that measures when it is told to; a context manager.
+    """A process that measures on request; a context manager.
 
     Args:
-        line: its command line; it prints the names of what it measures, and then answers every line.
-        package: the checkout whose package it imports, None for none.
+        line: its command line; the process prints the names of what it measures, and then answers every line.
+        package: the checkout from which it imports the package, or None.
 
     Raises:
-        ConfigError: it ended; the message has the last line of its standard error.
+        ConfigError: the process ended; the message has the last line of its standard error.
     """
 
     def __init__(self, line: Sequence[str], package: pathlib.Path | None = None):
@@ -51,14 +51,14 @@ class Worker:
         self._errors.close()
 
     def rate(self, name: str, seconds: float) -> float:
-        """Return updates per second of one of what it measures, over the given time."""
+        """Return updates per second of one of the names, over the given time."""
         print(json.dumps([name, seconds]), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self):
         while text := self._process.stdout.readline():
             with contextlib.suppress(json.JSONDecodeError):
-                return json.loads(text)  # others may print as well
+                return json.loads(text)  # other code may print too
         self._process.wait()
         self._errors.seek(0)
         last = (self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
@@ -73,10 +73,10 @@ def ours(checkout: pathlib.Path, algorithms: Sequence[str], kinds: Sequence[str]
 
 
 def check(values: flags.FlagValues) -> None:
-    """Find out whether the checkouts of a command line are there, and the Python of one.
+    """Check that the checkouts of a command line exist, and the Python of one.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they do not exist.
     """
     for flag, file in (("against", "omcda_jax/__init__.py"), ("omiga", "algos/OMIGA.py")):
         path = values[flag].value
@@ -89,9 +89,9 @@ def check(values: flags.FlagValues) -> None:
 def alternate(
     one: Worker, other: Worker, pairs: Sequence[tuple[str, str]], rounds: int, seconds: float
 ) -> list[list[tuple[float, float]]]:
-    """Return for each pair of names the rates of both workers by round; who goes first changes from round to round."""
+    """Return for each pair of names the rates of both workers by round; they take turns in going first."""
     found = [[] for _ in pairs]
-    for number in range(rounds + 1):  # the first is to warm up
+    for number in range(rounds + 1):  # the first round is a warm-up
         for (name, its), rates in zip(pairs, found, strict=True):
             turns = [(one, name), (other, its)]
             measured = [worker.rate(what, seconds) for worker, what in (turns if number % 2 else turns[::-1])]
@@ -101,7 +101,7 @@ def alternate(
 
 
 def against(path: pathlib.Path, rounds: int, seconds: float) -> list[dict]:
-    """Return rows of OMCDA and OMIGA in this checkout and another one."""
+    """Return rows of OMCDA and OMIGA in this checkout and in another."""
     everything = (("omcda", "omiga"), ("discrete", "continuous"))
     names = [f"{name}, {kind}" for kind in everything[1] for name in everything[0]]
     with ours(HERE.parent, *everything) as here, ours(path.resolve(), *everything) as there:

@@ -17,15 +17,15 @@ Row = Mapping[str, Any]
 def read(
     path: str | os.PathLike, columns: Sequence[str], parse: Callable[[dict[str, str]], dict[str, Any]] = dict
 ) -> list[dict[str, Any]]:
-    """Return the rows of a file; none where it is missing.
+    """Return the rows of a file; none if it is missing.
 
     Args:
         path: the file.
-        columns: that it has.
-        parse: makes a row of its texts, or raises ValueError.
+        columns: its columns.
+        parse: turns a row of texts into a row, or raises ValueError.
 
     Raises:
-        ConfigError: it has other columns, or `parse` refuses a row.
+        ConfigError: the file has other columns, or `parse` refuses a row.
     """
     if not os.path.exists(path):
         return []
@@ -47,10 +47,10 @@ def read(
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Find out, before costly work, whether its rows can be written.
+    """Check, before costly work, that rows can be written to a file.
 
     Raises:
-        ConfigError: it is a folder, or is in one that cannot be written to.
+        ConfigError: the path is a folder, or is in a folder that cannot be written to.
     """
     require_folder(Path(path).parent)
     _refuse_folder(path)
@@ -63,7 +63,7 @@ def _refuse_folder(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def changing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a path to write a file to that replaces the one there; until then others who change it wait."""
+    """Yield a path for a new version of a file, which then replaces it; other processes that change it wait."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock"), lambda holder: None), replacing(path) as partial:
@@ -71,16 +71,16 @@ def changing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def put(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Row], key: Callable[[Row], Any]) -> None:
-    """Write rows into a file, in one piece, in the place of those there whose key one of them has; others stay.
+    """Write rows into a file, atomically. They replace rows with the same key; other rows stay.
 
     Args:
         path: the file, made if missing. Other processes may add to it at the same time.
-        columns: its columns; what a row lacks, and None, is written as nothing.
-        rows: what to write.
-        key: of a row; rows of a file hold texts.
+        columns: its columns; a missing value or None is written as an empty cell.
+        rows: the rows to write.
+        key: returns the key of a row; rows of a file contain texts.
 
     Raises:
-        ConfigError: as `read`.
+        ConfigError: as in `read`.
     """
     rows = list(rows)
     new = set(map(key, rows))

@@ -1,20 +1,20 @@
-"""How well trials are chosen by the data alone: estimates of `--select` beside true returns, task by task.
+"""How well trials are chosen by the data alone: estimates of `--select` compared with true returns, task by task.
 
     python -m benchmarks.selection --presets=smac_5m6m,mujoco_hopper_medium_replay \\
         --trials='seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006' --overrides=learner.updates=12000
 
-Each preset is one run of `experiments/run.py` in its own directory, its output in log.txt there. A finished one is not
-run again and an interrupted one goes on, so the same command continues a study. It writes one row for every trial to
---csv, where rows of other tasks and algorithms stay. Exit status 1 if a run failed. Prints Markdown, with a row for
-each estimate and task:
+Each preset is one run of `experiments/run.py` in its own directory, with its output in log.txt there. A finished run is
+not run again and an interrupted run resumes, so the same command continues a study. It writes one row for every trial
+to --csv, where rows of other tasks and algorithms stay. The exit status is 1 if a run failed. Prints Markdown, with a
+row for each estimate and task:
 
     rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
-    regret             return of the best trial less that of the trial with the highest estimate
-    of the range       the same as a share of the best return less the worst
-    by chance          what a trial drawn at random regrets on average
+    regret             return of the best trial minus that of the trial with the highest estimate
+    of the range       the regret as a share of the best return minus the worst
+    by chance          mean regret of a trial drawn at random
 
-A trial that diverged counts nowhere; an estimate that lacks a figure for a trial ranks the others. An override with a
-comma stands in double quotes: --overrides='"algorithm.hidden_sizes=128,128",learner.batch_size=64'.
+A trial that diverged counts nowhere; an estimate without a value for a trial ranks the others. Put an override with a
+comma in double quotes: --overrides='"algorithm.hidden_sizes=128,128",learner.batch_size=64'.
 """
 
 import functools
@@ -52,7 +52,7 @@ COLUMNS = (
     "recorded",
 )
 
-FLAGS, define = new_flags()  # of its own, for tests import several benchmarks
+FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
 define("list", "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py")
 define("string", "algorithm", "omcda", "whose trials")
 define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population")
@@ -66,7 +66,7 @@ define("boolean", "run", True, "False: only the table of what is finished")
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, ranks of equals averaged; nan where one side is all equal."""
+    """Spearman's rank correlation; equal values share their mean rank; nan if all values of one side are equal."""
     equal = np.ptp(x) == 0 or np.ptp(y) == 0
     return float("nan") if equal else float(scipy.stats.spearmanr(x, y).statistic)
 
@@ -78,7 +78,7 @@ def read_finished(
     gamma: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]] | None:
-    """The rows of a run's trials, those that diverged left out; None where it is not finished as ordered."""
+    """The rows of a run's trials, without those that diverged; None if the run is not finished as requested."""
     paths = [directory / name for name in ("result.json", "selection.json")]
     if not all(path.exists() for path in paths):
         return None
@@ -138,12 +138,12 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def work(values: flags.FlagValues) -> bool:
-    """Runs what is missing, writes the CSV and prints the table; returns whether every run came to its end."""
+    """Run what is missing, write the CSV and print the table; return whether every run finished."""
     orders, children = {}, []
     for preset in dict.fromkeys(values.presets):
         directory = pathlib.Path(values.directory) / preset / values.algorithm
         given = words(preset, directory, values)
-        resolve(preset, [], "--presets")  # which the run would call --config
+        resolve(preset, [], "--presets")  # the run would name the flag --config
         job, _ = job_of(parse(["run.py", *given]))
         ordered = (directory, values.select, values.select_updates, values.select_gamma, to_dict(job.config))
         orders[preset] = functools.partial(read_finished, *ordered)

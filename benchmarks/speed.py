@@ -1,4 +1,4 @@
-"""Speed on whatever device there is, as one Markdown document: every ratio is measured in one run, in turns.
+"""Speed on the device at hand, as one Markdown document: every ratio is measured in one run, alternately.
 
     python -m benchmarks.speed                                        # one core of a CPU, or the accelerator
     python -m benchmarks.speed --sections=algorithms,sizes --cores=2
@@ -18,10 +18,10 @@
     start        from the command to the first update and the first evaluation, cold and warm
     devices      one trial spread over devices, and trials shared among them; on a CPU fake devices
 
-Batch 128, networks 256-256, K 2. Numbers are median (lowest to highest). On a CPU a process is pinned to --cores; on
-one core what counts are the seconds that it worked, so that other work beside it matters little. `% of peak` is of the
-fastest large float32 product at JAX's default precision. All numbers go to RESULTS/speed_DEVICE.csv, section by
-section; a section that runs again replaces its rows.
+Batch 128, networks 256-256, K 2. Numbers are median (lowest to highest). On a CPU, a process is pinned to --cores. On
+one core, its CPU time counts, so other work on the machine matters little. `% of peak` refers to the fastest large
+float32 product at JAX's default precision. All numbers go to RESULTS/speed_DEVICE.csv, section by section; a section
+that runs again replaces its rows.
 """
 
 import importlib.metadata
@@ -57,18 +57,18 @@ BUFFERS = {
     "default": "",
     "loops too": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL",
 }
-GRACE = 45  # seconds that a process gets to finish what it began
+GRACE = 45  # seconds for a process to finish what it began
 
 
 class Document:
     """The rows so far, on the screen and in the CSV.
 
     Args:
-        folder: of the CSV; rows of other sections stay.
-        limit: seconds until nothing new is begun, None without one.
+        folder: folder of the CSV; rows of other sections stay.
+        limit: seconds until nothing new is begun, or None.
 
     Attributes:
-        facts: what there is to measure, see `timing.facts`.
+        facts: what is measured on, see `timing.facts`.
     """
 
     def __init__(self, folder: str, limit: float | None):
@@ -88,11 +88,11 @@ class Document:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until what is under way is stopped, None without a limit."""
+        """Seconds until running work is stopped, None without a limit."""
         return max(1.0, self.left + GRACE) if self.left < float("inf") else None
 
     def write(self, section: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print a section and put it into the CSV in place of what was there of it."""
+        """Print a section, and write it into the CSV in place of its old rows."""
         print(f"\n## {section}\n\n{markdown(rows)}", flush=True)
         if not any("values" in row for row in rows):
             return
@@ -112,7 +112,7 @@ def flat(section: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return tables of consecutive rows with the same quantities, then a line for everything that failed."""
+    """Return a table for each sequence of rows with the same quantities, then a line for everything that failed."""
     lines, titles = [], None
     for row in [row for row in rows if "values" in row]:
         if titles != list(row["values"]):
@@ -124,7 +124,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a number with three digits or all before the point; with its lowest and highest where there are."""
+    """Return a number with three digits, or all before the point; with lowest and highest if there are any."""
     if isinstance(value, list | tuple):
         middle, low, high = map(cell, value)
         return f"{middle} ({low} to {high})"
@@ -134,13 +134,13 @@ def cell(value: Any) -> str:
 
 
 def ask(document: Document, measure: str, environment: Mapping[str, str] | None = None, **what: Any) -> list[dict]:
-    """Return the rows that a process of its own measures; what ends it early is the last of them.
+    """Return the rows that a process of its own measures; if it ends early, the last row says why.
 
     Args:
-        document: whose time it is.
+        document: the document, which has the time limit.
         measure: a function of `timing`.
-        environment: variables on top of this process's own.
-        what: its arguments.
+        environment: variables in addition to those of this process.
+        what: the function's arguments.
     """
     if document.left <= 0:
         return [{"case": measure, "failed": "no time left"}]
@@ -166,14 +166,14 @@ def _rows(output: bytes) -> list[dict]:
 
 
 def complaint(text: str, status: int) -> str:
-    """Return the line of a process's standard error that says most about why it ended."""
+    """Return the line of a process's standard error that best says why it ended."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"unknown|invalid|illegal", line, re.IGNORECASE)]
     return (telling or lines[-1:] or [f"exit status {status}"])[0][:300]
 
 
 def buffers(document: Document, effort: Mapping[str, Any]) -> list[dict]:
-    """XLA's command buffers; a value of the flag that this XLA does not know costs its rows alone."""
+    """XLA's command buffers; if this XLA does not know a value of the flag, only its rows fail."""
     if document.cpu:
         return [{"case": "flags", "failed": "skipped, command buffers are for GPUs"}]
     rows = []
@@ -201,12 +201,12 @@ def compilation(document: Document, effort: Mapping[str, Any]) -> list[dict]:
 
 
 def python_path() -> dict[str, str]:
-    """Return the variable by which a process imports this checkout, and else what this process does."""
+    """Return the variable with which a process imports this checkout, and otherwise the same as this process."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def cache(folder: str) -> dict[str, str]:
-    """Return the variables that let JAX keep what it compiles in a folder."""
+    """Return the variables that make JAX keep compiled programs in a folder."""
     return {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": folder,
@@ -216,7 +216,7 @@ def cache(folder: str) -> dict[str, str]:
 
 
 def devices(document: Document, effort: Mapping[str, Any]) -> list[dict]:
-    """The same work on 1, 2, 4, 8 devices, each time by a process of its own."""
+    """The same work on 1, 2, 4 and 8 devices, each in a process of its own."""
     rows, there = [], 8 if document.cpu else document.facts["devices"]
     if there == 1:
         return [{"case": "devices", "failed": "skipped, there is one device"}]
@@ -237,7 +237,7 @@ def devices(document: Document, effort: Mapping[str, Any]) -> list[dict]:
 
 
 def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
-    """A real run from its command line on, twice in one folder: the second finds programs in the cache."""
+    """A real run, from its command line, twice in one folder: the second finds programs in the cache."""
     rows = []
     words = ["--config=smac_5m6m", "--config.data.episodes=50", "--config.learner.updates=4"]
     words += [f"--config.learner.{key}=2" for key in ("updates_per_call", "log_every", "evaluate_every")]
@@ -267,12 +267,12 @@ def start(document: Document, effort: Mapping[str, Any]) -> list[dict]:
 
 
 def watch(process: subprocess.Popen, metrics: pathlib.Path, patience: float | None = None) -> dict[str, float]:
-    """Return when a run wrote its first metrics and its first evaluation; seconds, and those that it worked.
+    """Return when a run wrote its first metrics and its first evaluation, in seconds and in CPU seconds.
 
     Args:
-        process: the run; it is ended when it takes longer than `patience` seconds.
+        process: the run; it is ended if it takes longer than `patience` seconds.
         metrics: the file that it writes.
-        patience: None waits for its end.
+        patience: seconds; None waits for its end.
     """
     began, found = time.monotonic(), {}
     events = {"first update": "updates_per_second", "first evaluation": "evaluation/return_mean"}
@@ -303,7 +303,7 @@ SECTIONS = {
 
 
 def missing() -> str:
-    """Return which of the packages that can be measured are not here, and how to carry them to here."""
+    """Return which measurable packages are missing, and how to bring them here."""
     there = {name for name in PACKAGES if any(importlib.metadata.distributions(name=name))}
     lacking = [name for name in PACKAGES if name not in there]
     if not lacking:
@@ -340,7 +340,7 @@ def chosen(values: flags.FlagValues) -> list[str]:
     """Return the sections to measure.
 
     Raises:
-        ConfigError: there is no such section, or a number makes no sense.
+        ConfigError: there is no such section, or a number is invalid.
     """
     require(values.cores >= 1, "--cores", "at least 1", values.cores)
     there = len(os.sched_getaffinity(0))
@@ -357,7 +357,7 @@ def work(values: flags.FlagValues) -> None:
     """Measure what a command line asks for.
 
     Raises:
-        ConfigError: as `chosen` and `rivals.check`.
+        ConfigError: as in `chosen` and `rivals.check`.
     """
     if values.missing:
         print(missing())

@@ -1,19 +1,19 @@
-"""What the tuned comparison of `benchmarks.table` measured and says: its rows on disk, the rule that chooses, Markdown.
+"""The results of the tuned comparison of `benchmarks.table`: its rows on disk, the rule that chooses, and Markdown.
 
 A row is one evaluation of one trial:
 
     task, algorithm
     stage           "tuning" or "final"
     protocol        updates, batch size, widths, episodes, what else the command line set, and a digest of all settings
-                    that are not tuned: a preset that changes leaves its old rows behind
-    settings        the tuned ones, as `alpha=1 learning_rate=0.0005`; all others are the preset's
-    seed, step      of the algorithm, and updates done
+                    that are not tuned; after a change of the preset, its old rows no longer match
+    settings        the tuned settings, as `alpha=1 learning_rate=0.0005`; all others are the preset's
+    seed, step      the algorithm's seed, and updates done
     return_mean, return_sd, win_rate, episodes
-    seconds         of training with its evaluations, the population's divided by its trials; at the last step only
-    diverged        the first metric by name that was not finite, or a sentence where a whole population diverged; such
+    seconds         seconds of training and evaluations: the population's divided by its trials; only at the last step
+    diverged        the first metric by name that was not finite, or a sentence if a whole population diverged; such
                     a trial has one row, without a return
-    made_with       versions, device and commit; at the last step only
-    returns         of every episode of a final policy; at the last step only
+    made_with       versions, device and commit; only at the last step
+    returns         returns of every episode of a final policy; only at the last step
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from omcda_jax.runner.tables import RESAMPLES, bootstrap_interval, csv_text, int
 KEY = ("task", "algorithm", "stage", "protocol", "settings", "seed", "step")
 NUMBERS = ("return_mean", "return_sd", "win_rate", "episodes", "seconds")
 FIELDS = (*KEY, *NUMBERS, "diverged", "made_with", "returns")
-LAST = 5  # evaluations that the rule and the spread are about
+LAST = 5  # evaluations that the rule and the spread use
 
 Row = Mapping[str, Any]
 
@@ -42,9 +42,9 @@ class Cell(NamedTuple):
 
     Attributes:
         task, algorithm, stage, protocol: as the columns.
-        settings: texts of the settings compared; a final cell has one.
-        seeds: of each of them.
-        updates: of every trial.
+        settings: texts of the compared settings; a final cell has one.
+        seeds: seeds of each setting.
+        updates: updates of every trial.
     """
 
     task: str
@@ -57,33 +57,33 @@ class Cell(NamedTuple):
 
     @property
     def trials(self) -> list[tuple[str, int]]:
-        """Settings and seed of every trial."""
+        """The settings and the seed of every trial."""
         return [(settings, seed) for settings in self.settings for seed in self.seeds]
 
 
 def text_of(settings: Mapping[str, float]) -> str:
-    """Return settings as the column holds them."""
+    """Return settings as a text for the column."""
     return " ".join(f"{key}={value:g}" for key, value in settings.items())
 
 
 def sizes_of(config: ExperimentConfig) -> str:
-    """Return what every protocol begins with."""
+    """Return the text that every protocol begins with."""
     hidden = "-".join(map(str, config.algorithm.hidden_sizes))
     sizes = f"updates={config.learner.updates} batch={config.learner.batch_size} hidden={hidden}"
     return f"{sizes} episodes={config.evaluation.episodes}"
 
 
 def digest(config: ExperimentConfig, without: Container[str]) -> str:
-    """Return eight digits that change with any setting of a configuration but those, by their dotted keys."""
+    """Return eight digits that depend on all settings of a configuration except those `without`, by dotted key."""
     values = {key: value for key, (_, value) in differences({}, to_dict(config)).items() if key not in without}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of a file; none where it is missing.
+    """Read the rows of a file; none if it is missing.
 
     Raises:
-        ConfigError: it is no file of this comparison.
+        ConfigError: it is not a file of this comparison.
     """
     return read(path, FIELDS, _parsed)
 
@@ -95,14 +95,14 @@ def _parsed(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def merge(path: str | Path, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Add rows to a file, in one piece; one that is there already is replaced. Return all of them as they are read.
+    """Add rows to a file atomically, in place of rows with the same key. Return all rows as they are read.
 
     Args:
         path: the file, made if missing. Other processes may add to it at the same time.
-        rows: numbers are kept to six digits.
+        rows: the rows to add; numbers are kept to six digits.
 
     Raises:
-        ConfigError: as `load`.
+        ConfigError: as in `load`.
     """
     with changing(path) as partial:
         kept = {_key(row): row for row in [*load(path), *rows]}
@@ -136,7 +136,7 @@ def is_finished(rows: Iterable[Row], cell: Cell) -> bool:
 
 
 def last_evaluations(by_step: Mapping[int, Row]) -> np.ndarray | None:
-    """Return a trial's last mean returns, LAST of them or as many as there are; None for one that diverged."""
+    """Return a trial's last mean returns, at most LAST; None for a trial that diverged."""
     if any(row["diverged"] for row in by_step.values()):
         return None
     return np.array([by_step[step]["return_mean"] for step in sorted(by_step)[-LAST:]])
@@ -146,31 +146,31 @@ def choose(rows: Iterable[Row], cell: Cell, preset: str) -> str | None:
     """Return the settings that a finished tuning cell chooses: the highest mean of the last LAST evaluations.
 
     Args:
-        rows: all there are.
-        cell: whose settings are compared.
-        preset: the preset's own, which win a tie; between others the first does.
+        rows: all rows.
+        cell: the cell with the settings to compare.
+        preset: the preset's settings, which win a tie; a tie between other settings goes to the first.
 
     Returns:
-        Their text; None where every one of the settings has a trial that diverged.
+        The text of the settings; None if every setting has a trial that diverged.
     """
     by_trial, scores = rows_of(rows, cell), {}
     for settings in cell.settings:
         seeds = [last_evaluations(by_trial[settings, seed]) for seed in cell.seeds]
         if all(returns is not None for returns in seeds):
-            # rounded, so that a tie is one whatever the order of the sum
+            # rounded, so that ties do not depend on the order of the sum
             scores[settings] = float(f"{np.mean([returns.mean() for returns in seeds]):.6g}")
     return max(scores, key=lambda settings: (scores[settings], settings == preset), default=None)
 
 
 class Standing(NamedTuple):
-    """A finished method on a task.
+    """A finished algorithm on a task.
 
     Attributes:
-        iqm, low, high: interquartile mean of all episodes and its 95 % interval; None where every seed diverged.
-        mean, sd: over seeds.
-        spread: for every seed the largest less the smallest of its last evaluations, relative to their mean.
-        diverged: seeds, which count nowhere else.
-        settings: chosen.
+        iqm, low, high: interquartile mean of all episodes and its 95 % interval; None if every seed diverged.
+        mean, sd: mean and standard deviation over seeds.
+        spread: for every seed, the largest minus the smallest of its last evaluations, relative to their mean.
+        diverged: number of seeds that diverged; they count nowhere else.
+        settings: the chosen settings.
     """
 
     iqm: float | None
@@ -184,7 +184,7 @@ class Standing(NamedTuple):
 
 
 def standing(rows: Iterable[Row], cell: Cell) -> Standing:
-    """Return what a finished final cell came to."""
+    """Return the standing of a finished final cell."""
     trials = list(rows_of(rows, cell).values())
     sound = [by_step for by_step in trials if last_evaluations(by_step) is not None]
     lost = len(trials) - len(sound)
@@ -210,7 +210,7 @@ def leader(standings: Mapping[str, Standing]) -> str | None:
 
 
 def place(standings: Mapping[str, Standing], name: str) -> str:
-    """Return "first", "within" the leader's interval, or nothing."""
+    """Return "first", "within" the leader's interval, or an empty string."""
     first = leader(standings)
     if name == first:
         return "first"
@@ -219,12 +219,12 @@ def place(standings: Mapping[str, Standing], name: str) -> str:
 
 
 def markdown(tasks: Mapping[str, Mapping[str, Standing | str]], protocols: Sequence[str], seeds: int) -> str:
-    """Return a table for every task, what its columns mean, and where OMCDA stands.
+    """Return a table for every task, the meaning of its columns, and where OMCDA stands.
 
     Args:
-        tasks: by task and algorithm what it came to, or a word on how far it is.
-        protocols: of the final runs, different ones.
-        seeds: of every final cell.
+        tasks: by task and algorithm, its standing, or a word on how far it is.
+        protocols: the distinct protocols of the final runs.
+        seeds: seeds of every final cell.
     """
     parts, finished = [], {}
     for task, entries in tasks.items():
@@ -269,7 +269,7 @@ def _line(name: str, finished: Mapping[str, Standing]) -> list[str]:
 
 
 def verdict(tasks: Mapping[str, Mapping[str, Standing]], name: str = "omcda") -> str:
-    """Return where a method is first or within the first's interval, and where it is below cloning's."""
+    """Return where an algorithm is first or within the leader's interval, and where it is below behaviour cloning."""
     there = {task: standings for task, standings in tasks.items() if name in standings}
     by_place = {where: [task for task in there if place(there[task], name) == where] for where in ("first", "within")}
     compared = [task for task in there if "bc" in there[task]]

@@ -5,18 +5,18 @@
     python -m benchmarks.study --presets=mujoco_hopper_medium,mujoco_hopper_medium_expert --variants=bc,softmax \\
         --overrides=learner.updates=100000
 
-Each cell is one run in its own directory, pinned to one core, and a row of --csv when it is done. What has a row there
-is not run again, on another machine either, and an interrupted cell goes on, so the same command continues a study.
-Exit status 1 if a run failed. Prints Markdown. Columns: the greedy policy's return (mean over seeds ± standard
-deviation over seeds) and win rate, with the data's own; the return averaged over the evaluations of the last half of
-the training as well, which says more where single checkpoints swing, as on MuJoCo; then what a healthy run keeps
-bounded:
+Each cell is one run in its own directory, pinned to one core, and a row of --csv when it is done. A cell with a row
+there is not run again, even on another machine, and an interrupted cell resumes, so the same command continues a study.
+The exit status is 1 if a run failed. Prints Markdown. The columns are the greedy policy's return (mean over seeds ±
+standard deviation over seeds) and win rate, with those of the data, and the return averaged over the evaluations of the
+last half of the training. The average says more where single checkpoints swing, as on MuJoCo. The other columns are
+bounded in a healthy run:
 
     Q^r / bound     largest |mean Q^r| ever logged over the data's largest return-to-go (healthy: below 2)
     max Q^c         largest mean Q^{c,i} ever logged, in nats (healthy: not above a small tolerance)
-    spent / budget  mean over agents of the weights' divergence over d_i, at the end: 1 where the budget decides the
-                    level, less where the price does
-    KL / budget     the same for the policy network's divergence from the behaviour
+    spent / budget  mean over agents of the weights' divergence over d_i, at the end: 1 if the budget decides the
+                    level, less if the price does
+    KL / budget     the same for the policy network's divergence from the behaviour policy
 """
 
 import hashlib
@@ -63,7 +63,7 @@ HEALTH = ("q_bound", "q_deviation", "spent", "divergence")
 NUMBERS = ("return_mean", "late_return", "win_rate", "data_return", "data_win_rate", *HEALTH)
 COLUMNS = (*KEY, "updates", *NUMBERS)
 
-FLAGS, define = new_flags()  # of its own, for tests import several benchmarks
+FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
 define("list", "presets", ["smac_3m", "smac_2s3z", "smac_5m6m"], "presets of experiments/run.py")
 define("list", "variants", ["bc", "softmax", "uniform", "projected", "in_sample"], f"among {', '.join(VARIANTS)}")
 define("list", "seeds", ["0", "1", "2"], "seeds of the algorithm; the dataset is the same for all")
@@ -84,7 +84,7 @@ class Cell(NamedTuple):
 
     @property
     def directory(self) -> pathlib.Path:
-        """Of the run; other overrides have another."""
+        """The directory of the run; other overrides have another directory."""
         text = " ".join(FLAGS.overrides)
         place = f"overrides_{hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else ""
         parts = (self.preset, FLAGS.quality or "", self.variant, place, f"seed_{self.seed}")
@@ -92,31 +92,31 @@ class Cell(NamedTuple):
 
     @property
     def settings(self) -> list[str]:
-        """What differs from the preset."""
+        """The settings that differ from the preset."""
         quality = [f"data.quality={FLAGS.quality}"] if FLAGS.quality else []
         return [*VARIANTS[self.variant], *FLAGS.overrides, f"seed={self.seed}", *quality]
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells its row from others."""
+        """The key of its row."""
         task = f"{self.preset}:{FLAGS.quality}" if FLAGS.quality else self.preset
         return task, self.variant, " ".join(FLAGS.overrides), self.seed
 
 
 def numbers_of(row: Row) -> Row:
-    """A row of the CSV as it is written, all of whose numbers are numbers."""
+    """A written row of the CSV, with its numbers as numbers."""
     for name in NUMBERS:
         float(row[name])
     return row
 
 
 def key_of(row: Row) -> tuple[str, ...]:
-    """What tells a row of the CSV from others, as `Cell.key`."""
+    """The key of a row of the CSV, as `Cell.key`."""
     return tuple(row[name] for name in KEY)
 
 
 def child_of(cell: Cell) -> Child:
-    """The run of a cell, whose output goes to a log beside it, and its row to the CSV."""
+    """The run of a cell; its output goes to a log next to it, and its row to the CSV."""
     command = [sys.executable, str(ROOT / "experiments" / "run.py")]
     command += [f"--config={cell.preset}", f"--workdir={cell.directory}"]
     command += [f"--config.{setting}" for setting in cell.settings]
@@ -124,7 +124,7 @@ def child_of(cell: Cell) -> Child:
 
 
 def keep(cell: Cell) -> bool:
-    """Puts a finished cell's row into the CSV; returns whether it is finished."""
+    """Write a finished cell's row into the CSV; return whether the cell is finished."""
     result = read_result(cell)
     if result is not None:
         put(FLAGS.csv, COLUMNS, [row_of(cell, result)], key_of)
@@ -132,7 +132,7 @@ def keep(cell: Cell) -> bool:
 
 
 def read_result(cell: Cell) -> dict | None:
-    """The finished result of a cell, or None; a run of other settings in its directory is none of it."""
+    """The finished result of a cell, or None; a run with other settings in its directory does not count."""
     path = cell.directory / "result.json"
     if not path.exists():
         return None
@@ -158,7 +158,7 @@ def late_return(rows: Sequence[Row], result: dict) -> float:
 
 
 def health(rows: Sequence[Row], result: dict) -> list[float]:
-    """The four bounded quantities of the module docstring; not-a-numbers for an algorithm without them."""
+    """The four bounded quantities of the module docstring; nan for an algorithm without them."""
     rows = [row for row in rows if "critic/q_return" in row]
     if not rows:
         return [float("nan")] * len(HEALTH)
@@ -185,7 +185,7 @@ def line(rows: Sequence[Row]) -> str:
 
 
 def work(values: flags.FlagValues) -> bool:
-    """Runs what is missing and prints the table; returns whether every run that it started came to its end."""
+    """Run what is missing and print the table; return whether every started run finished."""
     for variant in values.variants:
         require(variant in VARIANTS, "--variants", f"some of {', '.join(VARIANTS)}", variant)
     seeds = list(map(str, read_seeds(values.seeds)))

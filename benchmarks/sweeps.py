@@ -1,21 +1,21 @@
-"""What the sweeps of `benchmarks.analysis` say: their rows on disk, the Markdown and the figure made of them.
+"""The results of the sweeps of `benchmarks.analysis`: their rows on disk, and the Markdown and the figure from them.
 
 A row is one agent in one trial of one sweep:
 
-    task, source    "learned", or "exact" where the problem is solved by dynamic programming
+    task, source    "learned", or "exact" if the problem is solved by dynamic programming
     sweep           "own": one agent's budget is varied and the others keep the even share; "total": d_tot is varied
-    rule            allocation rule; own budgets are given, so theirs is "fixed"
-    swept           agent whose budget is varied, none where the total is
+    rule            allocation rule; own budgets are given, so their rule is "fixed"
+    swept           the agent with the varied budget, empty if the total is varied
     seed, d_tot, agent
-    allowed, spent  the agent's budget, and the KL of its policy to the behaviour, nats
+    allowed, spent  the agent's budget, and the KL divergence of its policy from the behaviour policy, nats
     alpha           its level, return per nat
     price           the least level that the price of a nat allows
     influence       m_i, return per nat
     return_mean, return_se
-    steps           of an episode on average; on the ring discounted, 1 / (1 - gamma)
+    steps           mean number of steps of an episode; on the ring discounted, 1 / (1 - gamma)
 
-allowed, spent, alpha, price and influence are means over the last quarter of the updates; alpha, price and influence
-are divided by the scale of the rewards, and so in the environment's units.
+allowed, spent, alpha, price and influence are means over the last quarter of the updates. alpha, price and influence
+are divided by the reward scale, so they are in the environment's units.
 """
 
 import math
@@ -43,7 +43,7 @@ Curve = dict[float, dict[int, float]]  # by budget, by seed
 
 
 def store(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Write rows as CSV, in one piece; numbers with six digits, None as nothing."""
+    """Write rows as CSV, atomically; numbers have six digits, and None is empty."""
     written = ({key: f"{row[key]:.6g}" if key in NUMBERS else row[key] for key in FIELDS} for row in rows)
     with replacing(path) as partial:
         partial.write_text(csv_text(FIELDS, written))
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read what `store` wrote.
 
     Raises:
-        ConfigError: it is no file of this kind.
+        ConfigError: it is not a file of this kind.
     """
     return read(path, FIELDS, _parsed)
 
@@ -69,13 +69,13 @@ def agents_of(rows: Sequence[Row]) -> range:
 
 
 def own(rows: Sequence[Row], agent: int, key: str, source: str = "learned") -> Curve:
-    """Return `key` of an agent against its own budget, the others' being the even share."""
+    """Return `key` of an agent against its own budget, while the other agents have the even share."""
     chosen = {"source": source, "sweep": "own", "swept": agent, "agent": agent}
     return _curve(_where(rows, **chosen), "allowed", key)
 
 
 def total(rows: Sequence[Row], rule: str, key: str, source: str = "learned") -> Curve:
-    """Return `key` against d_tot under a rule: the team's sum of what agents spend, one value for all others."""
+    """Return `key` against d_tot under a rule: for `spent` the sum over agents, else the team's single value."""
     found = _where(rows, source=source, sweep="total", rule=rule)
     if key != "spent":
         return _curve([row for row in found if row["agent"] == 0], "d_tot", key)
@@ -95,7 +95,7 @@ def _curve(rows: Sequence[Row], x: str, y: str) -> Curve:
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % t interval, which is not a number for fewer than two values."""
+    """Return the mean and half the width of its 95 % t interval, which is nan for fewer than two values."""
     values = np.array(list(values), np.float64)
     if len(values) < 2:
         return float(values.mean()) if len(values) else math.nan, math.nan
@@ -104,7 +104,7 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def slopes(curve: Curve) -> list[float]:
-    """Return the least-squares slope of every seed that has all points of the curve; none of a curve of one point."""
+    """Return the least-squares slope of every seed that has all points of the curve; none for a curve of one point."""
     budgets = np.array(list(curve))
     if len(budgets) < 2:
         return []
@@ -112,7 +112,7 @@ def slopes(curve: Curve) -> list[float]:
 
 
 def integrated(curve: Curve) -> Curve:
-    """Return the curve whose derivative is given: what the return would be if influence were its slope."""
+    """Return the integral of a curve: the return if influence were its slope."""
     budgets, by_seed = np.array(list(curve)), _by_seed(curve)
     sums = {seed: scipy.integrate.cumulative_trapezoid(values, budgets, initial=0) for seed, values in by_seed.items()}
     return {x: {seed: float(values[place]) for seed, values in sums.items()} for place, x in enumerate(curve)}
@@ -124,7 +124,7 @@ def _by_seed(curve: Curve) -> dict[int, np.ndarray]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return what the sweeps of one task say: tables and sentences, every number from the rows."""
+    """Return the results of one task's sweeps as tables and sentences; every number is from the rows."""
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     words = f"{len(agents_of(rows))} agents, seeds {', '.join(map(str, seeds))}; ± half a 95 % t interval over seeds."
     return "\n\n".join([f"### {', '.join(tasks)}", words, *_own_section(rows), *_total_section(rows)])
@@ -163,7 +163,7 @@ def _own_section(rows: Sequence[Row]) -> list[str]:
 
 
 def _steps(rows: Sequence[Row], agent: int, source: str) -> float:
-    """The length of an episode, on average over an agent's own sweep."""
+    """The mean length of an episode over an agent's own sweep."""
     return float(np.mean([step for values in own(rows, agent, "steps", source).values() for step in values.values()]))
 
 
@@ -223,7 +223,7 @@ def draw(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
     """Save `figure` as a PNG file and return its path.
 
     Raises:
-        ConfigError: if matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
     """
     drawn = figure(rows)
     with replacing(path) as partial:
@@ -232,10 +232,10 @@ def draw(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
 
 
 def figure(rows: Sequence[Row]) -> Any:
-    """Return the figure of one task's sweeps: means and 95 % intervals over seeds, exact curves dashed.
+    """Return the figure of one task's sweeps: means and 95 % intervals over seeds; exact curves are dashed.
 
     Raises:
-        ConfigError: if matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -272,7 +272,7 @@ def figure(rows: Sequence[Row]) -> Any:
 
 
 def _draw_curve(axis: Any, curve: Curve, color: str, label: str | None) -> None:
-    """Draw means and intervals, of logarithms where the axis is logarithmic; without a label dashed means alone."""
+    """Draw means and intervals, of logarithms on a logarithmic axis; without a label, draw only dashed means."""
     if not curve:
         return
     there, back = (np.log, np.exp) if axis.get_yscale() == "log" else (np.asarray, np.asarray)

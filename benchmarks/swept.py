@@ -1,4 +1,4 @@
-"""A sweep of short runs whose processes are killed at random, and what is on disk in the end."""
+"""A sweep of short runs with processes that are killed at random, and checks of what is on disk in the end."""
 
 import json
 import os
@@ -25,15 +25,15 @@ def start(
     logged: int = LOGGED,
     surroundings: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen:
-    """Start, or go on with, a sweep of so many runs on the data beside its directory.
+    """Start or resume a sweep of runs on the data next to its directory.
 
     Args:
-        directory: of the sweep.
-        rows: of it, a seed each.
-        more: words of its command line.
-        updates: of each run, which is evaluated four times.
+        directory: the sweep's directory.
+        rows: number of rows, one seed each.
+        more: more words of its command line.
+        updates: updates of each run, which is evaluated four times.
         logged: updates between two rows of metrics, and between two checkpoints.
-        surroundings: variables that its processes see.
+        surroundings: environment variables of its processes.
     """
     settings = {"updates": updates, "log_every": logged, "evaluate_every": updates // 4, "checkpoint_every": logged}
     line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *toy.arguments(directory.parent / "data.h5")]
@@ -45,12 +45,12 @@ def start(
 
 
 def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int, int, str]:
-    """Kill processes of rows, and some of the sweep itself, which is then issued again, until all rows are done.
+    """Kill rows' processes and sometimes the sweep itself, which is then started again, until all rows are done.
 
     Args:
         place: an empty folder.
-        rows: of the sweep.
-        kills: of a row's process, at random.
+        rows: number of rows.
+        kills: how often a random row's process is killed.
         sweeps: how often the sweep itself is killed.
 
     Returns:
@@ -76,12 +76,12 @@ def killed(place: pathlib.Path, rows: int, kills: int, sweeps: int) -> tuple[int
 
 
 def host_lost(place: pathlib.Path, hosts: int, rows: int) -> tuple[int, int, str]:
-    """Have processes share a sweep as hosts, kill the first with its row, and issue its command again at the end.
+    """Let processes share a sweep as hosts, kill the first with its row, and run its command again at the end.
 
     Args:
         place: an empty folder.
-        hosts: that share the rows.
-        rows: of the sweep, a multiple of the hosts.
+        hosts: number of hosts that share the rows.
+        rows: number of rows, a multiple of `hosts`.
 
     Returns:
         How many rows ended well, if the other hosts ended theirs without the first; how many there are; and what was
@@ -119,7 +119,7 @@ def _kill(pid: int) -> None:
 
 
 def whole(run: pathlib.Path, updates: int = UPDATES, logged: int = LOGGED) -> bool:
-    """Return whether a run of `start` came to its end, with every row of its metrics once."""
+    """Return whether a run of `start` finished, with every row of its metrics once."""
     result = run / "result.json"
     if not result.exists() or not json.loads(result.read_text())["finished"]:
         return False

@@ -4,21 +4,22 @@
     python -m benchmarks.table --tasks=smac_5m6m:medium --algorithms=omcda,bc
     python -m benchmarks.table --report_only
 
-The rule, the same for every method. Six settings (GRID) are trained with --tuning_seeds, for --tuning_updates, and
-evaluated every tenth of them: 32 greedy episodes in the simulator. Chosen are the settings with the highest mean of the
-last five evaluations, over the tuning seeds; of equals the preset's. Settings with a trial that diverged are out. They
-are then trained with --seeds, which tuning never saw, and the policy after the last update is what counts. This tunes
-online, with the simulator, for every method alike: it says what a method can do, and it is no offline choice.
+The rule is the same for every algorithm. Six settings (GRID) are trained with --tuning_seeds for --tuning_updates, and
+evaluated every tenth of the updates, on 32 greedy episodes in the simulator. The settings with the highest mean of the
+last five evaluations over the tuning seeds are chosen; in a tie, the preset's win. Settings with a trial that diverged
+are out. The chosen settings are then trained with --seeds, which tuning never saw, and the policy after the last update
+counts. Tuning is online, with the simulator, for every algorithm: it shows what an algorithm can do, and is not an
+offline choice.
 
-A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every method gets 20,000 updates of 256
-transitions and hidden layers of 256 on SMAX, 30,000 of 64 and layers of 128 on MuJoCo; everything else is the preset's.
-`--config.KEY=VALUE` overrides a setting for all.
+A task is a preset of SMAX or MuJoCo, with `:quality` for another dataset. Every algorithm gets 20,000 updates of 256
+transitions and hidden layers of 256 on SMAX, and 30,000 updates of 64 and layers of 128 on MuJoCo; everything else is
+the preset's. `--config.KEY=VALUE` overrides a setting for all.
 
-One task after another, all algorithms; the six settings are one population, and so are the final seeds. Every
-finished population goes into table.csv in --results, beside the rows that are there. Where its rows are it is not
-trained again, on another machine either; to train it again, delete them and the folder of its run. Running the same
-command again resumes a stopped one. Prints Markdown, see `benchmarks/standings.py`. Exit status as of
-experiments/run.py, but 1 if nothing is left of a method: all settings or all seeds diverged.
+Tasks run one after another, with all algorithms. The six settings are one population, and so are the final seeds. The
+rows of every finished population are added to table.csv in --results. A population with rows there is not trained
+again, even on another machine; to train it again, delete its rows and the folder of its run. Running the same command
+again resumes a stopped one. Prints Markdown, see `benchmarks/standings.py`. The exit status is as in experiments/run.py
+but 1 if nothing is left of an algorithm: all settings or all seeds diverged.
 """
 
 import dataclasses
@@ -62,15 +63,15 @@ TASKS = (
 )
 FIRST = ("omcda", "bc")
 LOST = "all settings diverged"
-EVALUATIONS = 10  # of every trial, the one after the last update included
-# short calls, because a stop signal waits for one, of a whole population
+EVALUATIONS = 10  # evaluations of every trial, including the one after the last update
+# short calls, because a stop signal waits for a call of the whole population
 DEFAULTS = ("learner.updates_per_call=20", "evaluation.episodes=32")
-# by kind of task, so that lengths stay what they are when presets grow quicker
+# by kind of task, so that these lengths do not change with the presets
 SIZES = {
     "smac": ("learner.updates=20000", "learner.batch_size=256", "algorithm.hidden_sizes=256,256"),
     "mujoco": ("learner.updates=30000", "learner.batch_size=64", "algorithm.hidden_sizes=128,128"),
 }
-# settings that every trial has of its own, and the flags that give them
+# settings that differ from trial to trial, and the flags that set them
 OWN = {
     "algorithm.name": "--algorithms",
     "seed": "--seeds and --tuning_seeds",
@@ -81,11 +82,11 @@ OWN = {
     "learner.checkpoint_every": "learner.updates, of which it is a tenth,",
 }
 IN_PROTOCOL = ("learner.updates", "learner.batch_size", "algorithm.hidden_sizes", "evaluation.episodes")
-UNLIKE = RESUMABLE | {*IN_PROTOCOL, "learner.updates_per_call"}  # what trials of one preset may differ in
+UNLIKE = RESUMABLE | {*IN_PROTOCOL, "learner.updates_per_call"}  # settings in which trials of one preset may differ
 
 
 class Values(NamedTuple):
-    """A number that is tuned: these values of the setting or, as factors, multiples of the preset's."""
+    """A tuned number: values of the setting or, as factors, multiples of the preset's value."""
 
     numbers: tuple[float, ...]
     are_factors: bool = True
@@ -98,8 +99,8 @@ _ANYWHERE = {
     "cfcql": {"penalty": THREE, "learning_rate": Values((1, 2))},
     "comadice": {"alpha": THREE, "learning_rate": Values((1, 3))},
 }
-# By kind of task and algorithm three values of one setting and two of another, numbers only, so that the six are one
-# program. Settings that were published lie in reach of the preset's, except where they are for returns of another size.
+# By kind of task and algorithm, three values of one setting and two of another. They are numbers only, so the six are
+# one program. The values cover published settings, except those for returns of another size.
 GRID: dict[str, dict[str, dict[str, Values]]] = {
     "smac": _ANYWHERE
     | {
@@ -125,9 +126,9 @@ class Method(NamedTuple):
 
     Attributes:
         task, algorithm: their names.
-        tuning, final: settings of every trial of that stage, but for seeds and what is tuned.
+        tuning, final: settings of every trial of that stage, without seeds and tuned settings.
         grid: the six settings, by their text.
-        preset: text of the preset's own.
+        preset: text of the preset's settings.
     """
 
     task: str
@@ -139,13 +140,13 @@ class Method(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What the command line orders.
+    """What the command line asks for.
 
     Attributes:
-        methods: in the order of work.
-        tuning_seeds, seeds: of the two stages.
-        extra: settings of the command line that the columns of the protocol do not show by themselves.
-        directory: where the runs lie.
+        methods: methods in the order of work.
+        tuning_seeds, seeds: seeds of the two stages.
+        extra: settings of the command line that the protocol does not show otherwise.
+        directory: folder of the runs.
         csv: path of the rows.
         report_only: train nothing.
     """
@@ -159,7 +160,7 @@ class Command(NamedTuple):
     report_only: bool
 
     def protocol(self, config: ExperimentConfig) -> str:
-        """Return how trials are trained and evaluated, as the column holds it."""
+        """Return the text of the protocol column: how trials are trained and evaluated."""
         return " ".join([standings.sizes_of(config), *self.extra])
 
     def _whole_protocol(self, method: Method, config: ExperimentConfig) -> str:
@@ -172,7 +173,7 @@ class Command(NamedTuple):
         return Cell(method.task, method.algorithm, "tuning", protocol, settings, self.tuning_seeds, updates)
 
     def final(self, method: Method, chosen: str) -> Cell:
-        """Return the cell of the fresh seeds."""
+        """Return the cell of the final seeds."""
         config, protocol = method.final, self._whole_protocol(method, method.final)
         return Cell(method.task, method.algorithm, "final", protocol, (chosen,), self.seeds, config.learner.updates)
 
@@ -184,10 +185,10 @@ def digest_of(config: ExperimentConfig, task: str) -> str:
 
 
 def parse(argv: Sequence[str]) -> Command | None:
-    """Read the command line and resolve every method's settings; None where it only wanted help.
+    """Read the command line and resolve every method's settings; None if it only asks for help.
 
     Raises:
-        ConfigError: for anything unknown, misspelt or of another type.
+        ConfigError: anything is unknown, misspelt or of the wrong type.
     """
     values = _flags()
     given = read_settings(values, argv, OWN)
@@ -220,7 +221,7 @@ def _flags() -> flags.FlagValues:
     values, define = new_flags()
     define("list", "tasks", list(TASKS), "presets, each with an optional :quality, in the order of work")
     define("list", "algorithms", list(ALGORITHMS), f"algorithms to compare; {' and '.join(FIRST)} go first")
-    # as many as settings: with JAX's compilation cache the second stage is not compiled again
+    # as many seeds as settings: with JAX's compilation cache, the second stage is not compiled again
     define("list", "seeds", ["0", "1", "2", "3", "4", "5"], "seeds of the final runs; the dataset is the same for all")
     define("list", "tuning_seeds", ["100"], "seeds of the runs that settings are chosen by")
     define("integer", "tuning_updates", 0, "updates of a tuning run; 0: as many as of a final one", lower_bound=0)
@@ -240,7 +241,7 @@ def _method(task: str, name: str, given: Sequence[str], tuning_updates: int) -> 
     config = resolve(preset, [f"algorithm.name={name}", *chosen], "--tasks")
     priming, waits = (getattr(config.algorithm, key, 0) for key in ("priming", "behaviour_updates"))
     if priming and waits and not any(text.startswith("algorithm.priming=") for text in given):
-        # a critic that waits for a clone is primed after it, or it would not be
+        # a critic that waits for a behaviour clone must be primed after it
         config = dataclasses.replace(config, algorithm=replace_settings(config.algorithm, {"priming": priming + waits}))
     grid = _grid(kind, name, config.algorithm)
     base = standings.text_of({key: getattr(config.algorithm, key) for key in GRID[kind][name]})
@@ -251,10 +252,10 @@ def _method(task: str, name: str, given: Sequence[str], tuning_updates: int) -> 
 
 
 def _check_quality(settings: DataConfig) -> None:
-    """Refuse data that are neither there nor to be collected, before another task is trained.
+    """Refuse data that are missing and cannot be collected, before another task is trained.
 
     Raises:
-        ConfigError: as `policies.quality`.
+        ConfigError: as in `policies.quality`.
     """
     sizes = settings.episodes, settings.seed, settings.transitions
     path = settings.path or data.default_path(settings.environment, settings.quality, *sizes)
@@ -263,7 +264,7 @@ def _check_quality(settings: DataConfig) -> None:
 
 
 def _of_length(config: ExperimentConfig, updates: int, flag: str) -> ExperimentConfig:
-    """Return settings with that many updates, evaluated and saved every tenth of them."""
+    """Return settings with this many updates, evaluated and saved every tenth of them."""
     learner = config.learner
     unit = EVALUATIONS * learner.updates_per_call
     expected = f"a positive multiple of {EVALUATIONS} times learner.updates_per_call={learner.updates_per_call}"
@@ -274,7 +275,7 @@ def _of_length(config: ExperimentConfig, updates: int, flag: str) -> ExperimentC
 
 
 def _grid(kind: str, name: str, settings: Any) -> dict[str, dict[str, float]]:
-    """Return the six settings by their text, whose digits are all that they have."""
+    """Return the six settings by their text; the text has all digits of the numbers."""
     (first, few), (second, two) = GRID[kind][name].items()
     value = lambda key, values, x: float(f"{x * getattr(settings, key) if values.are_factors else x:g}")
     listed = [{first: value(first, few, x), second: value(second, two, y)} for x in few.numbers for y in two.numbers]
@@ -282,7 +283,7 @@ def _grid(kind: str, name: str, settings: Any) -> dict[str, dict[str, float]]:
 
 
 def job_of(command: Command, method: Method, cell: Cell) -> Job:
-    """Return a cell as a population; what varies is part of the settings that a later start is compared with."""
+    """Return a cell as a population; what varies is among the settings that a later start is compared with."""
     config = getattr(method, cell.stage)
     varied = f"settings={'; '.join(cell.settings)}; seeds={','.join(map(str, cell.seeds))}"
     config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, mode="trials", trials=varied))
@@ -300,7 +301,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     """Train and evaluate what is missing, print the tables and return the exit status.
 
     Raises:
-        ConfigError, DatasetError: what the user can fix; settings of a task's methods are checked before it begins.
+        ConfigError, DatasetError: a mistake that the user can fix; a task's settings are checked before it begins.
     """
     rows = standings.load(command.csv)
     if not command.report_only:
@@ -334,7 +335,7 @@ def execute(command: Command, interruption: Interruption) -> int:
 
 
 def next_cell(command: Command, method: Method, rows: Sequence[Row]) -> Cell | None:
-    """Return what a method has to train next; None when it is done, or when nothing it was tuned over is left."""
+    """Return the cell that a method has to train next; None if it is done, or if all its settings diverged."""
     tuning = command.tuning(method)
     if not standings.is_finished(rows, tuning):
         return tuning
@@ -348,10 +349,10 @@ def next_cell(command: Command, method: Method, rows: Sequence[Row]) -> Cell | N
 def run(
     job: Job, cell: Cell, environment: Environment | HostEnvironment, interruption: Interruption
 ) -> list[dict[str, Any]] | None:
-    """Train and evaluate a population; return its rows, or None where a signal stopped it.
+    """Train and evaluate a population; return its rows, or None if a signal stopped it.
 
     Raises:
-        ConfigError, DatasetError, StorageError: as `trained`.
+        ConfigError, DatasetError, StorageError: as in `trained`.
     """
     judge = make_judge(job, environment)
     with claimed(job):
@@ -373,14 +374,14 @@ def measured(
     summaries: Sequence[Mapping[str, Any]],
     environment: Environment | HostEnvironment,
 ) -> list[dict[str, Any]]:
-    """Return a finished population's rows: its evaluations on the way, and the last.
+    """Return a finished population's rows: its evaluations during training, and the last.
 
     Args:
         job: the population.
-        cell: what it is in the comparison.
-        saved: its last state, and what lies beside it.
-        summaries: of the last evaluation, one per trial.
-        environment: where it took place.
+        cell: its cell in the comparison.
+        saved: its last state and that state's metadata.
+        summaries: one summary of the last evaluation per trial.
+        environment: the environment of the evaluation.
     """
     often = job.config.learner.evaluate_every
     is_due = lambda row: "evaluation/return_mean" in row and row["step"] % often == 0 and row["step"] < cell.updates
@@ -400,13 +401,13 @@ def rows_of(
     diverged: Sequence[str | None],
     last: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return a population's rows; of a trial that diverged one without numbers.
+    """Return a population's rows; a trial that diverged has one row, without numbers.
 
     Args:
         cell: the population.
         on_the_way: rows of its metrics file, evaluations with lists over trials.
-        summaries: of every trial after its last update; None where all diverged.
-        diverged: for every trial what was not finite, or None.
+        summaries: summary of every trial after its last update; None if all diverged.
+        diverged: for every trial, the metric that was not finite, or None.
         last: columns `seconds` and `made_with`.
     """
     columns = ("return_mean", "return_sd", "win_rate", "episodes")
@@ -428,7 +429,7 @@ def rows_of(
 
 
 def entries(command: Command, rows: Sequence[Row]) -> dict[str, dict[str, standings.Standing | str]]:
-    """Return by task and algorithm what is finished of an order, or a word on how far it is."""
+    """Return by task and algorithm the standing of what is finished, or a word on how far it is."""
     tasks: dict[str, dict[str, standings.Standing | str]] = {}
     for method in command.methods:
         tuning, entry = command.tuning(method), "not trained"
@@ -442,7 +443,7 @@ def entries(command: Command, rows: Sequence[Row]) -> dict[str, dict[str, standi
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     return ordered(argv, parse, execute)
 
 

@@ -1,10 +1,10 @@
-"""What `benchmarks.speed` measures inside one process: training calls in turns, products, evaluations.
+"""What `benchmarks.speed` measures inside one process: interleaved training calls, products and evaluations.
 
-    python benchmarks/timing.py '{"measure": "sizes", ...}'    # prints one JSON object a line
+    python benchmarks/timing.py '{"measure": "sizes", ...}'    # prints one JSON object per line
 
-It imports nothing from `benchmarks`, so that PYTHONPATH chooses the checkout whose package is measured. Seconds are
-those that the process worked where it has one core of a CPU, so that other work beside it matters little, and those of
-the clock elsewhere.
+It imports nothing from `benchmarks`, so PYTHONPATH chooses the checkout with the package to measure. If the process has
+one core of a CPU, seconds are its CPU time, so other work on the machine matters little; otherwise they are wall-clock
+seconds.
 """
 
 import concurrent.futures
@@ -36,16 +36,16 @@ Value = float | tuple[float, float, float]  # one number, or median, lowest, hig
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One training call: what is trained, on which sizes, and how it lies on devices.
+    """One training call: what is trained, with which sizes, and on which devices.
 
     Attributes:
         algorithm: its name.
-        kind: of actions, a key of SIZES.
-        agents: N; 0 is as many as the task has.
+        kind: kind of actions, a key of SIZES.
+        agents: N; 0: as many as the task has.
         batch: B.
-        trials: of a population; 1 is a single trial.
-        devices: a single trial's batch, or the trials of a population, are shared among so many.
-        length: updates of a call; 0 lets the sizes choose.
+        trials: trials of a population; 1: a single trial.
+        devices: number of devices that share a single trial's batch or a population's trials.
+        length: updates per call; 0: chosen from the sizes.
     """
 
     algorithm: str
@@ -58,13 +58,13 @@ class Case:
 
     @property
     def spec(self) -> EnvSpec:
-        """Sizes of the task."""
+        """The sizes of the task."""
         agents, *others = SIZES[self.kind]
         return EnvSpec(self.agents or agents, *others)
 
     @property
     def updates(self) -> int:
-        """Updates of a call: enough that starting it does not show, few enough that it takes about a second."""
+        """Updates per call: enough that the cost of starting does not matter, but only about a second's worth."""
         if self.length:
             return self.length
         if jax.default_backend() != "cpu":
@@ -79,10 +79,10 @@ class Program:
     Attributes:
         call: `(state, dataset) -> (state, report)`; donates the state.
         state, dataset: its arguments.
-        updates: of a call, those of all trials together.
-        flops: of one update of one trial, None where XLA does not count.
+        updates: updates per call, of all trials together.
+        flops: FLOPs of one update of one trial, None if XLA does not count them.
         megabytes: arguments, results and temporary memory.
-        compile_seconds: of lowering and compiling.
+        compile_seconds: seconds of lowering and compiling.
     """
 
     call: Callable[..., Any]
@@ -94,7 +94,7 @@ class Program:
     compile_seconds: float
 
     def rate(self, seconds: float) -> float:
-        """Return updates per second over as many calls as take the given time."""
+        """Return updates per second, over calls that fill the given time."""
 
         def once():
             self.state, report = self.call(self.state, self.dataset)
@@ -104,7 +104,7 @@ class Program:
 
 
 def per_second(once: Callable[[], Any], amount: float, seconds: float) -> float:
-    """Return an amount per second, of which every call does as much, over as many calls as take the given time."""
+    """Return the amount per second, over calls that fill the given time; each call does the same amount."""
     done, clock = 0.0, clock_here()
     began = clock()
     while True:
@@ -116,19 +116,19 @@ def per_second(once: Callable[[], Any], amount: float, seconds: float) -> float:
 
 
 def clock_here() -> Callable[[], float]:
-    """Return what to measure time by: the process's work on one core of a CPU, otherwise the clock."""
+    """Return the clock to measure with: CPU time on one core of a CPU, otherwise wall-clock time."""
     single = jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) == 1
     return time.process_time if single else time.perf_counter
 
 
 def compiler_options() -> dict[str, Any]:
-    """Return the options that a run compiles with; nothing where the checkout measured knows of none."""
+    """Return the options that a run compiles with; empty if the measured checkout has none."""
     of_platform = getattr(system, "compiler_options", lambda platform: {})
     return of_platform(jax.default_backend())
 
 
 def random_dataset(spec: EnvSpec) -> data.Dataset:
-    """Return whole episodes of noise, in which every action is legal."""
+    """Return whole episodes of noise with all actions legal."""
     random = np.random.default_rng(0)
     rows = EPISODES * (LENGTH + 1)
     final = np.arange(LENGTH, rows, LENGTH + 1)
@@ -155,7 +155,7 @@ def prepare(case: Case) -> Program:
     """Build a state and a dataset, and compile the training call as training does."""
     algorithm, spec = ALGORITHMS[case.algorithm], case.spec
     layout = Layout(tuple(jax.devices()[: case.devices]), population=case.trials > 1)
-    with _on_cpu():  # hundreds of small programs, which an accelerator's compiler takes seconds for
+    with _on_cpu():  # hundreds of small programs, for which an accelerator's compiler takes seconds
         dataset = random_dataset(spec)
         state = initial_state(algorithm, 0, spec, algorithm.config(**SETTINGS.get(case.algorithm, {})))
         if case.trials > 1:
@@ -197,8 +197,8 @@ def _on_cpu() -> Iterator[None]:
 def count_flops(lowered: Any, compiled: Any) -> float | None:
     """Return the FLOPs of one update: XLA counts the body of a loop once.
 
-    On an accelerator the program is counted before it is optimised, about a tenth too much: afterwards its products
-    are calls of a library, which count as nothing.
+    On an accelerator the program is counted before optimisation, which gives about a tenth too much: after it, products
+    are library calls, which count as nothing.
     """
     try:
         counts = (compiled if jax.default_backend() == "cpu" else lowered).cost_analysis()
@@ -208,7 +208,7 @@ def count_flops(lowered: Any, compiled: Any) -> float | None:
 
 
 def peak_megabytes(compiled: Any) -> float:
-    """Return the memory that a compiled call needs at once, not-a-number where XLA does not tell."""
+    """Return the peak memory of a compiled call, or nan if XLA does not say."""
     found = compiled.memory_analysis()
     if found is None:
         return float("nan")
@@ -217,13 +217,13 @@ def peak_megabytes(compiled: Any) -> float:
 
 
 class LayerProduct:
-    """One of the products that a hidden layer takes, over and over.
+    """One of the products of a hidden layer, repeated.
 
     Args:
-        form: "forward" x w, "inputs" g w' for the gradient of its inputs, "weights" x' g for that of its weights,
-            written as JAX's derivative has it, for XLA compiles other forms otherwise.
-        rows: of x and g, agents times batch.
-        width: of x, g and w.
+        form: "forward" x w, "inputs" g w' for the gradient of its inputs, or "weights" x' g for that of its weights,
+            written as in JAX's derivative, because XLA compiles other forms differently.
+        rows: rows of x and g, agents times batch.
+        width: width of x, g and w.
     """
 
     FORMS: ClassVar = {
@@ -233,7 +233,7 @@ class LayerProduct:
     }
 
     def __init__(self, form: str, rows: int, width: int = 256):
-        self._length = max(20, 20_000 // rows)  # so many that the copy at the start of a call does not show
+        self._length = max(20, 20_000 // rows)  # so many that the copy at the start of a call does not matter
         self._flops = 2.0 * rows * width * width * self._length
         summed = rows if form == "weights" else width
         noise = lambda place, *shape: jax.random.normal(jax.random.key(place), shape) / summed**0.5  # stays finite
@@ -241,7 +241,7 @@ class LayerProduct:
 
         def once(_, pair):
             product = jax.lax.optimization_barrier(self.FORMS[form](*pair))  # all of it is needed
-            # both change, as in training, or what XLA makes of a constant would be made once
+            # both change, as in training; otherwise XLA would compute work on a constant only once
             return tuple(operand.at[0].set(product[0]) for operand in pair)
 
         self._chain = jax.jit(lambda pair: jax.lax.fori_loop(0, self._length, once, pair))
@@ -252,14 +252,14 @@ class LayerProduct:
 
 
 class Products:
-    """Products of float32 matrices at JAX's default precision, which the learner uses: the peak to compare with."""
+    """Products of float32 matrices at JAX's default precision, as in the learner: the peak to compare with."""
 
     def __init__(self):
         large = jax.default_backend() != "cpu"
         self._length, shapes = 10, [(8192, 8192), (16384, 4096)] if large else [(1024, 1024), (512, 512), (384, 256)]
-        # one after the other within a loop, as in training: starting them costs nothing
+        # one after the other in a loop, as in training, so starting them costs nothing
         self._chain = jax.jit(lambda x, y: jax.lax.fori_loop(0, self._length, lambda _, x: x @ y, x))
-        # noise of a size that lasts: accelerators multiply zeros and ones faster
+        # noise with a size that stays: accelerators multiply zeros and ones faster
         noise = lambda *shape: jax.random.normal(jax.random.key(0), shape)
         self._pairs = [(noise(rows, width), noise(width, width) / width**0.5) for rows, width in shapes]
         self._pairs = [max(self._pairs, key=lambda pair: self._speed(pair, 0.1))]
@@ -276,10 +276,10 @@ class Products:
 
 
 class Reporter:
-    """Prints rows, and keeps the time.
+    """Prints rows and keeps track of time.
 
     Args:
-        seconds: until no new work is begun.
+        seconds: seconds until no new work is begun.
     """
 
     def __init__(self, seconds: float):
@@ -290,7 +290,7 @@ class Reporter:
         return time.monotonic() - self._began > share * self._seconds
 
     def row(self, case: str, values: Mapping[str, Value | None]) -> None:
-        """Print one row: numbers by what they are, None left out."""
+        """Print one row: numbers by name, without None."""
         kept = {name: value for name, value in values.items() if value is not None}
         print(json.dumps({"case": case, "values": kept}), flush=True)
 
@@ -301,10 +301,10 @@ class Reporter:
 
 
 def prepare_all(cases: Mapping[str, Case], report: Reporter) -> dict[str, Program]:
-    """Compile all cases, on an accelerator side by side; those that fail or come too late are reported."""
+    """Compile all cases, on an accelerator in parallel; those that fail or are too late are reported."""
 
     def one(case: Case) -> Program:
-        if report.over(0.6):  # what is compiled by then is still to be measured
+        if report.over(0.6):  # the compiled cases still have to be measured
             raise TimeoutError("no time left")
         return prepare(case)
 
@@ -321,19 +321,19 @@ def prepare_all(cases: Mapping[str, Case], report: Reporter) -> dict[str, Progra
 
 
 def in_turns(meters: Mapping[str, Any], rounds: int, seconds: float, report: Reporter) -> list[dict[str, float]]:
-    """Measure all in turns, so that a slow moment meets all of them.
+    """Measure all, interleaved, so that a slow moment affects all of them.
 
     Args:
-        meters: by name, with a method `rate(seconds)`.
-        rounds: how often; fewer where time runs out, and what was not measured by then has failed.
-        seconds: that one measurement takes at least.
-        report: told what fails, which is left out from then on.
+        meters: objects with a method `rate(seconds)`, by name.
+        rounds: number of rounds; fewer if time runs out, and what is not measured by then has failed.
+        seconds: least time of one measurement.
+        report: told which meters fail; they are left out from then on.
 
     Returns:
-        By round, rates of those that never failed.
+        By round, the rates of the meters that never failed.
     """
     alive, found = dict(meters), []
-    for number in range(rounds + 1):  # the first is to warm up
+    for number in range(rounds + 1):  # the first round is a warm-up
         if number > 1 and report.over():
             break
         rates = {}
@@ -351,7 +351,7 @@ def in_turns(meters: Mapping[str, Any], rounds: int, seconds: float, report: Rep
 
 
 def spread(values: Any) -> tuple[float, float, float]:
-    """Return median, lowest and highest."""
+    """Return the median, the lowest and the highest."""
     values = list(values)
     return statistics.median(values), min(values), max(values)
 
@@ -383,7 +383,7 @@ def algorithms(report: Reporter, *, rounds: int, seconds: float, names: list[str
 
 
 def sizes(report: Reporter, *, rounds: int, seconds: float) -> None:
-    """Time per update of OMCDA and OMIGA against agents and batch."""
+    """Time per update of OMCDA and OMIGA, against agents and batch."""
     cases = {}
     for name in ("omcda", "omiga"):
         cases |= {f"{name}, {agents} agents": Case(name, agents=agents) for agents in AGENTS}
@@ -419,7 +419,7 @@ def population(report: Reporter, *, rounds: int, seconds: float, algorithm: str 
     """Trial-updates of a population against its size."""
     counts = [2**power for power in range(4 if jax.default_backend() == "cpu" else 9)]
     name_of = lambda trials: f"{algorithm}, {trials} trial{'s' if trials > 1 else ''}"
-    # where trials take turns, each does as many updates of a call as one alone
+    # if trials run one after another, each does as many updates per call as a single trial
     length = Case(algorithm, "discrete").updates if jax.default_backend() == "cpu" else 0
     cases = {name_of(trials): Case(algorithm, "discrete", trials=trials, length=length) for trials in counts}
     found = in_turns(prepare_all(cases, report), rounds, seconds, report)
@@ -445,7 +445,7 @@ def compilation(report: Reporter, *, algorithm: str) -> None:
 
 
 def turns(report: Reporter, *, algorithms: list[str], kinds: list[str], updates: int) -> None:
-    """Answer every line of standard input, a name and seconds, by updates per second: a worker of `rivals`."""
+    """Answer every line of standard input, a name and seconds, with updates per second: a worker of `rivals`."""
     programs = {f"{name}, {kind}": prepare(Case(name, kind, length=updates)) for kind in kinds for name in algorithms}
     print(json.dumps(list(programs)), flush=True)
     for line in sys.stdin:
@@ -461,7 +461,7 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
     from omcda_jax.types import ConfigError
 
     clock, found = clock_here(), compiler_options()
-    options = {"compiler_options": found} if found else {}  # other checkouts may not know of any
+    options = {"compiler_options": found} if found else {}  # other checkouts may have none
     act = lambda params, obs, avail: policies.sample(params, obs, avail, jax.random.key(0), 0.0)
     for name in environments:
         try:
@@ -487,7 +487,7 @@ def evaluation(report: Reporter, *, environments: list[str], episodes: list[int]
 
 
 def facts(report: Reporter) -> None:
-    """What this is measured on."""
+    """The versions and the device that this is measured on."""
     device = jax.devices()[0]
     name = device.device_kind
     if device.platform == "cpu":

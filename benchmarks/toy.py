@@ -1,11 +1,11 @@
-"""The runner on a simulator small enough to be stopped, killed and damaged a hundred times.
+"""The runner on a simulator that is small enough to be stopped, killed and damaged a hundred times.
 
     python -m benchmarks.toy write DATA.h5
     python -m benchmarks.toy run [signal=PHASE:DELAY] --config=smac_3m ...
 
-`run` is `omcda-jax run` with this simulator in SMAX's place; with `signal` the process gets SIGTERM DELAY seconds
-after it enters a phase for the first time: data, compile, train, evaluate, save or result. `omcda-jax run` itself takes
-the simulator by the name `benchmarks.toy/any`, with a dataset of that name.
+`run` is `omcda-jax run` with this simulator instead of SMAX. With `signal`, the process gets SIGTERM DELAY seconds
+after it first enters a phase: data, compile, train, evaluate, save or result. `omcda-jax run` itself accepts the
+simulator by the name `benchmarks.toy/any`, with a dataset of that name.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ VERSIONS = {"toysim": "1.0"}
 
 
 def environment() -> Environment:
-    """Four steps, each paying a quarter per agent that plays action 1; won if every one did."""
+    """Four steps; each pays a quarter for every agent that plays action 1. Won if all of them always did."""
 
     def show(time, reward, total):
         return TimeStep(
@@ -83,12 +83,12 @@ def episodes(count: int = 6) -> data.Episodes:
 
 
 def write(path: str | os.PathLike, name: str = "smax/toy") -> None:
-    """Write the simulator's dataset, as of an environment of this name."""
+    """Write the simulator's dataset, as if made in an environment of this name."""
     data.write(path, SPEC, episodes(), {"environment": name, "quality": "medium", "versions": VERSIONS})
 
 
 def arguments(path: str | os.PathLike, *more: str, updates: int = 60) -> list[str]:
-    """A command line of a run on the dataset at `path`, behaviour cloning by a tiny network."""
+    """A command line of a run on the dataset at `path`: behaviour cloning with a tiny network."""
     return [
         "--config=smac_3m",
         "--config.algorithm.name=bc",
@@ -130,7 +130,7 @@ def _signal_in(phase: str, delay: float) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the module's docstring says; `run` ends the process."""
+    """Do what the module's docstring says; `run` ends the process."""
     if argv[1] == "write":
         write(argv[2])
         return

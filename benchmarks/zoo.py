@@ -1,4 +1,4 @@
-"""Makes entries of the zoo from the final runs of `benchmarks.table`, whose seeds are those of a table's cell.
+"""Makes entries of the zoo from the final runs of `benchmarks.table`; an entry has the seeds of a table's cell.
 
 python -m benchmarks.zoo --directory=runs/table --tasks=mujoco_hopper_medium_replay --algorithms=bc,icq,omcda
 """
@@ -19,7 +19,7 @@ from omcda_jax.types import ConfigError, suggestion
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line, `argv[0]` being the program's name; return the exit status."""
+    """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     values, define = new_flags()
     define("string", "directory", "runs/table", "Of benchmarks.table.")
     define("list", "tasks", [], "Presets, with :quality where the table's task has one; none: all that are there.")
@@ -49,7 +49,7 @@ def _make(values: flags.FlagValues) -> None:
 
 
 def _finals(directory: str) -> Iterator[tuple[str, str, str]]:
-    """Task, algorithm and folder of every run of fresh seeds."""
+    """The task, the algorithm and the folder of every run of final seeds."""
     for path in sorted(Path(directory).glob("*/*/final/*/config.json")):
         run = path.parent
         if run.parts[-4].partition("_")[0] in table.GRID:
@@ -57,8 +57,8 @@ def _finals(directory: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _made_with(rows: Sequence[standings.Row], task: str, settings: str, job: Job) -> str | None:
-    """What the rows of a run say of where it was trained; those of another protocol or seed are another run's."""
-    config = settings_of_run(job.directory, ["learner.mode=data", "learner.trials=", "seed=0"])  # as digests have them
+    """What a run's rows say about where it was trained; rows of another protocol or seed are another run's."""
+    config = settings_of_run(job.directory, ["learner.mode=data", "learner.trials=", "seed=0"])  # as in the digests
     shared = (task, config.algorithm.name, "final", settings)
     begins, ends = f"{standings.sizes_of(config)} ", f" preset={table.digest_of(config, task)}"
     seeds = {trial.seed for trial in job.configs}
