@@ -1,4 +1,4 @@
-"""What all tests share: one deterministic hypothesis profile, strict broadcasting, memory that stays bounded."""
+"""Shared by all tests: one deterministic hypothesis profile, strict broadcasting, and bounded memory."""
 
 import ctypes
 import gc
@@ -9,7 +9,7 @@ import tempfile
 
 from benchmarks import quick
 
-# most of what tests compute is compiled once and run once; set before jax is imported, for processes of tests as well
+# most test programs are compiled once and run once; set before jax is imported, also for processes that tests start
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.flags()}".strip()
 
 import hypothesis
@@ -22,9 +22,9 @@ hypothesis.settings.load_profile("quick")
 
 
 def pytest_configure(config):
-    """Lets each program be compiled once, by whichever worker, or process that a test starts, needs it first."""
+    """Compile each program only once, in the worker or the process of a test that needs it first."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup too, tests send it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, under nohup too
     if hasattr(config, "workerinput"):
         return  # workers inherit the environment
     directory = tempfile.mkdtemp(prefix="omcda-jax-programs-")
@@ -37,17 +37,17 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees what a file compiled when it is done, so that a worker holds the programs of one file at a time."""
+    """Free a file's compiled programs when it is done, so that a worker keeps the programs of one file at a time."""
     yield
     jax.clear_caches()
     gc.collect()
     if os.uname().sysname == "Linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # return freed memory to the system
 
 
 @pytest.fixture
 def random():
-    """A fresh generator with the same seed for every test, so that order and selection change nothing."""
+    """A fresh generator with the same seed for every test, so that the order and selection of tests change nothing."""
     return np.random.default_rng(20250519)
 
 
@@ -60,6 +60,6 @@ def strict_ranks():
 
 @pytest.fixture
 def double():
-    """Computes in float64 within the test."""
+    """Compute in float64 within the test."""
     with jax.enable_x64(True):
         yield

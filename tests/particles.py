@@ -1,4 +1,4 @@
-"""A PettingZoo environment for the tests: bodies that walk, one of which leaves early."""
+"""A PettingZoo environment for the tests: bodies that walk, and one that leaves early."""
 
 import numpy as np
 from gymnasium import spaces

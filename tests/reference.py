@@ -1,4 +1,4 @@
-"""OMCDA's mathematics once more, in plain float64 NumPy, for the tests to hold the library against.
+"""OMCDA's mathematics again, in plain float64 NumPy, for the tests to compare the library with.
 
 Written from the definitions in the papers ("Dynamic Conservative Degree Allocation for Offline Multi-Agent
 Reinforcement Learning", AAMAS 2025; "Who Matters Matters: Agent-Specific Conservative Offline MARL", ICLR 2026; OMIGA,
@@ -19,7 +19,7 @@ def masked_log_probabilities(logits, avail):
 
 
 def expectation(log_probabilities, values):
-    """Sum over actions of probability times value; illegal actions count nothing. [..., A], [..., A] -> [...]."""
+    """Sum over actions of probability times value; illegal actions do not count. [..., A], [..., A] -> [...]."""
     probabilities = np.exp(log_probabilities)
     return np.where(probabilities > 0, probabilities * np.where(probabilities > 0, values, 0.0), 0.0).sum(axis=-1)
 
@@ -32,7 +32,7 @@ def divergence(policy, behaviour):
 
 
 def informative(avail):
-    """Rows in which an agent has a choice at all: more than one legal action. [B, N, A] -> [B, N]."""
+    """Rows in which an agent has a choice: more than one legal action. [B, N, A] -> [B, N]."""
     return np.asarray(avail).sum(axis=-1) > 1
 
 
@@ -42,7 +42,7 @@ def take(values, action):
 
 
 def masked_mean(values, mask):
-    """Mean of `values` over the entries where `mask` holds; 0 when there is none."""
+    """Mean of `values` over the entries where `mask` is true; 0 if there are none."""
     mask = np.asarray(mask, bool)
     return float(values[mask].mean()) if mask.any() else 0.0
 
@@ -95,7 +95,7 @@ def return_target(reward, discount, gamma, next_value):
 
 
 def deviation_target(discount, gamma, next_value):
-    """gamma nu V^{c,i}(s') for every i: the reward is the return part's alone. next_value: [B, N]. -> [B, N]."""
+    """gamma nu V^{c,i}(s') for every i; only the return part has the reward. next_value: [B, N]. -> [B, N]."""
     return gamma * discount[:, None] * next_value
 
 
@@ -166,7 +166,7 @@ def deviation_advantage(deviation_values, policy, action, level):
 
 
 def density_ratio(scores, mask):
-    """omega: softmax of the valid rows' scores times their number, hence of mean one; 0 elsewhere. [B], [B] -> [B]."""
+    """omega: softmax of the valid rows' scores times their number, so its mean is one; 0 elsewhere. [B], [B] -> [B]."""
     mask = np.asarray(mask, bool)
     out = np.zeros(scores.shape)
     if mask.any():
@@ -187,8 +187,8 @@ def weight_divergence(weights, mask):
 def solve_level(advantage_return, advantage_deviation, budget, mask, bounds, halvings=100):
     """Lowest log alpha of one agent at which the weights' divergence is within the budget, by scan and bisection.
 
-    advantage_return, advantage_deviation, mask: [B]; budget in nats; bounds (low, high) of log alpha. Without one the
-    level of the scan that spends least is returned.
+    advantage_return, advantage_deviation, mask: [B]; budget in nats; bounds (low, high) of log alpha. If there is no
+    such level, the level of the scan that spends least is returned.
     """
 
     def spent(level):
@@ -246,7 +246,7 @@ def influence(return_values, weights, policy, behaviour, mask, epsilon=1e-3):
 
 
 def relative(influences):
-    """Divide by the mean magnitude over agents: free of the reward's units. All zero stays zero."""
+    """Divide by the mean magnitude over agents, which removes the reward's units. All zeros stay zero."""
     size = np.abs(influences).mean()
     return influences / size if size > 0 else np.zeros_like(influences)
 
@@ -272,7 +272,7 @@ def allocate_softmax(influences, total, floor, temperature):
 
 
 def share_beyond(values, threshold):
-    """The part of each value that lies further from zero than a threshold, as a share of it."""
+    """The part of each value that exceeds a threshold in magnitude, as a share of it."""
     return np.array([(abs(value) - threshold) / abs(value) if abs(value) > threshold else 0.0 for value in values])
 
 

@@ -1,4 +1,4 @@
-"""What docs/stability.md lists, for the tests that hold it against the code."""
+"""What docs/stability.md lists, for the tests that compare it with the code."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "stability.md").read_text()
 
 
 def names(section, row=None):
-    """The names in the tables of a section, stable or not; with `row` those of one row alone."""
+    """The names in the tables of a section, stable or not; with `row` only those of one row."""
     _, _, rest = PAGE.partition(f"\n## {section}\n")
     assert rest, f"docs/stability.md has no section {section!r}"
     found = set()
@@ -20,10 +20,10 @@ def names(section, row=None):
 
 
 def missing(found, section, row=None):
-    """Those of the names found that the page does not list."""
+    """The found names that the page does not list."""
     return sorted(set(found) - names(section, row))
 
 
 def missing_metrics(found):
-    """Those of the metrics found that the page does not list; a group's gradient is listed for all groups."""
+    """The found metrics that the page does not list; a group's gradient is listed for all groups."""
     return missing({re.sub(r"^gradient/.*", "gradient/GROUP", name) for name in found}, "Metrics")

@@ -34,7 +34,7 @@ def paths(monkeypatch):
 
 
 def random_episodes(environment, episodes, seed=0):
-    """Uniform actions on a host environment of discrete actions."""
+    """Uniform actions in a host environment with discrete actions."""
     rng, rows, lengths, ends = np.random.default_rng(seed), [], [], []
     simulators = environment.open(1)
     for episode in range(episodes):
@@ -77,7 +77,7 @@ def test_examples_are_short_and_learn_from_the_command_line(name, tmp_path, monk
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     assert run.main(["run.py", "--config=smac_3m", *flags, "--workdir=out"]) == 0
     result = json.loads(Path("out/result.json").read_text())
-    # chance meets in the middle now and then; whoever learned walks there
+    # random agents sometimes meet in the middle; trained agents walk there
     assert result["evaluation"]["return_mean"] > data.read("data.h5")[2]["statistics"]["return_mean"] + 3
 
 
@@ -108,7 +108,7 @@ CHANGES = {
 
 
 def shown_otherwise(made, function, change):
-    """The field of an environment whose `reset` or `step` shows something else."""
+    """The field of an environment with a `reset` or `step` that shows something else."""
     if isinstance(made, HostEnvironment):
 
         def opened(copies):
@@ -210,7 +210,7 @@ def test_pettingzoo_discrete():
     second = simulators.step(both, action)
     np.testing.assert_array_equal(second.reward, [2, 2])  # the mean of 1 and 3
     after = simulators.step(both, action)
-    # the short one left: it sees nothing and can do nothing
+    # the short body left: it sees nothing and can do nothing
     assert not after.obs[:, 1].any() and not (after.terminated | after.truncated).any()
     np.testing.assert_array_equal(after.avail[0], [[1, 1, 1], [1, 0, 0]])
     last = simulators.step(both[1:], action[1:])
@@ -237,7 +237,7 @@ def test_pettingzoo_actions_reach_the_environment_in_its_own_units():
     single.step(np.array([[-1.0, 1.0], [0.0, 9.0]]))
     np.testing.assert_allclose(env.last["tall"], [0.0, 6.0])
     np.testing.assert_allclose(env.last["short"], [3.0])
-    # who is gone has nothing to act with
+    # an agent that left has no actions
     np.testing.assert_array_equal(single.step(np.zeros((2, 2))).avail, [[1, 1], [0, 0]])
     env = particles.parallel_env()
     single = _Single(env, "particles")
@@ -273,7 +273,7 @@ def test_pettingzoo_action_masks():
 
 
 def played(env, steps, action=(0, 0)):
-    """What the adapter shows of an episode of `env` by the same action at every step, from the reset on."""
+    """What the adapter shows of an episode of `env` with the same action at every step, from the reset on."""
     single = _Single(env, "particles")
     return [single.reset(0), *(single.step(np.array(action)) for _ in range(steps))]
 
@@ -281,7 +281,7 @@ def played(env, steps, action=(0, 0)):
 @pytest.mark.parametrize(
     ("ends", "terminated", "truncated"),
     [
-        # at each step what happens to tall and short: terminated, cut, both at once, or nothing
+        # at each step, what happens to tall and short: terminated, cut, both, or nothing
         (["- -", "T T"], "01", "00"),
         (["- -", "C C"], "00", "01"),
         (["- -", "T C"], "00", "01"),
@@ -295,7 +295,7 @@ def played(env, steps, action=(0, 0)):
 )
 @pytest.mark.parametrize("removes", [True, False], ids=["ended agents leave", "ended agents stay"])
 def test_pettingzoo_ends(ends, terminated, truncated, removes):
-    """An episode ends when every agent's part is over; the task ended if each was terminated."""
+    """An episode ends when it is over for every agent; the task ended if every agent was terminated."""
 
     class Scripted(importlib.import_module("particles").Walk):
         def step(self, actions):
@@ -387,7 +387,7 @@ def test_an_mpe_world_that_is_not_there_is_named(monkeypatch):
 
 
 def broken(name):
-    """A walk with one thing that cannot be learned from."""
+    """A walk with one defect that makes learning impossible."""
     from gymnasium import spaces
 
     class Broken(importlib.import_module("particles").Walk):
@@ -465,7 +465,7 @@ def test_pettingzoo_mistakes(scenario, message):
 
 
 class FakeStarCraft:
-    """Answers as smac documents."""
+    """Answers as smac's documentation says."""
 
     def __init__(self, map_name, seed=None, continuing_episode=False):
         self.seed, self.t, self.closed, self.continuing = seed, 0, False, continuing_episode

@@ -1,9 +1,9 @@
-"""One real update of OMCDA against its re-derivation: every metric, every gradient, every state that follows.
+"""One real update of OMCDA against its re-derivation: every metric, every gradient, and the whole next state.
 
-The networks' parameters are read out of the real state and run through a NumPy forward pass; everything after that is
-`reference.py` in float64. Gradients are checked without any automatic differentiation on this side: after the first
-update Adam's first moment is (1 - beta1) times the clipped gradient, and its products with random directions are held
-against central differences of the reference losses, whose targets and weights stay at the parameters before the step.
+The networks' parameters are read from the real state and run through a NumPy forward pass; everything after that is
+`reference.py` in float64. The test side checks gradients without automatic differentiation: after the first update
+Adam's first moment is (1 - beta1) times the clipped gradient. Its products with random directions are compared with
+central differences of the reference losses. Their targets and weights stay at the parameters before the step.
 """
 
 import itertools
@@ -78,9 +78,9 @@ def make_batch(random):
 
 
 def make_state(config, step, spec=SPEC):
-    """A state in general position: target networks of their own, wide outputs, uneven levels and budgets.
+    """A state in general position: separate target networks, wide outputs, uneven levels and budgets.
 
-    Local deviation values stay small enough for a level to exist at which the weights spend the budget.
+    Local deviation values are small enough that there is a level at which the weights spend the budget.
     """
     state = omcda_jax.init(jax.random.key(2), spec, config)
     other = omcda_jax.init(jax.random.key(3), spec, config)
@@ -151,7 +151,7 @@ def deviation_mixer(tree, state, kind):
 
 
 def constants(state, batch):
-    """All that the losses hold fixed: targets, advantages, weights; and the quantities reported."""
+    """Everything that the losses keep fixed: targets, advantages, weights; and the reported quantities."""
     config = jax.tree.map(float, state.config)
     params, target, kind = state.params, state.target_params, config.conservative_mixing
     in_sample, alpha = config.value_target == "in_sample", np.exp(np.asarray(state.extra.log_alpha, np.float64))
@@ -226,7 +226,7 @@ def constants(state, batch):
 
 
 def group_losses(config, params, batch, fixed):
-    """The loss of every parameter group at `params`, and the mixed action values, all else as in `fixed`."""
+    """The loss of every parameter group at `params`, and the mixed action values; everything else is as in `fixed`."""
     pi, b = (
         reference.masked_log_probabilities(local_network(params[group], batch.obs), batch.avail)
         for group in ("policy", "behaviour")
@@ -261,7 +261,7 @@ def group_losses(config, params, batch, fixed):
 
 
 def assert_gradients_agree(state, after, loss, random, h=1e-5, tolerance=1e-4):
-    """Hold the gradients of one update against central differences of `loss(params, group)`, the reference's.
+    """Compare the gradients of one update with central differences of the reference's `loss(params, group)`.
 
     After one step Adam's first moment is a tenth of the gradient, clipped to norm one.
     """
@@ -290,7 +290,7 @@ def assert_gradients_agree(state, after, loss, random, h=1e-5, tolerance=1e-4):
 def value_loss(config, params, batch, fixed):
     """Normalisation and, when decoupled, regression; v^r stopped in the exponent, M stopped throughout.
 
-    Every row counts: where an agent has no choice its only action has density ratio one.
+    Every row counts: if an agent has no choice, its only action has density ratio one.
     """
     everyone, density = np.ones_like(fixed["mask"]), np.where(fixed["mask"], fixed["weights"], 1.0)
     v_return = local_network(params["value"]["return"], batch.obs)[..., 0]
@@ -306,7 +306,7 @@ def value_loss(config, params, batch, fixed):
 
 
 def normalisation(z, linear, fixed):
-    """The reference loss with its M held at the first value seen: exp(-M) scales the loss and is a constant."""
+    """The reference loss with M fixed at its first value: exp(-M) scales the loss and is a constant."""
     largest = lambda x: max(np.clip(x, -10, 10).max(), -1.0)
     top = fixed.setdefault("top", largest(z))
     return reference.normalisation_loss(z, linear, np.ones_like(fixed["mask"])) * np.exp(largest(z) - top)
@@ -327,9 +327,9 @@ def test_losses_and_values_agree(case):
     losses, q_return, q_deviation = group_losses(state.config, state.params, batch, fixed)
     names = {"return": "critic/td_return", "deviation": "critic/td_deviation"}
     for group, loss in losses.items():
-        # Policy and value losses weigh rows by a level the library bisects to about 1e-5.
+        # Policy and value losses weight rows by a level that the library bisects to about 1e-5.
         tolerance = 1e-4 if group in ("policy", "value") else 1e-5
-        # in-sample values are not the policy's, and a difference of large numbers is left
+        # in-sample values are not the policy's, so a difference of large numbers remains
         assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance, abs=1e-5), group
     assert metrics["critic/q_return"] == pytest.approx(q_return.mean(), rel=1e-5, abs=1e-6)
     if state.config.decoupled:
@@ -355,7 +355,7 @@ def test_levels_budgets_and_influence_agree(case):
     np.testing.assert_allclose(after.extra.log_alpha, log_alpha, atol=5e-5)
     np.testing.assert_allclose(metrics["allocation/alpha"], np.exp(log_alpha), rtol=5e-5)
     assert metrics["allocation/price"] == pytest.approx(fixed["lowest"], rel=1e-5)
-    # the mean of the first values, as long as it weighs the newest one more: this is the fourth
+    # the mean of the first values, while that weights the newest value more: this is the fourth value
     size = 20.0 if fixed["warm"] else 20.0 + 0.25 * (fixed["value_size"] - 20.0)
     assert float(after.extra.value_size) == pytest.approx(size, rel=1e-5)
     rate = 0.3 if fixed["warm"] else 0.0

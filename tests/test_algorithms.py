@@ -1,4 +1,4 @@
-"""What every algorithm's init, update and act promise, whatever the algorithm."""
+"""What init, update and act of every algorithm promise."""
 
 import dataclasses
 
@@ -76,8 +76,8 @@ CASES |= RELEASED
 def make_batch(seed, size=24, spec=SPEC):
     """Random transitions with random legal actions.
 
-    About every fifth agent-row has a single one. Of continuous actions the first agent has one dimension, the rest
-    is padding.
+    About every fifth agent-row has a single legal action. With continuous actions the first agent has one dimension;
+    the rest is padding.
     """
     rng = np.random.default_rng(seed)
     shape = (size, spec.num_agents)
@@ -128,7 +128,7 @@ UPDATE = jax.jit(counted_update)
 
 
 def after(config, updates=3, seed=0, spec=SPEC):
-    """A state a few updates on, so that nothing is at its initial symmetry."""
+    """A state after a few updates, so that nothing has its initial symmetry."""
     state = omcda_jax.init(jax.random.key(seed), spec, config)
     for i in range(updates):
         state, _ = UPDATE(state, make_batch(100 + i, spec=spec))
@@ -166,7 +166,7 @@ def test_update_keeps_shapes_and_dtypes_and_moves_parameters(state):
         assert (largest_difference(state.params[group], new.params[group]) > 0) == (group not in frozen), group
 
 
-# the draws of an expectation over continuous actions go with a row's place in the batch
+# the samples of an expectation over continuous actions depend on a row's place in the batch
 @pytest.mark.parametrize("state", [*CONFIGS, "bc-continuous"], indirect=True)
 def test_rows_may_come_in_any_order(state):
     batch = make_batch(2, spec=state.spec)
@@ -250,7 +250,7 @@ def test_what_the_padding_of_continuous_actions_holds_changes_nothing(state):
 
 
 def test_a_normaliser_is_part_of_the_policy():
-    """Training and acting on raw features with one equals training and acting on normalised features without."""
+    """Training and acting on raw features with a normaliser equals doing so on normalised features without one."""
     spec, rng = CONTINUOUS, np.random.default_rng(0)
     shift = lambda *shape: rng.normal(size=shape).astype(np.float32)
     factor = lambda *shape: rng.uniform(0.5, 2, size=shape).astype(np.float32)
@@ -371,7 +371,7 @@ def test_warm_up_clones_and_leaves_budgets_uniform():
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "bc"])
 def test_a_primed_critic_learns_the_returns_it_is_given(name):
-    """Rows whose return is unknown bootstrap; without returns the settings are refused, naming field and algorithm."""
+    """Rows with unknown return bootstrap; without returns the settings are refused, naming field and algorithm."""
     state = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS[name].replace(priming=3))
     batch = make_batch(0).replace(return_to_go=jnp.full(24, 5.0))
     known = jnp.arange(24) < 12
@@ -402,7 +402,7 @@ def test_no_level_falls_below_the_price_of_a_nat_once_the_warm_up_is_over(rate):
 @pytest.mark.parametrize("name", ["omcda", "omcda-fixed-gradient"])
 @pytest.mark.parametrize(("price", "level"), [(0.0, 0.02), (0.5, 0.5)])
 def test_no_level_rises_above_its_largest_unless_a_nat_costs_more(name, price, level):
-    """The budgets are all but nothing, so that every level rises as far as it may."""
+    """The budgets are almost zero, so that every level rises as far as it can."""
     state = after(CONFIGS[name])
     config = state.config.replace(
         alpha_max=jnp.float32(0.02), price=jnp.float32(price), level_rate=jnp.float32(1.0), level_step=jnp.float32(9.0)

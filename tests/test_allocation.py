@@ -1,4 +1,4 @@
-"""Properties of the heart of the paper: influence, the budget simplex, the solved level."""
+"""Properties of the core of the paper: influence, the budget simplex, the solved level."""
 
 import functools
 
@@ -134,7 +134,7 @@ def test_budgets_stay_on_the_simplex(m, rule, scale):
 
 @st.composite
 def any_influences(draw):
-    """Of any number of agents, each from nothing over denormal to the largest floats and beyond."""
+    """For any number of agents, each from zero over denormal numbers to the largest floats and beyond."""
     exponent = st.integers(-149, 127).map(lambda power: float(np.ldexp(1.0, power)))
     number = st.tuples(st.sampled_from([1.0, -1.0, 1.9, -1.9]), exponent).map(np.prod)
     return draw(st.lists(st.one_of(number, st.sampled_from([0.0, np.nan, np.inf, -np.inf])), min_size=1, max_size=5))
@@ -443,7 +443,7 @@ def test_the_level_of_plain_arrays_that_spend_nothing_is_the_lowest():
 
 
 def test_derivatives_of_the_level_are_those_of_differences(random):
-    """By the advantages, of which some weigh nothing at the low levels, and by a bound that is reached."""
+    """By the advantages, some of which have no weight at low levels, and by a bound that is reached."""
     advantage, deviation, mask = _level_case(random)
     budget = np.array([0.4, 0.2, 0.05], np.float32)
     scaled = jax.jit(lambda scale: _level(scale * advantage, deviation, budget, mask)[0])

@@ -1,4 +1,4 @@
-"""What a budget buys: the points of the sweeps, what is measured at them, and what is said and drawn of the numbers."""
+"""What a budget buys: the points of the sweeps, the measurements, and the text and figures made from them."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_trials_have_the_budgets_of_their_points_and_are_trained_once(command):
     points = analysis.points(command, 4)
     jobs = analysis.populations(command, points)
     assert [job.config.algorithm.allocation for job, _ in jobs] == ["fixed", "softmax", "projected"]
-    # for each seed: two more of each agent, the even one which is the uniform rule's too, another total, two random
+    # for each seed: two more for each agent, the even one (also the uniform rule's), another total, two random ones
     assert [len(job.configs) for job, _ in jobs] == [2 * (4 * 2 + 1 + 1 + 2), 4, 4]
     assert all(job.population and len(keys) == len(job.configs) for job, keys in jobs)
     trials = dict(zip(jobs[0][1], jobs[0][0].configs, strict=True))
@@ -207,7 +207,7 @@ def test_the_rings_data_are_a_file_that_the_readers_take(tmp_path):
 
 
 def made_up(earns=(3.0, 1.0), bonus=5.0, seeds=(0, 1, 2)):
-    """Rows in which agent i earns `earns[i]` a nat, and softmax `bonus` more than uniform, seeds apart by 0.1."""
+    """Rows in which agent i earns `earns[i]` per nat, and softmax `bonus` more than uniform; seeds differ by 0.1."""
     rows = []
 
     def add(sweep, rule, swept, seed, budget, more=0.0):

@@ -1,4 +1,4 @@
-"""The one-way arrows between modules, read off the import statements."""
+"""The one-way arrows between modules, read from the import statements."""
 
 import ast
 import pathlib
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omcda_jax"
 
-# A room may import rooms of strictly lower layers of its own branch; `data.x` and `data.y` are one room.
+# A room may import only from strictly lower layers of its own branch; `data.x` and `data.y` are one room.
 MATHEMATICS = [
     {"types"},
     {"reductions", "checks"},
@@ -32,7 +32,7 @@ MACHINERY = [
     {"data"},
     {"learner", "evaluate"},
 ]
-# Knows both branches, and nothing knows it.
+# Imports both branches, and nothing imports it.
 RUNNER = "runner"
 
 
@@ -55,7 +55,7 @@ MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(module):
-    """Dotted names of the package's modules that a module imports, wherever in the file."""
+    """Dotted names of the package's modules that a module imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What the baselines' equations come to inside their updates, with real networks: closed forms and identities."""
+"""The baselines' equations inside their updates, with real networks: closed forms and identities."""
 
 import functools
 import types
@@ -31,14 +31,14 @@ def close(got, expected, **tolerance):
 
 
 def apart(config, spec):
-    """A state of wide outputs whose target networks have nothing in common with the newest ones."""
+    """A state with wide outputs, and target networks unrelated to the online networks."""
     state, other = (omcda_jax.init(jax.random.key(seed), spec, config) for seed in (0, 1))
     wider = functools.partial(jax.tree.map, lambda x: 2.0 * x)
     return state.replace(params=wider(state.params), target_params=wider(other.target_params))
 
 
 def local_value(tree, obs, action):
-    """[B, N] of actions of either kind."""
+    """[B, N] values for actions of either kind."""
     if action.ndim == 2:
         return reference.take(local_network(tree, obs), action)
     return network(tree, obs, action)[..., 0]
@@ -52,7 +52,7 @@ def team_value(critic, batch, local, later=False):
 
 @pytest.mark.parametrize("name", ["cql", "cfcql", "omar"])
 def test_the_next_action_is_the_best_legal_one(name):
-    """With one legal action next, the target is that action's value, whatever the others are worth."""
+    """With one legal next action, the target is that action's value, whatever the values of the others."""
     state, batch = after(CONFIGS[name]), make_batch(4)
     nets, only = backbone(SPEC, state.config), np.broadcast_to(np.arange(4) == 2, batch.next_avail.shape)
     batch, critic = batch.replace(next_avail=only), nets.critic
@@ -88,7 +88,7 @@ def test_an_agent_without_a_choice_teaches_no_policy(name, group):
 
 
 def test_bcq_acts_within_the_actions_it_learns_with():
-    """Threshold 1 leaves the behaviour's mode alone."""
+    """Threshold 1 leaves only the behaviour policy's mode."""
     state, batch = with_numbers(after(CONFIGS["bcq"]), threshold=1.0), make_batch(5)
     logits = bcq._networks(SPEC, state.config).head.apply(state.params["head"], batch.obs)
     expected = np.argmax(np.where(batch.avail, logits, -1e9), axis=-1)
@@ -96,7 +96,7 @@ def test_bcq_acts_within_the_actions_it_learns_with():
 
 
 def test_discrete_bcq_s_target_is_the_barred_value_of_the_newest_choice():
-    """The choice is the best by the newest critic of the actions at least .3 times as likely as the likeliest."""
+    """The choice is the online critic's best among the actions at least .3 times as likely as the likeliest."""
     state, batch = apart(CONFIGS["bcq"], SPEC), make_batch(14)
     log_probs = reference.masked_log_probabilities(
         local_network(state.params["head"], batch.next_obs), batch.next_avail
@@ -111,7 +111,7 @@ def test_discrete_bcq_s_target_is_the_barred_value_of_the_newest_choice():
 
 
 def test_continuous_bcq_agrees_with_numpy():
-    """Target, losses and acting. The newest VAE generates; in the target, perturbation and critics are barred."""
+    """Target, losses and acting. The online VAE generates; the target uses target perturbation and critics."""
     state = apart(CONFIGS["bcq"], CONTINUOUS)
     batch = normalise(state, make_batch(8, spec=CONTINUOUS))
     params, barred = state.params, state.target_params
@@ -229,7 +229,7 @@ def test_cql_s_actor_climbs_by_the_mixer_s_weights():
 
 @pytest.mark.parametrize("name", ["icq", "icq-continuous", "icq-released-continuous"])
 def test_icq_agrees_with_numpy(name):
-    """Some rows are terminal, some cut by a time limit: neither has a next value that counts."""
+    """Some rows are terminal, and some are cut by a time limit: their next values do not count."""
     config, spec = CASES[name]
     state = with_numbers(apart(config, spec), policy_temperature=0.5, value_temperature=0.5)
     row = np.arange(24)
@@ -305,7 +305,7 @@ DUALS = {  # w = max(0, f'^-1(x)), its slope, and f(w)
     [("soft_chi_square", "released"), ("soft_chi_square", "dual"), ("chi_square", "dual"), ("kl", "released")],
 )
 def test_comadice_agrees_with_numpy(name, form):
-    """The target of barred networks, the value's loss, its slope in the multiplier, and the policy's weights."""
+    """The target by target networks, the value's loss, its slope in the multiplier, and the policy's weights."""
     config = CONFIGS["comadice"].replace(divergence=name, value_form=form, alpha=0.5)
     state = apart(config, SPEC)
     state.params["lambda_v"] = jnp.float32(0.3)
@@ -394,7 +394,7 @@ def test_a_constant_value_costs_cfcql_the_logarithm_of_the_legal_count(temperatu
     ],
 )
 def test_only_the_released_penalty_moves_the_bias(config, spec, moves):
-    """The direction, for clipping changes the length, of the gradient in the weights of b(s)."""
+    """The direction of the gradient in the weights of b(s); clipping changes its length."""
     fresh, batch = omcda_jax.init(jax.random.key(0), spec, config), make_batch(1, spec=spec)
 
     def direction(penalty):
@@ -487,7 +487,7 @@ def test_the_search_s_second_round_is_drawn_about_the_first_one_s_elites():
 
 
 def test_omar_evaluates_the_policy_that_acts():
-    """The width of its policy network is not learnt and changes nothing: neither targets nor proposals have it."""
+    """The width of its policy network is not learnt and changes nothing: neither targets nor proposals use it."""
     state, batch = after(CONFIGS["omar"], spec=CONTINUOUS), make_batch(2, spec=CONTINUOUS)
     last = state.params["policy"]["params"]["Dense_2"]
     wider = {"kernel": last["kernel"].at[:, 2:].add(0.5), "bias": last["bias"].at[2:].add(0.5)}
@@ -499,7 +499,7 @@ def test_omar_evaluates_the_policy_that_acts():
 
 
 def test_without_imitation_omar_s_actor_is_cql_s():
-    """For mixer weights of one and a policy without width, whose draws are its mode."""
+    """For mixer weights of one and a policy without width, so that its samples are its mode."""
     state, batch = after(CONFIGS["cql"], spec=CONTINUOUS), make_batch(3, spec=CONTINUOUS)
     mixer, policy = state.params["critic"]["mixer"]["params"], state.params["policy"]["params"]
     ones = {"kernel": jnp.zeros_like(mixer["Dense_1"]["kernel"]), "bias": jnp.ones(3)}
@@ -526,7 +526,7 @@ def test_without_imitation_omar_s_actor_is_cql_s():
     one, two = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(loss)(params["policy"]))]) for loss in losses
     )
-    # the narrowest width the networks allow is e^-5, not nothing
+    # the smallest width that the networks allow is e^-5, not zero
     assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
     assert abs(np.linalg.norm(one) / np.linalg.norm(two) - 1) < 0.02
 
@@ -542,7 +542,7 @@ def test_comadice_counts_the_values_of_the_batch_s_first_steps(starts):
 
 @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS])
 def test_comadice_s_multiplier_and_weights(spec):
-    """At a small alpha, so that the discrete cap of 2 holds some weights; x < 0: e^x, else x + 1."""
+    """At a small alpha, so that the discrete cap of 2 limits some weights; x < 0: e^x, else x + 1."""
     fresh, batch = with_numbers(after(CONFIGS["comadice"], updates=0, spec=spec), alpha=0.1), make_batch(7, spec=spec)
     batch = normalise(fresh, batch)
     new, metrics = UPDATE(fresh, batch)

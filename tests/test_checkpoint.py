@@ -80,7 +80,7 @@ def test_a_second_save_of_a_step_is_an_error(tmp_path):
 
 
 def data_file(step_directory):
-    """The file every read of a step goes through; orbax also leaves files that no read looks at."""
+    """The file that every read of a step needs; orbax also leaves files that no read uses."""
     (path,) = (step_directory / "state" / "d").iterdir()
     return path
 
@@ -160,7 +160,7 @@ def test_another_structure_or_dtype_is_an_error(tmp_path):
 
 
 def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
-    """The buffers are donated to the next update while a thread still writes."""
+    """The buffers are donated to the next update while a thread is still writing."""
     double = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
     state = make_state(10)
     with Checkpoints(tmp_path / "c") as checkpoints:

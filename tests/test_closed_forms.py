@@ -1,4 +1,4 @@
-"""The baselines' losses where their answer is known in closed form; each number is worked out beside it."""
+"""The baselines' losses where they are known in closed form; each number is derived next to it."""
 
 import types
 
@@ -27,7 +27,7 @@ def everywhere(num_agents, num_actions):
 
 
 def minimum(loss, start=0.0, steps=4000, rate=0.05):
-    """Where gradient descent on a scalar loss of one number comes to rest."""
+    """Where gradient descent on a scalar loss of one number converges."""
     slope = jax.jit(jax.grad(loss))
     x = jnp.float32(start)
     for _ in range(steps):
@@ -127,7 +127,7 @@ class TestBcq:
         return bcq.reconstruction_loss(nets, {"vae": {"encoder": None, "decoder": None}}, batch, keys).mean()
 
     def test_a_reconstruction_errs_by_what_the_decoder_makes_of_a_drawn_latent(self):
-        """A latent from N(0, 1) diverges by nothing; (tanh(u + e) - .5)^2 with tanh u = .5 is left, by quadrature."""
+        """A latent from N(0, 1) has no divergence; (tanh(u + e) - .5)^2 with tanh u = .5 remains, by quadrature."""
         got = self.reconstruction(0.0, 0.0, lambda latent: latent[..., :2] + np.arctanh(0.5))
         e = np.linspace(-8, 8, 4001)
         error = np.square(np.tanh(np.arctanh(0.5) + e) - 0.5) * np.exp(-np.square(e) / 2) / np.sqrt(2 * np.pi)
@@ -173,7 +173,7 @@ class TestCql:
         np.testing.assert_allclose(slope.sum(), 0.0, atol=1e-6)
 
     def test_sums_and_means_over_samples(self):
-        """10 uniform draws of a constant value: corrected, the log of the integral (2 q); released, of the sum."""
+        """10 uniform samples of a constant value: corrected, the log of the integral (2 q); released, of the sum."""
         uniform = Measure(jnp.zeros((1, 1, 10, 1)), jnp.full((1, 1, 10), np.log(2) - np.log(10)))
         zero, none = jnp.zeros((1, 1, 10)), jnp.zeros((1, 1))
         np.testing.assert_allclose(cql.conservative_penalty(zero, uniform, none), [[np.log(2)]], atol=1e-6)
@@ -181,7 +181,7 @@ class TestCql:
         np.testing.assert_allclose(released, [[np.log(10)]], atol=1e-6)
 
     def test_the_released_penalty_drives_the_bias_down(self):
-        """Constant values, three agents, 30 samples: 3 log 30 and 2 b, for b is counted thrice and taken off once."""
+        """Constant values, three agents, 30 samples: 3 log 30 and 2 b: b counts three times, minus once."""
         measure = Measure(jnp.zeros((1, 3, 30, 1)), jnp.zeros((1, 3, 30)))
         total = lambda b: cql.conservative_penalty(jnp.zeros((1, 3, 30)), measure, jnp.zeros((1, 3)), b).sum()
         np.testing.assert_allclose(total(jnp.zeros(1)), 10.20359, atol=1e-4)
@@ -367,7 +367,7 @@ class TestOmiga:
 class TestCfcql:
     @pytest.mark.quick
     def test_weights_and_penalty_by_hand(self):
-        """Values w q = [0, log 3], [0, 2 log 2], data (0, 0), an even behaviour: gaps log 4, log 5."""
+        """Values w q = [0, log 3], [0, 2 log 2], data (0, 0), a uniform behaviour policy: gaps log 4, log 5."""
         values = jnp.array([[[0.0, np.log(3)], [0.0, 2 * np.log(2)]]])
         favoured = categorical(values, jnp.ones((1, 2, 2), bool))
         even = categorical(jnp.zeros((1, 2, 2)), jnp.ones((1, 2, 2), bool))
@@ -445,7 +445,7 @@ class TestComadice:
             np.testing.assert_allclose(got, weights, atol=1e-3)
 
     def test_the_multiplier_of_the_value_sees_the_released_gradient(self):
-        """1 - E w - E x w', where the dual's would be 1 - E w."""
+        """1 - E w - E x w'; the dual's would be 1 - E w."""
         e, multiplier = jnp.array([0.0, 4.0]), jnp.float32(0.5)
 
         def slope(form):

@@ -29,10 +29,10 @@ SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=3, action_dim=3, discrete=True
 
 
 def make_toy(name="toy/sum"):
-    """Adds the actions up; ends by itself after 3..12 steps, drawn at reset, but no later than the horizon.
+    """Adds up the actions; ends by itself after 3..12 steps, drawn at reset, but no later than the horizon.
 
     Agent 1 may choose action 2 at even times only. The reward is the sum of the actions; the team wins if the total
-    is odd when the task ends. It goes on stepping after the end, as simulators do.
+    is odd when the task ends. It continues to step after the end, as simulators do.
     """
 
     def show(env_state, reward, terminated, truncated):
@@ -61,10 +61,10 @@ HOST_SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=3, action_dim=2, discrete
 
 
 def make_host(name="toy/drift", opened=None):
-    """Adds the actions up on the host; the reward is their sum, and the seed says when the task ends: in 3..12 steps.
+    """Adds up the actions on the host; the reward is their sum, and the seed says when the task ends: in 3..12 steps.
 
-    Agent 1 has one dimension of the two. Like real ones, a copy that is stepped after its end goes on. `opened`, a
-    list, is told of every opening and closing.
+    Agent 1 has one dimension of the two. As in real simulators, a copy that is stepped after its end continues. The
+    list `opened` records every opening and closing.
     """
 
     def start(copies):
@@ -153,7 +153,7 @@ def test_every_row_follows_from_the_one_before(plain):
     check(SPEC, episodes, "toy")
     for e, rows in enumerate(split(episodes)):
         length, limit = episodes.length[e], rows["global_state"][0, 2]
-        # limit 11 and 12 lie beyond the horizon
+        # limits 11 and 12 are beyond the horizon
         assert length == min(limit, HORIZON)
         assert episodes.terminated[e] == (limit <= HORIZON)
         np.testing.assert_array_equal(rows["global_state"][:, 0], np.arange(length + 1))
@@ -162,7 +162,7 @@ def test_every_row_follows_from_the_one_before(plain):
         np.testing.assert_array_equal(rows["obs"][:, 1], np.c_[rows["global_state"][:, :2], np.ones(length + 1)])
         np.testing.assert_array_equal(rows["avail"][:, 1, 2], np.arange(length + 1) % 2 == 0)
         assert episodes.won[e] == (episodes.terminated[e] and rows["global_state"][-1, 1] % 2 == 1)
-    # every length occurs, those that end with a segment (8) or one step after it among them
+    # every length occurs, including those that end with a segment (8) or one step after it
     assert set(episodes.length) == set(range(3, HORIZON + 1))
     assert 0 < episodes.won.sum() < episodes.terminated.sum() < 60
 
@@ -213,7 +213,7 @@ def test_won_only_keeps_exactly_the_won_episodes(plain):
 
 
 def early_win(environment):
-    """The same, but the goal is reached with the second step and never after it."""
+    """The same, but the goal is reached at the second step and never after it."""
     won = lambda shown: shown.replace(won=shown.global_state[..., 0] == 2)
     if isinstance(environment, Environment):
         stepped = lambda env_state, shown: (env_state, won(shown))
@@ -237,7 +237,7 @@ def test_an_episode_is_won_whenever_the_goal_was_reached(monkeypatch, few_compil
 @pytest.mark.parametrize("name", ["environment_in_jax", "environment_in_python"])
 @pytest.mark.parametrize("horizon", [8, 18])
 def test_an_episode_that_does_not_end_is_reported(name, horizon):
-    # the clock of the simulator stands at 20, and eight steps are played at a time
+    # the simulator's clock is at 20, and eight steps are played at a time
     game = dataclasses.replace(envs.make(f"examples.{name}/9"), horizon=horizon)
     behaviour = collect.of_chance(game)
     with pytest.raises(ConfigError, match="expected every episode to end, terminated or truncated, within its horizon"):
@@ -328,7 +328,7 @@ def test_draws_of_the_host_are_those_of_the_policy(hosted):
     draws = np.arctanh(np.clip(episodes.action[steps].astype(np.float64), -1 + 1e-7, 1 - 1e-7))
     error = (draws - policies.mean(params, jnp.asarray(episodes.obs[steps]))) / np.exp(-0.7)
     error = error.reshape(len(steps), 4)[:, :3]
-    # a draw beyond +-7 before the tanh cannot be read off a float32 action
+    # a sample beyond +-7 before the tanh cannot be recovered from a float32 action
     error = error[(np.abs(draws.reshape(len(steps), 4)) < 7).all(axis=1)]
     assert len(error) > 300 and np.abs(error.mean(axis=0)).max() < 4 / len(error) ** 0.5
     assert np.abs(np.cov(error.T) - np.eye(3)).max() < 0.25

@@ -1,4 +1,4 @@
-"""Commands in the surroundings people have: switches of JAX, missing devices, a home folder, moved data."""
+"""Commands in users' environments: JAX's switches, missing devices, a home folder, moved data."""
 
 import json
 import os
@@ -24,7 +24,7 @@ __all__ = ["run"]  # fixture
 
 @pytest.fixture
 def finished(run):
-    """The toy run of 60 updates, done; the working directory is where it lies."""
+    """A finished toy run of 60 updates, in the working directory."""
     assert run.main(command()) == 0
     return run
 
@@ -198,7 +198,7 @@ def test_fewer_updates_than_are_done_are_refused_and_change_nothing(finished, ca
     assert "learner.updates: expected at least 60, which are done, found 40" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")} == before
     assert finished.main(command("--mode=eval", updates=40)) == 0
-    # as an earlier version left it
+    # as an earlier version left it on disk
     saved = json.loads((DIRECTORY / "config.json").read_text())
     saved["learner"]["updates"] = 40
     (DIRECTORY / "config.json").write_text(json.dumps(saved))

@@ -1,4 +1,4 @@
-"""The comparison: cells, tables, going on where it stopped, and mistakes that cost nothing."""
+"""The comparison: cells, tables, resumption, and mistakes that cost nothing."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ CELL = OUT / "smac_3m/bc/seeds_0-3"
 
 @pytest.fixture
 def compare(run):
-    """The comparison's module on the runner's toy."""
+    """The comparison's module with the runner's toy simulator."""
     return comparison
 
 
@@ -63,7 +63,7 @@ def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
     assert "after 40 updates, 2 seeds with 32 episodes each" in table
     assert f"jax {found['bc']['versions']['jax']} on {found['bc']['device']}" in table
     assert found["bc"]["data"]["max_return_to_go"] == 1.5, "behaviour cloning discounts nothing"
-    # agent 1 plays every other step, hence at the first and the third or at the second and the fourth
+    # agent 1 plays 1 every other step, so at the first and the third or at the second and the fourth
     assert found["omiga"]["data"]["max_return_to_go"] == pytest.approx(max(discounted(0), discounted(1)), rel=1e-5)
     with open(OUT / "comparison.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -103,7 +103,7 @@ def test_a_table_of_nothing_is_not_written_over_one(compare, capsys):
 
 
 def test_each_seed_learns_what_a_run_of_its_own_learns(compare, run):
-    """Normalised, and evaluated on the way: the logged losses and the final episodes are those of single runs."""
+    """Normalised, and evaluated during training: the logged losses and the final episodes are those of single runs."""
     options = ("--config.data.normalise=true", "--config.learner.evaluate_every=20")
     assert compare.main(arguments(*options, algorithms="bc")) == 0
     together = read(CELL / "metrics.jsonl")
@@ -221,14 +221,14 @@ def test_interquartile_mean_counts_edges_in_part():
 def test_the_interval_covers_what_it_should(random):
     same = np.full((3, 8), 2.0)
     assert tables.bootstrap_interval(same) == (2.0, 2.0)
-    # two seeds without spread: both drawn alike with probability a quarter each way, which 2.5 % lies within
+    # two seeds without spread: the same seed is drawn twice with probability a quarter each, more than 2.5 %
     assert tables.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4])) == (0.0, 1.0)
     # and half of the resamples have one seed of each, in which the middle half is half zeros
     assert tables.bootstrap_interval(np.array([[0.0] * 4, [1.0] * 4]), level=0.4) == (0.5, 0.5)
-    # one seed leaves its episodes, of which three quarters of a resample are rarely anything but the common one
+    # one seed: its episodes remain, and three quarters of a resample are almost always the common one
     low, high = tables.bootstrap_interval(np.array([[5.0] * 31 + [6.0]]))
     assert (low, high) == (5.0, 5.0)
-    # one episode per seed: the interval is that of the seeds alone; the median of many seeds lies within it
+    # one episode per seed: the interval is that of the seeds alone, and contains the median of many seeds
     returns = random.normal(size=(40, 1))
     low, high = tables.bootstrap_interval(returns)
     assert low < tables.interquartile_mean(returns) < high

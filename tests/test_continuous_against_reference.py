@@ -1,7 +1,7 @@
 """One update with continuous actions against NumPy: densities, divergences, losses, gradients, levels and influence.
 
-The K draws of an expectation are the library's, everything made of them is derived here once more. An expectation over
-K equally likely points is the discrete reference's with K actions of probability 1/K.
+The K samples of an expectation are the library's; everything computed from them is derived again here. An expectation
+over K equally likely points is the discrete reference's with K actions of probability 1/K.
 """
 
 import jax
@@ -95,7 +95,7 @@ def drawn(policy, noise, avail):
 
 
 def learned_from(batch, extraction):
-    """The rows that the policy learns from: by gradient every second one."""
+    """The rows that the policy learns from: every second row if it learns by gradient."""
     return jax.tree.map(lambda x: x[::2], batch) if extraction == "gradient" else batch
 
 
@@ -140,7 +140,7 @@ def constants(state, batch):
     deviation_advantage = kappa * (c_data - c.mean(axis=-1))
 
     def expected_exponent(policy):
-        """E_pi z of a policy, by the noise of the update's draws and the first critic."""
+        """E_pi z of a policy, from the noise of the update's samples and the first critic."""
         actions = drawn(policy, noise[0], own.avail)
         gain = values(members(target["return"])[0]["local"], own.obs, actions).mean(axis=-1) - q.mean(axis=-1)
         cost = values(target["deviation"]["local"], own.obs, actions).mean(axis=-1) - c.mean(axis=-1)
@@ -206,7 +206,7 @@ def test_losses_agree(case):
     state, batch, _, metrics, fixed = case
     names = {"return": "critic/td_return", "deviation": "critic/td_deviation"}
     for group, loss in losses(state.params, batch, fixed, state.config.extraction).items():
-        # the policy's weights go by a level the library bisects to about 1e-5
+        # the policy's weights depend on a level that the library bisects to about 1e-5
         tolerance = 1e-4 if group == "policy" else 1e-5
         assert metrics[names.get(group, f"{group}/loss")] == pytest.approx(loss, rel=tolerance), group
 

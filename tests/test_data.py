@@ -76,7 +76,7 @@ def test_bookkeeping_of_two_episodes():
 def test_returns_to_go_are_sums_to_the_end_and_unknown_near_a_time_limit():
     dataset = data.returns_to_go(data.from_arrays(SPEC, make_episodes()), [0.5, 0.1, 1.0])
     unknown = np.nan
-    # the second episode, of rewards 4, 5, 6, is cut by the clock: 0.1^3 and 0.1^2 are within 5 %, 0.1 and 0.5^3 are not
+    # the second episode, rewards 4, 5, 6, is cut by the time limit: 0.1^3 and 0.1^2 are within 5 %, 0.1 and 0.5^3 not
     expected = [
         [1 + 0.5 * 2, 2, 0, unknown, unknown, unknown, 0],
         [1 + 0.1 * 2, 2, 0, 4 + 0.5 + 0.06, 5 + 0.6, unknown, 0],

@@ -33,7 +33,7 @@ def drawn(part):
 
 
 def numbers_of(trace):
-    """Its coordinates, where they are numbers."""
+    """A trace's coordinates, if they are numbers."""
     return {key: numbers(trace[key]) for key in ("x", "y", "customdata") if isinstance(trace.get(key), dict)}
 
 
@@ -116,7 +116,7 @@ def test_a_simulator_of_other_sizes_gives_no_pictures_and_says_so(tmp_path, monk
 def test_actions_by_hand():
     episodes = make_episodes((2, 2), (True, False))
     action, avail = np.zeros((6, 2), np.int32), np.zeros((6, 2, 4), bool)
-    # steps are rows 0, 1, 3, 4; agent 0 takes 1, 1, 1, 3, agent 1 always 2, which is all it may do
+    # steps are rows 0, 1, 3, 4; agent 0 takes 1, 1, 1, 3, and agent 1 always 2, its only legal action
     action[[0, 1, 3, 4]] = [[1, 2], [1, 2], [1, 2], [3, 2]]
     avail[:, 0, [0, 1]], avail[[4], 0, 3], avail[:, 1, 2] = True, True, True
     made = dataset_page.of_dataset("it", contents(SPEC, episodes._replace(action=action, avail=avail)))

@@ -1,4 +1,4 @@
-"""Training on four devices, in a process of its own that believes to have them: the same numbers as on one."""
+"""Training on four devices, simulated in a process of its own: the same numbers as on one."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def rows(dataset, key, batch_size, part, parts, gamma):
 
 
 def learn(layout):
-    """OMCDA with continuous actions, whose draws go with the rows: the last state and every call's metrics."""
+    """OMCDA with continuous actions, with samples that depend on the rows: the last state and every call's metrics."""
     algorithm, settings, spec = ALGORITHMS["omcda"], algorithms.CONFIGS["omcda"], algorithms.CONTINUOUS
     step = make_train_step(algorithm, rows, CONFIG.batch_size, CONFIG.updates_per_call, layout)
     state = initial_state(algorithm, 0, spec, settings)
@@ -122,7 +122,7 @@ def refusals(devices, directory):
 
 
 def shard_map(devices, directory):
-    """Equal where JAX leaves the sums over devices to the update, refused where it would take them twice."""
+    """Equal if JAX leaves the sums over devices to the update, refused if it would take them twice."""
     config, parts, whole = algorithms.CONFIGS["bc"], jax.sharding.PartitionSpec("shard"), jax.sharding.PartitionSpec()
     state, batch = omcda_jax.init(jax.random.key(0), algorithms.SPEC, config), algorithms.make_batch(0)
     mesh = jax.sharding.Mesh(np.array(devices), ("shard",))

@@ -39,7 +39,7 @@ def test_divergence_is_that_of_the_normals():
         expected += t - s + (np.exp(2 * s) + (m - n) ** 2) / (2 * np.exp(2 * t)) - 0.5
     np.testing.assert_allclose(first.kl(second), [expected], rtol=1e-5)
     np.testing.assert_allclose(first.kl(first), [0.0], atol=1e-7)
-    # and the mean of the log-ratio over its own samples, though those go through tanh and back
+    # and the mean of the log-ratio over its own samples, although these go through tanh and back
     support = first.support(jax.random.key(0), 200_000)
     ratio = first.support_log_probs(support) - second.support_log_probs(support)
     assert float(expectation(ratio, support)[0]) == pytest.approx(expected, rel=0.02)
@@ -94,7 +94,7 @@ def test_draws_have_the_width_of_their_policy():
 
 
 def test_an_integral_over_the_dimensions_an_agent_has():
-    """Of exp(a) over [-1, 1] it is 2 sinh 1, with padding or without; the draws of the two policies are independent."""
+    """For exp(a) over [-1, 1] it is 2 sinh 1, with or without padding; the two policies' samples are independent."""
     avail = jnp.array([[True, False]])
     here, there = policy([[0.4, 3.0]], [[-0.3, 1.0]], avail), policy([[-0.5, 0.0]], [[0.0, 0.0]], avail)
     measure = here.measure(avail, jax.random.key(0), 20_000, there)

@@ -1,4 +1,4 @@
-"""The book builds without a warning; its code and README.md's runs, commands parse, and defaults are as written."""
+"""The book builds without a warning; code in it and in README.md runs, commands parse, and defaults are correct."""
 
 import ast
 import dataclasses
@@ -68,7 +68,7 @@ def test_the_book_builds_strictly(tmp_path):
 
 @pytest.fixture
 def names():
-    """What the pages' code takes for given: a task, batches of it, and the arrays of one episode."""
+    """What the pages' code assumes: a task, batches of its data, and the arrays of one episode."""
     spec = omcda_jax.EnvSpec(num_agents=3, obs_dim=30, state_dim=48, action_dim=9, discrete=True)
     n, o, s, a, rows = 3, 30, 48, 9, 8
     random = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def names():
 
 
 def leave_a_file_and_a_run(names):
-    """Write what the library's page reads: a dataset file, and a checkpoint of smac_3m."""
+    """Write the files that the library's page reads: a dataset file, and a checkpoint of smac_3m."""
     episodes = data.Episodes(*(names[field] for field in data.Episodes._fields))
     data.write("mine.h5", names["spec"], episodes, {"environment": "my_module/easy", "quality": "medium"})
     config = resolve("smac_3m", [])
@@ -190,7 +190,7 @@ def test_run_trains_the_algorithm_in_one_file(tmp_path, monkeypatch, capsys):
 
 
 def commands(page):
-    """The commands of a page's bash blocks, as lists of words; variables that a block sets are filled in."""
+    """The commands in a page's bash blocks, as lists of words; variables that a block sets are filled in."""
     for block in blocks(page, "bash"):
         variables = {}
         for line in block.replace("\\\n", " ").splitlines():
@@ -209,7 +209,7 @@ def commands(page):
 
 
 def check(words):
-    """Fail unless the command names a script or module that is there, with flags that it takes."""
+    """Fail unless the command names an existing script or module, with flags that it accepts."""
     if words[0] == "srun":
         words = words[1:]
     if words[:2] == ["omcda-jax", "zoo"]:

@@ -1,4 +1,4 @@
-"""The front door: what is checked while tracing, what acts alone, and algorithms that are not ours."""
+"""The public API: what is checked while tracing, actors on their own, and users' algorithms."""
 
 import dataclasses
 import json
@@ -102,7 +102,7 @@ def test_act_refuses_what_does_not_fit(name):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_acts_alone_acts_as_the_state_does(name, kind, tmp_path):
-    """Cut out of a state, saved and loaded again: the same actions, and nothing of the optimiser."""
+    """Taken from a state, saved and loaded again: the same actions, and nothing of the optimiser."""
     spec = KINDS[kind]
     state, batch = after(CONFIGS[name], spec=spec), make_batch(1, spec=spec)
     ones = lambda *shape: jnp.full(shape, 0.5)
@@ -192,7 +192,7 @@ def test_a_batch_has_transitions():
 
 
 def test_a_policy_whose_settings_are_something_else_is_refused(tmp_path):
-    """The record names a class to import: nothing but an algorithm's settings is called."""
+    """The record names a class to import: only the class of an algorithm's settings is called."""
     checkpoint.save_policy(tmp_path / "policy", omcda_jax.policy(after(CONFIGS["bc"])))
     record = tmp_path / "policy" / "policy.json"
     values = json.loads(record.read_text())
@@ -295,7 +295,7 @@ def test_a_name_that_is_no_algorithm_is_refused_in_one_line(name, words):
 
 
 def test_a_traced_number_is_a_population_over_it():
-    """The same states as one by one, from one compilation."""
+    """The same states as when made one by one, from one compilation."""
     config = CONFIGS["omcda"]
     budgets = jnp.array([0.6, 1.8])
     together = jax.vmap(lambda d: omcda_jax.init(jax.random.key(0), SPEC, config.replace(d_tot=d)))(budgets)
@@ -309,7 +309,7 @@ def test_a_traced_number_is_a_population_over_it():
 
 @pytest.mark.quick
 def test_keys_of_initialisation_and_of_updates_are_different_streams():
-    """No key an initialisation draws with is one that a step folds: on jax 0.10 split(key, n)[i] == fold_in(key, i)."""
+    """No key of an initialisation is one that a step folds: on jax 0.10, split(key, n)[i] == fold_in(key, i)."""
     key = jax.random.key(0)
     state = omcda_jax.init(key, SPEC, CONFIGS["omcda"])
     steps = {bytes(np.asarray(jax.random.key_data(jax.random.fold_in(state.key, step)))) for step in range(64)}
@@ -326,7 +326,7 @@ def test_settings_that_forget_a_name_of_their_own_are_refused():
 
 
 def test_settings_are_given_by_name():
-    """Positions would change their meaning with the order of fields."""
+    """Positional arguments would change their meaning with the order of fields."""
     with pytest.raises(TypeError):
         omcda_jax.OmcdaConfig(0.6)
 

@@ -1,4 +1,4 @@
-"""What an advantage was worth: the slope that `benchmarks/early.py` prints, on numbers whose answer is known."""
+"""What an advantage was worth: the slope that `benchmarks/early.py` prints, on numbers with a known answer."""
 
 import os
 
@@ -39,5 +39,5 @@ def test_the_standard_error_counts_episodes_not_steps():
     excess = np.repeat([-2.0, 1.0, 0.0, 1.0], 5)  # slope 1, left over -1, 0, 1, 0 in every step of the four episodes
     slope, error = early.worth(advantage, excess, np.repeat(np.arange(4), 5))
     assert slope == pytest.approx(1.0)
-    # two episodes whose five products of advantage and what is left over sum to 5 and -5; the sum of squares is 20
+    # two episodes: the five products of advantage and residual sum to 5 and -5 in them; the sum of squares is 20
     assert error == pytest.approx(np.sqrt(2 * 5**2) / 20)

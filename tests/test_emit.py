@@ -1,4 +1,4 @@
-"""Files that have a sweep run by what starts pods, held against the schemas of those who read them."""
+"""Files that run a sweep on a cluster, checked against the schemas of the programs that read them."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 def emitted(capsys, kind, *more, options=None, directory="/shared/budgets"):
-    """The file's contents, or what was said instead."""
+    """The file's contents, or the message instead."""
     given = OPTIONS[kind] if options is None else options
     # hosts cannot lock files in a bucket
     line = [word for word in LINE if kind != "skypilot" or word != "--claim"]
@@ -39,7 +39,7 @@ def emitted(capsys, kind, *more, options=None, directory="/shared/budgets"):
 
 
 def of_one_host(words, host):
-    """What the sweep of a host that is given these words orders, as if typed."""
+    """The command of a host's sweep, parsed from these words as if typed."""
     command = sweep.parse([words[1], *words[2:]])
     assert words[:2] == ["omcda-jax", "sweep"] and command.options.host == host
     return command
@@ -50,7 +50,7 @@ def test_a_file_is_what_its_reader_expects(kind, capsys):
     schema = json.loads((SCHEMAS / f"{kind}.json").read_text())
     content = emitted(capsys, kind)
     jsonschema.validate(content, schema)
-    # a key that the reader does not know would be seen
+    # the schema finds a key that the reader does not know
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**content, "retries": 1}, schema)
 

@@ -1,4 +1,4 @@
-"""Engines that place rows elsewhere: submitit in local processes in Slurm's place, Ray on this machine."""
+"""Engines that place rows elsewhere: submitit with local processes instead of Slurm, and Ray on this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ __all__ = ["STUB", "stubs"]  # fixture
 
 
 def descendants(pid):
-    """Processes that this one started, and those that they did."""
+    """The descendants of this process."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     children = [child for path in lists for child in path.read_text().split()]
     return [int(child) for child in children] + [one for child in children for one in descendants(child)]
@@ -48,7 +48,7 @@ def test_a_job_of_submitit_that_is_preempted_saves_and_is_requeued(tmp_path, stu
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Do a row's work as its job does; the signals that would have it requeued are counted."""
+    """Do a row's work as its job does; count the signals that would get it requeued."""
     pytest.importorskip("submitit")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     monkeypatch.setattr(slurm, "POLL", 0.02)
@@ -68,7 +68,7 @@ def test_a_job_requeues_what_saved_repeats_what_crashed_and_fails_with_the_rest(
             job(row)
     assert [len(tries_of(tmp_path, row)) for row in rows[:4]] == [2, 2, 2, 1]
     assert kinds(tmp_path, rows) == ["done", "done", "failed", "failed", "waiting"]
-    # submitted twice: what is done or at work elsewhere is left alone
+    # submitted twice: rows that are done or running elsewhere are left alone
     assert job(rows[0]) == (0, 1) and len(tries_of(tmp_path, rows[0])) == 2
     (tmp_path / rows[4].log).mkdir()
     with exclusive(tmp_path / rows[4].log):
@@ -176,7 +176,7 @@ def test_ray_stops_rows_that_save(tmp_path, stubs, cluster):
 
 
 def over_workers(directory):
-    """Start a sweep of one trial over two workers of Ray's."""
+    """Start a sweep of one trial over two Ray workers."""
     settings = [word for word in arguments("data.h5", updates=3000) if "environment" not in word]
     line = [sys.executable, "-m", "omcda_jax.runner.main", "sweep", *settings, f"--directory={directory}"]
     line += ["--config.data.environment=benchmarks.toy/any", "--distributed", "--hosts=2", "--retries=1"]

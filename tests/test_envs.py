@@ -1,4 +1,4 @@
-"""The simulators' adapters: what a step shows, how an episode ends, and what a user's mistake says."""
+"""The simulators' adapters: what a step shows, how an episode ends, and the messages for users' mistakes."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def start(environment):
 
 @pytest.fixture(scope="module")
 def battles(start, step):
-    """Rollouts [STEPS, EPISODES, ...] in which everyone shoots the first enemy in range, or else stands still."""
+    """Rollouts [STEPS, EPISODES, ...] in which all agents shoot the first enemy in range, or else stand still."""
     env_state, now = start
     shown = []
     for index in range(STEPS):
@@ -91,7 +91,7 @@ def test_a_scan_carries_the_state_without_a_second_trace(environment):
 
     (_, last), reward = jax.eval_shape(play, jax.random.key(2))
     assert reward.shape == (5,) and last.obs.shape == (3, 75)
-    # a weakly typed leaf would make the scan trace its body once more
+    # a weakly typed leaf would make the scan trace its body again
     assert len(traced) == 1
 
 
@@ -118,7 +118,7 @@ def test_an_episode_of_a_dataset_is_brought_onto_the_map_as_it_was_played(enviro
         np.testing.assert_array_equal(found.target[:, :ALLIES][alive], own.target[:, :ALLIES][alive])
         np.testing.assert_array_equal(found.target[:, ALLIES:], np.arange(ALLIES, ALLIES + ENEMIES)[None].repeat(21, 0))
         targets, dead = targets + (found.target >= ALLIES)[:, :ALLIES].sum(), dead + (~there).sum()
-        # whoever falls stays where it was last seen
+        # a unit that dies stays where it was last seen
         fallen = ~there[1:] & ~there[:-1]
         np.testing.assert_array_equal(found.position[1:][fallen], found.position[:-1][fallen])
     assert targets > 100 and dead > 100
@@ -205,13 +205,13 @@ def test_fewer_enemies_are_dead_from_the_start_and_the_battle_goes_on(environmen
     health = units(now.global_state)[..., 0]
     assert (health[:, : ALLIES + 1] > 0).all()
     dead = (health[:, ALLIES + 1 :] == 0).mean()
-    # half of the starts, of the others .45 of the two that may be dead
+    # half of the starts; in the others, .45 of the two that may be dead
     assert 0.1 < dead < 0.35
     action = jnp.full((len(health), ALLIES), 4)
     _, after = jax.jit(jax.vmap(easier.step))(keys(6), env_state, action)
     still = health[:, ALLIES:] == 0
     assert (units(after.global_state)[:, ALLIES:, 0][still] == 0).all() and not after.terminated.any()
-    # what is legal against an enemy in range is never a dead one
+    # a legal attack on an enemy in range never targets a dead one
     assert not after.avail[..., 5:][np.broadcast_to(still[:, None], (len(health), ALLIES, 3))].any()
 
 

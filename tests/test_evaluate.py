@@ -27,10 +27,10 @@ LENGTHS = (1, 2, 4, 5, 9)
 
 
 def countdown(horizon=6, truncates_itself=True):
-    """Episodes of a length drawn at the reset; shorter than 5 is won, longer than the horizon is cut.
+    """Episodes with a length drawn at the reset; shorter than 5 is won, longer than the horizon is cut.
 
-    Every step pays the sum of the actions plus 0.5. An episode that is stepped on after its end goes on paying, and
-    winning, so that a missing mask shows.
+    Every step pays the sum of the actions plus 0.5. An episode that is stepped after its end still pays and wins, so
+    that a missing mask is noticed.
     """
 
     def show(length, time, reward):
@@ -56,12 +56,12 @@ def countdown(horizon=6, truncates_itself=True):
 
 
 def first_agent_acts(weight, obs, avail):
-    """Agent 0 plays 1 where `weight` is positive, agent 1 has no choice; a float, to be summed by the reward."""
+    """Agent 0 plays 1 if `weight` is positive, agent 1 has no choice; a float, so that the reward can sum it."""
     return jnp.where(avail[..., 1], (weight > 0).astype(jnp.float32), 0.0)
 
 
 def host_countdown(horizon=6, truncates_itself=True, log=None):
-    """The same on the host; `log` gathers what is asked of the simulators. A picture shows the time passed."""
+    """The same on the host; `log` collects the calls to the simulators. A picture shows the elapsed time."""
     log = [] if log is None else log
 
     def open_copies(copies):
@@ -294,7 +294,7 @@ def test_what_is_watched_is_the_first_episode_of_an_evaluation(seed):
 
 
 def coins(env_steps=4):
-    """Each step pays 1 where its own coin shows what the reset's did, or what the action's key would have shown."""
+    """Each step pays 1 if its own coin equals the reset's, or the one that the action's key would have given."""
     coin = lambda key: jax.random.bernoulli(jax.random.split(key)[1]).astype(jnp.int32)
 
     def show(time, reward):

@@ -1,4 +1,4 @@
-"""Every fault of `benchmarks/faults.py`, a few times; what benchmarks refuse."""
+"""Every fault of `benchmarks/faults.py`, a few times, and what benchmarks refuse."""
 
 import os
 import subprocess

@@ -115,7 +115,7 @@ def write_omar(path, episodes, states=True):
 
 
 def write_flashbax(path, episodes, spec):
-    """As OG-MARL records: a buffer of one row of time, written by flashbax itself."""
+    """As OG-MARL records data: a buffer of one row of time, written by flashbax itself."""
     import jax
     import jax.numpy as jnp
     from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
@@ -146,7 +146,7 @@ def write_flashbax(path, episodes, spec):
 
 
 def as_vaults_keep(episodes):
-    """What a vault can hold: final observations repeat the last one, an episode cut short loses its last step."""
+    """What a vault can store: final observations repeat the last one, and an episode cut short loses its last step."""
     parts = []
     for e, end in enumerate(final_rows(episodes.length)):
         start = end - episodes.length[e]

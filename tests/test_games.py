@@ -1,4 +1,4 @@
-"""Small games with a known best answer: every method but cloning beats cloning, and none but a plain one is misled."""
+"""Small games with a known best answer: every method beats cloning, and only plain ones are misled."""
 
 import functools
 
@@ -44,7 +44,7 @@ def make_batch(spec, obs, action, reward, terminal, next_obs):
     )
 
 
-# hundreds of updates: optimising costs less than running what is not
+# hundreds of updates: compiling with optimisation costs less than running unoptimised code
 @functools.partial(jax.jit, static_argnames="updates", compiler_options={"xla_backend_optimization_level": 2})
 def trained(state, batch, updates):
     return jax.lax.scan(lambda s, _: (omcda_jax.update(s, batch)[0], None), state, length=updates)[0]
@@ -62,7 +62,7 @@ UTILITY = np.array([[0.0, 1.0, 0.4], [0.0, 0.4, 1.0]])  # of each agent's action
 
 
 def bandit():
-    """The commonest action of both agents, 0, earns nothing."""
+    """The most common action of both agents, 0, earns nothing."""
     rng = np.random.default_rng(0)
     action = rng.choice(3, p=[0.5, 0.25, 0.25], size=(256, 2))
     one = np.ones((256, 1))
@@ -85,7 +85,7 @@ START, SAFE, RISKY = np.eye(3)
 
 
 def matrix_game():
-    """Agent 0 chooses a branch: one pays 1 whatever follows, the other PAYOFF. The data favour the first one.
+    """Agent 0 chooses a branch: one pays 1 whatever follows, the other PAYOFF. The data favour the first.
 
     Dynamic programming: the second branch is worth max PAYOFF = 8, so the optimum is 8, against 1.
     """

@@ -1,4 +1,4 @@
-"""The grammar of grids: what a text stands for, what is refused, and that a set of points is a text again."""
+"""The grammar of grids: what a text stands for, what is refused, and how points become a text again."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_numbers_of_a_narrow_range_differ_and_stay_inside():
     for low, high in ((0.999, 0.9999), (0.9999, 0.99999), (1000.1, 1000.9), (-3.00001, -3.0)):
         drawn = [float(point["x"]) for point in points(f"x=uniform({low},{high},8)", "")]
         assert len(set(drawn)) == 8 and low <= min(drawn) and max(drawn) <= high
-    # of a wide one they are the four that they always were
+    # for a wide range they are the same four as before
     assert [point["x"] for point in points("x=uniform(0.1,1,3)", "")] == ["0.2917", "0.8404", "0.8615"]
 
 

@@ -1,4 +1,4 @@
-"""Downloads, from a hub on this machine."""
+"""Downloads from a hub on this machine."""
 
 import hashlib
 import http.server
@@ -40,7 +40,7 @@ def episodes():
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """The bytes of an archive with one vault, as the hub has them."""
+    """The bytes of an archive with one vault, as on the hub."""
     folder = tmp_path_factory.mktemp("archive")
     formats.write(folder / "tiny.vlt" / "Good", "vault", SPEC, episodes(), {})
     packed = io.BytesIO()
@@ -51,7 +51,7 @@ def archive(tmp_path_factory):
 
 
 class Hub:
-    """A server that answers as the hub does; `breaks_after` bytes it closes a transfer, once.
+    """A server that answers as the hub does; it closes one transfer after `breaks_after` bytes.
 
     It sends nothing before `goes_on` is set.
     """

@@ -16,7 +16,7 @@ AGENTS, ACTIONS = 3, 4
 
 @pytest.fixture
 def instance(random):
-    """One observation of a team with everything free: values, behaviour, convex mixers, levels; v^r = E_pi* q^r."""
+    """One observation of a team with everything random: values, behaviour, convex mixers, levels; v^r = E_pi* q^r."""
     q_return, q_deviation = random.normal(size=(2, AGENTS, ACTIONS))
     avail = np.ones((AGENTS, ACTIONS), bool)
     avail[0, 2] = False
@@ -148,7 +148,7 @@ def test_the_librarys_normalisation_loss_is_stationary_at_the_normalising_value(
 
 
 def library_influence(ring, policy, values, epsilon=0.0):
-    """The library's `influence` of one agent on a batch that holds every place once."""
+    """The library's `influence` of one agent on a batch with every place once."""
     log_ratio = np.log(policy) - np.log(ring.behaviour)
     shape = (exact.NUM_PLACES, 1, 3)
     arrays = [jnp.asarray(a.reshape(shape)) for a in (values, log_ratio, policy)]
@@ -160,7 +160,7 @@ UNIFORM = np.full(exact.NUM_PLACES, 1 / exact.NUM_PLACES)
 
 def test_without_a_future_influence_level_and_marginal_value_are_one_number(double):
     for ring, alpha in zip(exact.rings(seed=3, gamma=0.0), (0.9, 0.5, 0.2, 0.05), strict=True):
-        # Actions must matter at once: the reward of this bandit depends on the place reached.
+        # Actions must have an immediate effect: the reward of this bandit depends on the reached place.
         reached = ring.transition @ ring.reward
         h = 1e-5
         divergence, value, policy = [], [], None

@@ -1,4 +1,4 @@
-"""Discrete and continuous actions are one method: on the same problem both kinds give the same levels and influences.
+"""Discrete and continuous actions agree: on the same problem both kinds give the same levels and influences.
 
 The problem is a bandit whose discrete actions are cells of the continuous one. Agent i earns s_i (u - u^2 / 2) with
 u = arctanh(a), and the behaviour is a tanh-Gaussian, so that the regularised optimum is a tanh-Gaussian too and every
@@ -19,7 +19,7 @@ from omcda_jax.distributions import Categorical, expectation, tanh_gaussian
 
 CELLS = (np.arange(81) + 0.5) / 81 * 2 - 1
 SCALES = np.array([2.0, 0.5])
-BUDGET = 0.3  # nats of each agent
+BUDGET = 0.3  # nats per agent
 MEAN, STD = np.array([-0.2, 0.1]), np.array([0.4, 0.5])
 AGENTS, ROWS = 2, 128
 

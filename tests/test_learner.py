@@ -40,7 +40,7 @@ def init(key, spec, config):
     weight = jnp.zeros(3)
     return TrainState(
         params=weight,
-        target_params=weight,  # one buffer twice, which donation refuses unless it is copied
+        target_params=weight,  # the same buffer twice, which donation refuses unless it is copied
         opt_state=(),
         extra=0.0 * weight,
         step=jnp.zeros((), jnp.int32),
@@ -51,7 +51,7 @@ def init(key, spec, config):
 
 
 def update(state, batch, *, axis_name=None):
-    """Moves the mean towards the batch's, with noise of its own key, and notes the first rows drawn."""
+    """Move the mean towards the batch's, with noise from its own key, and record the first rows drawn."""
     if axis_name is not None:
         batch = jax.lax.all_gather(batch, axis_name, tiled=True)
     noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (3,))
@@ -79,7 +79,7 @@ def train_step():
 
 
 def trained(train_step, state, dataset=DATASET, config=CONFIG, stop_at=None, save=None, **options):
-    """Train to the end, or to a number of updates; return the state, and save it as often as the config says."""
+    """Train to the end or for a number of updates; return the state, and save it as often as the config says."""
     layout, calls = options.get("layout"), train(train_step, state, dataset, config, **options)
     for step, state, _ in calls:
         if save and (step % config.checkpoint_every == 0 or step == stop_at):
@@ -218,7 +218,7 @@ def test_nothing_but_bad_updates_ends_the_run_before_anything_is_kept(train_step
 
 
 def bad_at(steps):
-    """The algorithm, whose update is not finite at some steps."""
+    """The algorithm, with an update that is not finite at some steps."""
 
     def broken(state, batch, *, axis_name=None):
         bad = jnp.isin(state.step, jnp.array(steps))
@@ -372,7 +372,7 @@ def test_the_time_left_is_by_the_updates_of_the_last_minutes(monkeypatch):
     assert lines[29] == ["1.0 updates/s", "2h20m left"]
     assert lines[30] == ["4.0 updates/s", "34m10s left"]
     assert lines[32] == ["10.0 updates/s", "13m00s left"]
-    # a long evaluation says nothing of the rate
+    # a long evaluation does not affect the rate
     assert lines[33] == ["10.0 updates/s", "12m59s left"]
     assert lines[34] == ["5.0 updates/s", "25m38s left"]
 

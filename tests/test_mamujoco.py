@@ -1,4 +1,4 @@
-"""Multi-agent MuJoCo against gymnasium-robotics' own stepping, and what the batch of copies adds to it."""
+"""Multi-agent MuJoCo against gymnasium-robotics' own stepping, and what the batch of copies adds."""
 
 import sys
 
@@ -16,7 +16,7 @@ COPIES = 2
 
 
 def violent_actions(spec, steps, copies=COPIES, seed=0):
-    """Half of them at the limits and each held for five steps, which throws the robots about: [steps, copies, N, A]."""
+    """Actions [steps, copies, N, A], half of them at the limits, each kept for five steps to throw the robots about."""
     random = np.random.default_rng(seed)
     shape = (-(-steps // 5), copies, spec.num_agents, spec.action_dim)
     actions = np.where(random.random(shape) < 0.5, random.uniform(-1, 1, shape), random.choice([-1.0, 1.0], shape))
@@ -100,7 +100,7 @@ def test_sizes_and_types():
 
 
 def test_an_episode_is_a_function_of_its_seed_and_actions():
-    """Copy 2 of 3, after another episode and stepped with others, shows what a fresh copy of one alone shows."""
+    """Copy 2 of 3, after another episode and stepped with others, shows the same as a single fresh copy."""
     spec, alone = opened("Ant_2x4", 1)
     _, crowd = opened("Ant_2x4", 3)
     actions = violent_actions(spec, 40, 3)
@@ -217,7 +217,7 @@ def test_nothing_is_printed(monkeypatch, tmp_path, capfd):
 
 
 class FakeRenderer:
-    """Stands for MuJoCo's, which needs graphics; its picture is the first joint's position."""
+    """Replaces MuJoCo's renderer, which needs graphics; its picture is the first joint's position."""
 
     made = closed = 0
 

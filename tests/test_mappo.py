@@ -17,9 +17,9 @@ HORIZON = 3
 
 
 def counting_game() -> Environment:
-    """Two agents, three actions of which the second is illegal: a step pays the share of agents on their target.
+    """Two agents with three actions; the second is illegal. A step pays the share of agents on their target.
 
-    An episode ends after three steps, and is won when both choose their target in the last of them.
+    An episode ends after three steps, and is won if both choose their target in the last step.
     """
 
     def show(count, reward, terminated, truncated, won):
@@ -131,7 +131,7 @@ AIMS = np.array([[0.6, -0.5], [0.3, 0.0]], np.float32)
 
 
 def reaching_game(closed: list) -> HostEnvironment:
-    """Two agents, the second with one dimension of two: a step pays 1 less the squared distances from their aims.
+    """Two agents, the second with one dimension of two: a step pays 1 minus the squared distances from their aims.
 
     An episode is cut after five steps. The first observation and the state are the step, far from unit scale.
     """
@@ -177,10 +177,10 @@ def test_it_reaches_each_agents_own_aim():
     obs = jnp.zeros((5, 2, 2)).at[..., 0].set(1000 + 100 * jnp.arange(5.0)[:, None])
     centre = np.tanh(policies.mean(actor, obs))
     assert np.abs(centre - AIMS)[:, [0, 0, 1], [0, 1, 0]].max() < 0.15
-    # mean and spread of 1000, 1100, .. 1400; what never varies is left as it is
+    # mean and spread of 1000, 1100, .. 1400; a feature that never varies does not change
     np.testing.assert_allclose(actor.obs_mean, [[1200, 0]] * 2, rtol=1e-4)
     np.testing.assert_allclose(actor.obs_std, [[100 * 2**0.5, 1]] * 2, rtol=1e-3)
-    # the width may shrink to its floor and no further; that of the missing dimension stays
+    # the width can shrink to its floor but not below; that of the missing dimension stays
     assert REACHING.log_std_floor <= actor.log_std.min() < REACHING.initial_log_std == actor.log_std[1, 1]
 
 
@@ -210,7 +210,7 @@ def test_a_recipe_s_stages_are_taken_in_order_and_saved_as_they_are_judged(tmp_p
     def make_evaluate(environment, episodes):
         def evaluate(actor, key):
             judged.append((episodes, actor))
-            # the second check finds the team able
+            # the second check finds a high enough win rate
             return {"win_rate": sum(count == 3 for count, _ in judged) / 4}
 
         return evaluate
@@ -250,7 +250,7 @@ def test_log_probability_of_the_dimensions_an_agent_has(random):
 
 
 def reaching_game_in_jax() -> Environment:
-    """The game of `reaching_game` at unit scale; to use the dimension that an agent lacks costs much."""
+    """The game of `reaching_game` at unit scale; using the dimension that an agent lacks costs much."""
 
     def show(time, reward):
         obs = jnp.full((2, 2), time / 5)

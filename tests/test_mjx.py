@@ -21,14 +21,14 @@ NAME = "HalfCheetah_6x1"
 
 
 def violent(spec, random, steps):
-    """Half of the actions at the limits, each held for five steps: [steps, N, A]."""
+    """Actions [steps, N, A], half of them at the limits, each kept for five steps."""
     shape = (steps // 5, spec.num_agents, spec.action_dim)
     return np.where(random.random(shape) < 0.5, random.uniform(-2, 2, shape), 1.0).astype(np.float32).repeat(5, axis=0)
 
 
 @pytest.fixture
 def opened():
-    """Opens one robot of mamujoco."""
+    """Open one robot of mamujoco."""
     with contextlib.ExitStack() as stack:
 
         def open_one(name):
@@ -40,7 +40,7 @@ def opened():
 
 
 def state_of(host):
-    """What the next step of a robot of mamujoco starts from, as the adapter has it."""
+    """The state from which the next step of a robot of mamujoco starts, in the adapter's form."""
     data = host._bodies[0].data
     x = data.xpos[1, 0] if host._bodies[0].spec.id.startswith("Ant") else data.qpos[0]
     return adapter.State(*map(np.float32, (data.qpos, data.qvel, data.qacc_warmstart, x)), np.int32(host._time[0]))
@@ -48,7 +48,7 @@ def state_of(host):
 
 @pytest.mark.slow
 def test_a_step_is_that_of_the_host(opened, random, strict_ranks):
-    """From the host's own states, on the ground and in the air; one compilation, with the horizon's cut in it."""
+    """From the host's own states, on the ground and in the air; one compilation, with the time limit included."""
     environment, index, host = envs.make(f"mjx/{NAME}"), np.arange(1), opened(NAME)
     step, touched = jax.jit(environment.step), 0
     for seed in range(6):
@@ -70,7 +70,7 @@ def test_a_step_is_that_of_the_host(opened, random, strict_ranks):
 
 @pytest.mark.slow
 def test_an_ants_step_is_that_of_the_host(opened, random, strict_ranks, monkeypatch):
-    """With friction in cones, which need no directions, until it falls; forces of contact round the worst."""
+    """With friction cones, which need no directions, until it falls; contact forces round the most."""
     pyramids = mamujoco.build
 
     def cones(scenario):

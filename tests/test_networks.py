@@ -1,4 +1,4 @@
-"""Dense layers against NumPy: values and gradients, of a layer that narrows and of one that widens; fresh networks."""
+"""Dense layers against NumPy: values and gradients of a narrowing and of a widening layer; fresh networks."""
 
 import jax
 import jax.numpy as jnp

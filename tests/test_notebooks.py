@@ -1,4 +1,4 @@
-"""The notebooks of experiments/examples: program and notebook are one, and every cell runs."""
+"""The notebooks of experiments/examples: program and notebook agree, and every cell runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ notebooks = pytest.mark.parametrize("name", NAMES)
 
 
 def executed(name):
-    """The names that a notebook's program leaves behind."""
+    """The names that a notebook's program defines."""
     path, names = EXAMPLES / f"{name}.py", {}
     exec(compile(path.read_text(), str(path), "exec"), names)
     return names
@@ -44,7 +44,7 @@ def test_a_notebook_and_its_program_are_the_same_cells(name):
 
 
 def test_the_tutorial_runs_from_top_to_bottom(tiny, monkeypatch):
-    """On the toy, in place of SMAX and its dataset."""
+    """On the toy instead of SMAX and its dataset."""
     about = {"environment": "smax/3m", "quality": "medium", "description": "a toy"}
     data.write("toy.h5", toy.SPEC, toy.episodes(), about)
     monkeypatch.setattr(envs, "make", lambda name: with_map())
@@ -69,7 +69,7 @@ def test_a_simulator_and_data_of_ones_own_run_from_top_to_bottom(tiny):
     assert len(length) == 10 and (length[~done] == 20).all() and done.any()
     assert data.read("line.h5")[2]["statistics"] == data.statistics(names["episodes"])
     assert os.path.getsize("line.html") > 100_000
-    # what is drawn are the places that the robots were at
+    # the drawn points are the places where the robots were
     np.testing.assert_allclose(
         names["seen"].units.position[..., 0], 6 * names["episodes"].global_state[: length[0] + 1]
     )

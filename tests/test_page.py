@@ -51,7 +51,7 @@ def evaluated(mean):
 
 
 def rows(several=None):
-    """Metrics of two agents, of a single trial or the same for each of several."""
+    """Metrics of two agents, for a single trial or the same for each of several trials."""
     spread = (lambda value: value) if several is None else (lambda value: [value] * several)
     learning = [
         {
@@ -308,7 +308,7 @@ def test_the_page_of_a_comparison_says_who_is_better_and_how_sure_that_is(tmp_pa
     assert shown.tables[1][1][:3] == ["bc", "omcda", "0.12"]
     assert shown.tables[1][2][:3] == ["omcda", "bc", "0.88"]
     profile = traces(figure_of(shown, "share of runs above"))
-    # 0.75 standard deviations above the data lies between the seeds of bc, at 0 and 1, and below omcda's, at 1 and 2
+    # 0.75 standard deviations above the data is between the seeds of bc, at 0 and 1, and below omcda's, at 1 and 2
     place = int(np.searchsorted(numbers(profile["bc"]["x"]), 0.75))
     assert numbers(profile["bc"]["y"])[place] == 0.5 and numbers(profile["omcda"]["y"])[place] == 1.0
     assert (
@@ -330,7 +330,7 @@ def test_a_comparison_of_an_earlier_version_says_what_to_do(tmp_path, capsys):
 
 
 def leave_sweep(directory):
-    """A population and a single trial with another algorithm, which are done, and a trial that is not."""
+    """A finished population, a finished single trial with another algorithm, and an unfinished trial."""
     bc, omcda = ({"task": "smac_3m", "algorithm.name": name} for name in ("bc", "omcda"))
     rows = [
         ("a", [omcda | {"seed": str(seed), "algorithm.d_tot": total} for total in ("0.3", "0.6") for seed in (0, 1)]),
@@ -427,7 +427,7 @@ def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch, cap
 
 
 def with_map():
-    """The toy with a map, on which agent 1 acts upon agent 0 in its second half."""
+    """The toy with a map; in the second half of an episode, agent 1 acts on agent 0."""
 
     def units(env_state):
         time = env_state[0]
@@ -459,7 +459,7 @@ def on_host():
 
 
 def test_an_episode_is_played_again_from_the_checkpoint(run, monkeypatch, capsys):
-    """On a map, as a film, and not at all; the page is the same command's."""
+    """On a map, as a film, and not at all; the same command writes the page."""
     assert run.main(command(updates=10)) == 0
     assert report.main(["report", str(DIRECTORY)]) == 0
     assert figure_of(read(DIRECTORY / "report.html"), "return")["layout"]["yaxis2"], (

@@ -18,7 +18,7 @@ BOTH_KINDS = [*ALGORITHMS, *(f"{name}-continuous" for name in ALGORITHMS)]
 
 
 def widened(batch):
-    """The batch as a user of 64 bits has it."""
+    """The batch of a user with 64 bits."""
     wide = {np.dtype(np.float32): np.float64, np.dtype(np.int32): np.int64}
     return jax.tree.map(lambda x: jnp.asarray(x, wide.get(x.dtype, x.dtype)), batch)
 

@@ -1,4 +1,4 @@
-"""The presets, what they hand to each algorithm, and what is said of settings on the command line."""
+"""The presets, what they pass to each algorithm, and what the command line says about settings."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The exact problem checks itself, and OMCDA, knowing only its data, comes close to its exact answers."""
+"""The exact problem checks itself; OMCDA, which knows only the data, comes close to the exact answers."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def leaning():
 
 @pytest.fixture(params=probe.PROBLEMS)
 def either(request, problem):
-    """Both problems in turn, the continuous one coarsely cut."""
+    """Both problems, one after the other; the continuous one is cut coarsely."""
     return {"discrete": problem, "continuous": exact.leaning_rings(cells=40)}[request.param]
 
 
@@ -189,7 +189,7 @@ def test_better_rules_reach_more_and_none_beats_the_best_split(problem, runs):
 
 @pytest.mark.parametrize("rule", probe.RULES)
 def test_learned_levels_and_influences_of_the_agents_that_matter_are_near_the_exact_ones(runs, rule):
-    # Agents 0 and 1 earn 3 and 1; the values of the others are smaller than the noise these two leave in the reward.
+    # Agents 0 and 1 earn 3 and 1; the values of the others are smaller than the noise of these two in the reward.
     learned, solution = runs[rule]
     np.testing.assert_allclose(learned.alpha[:2], solution.alpha[:2], rtol=0.15)
     np.testing.assert_allclose(learned.influence[:2], solution.influence[:2], rtol=0.2)
@@ -238,7 +238,7 @@ def test_the_policy_table_of_continuous_actions_is_what_the_agents_play(leaning)
 
 
 def check_continuous(leaning, config, updates, batch_size, budget_error):
-    """Trains, compares with the exact answers of the rule, and returns the learned value."""
+    """Train, compare with the exact answers of the rule, and return the learned value."""
     learned = probe.train(leaning, probe.rollouts(leaning), config, updates=updates, batch_size=batch_size, seed=1)
     account = probe.account(config, discrete=False)
     solution = probe.exact_split(exact.frontier(leaning, account, config.influence_epsilon), config)

@@ -22,7 +22,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """Two processes with two devices each; every process holds its own half of the data."""
+    """Two processes with two devices each; every process has its own half of the data."""
     run = Run(place / "whole", updates=200, processes=2, devices=2).go()
     assert run.codes == [0, 0], run.err
     assert ["2 processes, 4 devices" in out for out in run.out] == [True, False], "only the first process talks"
@@ -68,7 +68,7 @@ def test_a_mistake_ends_every_process_with_status_78(whole):
 
 
 def test_processes_that_only_help_write_nothing(whole):
-    """Neither beside the run nor in the system's places for what is thrown away."""
+    """No files next to the run or in the system's temporary folders."""
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     assert {path.name for path in whole.directory.iterdir()} == {
         "checkpoints",

@@ -1,4 +1,4 @@
-"""What people bring: one file per kind of fault and format, each read rightly or refused in one plain line."""
+"""Users' files: one file per kind of fault and format, each read correctly or refused in one plain line."""
 
 import json
 import os
@@ -67,14 +67,14 @@ def vault_of(path, ended, cut):
 
 
 def test_agents_that_end_differently_at_one_step_end_the_episode_there(tmp_path, capsys):
-    # six episodes of five steps; in the second and the fifth the clock cuts all agents but one, which terminates
+    # six episodes of five steps; in the second and the fifth the time limit cuts all agents but one, which terminates
     ended, cut = np.zeros((30, 3), bool), np.zeros((30, 3), bool)
     ended[4::5] = True
     ended[[9, 24], 1:], cut[[9, 24], 1:] = False, True
     vault_of(tmp_path / "vault", ended, cut)
     found = formats.read(tmp_path / "vault")
     np.testing.assert_array_equal(found.episodes.terminated, [True, False, True, True, False, True])
-    # what followed the last step of the two is not stored, so that step only ends them
+    # the observation after the last step of these two is not stored, so that step only ends them
     np.testing.assert_array_equal(found.episodes.length, [5, 4, 5, 5, 4, 5])
     np.testing.assert_array_equal(found.episodes.reward[:11], [0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 0])
     assert "2 episodes end for some agents by the task, for others by the clock: they count as cut" in found.notes
@@ -161,7 +161,7 @@ def test_a_time_limit_in_a_layout_without_final_observations_takes_the_last_step
     np.testing.assert_array_equal(found.length, [2, 2, 1, 2])
     np.testing.assert_array_equal(found.terminated, [False, False, True, True])
     np.testing.assert_array_equal(found.reward, [0, 1, 0, 3, 4, 0, 6, 0, 7, 8, 0])
-    # the final observation is the one that was seen before the step that is gone
+    # the final observation is the one before the dropped step
     assert found.obs[2, 0, 0] == 2 * 2 * 2 and found.obs[5, 0, 0] == 5 * 2 * 2
     with pytest.raises(ConfigError, match="expected at least 3, the longest episode, found 2"):
         formats.read(tmp_path / "vault", repairs=Repairs(time_limit=2))
@@ -598,7 +598,7 @@ def test_a_fault_is_read_rightly_or_refused_in_every_format(tmp_path, kind):
 
 
 def test_the_second_reading_is_not_the_first(tmp_path):
-    """A reader that took another episode's reward would be seen."""
+    """A reader that used another episode's reward would be noticed."""
     written("vault", tmp_path / "vault")
     layout = layouts.LAYOUTS["vault"]
     wrong = layout._replace(read=lambda arrays: layout.read(arrays)[::-1])
@@ -606,7 +606,7 @@ def test_the_second_reading_is_not_the_first(tmp_path):
     assert fuzz.judge(tmp_path / "vault", wrong, harmless=True).kind == "wrong"
 
 
-# arrays of one's own
+# a user's own arrays
 
 
 @pytest.mark.parametrize("convert", [jnp.asarray, lambda values: values.tolist()], ids=["JAX arrays", "lists"])

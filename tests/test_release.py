@@ -1,4 +1,4 @@
-"""What a release is made of: one version, its changelog, how it is cited, tested in public and packed into an image."""
+"""The parts of a release: one version, its changelog, its citation, public tests and its image."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Files are replaced as a whole, and nothing that is no file."""
+"""Files are replaced as a whole, and only files are replaced."""
 
 import os
 

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def command(name):
-    """The one line of the code block after README's marker."""
+    """The single line of the code block after README's marker."""
     lines = re.search(rf"<!-- {name} command -->\n```bash\n(.*?)```", README, re.DOTALL).group(1).splitlines()
     assert len(lines) == 1
     return lines[0]

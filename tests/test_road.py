@@ -1,4 +1,4 @@
-"""From a simulator of one's own to a trained team: behaviour policies, datasets and runs, by commands alone."""
+"""From a user's own simulator to a trained team: behaviour policies, datasets and runs, only by commands."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def train(environment, out, *more):
 
 
 def make(environment, out, *more, episodes=20):
-    """Collect, and return what the file holds."""
+    """Collect, and return the contents of the file."""
     words = [f"--environment={environment}", f"--out={out}", f"--episodes={episodes}", *more]
     assert collect.main(["collect.py", *words]) == 0
     return data.read(out)
@@ -64,7 +64,7 @@ def home(tmp_path_factory):
     assert train(HOST, home / "weights", *TRAINING) == 0
     make(HOST, home / "medium.h5", f"--weights={home / 'weights'}", "--quality=medium")
     assert learn(HOST, home / "medium.h5", home / "run", **{"algorithm.name": "bc"}) == 0
-    (home / "few").mkdir()  # without the stages on the way to medium
+    (home / "few").mkdir()  # without the stages before medium
     for stage in ("medium", "expert"):
         shutil.copy(home / "weights" / policies.file_name(HOST, stage), home / "few")
     np.save(home / "rows.npy", np.zeros(3))
@@ -151,11 +151,11 @@ def test_a_run_becomes_a_dataset(home, tmp_path):
     assert metadata["quality"] == "bc_greedy_random_0.3" and "0.3 of all actions random" in metadata["description"]
     steps = np.delete(np.arange(len(mixed.reward)), np.cumsum(mixed.length + 1) - 1)
     chosen = omcda_jax.act(actor, jnp.asarray(mixed.obs), jnp.asarray(mixed.avail))
-    # a random action is another one in two of three cases
+    # a random action differs from the policy's in two of three cases
     assert 0.1 < (mixed.action != np.asarray(chosen))[steps].mean() < 0.3
     _, sampled, metadata = make(HOST, tmp_path / "sampled.h5", own)
     assert metadata["quality"] == "bc" and "actions sampled from" in metadata["description"]
-    # the same run acts in the example in JAX, whose sizes are the same
+    # the same run acts in the example in JAX, which has the same sizes
     save_policy(tmp_path / "actor", actor)
     _, _, metadata = make(IN_JAX, tmp_path / "jax.h5", f"--policy={tmp_path / 'actor'}", "--quality=mine")
     assert metadata["quality"] == "mine" and "the policy saved as" in metadata["description"]
@@ -303,7 +303,7 @@ def test_data_of_other_policies_do_not_take_the_name_of_the_packages(tmp_path, m
     assert "--policy: expected another --quality, or --out, for datasets/examples.environ" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert collect.main([*words, "--out=own.h5"]) == 0
-    # one of a name of its own is described by that name
+    # a dataset with a name of its own is described by that name
     named = [*words[:2], "--quality=mine", "--episodes=2"]
     assert collect.main([*named, "--policy=random"]) == 0 and collect.main(named) == 0
     assert "exists: checking it" in capsys.readouterr().out

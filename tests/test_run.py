@@ -1,4 +1,4 @@
-"""The runner: in this process on a toy simulator, and once for real on SMAX, stopped by a signal and resumed."""
+"""The runner: in this process on a toy simulator, and once on the real SMAX, stopped by a signal and resumed."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """The runner's module, with the toy for a simulator and its dataset at data.h5 of the working directory."""
+    """The runner's module, with the toy as simulator and its dataset at data.h5 in the working directory."""
     monkeypatch.setattr(envs, "make", lambda name: environment())
     monkeypatch.chdir(tmp_path)
     write("data.h5")
@@ -116,7 +116,7 @@ def test_a_run_leaves_everything_behind_and_says_what_it_did(run, capsys):
 
 
 def stop_when(monkeypatch, owner, name, condition=lambda *arguments: True, number=signal.SIGTERM):
-    """Makes this process receive a signal in the middle of the next call of `owner.name` that fits."""
+    """Make this process receive a signal in the middle of the next call of `owner.name` that fits."""
     original, sent = getattr(owner, name), []
 
     def wrapped(*arguments, **options):
@@ -500,7 +500,7 @@ def test_the_best_checkpoint_is_kept_apart_and_can_be_evaluated(run, monkeypatch
     assert run.main(command("--config.learner.evaluate_every=20")) == 0
     names = lambda which: sorted(path.name for path in (DIRECTORY / "checkpoints" / which).iterdir())
     assert (names("latest"), names("best")) == (["40", "60"], ["20"])
-    # an evaluation that is asked for afterwards is none on the way, however lucky
+    # a later evaluation does not count as one during training, however good it is
     monkeypatch.setattr(evaluation, "summarise", lambda found: summarise(found) | {"return_mean": 99.0})
     for mode in ("eval", "train"):
         assert run.main(command("--config.learner.evaluate_every=20", f"--mode={mode}")) == 0
@@ -653,7 +653,7 @@ def test_a_profile_is_written(run, capsys):
 
 
 def test_a_full_disk_is_one_line_and_the_step_before_stays(run, monkeypatch, capsys):
-    """Orbax's own error, raised where its thread would have."""
+    """Orbax's own error, raised where its thread would raise it."""
     original = ocp.CheckpointManager.save
 
     def save(self, step, **options):

@@ -1,4 +1,4 @@
-"""Searches: what Optuna is asked and told, and what becomes of both when a search is stopped at whatever moment."""
+"""Searches: what Optuna is asked and told, also when a search is stopped at any moment."""
 
 import json
 import math
@@ -22,7 +22,7 @@ UNSEARCHED = ("environment", "learning_rate", "hidden_sizes")
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """The command line of a search on the toy simulator, but for the grid; nothing is checked that takes a second."""
+    """The command line of a search on the toy simulator, without the grid and without slow checks."""
     monkeypatch.chdir(tmp_path)
     write("data.h5", "benchmarks.toy/any")
     monkeypatch.setattr(check, "check", lambda directory, rows: None)
@@ -32,13 +32,13 @@ def toy(tmp_path, monkeypatch):
 
 
 def goodness(said):
-    """Best at a rate of 0.01; wide networks are better, and seed 1 is worth 2 more than seed 0."""
+    """Best at a rate of 0.01; wide networks are better, and seed 1 gives 2 more than seed 0."""
     distance = math.log10(float(said["algorithm.learning_rate"])) + 2
     return -(distance**2) + 2 * int(said["seed"]) - (said["algorithm.hidden_sizes"] == "[4]")
 
 
 class Engine:
-    """In place of the local one: runs end at once with `goodness`, and `status` says otherwise of some rows."""
+    """Replaces the local engine: runs end at once with `goodness`; `status` gives some rows another exit status."""
 
     def __init__(self, status=lambda row: 0, diverged=lambda said: None):
         self.worked, self._status, self._diverged = [], status, diverged
@@ -73,7 +73,7 @@ class Engine:
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Make an engine that the command takes for the local one."""
+    """Make an engine that the command uses as the local one."""
 
     def make(**given):
         made = Engine(**given)
@@ -94,7 +94,7 @@ def test_a_search_asks_for_settings_and_is_told_means_over_their_seeds(toy, engi
     assert "search: 0 of 10 trials ended; 10 more in 3 rounds" in planned and not Path("sweep").exists()
     assert sweep.main([*toy, f"--grid={GRID}"]) == 0
     rows, found = manifest.read("sweep"), written()
-    # what was shown is what was run first; a population of 4 settings and 2 seeds at most, one size of network in each
+    # the shown rows are run first; a population has at most 4 settings and 2 seeds, and one size of network
     assert all(f"{row.name}  new, {len(row.trials)} trials" in planned for row in rows[:2])
     assert sum(len(row.trials) for row in rows) == 20 and max(len(row.trials) for row in rows) <= 8
     assert made.worked == [row.name for row in rows]
@@ -106,7 +106,7 @@ def test_a_search_asks_for_settings_and_is_told_means_over_their_seeds(toy, engi
     said = capsys.readouterr().out
     assert f"10 of 10 trials ended, the best {best['value']:.4g} with algorithm.learning_rate=" in said
     assert [value for *_, value in search.best_so_far(found)][-1] == best["value"]
-    # again: nothing is asked, worked or told; two more trials are two more
+    # again: nothing is asked, run or told; two more trials are just two more
     assert sweep.main([*toy, f"--grid={GRID}"]) == 0 and written() == found and len(made.worked) == len(rows)
     assert sweep.main([*toy, f"--grid={GRID}", "--trials=12"]) == 0
     assert written()["trials"][:10] == found["trials"] and len(written()["trials"]) == 12
@@ -116,18 +116,18 @@ def test_a_search_asks_for_settings_and_is_told_means_over_their_seeds(toy, engi
     lines = Path("sweep/tried.csv").read_text().splitlines()
     assert lines[0] == "trial,algorithm.learning_rate,algorithm.hidden_sizes,evaluation/return_mean"
     assert len(lines) == 13 and "{seeds,trials,tried}" in said
-    # tables are written beside what the search knows, not over it
+    # tables are written next to the search's files, not over them
     assert sweep.main(["sweep", "--collect=sweep"]) == 0 and len(written()["trials"]) == 12
 
 
 class Killed(BaseException):
-    """In place of a signal that cannot be answered."""
+    """Replaces a signal that cannot be handled."""
 
 
 def test_a_search_that_was_stopped_or_killed_comes_to_what_it_would_have_come_to(toy, engine, monkeypatch):
     engine()
     assert sweep.main([*toy, f"--grid={GRID}", "--directory=whole"]) == 0
-    # in the second round one row saves and the other is done; the next time the telling is cut short
+    # in the second round one row saves and the other is done; the next time, telling the values is interrupted
     stopped = engine(status=lambda row: os.EX_TEMPFAIL if row.number == 3 else 0)
     assert sweep.main([*toy, f"--grid={GRID}"]) == os.EX_TEMPFAIL
     assert [trial["ended"] for trial in written()["trials"]].count(False) > 0
@@ -148,7 +148,7 @@ def test_a_search_that_was_stopped_or_killed_comes_to_what_it_would_have_come_to
     monkeypatch.setattr(Study, "tell", tell)
     assert sweep.main([*toy, f"--grid={GRID}"]) == 0
     assert written() == written("whole") and manifest.read("sweep") == manifest.read("whole")
-    # no row was worked on twice once it was done
+    # no row was run again once it was done
     assert sorted(stopped.worked + later.worked) == [row.name for row in manifest.read("sweep")]
 
 
@@ -176,7 +176,7 @@ def test_what_diverged_or_failed_has_no_value_and_a_round_of_failures_ends_the_s
         rate, sizes = float(trial["settings"]["algorithm.learning_rate"]), trial["settings"]["algorithm.hidden_sizes"]
         assert trial["ended"] and (trial["value"] is None) == (rate > 0.01 or sizes == "[4]")
     assert {trial["value"] is None for trial in written()["trials"]} == {True, False}
-    # perhaps it is the machine: once more, and only then they count as failed
+    # the machine may be the cause: they run once more, and only then count as failed
     engine(status=lambda row: 1)
     line = [*toy, f"--grid={GRID}", "--trials=6", "--directory=failing"]
     assert sweep.main(line) == 1
@@ -184,11 +184,11 @@ def test_what_diverged_or_failed_has_no_value_and_a_round_of_failures_ends_the_s
     engine(status=lambda row: 1 if row.number < 2 else 0)
     assert sweep.main(line) == 0
     assert [trial["value"] is None for trial in written("failing")["trials"]] == [True] * 4 + [False] * 2
-    # a row that failed in an earlier round is no row of this one
+    # a row that failed in an earlier round is not part of this one
     engine(status=lambda row: 1 if row.number in (0, 2, 3) else 0)
     assert sweep.main([*toy, f"--grid={GRID}", "--trials=8", "--directory=mixed"]) == 1
     assert [trial["ended"] for trial in written("mixed")["trials"]] == [True] * 4 + [False] * 4
-    # what needs fixing is told to nobody
+    # rows that need a fix are not told to Optuna
     engine(status=lambda row: 78)
     assert sweep.main([*toy, f"--grid={GRID}", "--directory=refused"]) == 78
     assert not any(trial["ended"] for trial in written("refused")["trials"])

@@ -35,7 +35,7 @@ HOMEWARD = np.array([0, -1, -1, -1, -1, 1, 1, 1])  # the way to place 0, from ev
 
 
 def table_policy(spec, problem):
-    """The actor that walks home to place 0, and its actions as places' probabilities [P, A]."""
+    """The actor that walks home to place 0, and its action probabilities [P, A] by place."""
     discrete, inputs = spec.discrete, spec.obs_dim + spec.num_agents
     if discrete:
         chosen = HOMEWARD + 1
@@ -55,7 +55,7 @@ def table_policy(spec, problem):
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_fitted_q_evaluation_agrees_with_dynamic_programming(kind):
-    """The data come from another policy, which is worth less than half of the one judged."""
+    """The data come from another policy, with less than half of the judged policy's value."""
     problem = PROBLEMS[kind](gamma=GAMMA, scales=(1.0, 0.5))
     dataset = data.returns_to_go(probe.rollouts(problem, episodes=600), [GAMMA])
     actor, policy = table_policy(dataset.spec, problem)
@@ -96,7 +96,7 @@ def fresh(name):
 @pytest.mark.quick
 @pytest.mark.parametrize("name", CASES)
 def test_every_algorithm_can_be_judged(name):
-    """Traced only: what each estimate returns, and which algorithms lack which."""
+    """Only traced: what each estimate returns, and which algorithms lack which estimates."""
     config, spec = CASES[name]
     batch = make_batch(0, spec=spec)
     rows = batch.reward.shape[0]
@@ -141,7 +141,7 @@ def scaled_by(random, spec):
 
 
 def test_estimates_of_raw_batches_agree_with_numpy(random):
-    """The critic is fitted on what the judged policy sees; the clone sees by its own scale. Targets are barred."""
+    """The critic is fitted on the judged policy's inputs; the clone has its own scale. Targets use target networks."""
     (one, _, spec), (other, _, _), (trained, _, _) = fresh("bc"), fresh("bc"), fresh("omcda")
     wider = lambda tree, by=3.0: jax.tree.map(lambda x: by * x, tree)
     policy, clone = (
@@ -201,10 +201,10 @@ def test_estimates_of_raw_batches_agree_with_numpy(random):
 
 
 def walk(random, episodes):
-    """Two steps between two places: action a leads to place a four times of five and pays 1 where it names the place.
+    """Two steps between two places: action a leads to place a four times of five, and pays 1 if it names the place.
 
-    A step to place 1 by the first action ends the episode; after the second step the clock does, and place s is worth
-    s from then on.
+    A step to place 1 by the first action ends the episode. After the second step the time limit ends it, and from
+    there on place s is worth s.
     """
     behaviour, policy = np.array([[0.6, 0.4], [0.5, 0.5]]), np.array([[0.2, 0.8], [0.3, 0.7]])
     place = np.zeros((episodes, 3), int)
@@ -228,7 +228,7 @@ def exact_walk(policy, gamma):
 
 
 def judged(walked, guess, gamma):
-    """The estimate with a control variate that is right in nothing but its form: V = E_pi Q."""
+    """The estimate with a control variate that is right only in its form: V = E_pi Q."""
     ratio, reward, action, place, length, policy = walked
     table = guess * np.array([[1.0, 3.0], [-2.0, 0.5]])
     q = table[place[:, :2], action]
@@ -300,7 +300,7 @@ def test_fits_that_disagree_make_a_comparison_uncertain():
 
 
 def write_mixed_play(path, count=60):
-    """Both agents play each action at random, the paid one most."""
+    """Both agents play all actions at random, the paid action most often."""
     random = np.random.default_rng(0)
     episodes = toy.episodes(count)
     playing = np.arange(len(episodes.reward)) % (toy.LENGTH + 1) < toy.LENGTH
@@ -312,7 +312,7 @@ def write_mixed_play(path, count=60):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """A run on the toy, whose critics are fitted in a few hundred updates; returns the exit status."""
+    """A run on the toy, with critics fitted in a few hundred updates; returns the exit status."""
     monkeypatch.setattr(envs, "make", lambda name: toy.environment())
     monkeypatch.setattr(
         select,
@@ -364,7 +364,7 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     played = omcda_jax.act(actor, jnp.zeros((2, 3)))
     np.testing.assert_array_equal(played, [1, 1])
 
-    # the same command on the finished run chooses again; another estimate brings the first along
+    # the same command on the finished run chooses again; another estimate includes the first
     assert run(*TRIALS, quick, "--select=dr", "--select_updates=400") == 0
     again = read_selection()
     assert (again["by"], again["chosen"]) == ("dr", 1)
@@ -437,7 +437,7 @@ def test_what_cannot_be_chosen_is_refused_before_training(run, capsys, more, mes
 
 @pytest.mark.parametrize("mode", ["device", "host"])
 def test_policies_do_not_learn_from_what_is_held_out(run, mode):
-    """The rows a run draws from are those that critics are fitted on, and none of those they are judged on."""
+    """A run draws from the rows that critics are fitted on, and from none that they are judged on."""
     more = ("--config.data.held_out=0.3", f"--config.data.placement={mode}", "--config.data.normalise=true")
     job, _ = runner.job_of(runner.parse(["run.py", *toy.arguments("data.h5", *TRIALS, *more)]))
     source = datasets.read_if_there(job)
@@ -467,7 +467,7 @@ def test_the_fitted_critic_is_the_tasks():
     settings = select.fqe_settings(config, 0.95, 10_000)
     assert (settings.hidden_sizes, settings.gamma, settings.priming) == ((32,), 0.95, 2000)
     assert settings.critic_layer_norm and settings.target_rate == 0.01
-    # 200 steps of credit in 8,000 updates, and what would take more than can be had
+    # 200 steps of credit in 8,000 updates, and a case that would need more than the largest rate
     assert select.fqe_settings(config, 0.99, 10_000).target_rate == pytest.approx(0.025)
     assert select.fqe_settings(config, 0.999, 10_000).target_rate == select.LARGEST_RATE
 
@@ -484,7 +484,7 @@ def test_rank_correlation():
 
 @pytest.mark.quick
 def test_regret_of_a_choice():
-    """The second trial looks best, is worth 3 where the best is worth 5 and the worst 1; the mean regrets 2."""
+    """The second trial looks best and is worth 3; the best is worth 5 and the worst 1. The mean regret is 2."""
     trials = [("a", 5.0, 1.0), ("b", 3.0, 9.0), ("c", 1.0, None)]
     rows = [
         {"task": "t", "trial": name, "return_mean": true, "fqe": value, "effective_share": 0.02}

@@ -1,4 +1,4 @@
-"""Signals: what is saved, what is broken off, and what a process ends with from its first line to its last."""
+"""Signals: what is saved, what is aborted, and the exit status at any moment of a process."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Loggers beside the metrics file: every row once, whatever stopped the run, and mistakes that cost nothing."""
+"""Loggers next to the metrics file: every row once, whatever stopped the run, and mistakes that cost nothing."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def of_trackio(directory, storage):
 
 
 def expected(directory, population=False):
-    """What the metrics file holds, number by number, less what a repeated update measures anew."""
+    """The contents of the metrics file, number by number, without what a repeated update measures again."""
     return sorted(
         (row["step"], key, pytest.approx(value, rel=1e-5, nan_ok=True))
         for row in read(directory / "metrics.jsonl")

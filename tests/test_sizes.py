@@ -1,4 +1,4 @@
-"""The smallest sizes: one agent learns, none is refused in one line."""
+"""The smallest sizes: a task with one agent is learned, and a task without agents is refused in one line."""
 
 import dataclasses
 

@@ -219,7 +219,7 @@ def test_when_time_runs_out_later_the_rounds_so_far_count(monkeypatch):
 def test_a_training_call_counts_one_update_of_one_trial():
     case = dict(algorithm="bc", agents=2, batch=64)
     single = timing.prepare(timing.Case(**case, length=1))
-    # forward and backward through 14 + 2, 256, 256, some outputs: 2 FLOPs a weight and sample, three times
+    # forward and backward through 14 + 2, 256, 256, some outputs: 2 FLOPs per weight and sample, three times
     products = 3 * 2 * 64 * 2 * (16 * 256 + 256 * 256)
     assert products < single.flops < 1.2 * products
     several = timing.prepare(timing.Case(**case, length=3, trials=2))

@@ -1,6 +1,6 @@
-"""docs/stability.md names every command, flag, setting, exit status and public name that there is, and no other.
+"""docs/stability.md names every existing command, flag, setting, exit status and public name, and no other.
 
-Files and metrics are held against it where other tests make them: see who uses `missing` of stability.py.
+The tests that make files and metrics check them against it: see the uses of `missing` in stability.py.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ SECTION = "Commands and flags"
 
 
 class FlagsAreKnown(BaseException):
-    """Ends a command once it has said which flags it takes."""
+    """Ends a command once it has defined its flags."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -64,7 +64,7 @@ def test_every_setting_is_listed_and_no_other(row, kind):
 
 
 def test_every_exit_status_is_listed():
-    """Those of os and of `system`, wherever the package names one; 1 is what Python ends with."""
+    """The exit statuses of os and of `system` that the package names; 1 is Python's own."""
     text = " ".join(path.read_text() for path in (ROOT / "omcda_jax").rglob("*.py"))
     statuses = {name: getattr(os, name, None) for name in re.findall(r"\bEX_[A-Z]+\b", text)}
     found = {1, *(getattr(system, name) if value is None else value for name, value in statuses.items())}
@@ -78,7 +78,7 @@ def test_every_public_name_is_listed_and_no_other(module):
 
 
 def test_every_name_of_the_api_reference_is_listed():
-    """By itself, or by the module that is said to change."""
+    """By itself, or by the module that is listed as changing."""
     rows = re.findall(r"^\| `(omcda_jax[.\w]*)` \|", PAGE, re.MULTILINE)
     listed = {f"{row}.{name}" for row in rows for name in names("Python", row)} | set(rows)
     listed |= {f"omcda_jax.{name}" for name in re.findall(r"`([\w.]+)`", PAGE.partition("API reference (")[2])}

@@ -1,4 +1,4 @@
-"""A study of variants: what has a row is not run again, and the table is over the seeds that have one."""
+"""A study of variants: a cell with a row is not run again, and the table is over the seeds with rows."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.fixture
 def order(tmp_path, monkeypatch):
-    """Returns a function that gives the command, whose runs only write what a run leaves, and a list of those runs."""
+    """Return a function that returns the command, with runs that only write a run's files, and a list of the runs."""
     runs = []
 
     def pretend(child, core):
@@ -121,7 +121,7 @@ def test_mistakes_are_named_in_one_line_before_the_first_run(order, capsys, word
 
 
 def test_a_signal_lets_children_save_and_waits_for_them(tmp_path):
-    """One that is started with a core and one without; the third never is."""
+    """One child is started with a core and one without; the third never is."""
     script = """
         import pathlib, signal, sys, time
         def save(*_):

@@ -1,4 +1,4 @@
-"""Sweeps: what becomes a row, and how rows are worked off by processes that finish, crash, wait or are killed."""
+"""Sweeps: what becomes a row, and how rows are run by processes that finish, crash, wait or are killed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def rows_of(*grids, task="smac_3m", present=(), **more):
 
 
 def configs_of(row):
-    """Settings of a row's trials, as the run that its command orders expands them."""
+    """Settings of a row's trials, as the run of its command expands them."""
     return [config for config in job_of(parse_run(["run", *row.command[2:]]))[0].configs]
 
 
@@ -90,7 +90,7 @@ def test_tasks_algorithms_qualities_and_sizes_are_axes():
 @pytest.mark.quick
 def test_the_same_order_adds_nothing_and_a_value_adds_its_rows_only(tmp_path):
     first = manifest.extend(tmp_path, lambda rows: rows_of("seed=0..2; algorithm.d_tot=0.6,1.8", present=rows))
-    # in other words, the same trials
+    # written differently, the same trials
     again = "algorithm.d_tot=.6,1.80; seed=2,1,0"
     assert manifest.extend(tmp_path, lambda rows: rows_of(again, present=rows)) == first
     more = manifest.extend(tmp_path, lambda rows: rows_of("seed=0..3; algorithm.d_tot=0.6,1.8,3", present=rows))
@@ -112,7 +112,7 @@ def test_a_file_of_rows_is_crossed_with_the_grid(tmp_path):
     (tmp_path / "rows.csv").write_text("task,algorithm.d_tot,seed\nsmac_3m,0.3,5\nsmac_3m,0.6,\n")
     [row] = rows_of(task=None, file=str(tmp_path / "rows.csv"))
     assert [(config.seed, config.algorithm.d_tot) for config in configs_of(row)] == [(5, 0.3), (0, 0.6)]
-    # as a spreadsheet writes it, with a mark of the bytes' order
+    # as a spreadsheet writes it, with a byte order mark
     (tmp_path / "rows.csv").write_bytes("\ufeffseed,task\n5,smac_3m\n".encode())
     [row] = rows_of(task=None, file=str(tmp_path / "rows.csv"))
     assert configs_of(row)[0].seed == 5
@@ -185,7 +185,7 @@ def test_a_population_of_alternatives_is_what_the_run_expands():
         expand_trials(parse_run([*command[:-1], "--config.learner.trials=seed=0 | algorithm.gamma=0.9"]).config)
 
 
-# ---- rows at work: stubs in place of training
+# ---- running rows: stubs instead of training
 
 STUB = """
 import json, os, signal, sys, time
@@ -226,7 +226,7 @@ with open(os.path.join(directory, "result.json"), "w") as file:
 
 @pytest.fixture
 def stubs(tmp_path):
-    """Make a sweep of stubs, each of which does what its word says."""
+    """Make a sweep of stubs; each does what its word says."""
     (tmp_path / "stub.py").write_text(textwrap.dedent(STUB))
 
     def make(*words, shape="host"):
@@ -272,7 +272,7 @@ def test_each_row_comes_to_the_end_it_should(tmp_path, stubs, capsys):
     assert "3 done  0 running  0 waiting  3 failed" in shown
     assert sweep._status(list(statuses.values()), False) == 1
     assert sweep._status([0, 78], False) == 78 and sweep._status([0, 75], False) == 75
-    # what is done is left alone, what failed is tried again
+    # rows that are done are left alone; rows that failed are tried again
     again = work(tmp_path, [row for row in rows if kinds(tmp_path, [row]) != ["done"]], retries=0)
     assert len(again) == 3 and len(tries_of(tmp_path, rows[0])) == 1 and len(tries_of(tmp_path, rows[1])) == 4
 
@@ -324,14 +324,14 @@ def test_hosts_share_the_rows_by_number_and_help_when_they_are_done(tmp_path, st
     monkeypatch.setattr(local, "AGAIN", 0.1)
     rows = stubs("fine", "fine", "fine", "fine")
     assert list(work(tmp_path, rows, host=1, hosts=2)) == [rows[1].name, rows[3].name]
-    # another host is at work on the first row: it is left to that host
+    # another host is running the first row, so it is left to that host
     (tmp_path / rows[0].log).mkdir()
     with exclusive(tmp_path / rows[0].log):
         assert list(work(tmp_path, rows, host=1, hosts=2, claim=True)) == [rows[2].name]
         assert kinds(tmp_path, rows) == ["running", "done", "done", "done"]
         with pytest.raises(Busy, match="process"):
             Task(str(tmp_path), rows[0])
-    # that host is gone: whoever issues the sweep again takes the row
+    # that host is gone: the next start of the sweep takes the row
     assert list(work(tmp_path, rows, host=1, hosts=2, claim=True)) == [rows[0].name]
 
 
@@ -388,7 +388,7 @@ def test_a_row_that_diverged_is_not_started_again_and_is_counted(tmp_path, stubs
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A sweep of the toy simulator: its command line but for the grid."""
+    """A sweep of the toy simulator: its command line without the grid."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     write("data.h5", "benchmarks.toy/any")
@@ -419,7 +419,7 @@ def test_a_sweep_from_the_plan_to_the_end(toy, tmp_path, capsys):
         steps = [row["step"] for row in read(path) if "policy/loss" in row]
         assert steps == list(range(10, 61, 10))
     collected(tmp_path / "sweep", capsys)
-    # again: nothing to do; one more seed is one more row of each, whose rate is known
+    # again: nothing to do; one more seed is one more row of each program, with a known rate
     assert sweep.main([*toy, grid, "--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing to do"
     assert sweep.main([*toy, "--grid=algorithm.name=bc; seed=0..3; learner.batch_size=8,16", "--dry_run"]) == 0
@@ -451,7 +451,7 @@ def collected(directory, capsys):
     for group, pair in zip(groups, (ends[:2], ends[2:]), strict=True):
         assert (group["seeds"], group["diverged"]) == (2, 0)
         assert group["mean"] == pytest.approx(sum(pair) / 2) == pytest.approx(group["iqm"])
-        # of two seeds, a quarter of the resamples is one of them twice
+        # with two seeds, a quarter of the resamples has the first twice, and a quarter the second
         assert (group["low"], group["high"]) == (min(pair), max(pair))
     [(environment, tasks)] = json.loads((directory / "marl_eval.json").read_text()).items()
     assert environment == "benchmarks.toy" and list(tasks) == ["smac_3m"]

@@ -1,4 +1,4 @@
-"""The tuned comparison: its grid, the rule that chooses, rows that survive, cells that are not run twice, its words."""
+"""The tuned comparison: its grid, the rule that chooses, kept rows, cells that are not run twice, and its words."""
 
 import collections
 import json
@@ -149,7 +149,7 @@ def test_mistakes_are_named_in_one_line(words, message, tmp_path, monkeypatch, c
 
 
 def made_up(cell, returns, diverged=(), episodes=None):
-    """Rows of a cell in which trial t has the mean returns returns[t], one after every step."""
+    """Rows of a cell in which trial t has the mean returns `returns[t]`, one after every step."""
     rows = []
     for trial, (settings, seed) in enumerate(cell.trials):
         base = {"task": cell.task, "algorithm": cell.algorithm, "stage": cell.stage, "protocol": cell.protocol}
@@ -180,7 +180,7 @@ def test_the_highest_mean_of_the_last_five_evaluations_is_chosen():
 
 
 def test_of_equals_the_presets_are_chosen_and_then_the_first():
-    # the same numbers in another order have another sum in the last digit
+    # the same numbers in another order have a sum that differs in the last digit
     returns = [[0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1], [0.3, 0.1, 0.5, 0.2, 0.4]]
     rows = made_up(TUNING, [returns[trial // 2] for trial in range(6)])
     assert [standings.choose(rows, TUNING, preset) for preset in ("a", "b", "c", "elsewhere")] == ["a", "b", "c", "a"]
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_refused_and_stays_as_it_is(tmp_path, damage, message)
 
 
 class Fake:
-    """Training and evaluation made up: a trial's return is 1, 2, ... in the order of its population, or as `worth`."""
+    """Fake training and evaluation: a trial's return is 1, 2, ... in the order of its population, or as in `worth`."""
 
     def __init__(self):
         self.trained, self.stop_at, self.worth, self.diverge = [], None, {}, None
@@ -280,7 +280,7 @@ State = collections.namedtuple("State", "step")
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """The command with the toy for a simulator and training made up."""
+    """The command with the toy as simulator and fake training."""
     made = Fake()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(envs, "make", lambda name: toy.environment())
@@ -402,7 +402,7 @@ def test_settings_are_checked_before_the_first_method_of_a_task_is_trained(fake,
 
 
 def finals(returns, algorithm="omiga", last=None):
-    """A final cell of one evaluation more than `last`, and the rows of its seeds' episodes."""
+    """A final cell with one more evaluation than `last`, and the rows of its seeds' episodes."""
     cell = Cell("task", algorithm, "final", "p", ("alpha=1",), tuple(range(len(returns))), 10)
     means = [[*(last or []), float(np.mean(episodes))] for episodes in returns]
     return cell, made_up(cell, means, episodes=returns)

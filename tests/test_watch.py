@@ -1,4 +1,4 @@
-"""`omcda-jax watch`: episodes of a policy beside those of the behaviour or of the data."""
+"""`omcda-jax watch`: episodes of a policy next to those of the behaviour policy or of the data."""
 
 import dataclasses
 import json
@@ -44,14 +44,14 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     assert evaluated[1] == f"{final:.3f}" and policy[5] in out
     assert sum("yaxis2" in figure["layout"] for figure in shown.figures) == 6, "no map: rewards and actions"
 
-    # a result of an earlier state is not this one's
+    # a result of an earlier state does not belong to this state
     kept = (DIRECTORY / "result.json").read_text()
     (DIRECTORY / "result.json").write_text(json.dumps(json.loads(kept) | {"step": 5}))
     watched(str(DIRECTORY), "--episodes=1")
     assert len(read(DIRECTORY / "watch.html").tables) == len(shown.tables) - 1
     (DIRECTORY / "result.json").write_text(kept)
 
-    # a saved policy, alone and beside a dataset
+    # a saved policy, alone and next to a dataset
     config = settings_of_run(DIRECTORY)
     job, state = restore_trial(Trial({}, [], 0, {}, None, str(DIRECTORY)), config, environment().spec)
     save_policy("saved", job.algorithm.policy(state))
@@ -65,7 +65,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     watched(str(DIRECTORY / "selected"), "--episodes=1")
     assert titles(read(DIRECTORY / "selected" / "watch.html")) == [("Policy", "1"), ("Data", "1")]
 
-    # policies that take turns, on a map
+    # alternating policies, on a map
     monkeypatch.setattr(envs, "make", lambda name: with_map())
     act = lambda params, obs, avail, key: jnp.full(2, params)
     facts = {"description": "a policy of two; only won episodes kept"}
@@ -77,7 +77,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     assert sum("frames" in figure for figure in shown.figures) == 6
     assert "keeps the episodes that it won only" in shown.text
 
-    # films, and where there are no graphics
+    # films, with and without graphics
     monkeypatch.setattr(envs, "make", lambda name: on_host())
     watched("saved", "--environment=smax/toy", "--quality=medium", "--episodes=1")
     assert sum(tag == "img" for tag, _ in read("saved/watch.html").tags) == 2

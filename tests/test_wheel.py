@@ -55,7 +55,7 @@ def test_a_wheel_trains_3m(wheel, tmp_path):
     venv.create(home)
     python = home / "bin" / "python"
     call(*PIP, "--python", python, "install", "--no-deps", wheel)
-    # what the package depends on is taken from the environment of the tests
+    # the package's dependencies come from the environment of the tests
     packages = Path(call(python, "-c", "import site; print(site.getsitepackages()[0])").strip())
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
 

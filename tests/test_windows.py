@@ -1,4 +1,4 @@
-"""Windows of data on the host: what they hold, in which order, and that learning from them can be resumed."""
+"""Windows of data on the host: their contents, their order, and resuming learning from them."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ ROW = 2 * 3 * 4 + 2 * 4 + 2 * 4 + 2 * 4 + 4 + 4 + 1  # bytes
 
 
 def make_episodes(count=40, seed=0):
-    """Episodes of 1 to 9 steps whose rewards number the rows."""
+    """Episodes of 1 to 9 steps with the row numbers as rewards."""
     random = np.random.default_rng(seed)
     length = random.integers(1, 10, count).astype(np.int32)
     total = int(length.sum()) + count
@@ -44,7 +44,7 @@ def whole():
 
 
 def windows(dataset, share=4, updates=1000, per_call=1, batch_size=8, shards=1, **more):
-    """About `share` windows an epoch."""
+    """About `share` windows per epoch."""
     config = DataConfig("toy/ring", window=len(dataset.reward) * ROW / share / 1e6, shards=shards)
     every = {"log_every": per_call, "checkpoint_every": per_call, "evaluate_every": per_call}
     learner = LearnerConfig(updates=updates, updates_per_call=per_call, batch_size=batch_size, **every)
@@ -78,7 +78,7 @@ def test_an_epoch_deals_out_every_transition_once_and_unchanged(whole):
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), whole.rows)
     assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
-    # pieces from all over the data, not one stretch
+    # pieces from all over the data, not one contiguous range
     assert np.ptp(seen[0]) > len(whole.rows) / 2
 
 

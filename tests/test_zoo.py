@@ -1,4 +1,4 @@
-"""The zoo: an entry is made, unpacked and evaluated; what is damaged or does not hold is said; what is shipped."""
+"""The zoo: entries are made, unpacked and evaluated; damage and wrong returns are reported; the shipped entries."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def leave_a_run(directory, *more, step=60):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder of entries with one of two seeds, and the state that they are from."""
+    """A folder with one entry of two seeds, and the state that they are from."""
     place = tmp_path_factory.mktemp("zoo")
     _, state = leave_a_run(place / "run", *TRIALS)
     command = ["zoo", "add", str(place / "run"), f"--zoo={place / 'zoo'}", "--name=toy/bc"]
@@ -180,7 +180,7 @@ def test_the_cell_of_a_table_becomes_an_entry(tmp_path, capsys):
 
 @pytest.mark.quick
 def test_a_card_says_where_its_own_run_was_trained(tmp_path):
-    """Of rows of one task and algorithm, those of the run's settings and protocol."""
+    """Among rows of one task and algorithm, those with the run's settings and protocol."""
     given = ["table", "--tasks=smac_3m:good", "--algorithms=bc", "--config.learner.log_every=20"]
     command = table.parse([*given, "--config.data.reward_scale=2"])
     [method], settings = command.methods, "learning_rate=0.0005 policy_average_rate=1"
