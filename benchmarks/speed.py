@@ -3,8 +3,8 @@
     python -m benchmarks.speed                                        # one core of a CPU, or the accelerator
     python -m benchmarks.speed --sections=algorithms,sizes --cores=2
     python -m benchmarks.speed --limit_s=540 --results=OUT            # begins nothing new after nine minutes
-    python -m benchmarks.speed --against=PATH                         # this checkout and another one in turns
-    python -m benchmarks.speed --omiga=PATH --omiga_python=PYTHON     # the official PyTorch step and ours in turns
+    python -m benchmarks.speed --against=PATH                         # this checkout and another one, alternating
+    python -m benchmarks.speed --omiga=PATH --omiga_python=PYTHON     # the official PyTorch step and ours, alternating
     python -m benchmarks.speed --missing                              # packages that this Python lacks
 
     algorithms   all nine, discrete (sizes of SMAX 5m_vs_6m) and continuous (Hopper): rate, FLOPs, share of the peak of

@@ -491,7 +491,7 @@ class FakeStarCraft:
         if self.seed == 7 and self.t == 2:
             return 12.0, True, {"battle_won": True}
         if self.t == 3:
-            # said only of what goes on
+            # smac says this only for continuing episodes
             return 0.5, True, {"battle_won": False} | ({"episode_limit": True} if self.continuing else {})
         return 0.5, False, {}
 

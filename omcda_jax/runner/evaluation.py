@@ -1,4 +1,4 @@
-"""Evaluations of a job's trials, and the best policy seen on the way."""
+"""Evaluations of a job's trials, and the best policy during training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ from omcda_jax.runner.processes import is_first
 from omcda_jax.system import compiler_options
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
-# What every evaluation leaves in the metrics of a population.
+# The keys of every evaluation in the metrics of a population.
 SUMMARY = ("return_mean", "return_sd", "win_rate", "length_mean", "episodes")
 
-EPISODES_AT_ONCE = 256  # of a population: as many simulators are open on the host
+EPISODES_AT_ONCE = 256  # of a population; on the host, this many simulators are open
 
 Judge = Callable[[TrainState], list[dict[str, Any]]]
 
 
 def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
-    """Return a function of the job's state: for every trial the summary of its greedy episodes, with their returns.
+    """Return a function of the job's state: for every trial, the summary of its greedy episodes with their returns.
 
-    It raises ConfigError where no trial has finite returns only, for then the environment's rewards are not finite.
+    It raises ConfigError if no trial has only finite returns: then the environment's rewards are not finite.
     """
     evaluation = job.config.evaluation
     options = compiler_options(job.layout().devices[0].platform)
@@ -60,31 +60,31 @@ def _require_finite(returns: Sequence[np.ndarray], name: str) -> None:
 
 
 def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a summary's numbers alone."""
+    """Return a summary without the returns of single episodes."""
     return {key: value for key, value in summary.items() if key != "returns"}
 
 
 class Best:
-    """The checkpoint of a single trial with the highest mean return of an evaluation so far; a context manager.
+    """The checkpoint of a single trial with the highest mean return in an evaluation so far; a context manager.
 
     Args:
-        job: whose; nothing is kept of a population.
-        spec: of its task.
+        job: the job; for a population nothing is kept.
+        spec: sizes of its task.
     """
 
     def __init__(self, job: Job, spec: EnvSpec):
         self._checkpoints = None
         self._highest = -np.inf
         if not job.population and is_first():
-            # on disk before its evaluation has a row in the metrics, by which a later start takes it for done
+            # on disk before its evaluation has a row in the metrics, which tells a later start that it is done
             self._checkpoints = Checkpoints(job.checkpoints("best"), keep=1, wait=True)
             _, metadata = self._checkpoints.restore(job.template(spec)) or (None, None)
-            # only evaluations of the same episodes compare
+            # only evaluations on the same episodes are comparable
             if metadata and metadata["config"]["evaluation"] == to_dict(job.config)["evaluation"]:
                 self._highest = metadata["evaluation"]["return_mean"]
 
     def offer(self, state: TrainState, summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        """Keep the state if none was better."""
+        """Keep the state if it is the best so far."""
         if self._checkpoints and summary["return_mean"] > self._highest:
             self._highest = summary["return_mean"]
             self._checkpoints.save(state, {**metadata, "evaluation": without_returns(summary)}, replace=True)
