@@ -1,4 +1,4 @@
-"""The heart of OMCDA: each agent's influence on the team's return, its share of the deviation budget, its level.
+"""The heart of OMCDA: each agent's influence on the team's return, its deviation budget and its conservatism level.
 
 Source: Chen, Hua, Sheng, Li, Jin, Wang, "Dynamic Conservative Degree Allocation for Offline Multi-Agent Reinforcement
 Learning" (AAMAS 2025) and its full version "Who Matters Matters: Agent-Specific Conservative Offline MARL" (ICLR
@@ -23,13 +23,13 @@ INFLUENCE_SCALES = ("relative", "raw")
 
 @flax.struct.dataclass
 class AllocationState:
-    """What OMCDA carries from update to update beside its networks.
+    """What OMCDA carries from update to update, apart from its networks.
 
     Attributes:
-        log_alpha: [N] moving average of the solved levels; where extraction is by gradient, stepped from there.
+        log_alpha: [N] moving average of the solved levels; by gradient, after the warm-up, moved by `dual_step`.
         budget: [N] d_i, nats; on the simplex.
         influence: [N] moving average of m_i; 0 until the critic warm-up is over.
-        value_size: [] moving average of |V^r_tot|, in the critic warm-up only: the size of the behaviour's value.
+        value_size: [] moving average of |V^r_tot| in the critic warm-up only, so the size of the behaviour's value.
     """
 
     log_alpha: chex.Array
@@ -38,12 +38,12 @@ class AllocationState:
     value_size: chex.Array
 
 
-LARGEST_INFLUENCE = 1e30  # beyond it an influence counts as this one
+LARGEST_INFLUENCE = 1e30  # a larger influence counts as this one
 LEVELS_TRIED = 16  # before the bisection
 
 
 def _floating(*arrays: Any) -> tuple[jax.Array, ...]:
-    """Return plain arrays, lists and integers among them, as JAX's floats."""
+    """Return arrays, lists and numbers as JAX arrays of floats."""
     arrays = tuple(map(jnp.asarray, arrays))
     return tuple(array.astype(jnp.result_type(array, float)) for array in arrays)
 
@@ -60,7 +60,7 @@ def influence(
     """Compute the influence m_i = dV^r_tot/dKL_i of every agent's deviation on the team's return.
 
     The paper writes m_i = (dV^r_tot/dpi_i)(dKL_i/dpi_i)^-1 with two gradients over actions. Read as least squares in
-    the Fisher metric of pi_i (a choice made here) it is a regression slope that no parameterisation of pi_i changes:
+    the Fisher metric of pi_i (a choice made here), it is a regression slope. No parameterisation of pi_i changes it:
 
         m_i = E_o[Cov_{a~pi_i}(f_i, l_i)] / (E_o[Var_{a~pi_i}(l_i)] + epsilon)
 
@@ -107,22 +107,22 @@ def allocate(
     """Share one budget of deviation among the agents: d_i >= min_budget, sum_i d_i = total_budget.
 
     Rules:
-        softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's.
+        softmax: d = d_min + (d_tot - N d_min) softmax(m / temperature), the paper's rule.
         projected: d <- projection of d + step_size (d_tot / N) m onto the budget simplex (chosen here). Its fixed
             point makes all m_i equal: water-filling, almost the best split of one KL budget.
         uniform: d_tot / N each (the paper's ablation without allocation).
-        random, fixed: everybody's share of what exceeds d_min as in `previous`, see `first_budgets`.
+        random, fixed: each agent keeps its share of d_tot - N d_min from `previous`, see `first_budgets`.
 
     Args:
-        influence: [N] m_i; entries that are not finite count as 0, those beyond 1e30 as 1e30.
+        influence: [N] m_i; entries that are not finite count as 0, and sizes beyond 1e30 as 1e30.
         previous: [N] the current budgets, nats; on the simplex.
         rule: one of ALLOCATION_RULES (static).
         total_budget: d_tot > 0, nats over all agents.
         min_budget: d_min >= 0, nats; N d_min <= d_tot.
         temperature: temperature of the softmax rule, in the units of the scaled influence.
         step_size: step size of the projected rule, relative to an even share; or [N], one for each agent.
-        influence_scale: "relative" divides m by the mean |m| over agents, which frees the rules of the reward's
-            units; "raw" is the paper's literal form (static).
+        influence_scale: "relative" divides m by the mean |m| over agents, so that the reward's units do not matter;
+            "raw" is the paper's literal form (static).
 
     Returns:
         [N] budgets d, nats.
@@ -150,25 +150,25 @@ def allocate(
     if influence_scale == "relative":
         scaled = _relative(scaled)
     if rule == "softmax":
-        # the largest is 0 before the division, which may overflow for the others
+        # the largest is shifted to 0 first, so that the division can overflow for the others only
         return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)
     return min_budget + _projected(previous - min_budget + step_size * (total_budget / num_agents) * scaled, spread)
 
 
 def _projected(target, total):
-    """Project [N] onto the simplex of this sum.
+    """Project [N] onto the simplex whose entries sum to `total`.
 
-    That ignores shifts, and entries further than the sum below the largest end at zero wherever they start: both keep
-    huge influences from costing the sum its precision.
+    The projection ignores shifts, and an entry more than `total` below the largest always becomes 0. So shifting and
+    clipping change nothing, but keep huge influences from costing the sum its precision.
     """
     return optax.projections.projection_simplex(jnp.clip(target - jnp.max(target), -total, 0.0), total)
 
 
 def beyond_price(influence: chex.Array, price: chex.Numeric) -> chex.Array:
-    """Return which part [N] of each influence exceeds the price of a nat, from 0 to 1.
+    """Return the fraction [N] of each influence that exceeds the price of a nat, from 0 to 1.
 
-    The projected rule moves budgets by it alone: where a nat earns no more than its price, a budget is a cap that
-    nobody needs.
+    The projected rule moves budgets by this fraction only: where a nat earns no more than its price, the budget is a
+    cap that the agent does not need.
     """
     size = jnp.abs(influence)
     exceeds = size > price
@@ -190,19 +190,19 @@ def allocate_by(config: Any, influence: chex.Array, previous: chex.Array, price:
 
 
 def first_budgets(config: Any, key: chex.PRNGKey, num_agents: int) -> chex.Array:
-    """Share d_tot before any influence is measured: evenly, except by two rules, whose budgets stay as they are.
+    """Share d_tot before any influence is measured: evenly, except under two rules that never change their budgets.
 
     Args:
         config: an algorithm's settings, as `allocate_by` reads them. With `allocation="fixed"` its `shares` [N] divide
             what exceeds the minimum budgets; with "random" (the paper's ablation) a random point of the simplex does.
-        key: of the draw.
+        key: key of the draw.
         num_agents: N.
 
     Returns:
         [N] budgets d, nats.
 
     Raises:
-        ConfigError: the rule is "fixed", and there are not as many shares as agents.
+        ConfigError: the rule is "fixed" and the number of shares is not the number of agents.
     """
     share = jnp.full((num_agents,), 1 / num_agents, jnp.float32)
     if config.allocation == "random":
@@ -217,19 +217,19 @@ def first_budgets(config: Any, key: chex.PRNGKey, num_agents: int) -> chex.Array
 
 
 def first_state(config: Any, key: chex.PRNGKey, num_agents: int) -> AllocationState:
-    """Return the state before the first update: `first_budgets`, whose raises hold, and levels of `alpha_init`."""
+    """Return the state before the first update: `first_budgets`, which may raise, and levels of `alpha_init`."""
     budget = first_budgets(config, key, num_agents)
     log_alpha = jnp.full_like(budget, jnp.log(config.alpha_init))
     return AllocationState(log_alpha, budget, jnp.zeros_like(budget), jnp.zeros((), jnp.float32))
 
 
 def price_of_a_nat(config: Any, state: AllocationState, warms: chex.Array) -> chex.Array:
-    """Return the price [] in return per nat: `price` of the behaviour's value, 0 while a critic warm-up lasts."""
+    """Return the price [] in return per nat: `price` times the behaviour's value, 0 during the critic warm-up."""
     return jnp.where(warms, 0.0, config.price * state.value_size)
 
 
 def are_shares(shares: Sequence[chex.Numeric]) -> chex.Numeric:
-    """Return whether numbers are shares of a whole: none negative, their sum 1 within 0.002; or there are none."""
+    """Return whether no number is negative and the sum is 1 within 0.002; True also for an empty sequence."""
     holds = not shares or abs(sum(shares) - 1) < 2e-3
     for share in shares:
         holds = holds & (share >= 0)
@@ -239,8 +239,8 @@ def are_shares(shares: Sequence[chex.Numeric]) -> chex.Numeric:
 def _relative(influence):
     """Divide influence by its mean absolute value; dividing by the largest first keeps the mean from overflowing.
 
-    Where the largest is below 1 / LARGEST_INFLUENCE all count as 0: XLA makes divisions into products with reciprocals,
-    and two into one, which would divide by what has become 0.
+    If the largest is below 1 / LARGEST_INFLUENCE, all count as 0: XLA turns divisions into products with reciprocals
+    and merges the two of them, and the merged divisor would be 0.
     """
     largest = jnp.max(jnp.abs(influence))
     counts = largest > 1 / LARGEST_INFLUENCE
@@ -259,24 +259,24 @@ def conservatism_level(
     num_halvings: int = 8,
     axis_name: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
-    """Find the lowest level alpha_i whose policy weights spend no more than the agent's budget, and those weights.
+    """Find the lowest level alpha_i at which the policy weights spend no more than the budget, and those weights.
 
-    omega_i = softmax over the valid rows of (A^r_i / alpha_i + A^c_i), times their number, is the density ratio
-    pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice; the cap
+    omega_i is the softmax of A^r_i / alpha_i + A^c_i over the valid rows, times their number. It is the density ratio
+    pi*_i / b_i up to a factor per observation, normalised over the rows in which the agent has a choice. The cap
     `max_weight` is applied last. The divergence mean(omega_i log omega_i) falls as alpha_i grows, but may rise again
-    towards that of A^c_i alone. So the lowest level within the budget is sought among LEVELS_TRIED, evenly spread in
-    log alpha_i, then by bisection down to the next of them and by a straight line. The paper steps alpha to where
-    KL_i = d_i; to solve for it is a choice made here (the per-agent form of REPS, Peters et al. 2010).
+    towards that of A^c_i alone. So the search takes the lowest level within the budget among LEVELS_TRIED, evenly
+    spread in log alpha_i, then goes down towards the next of them by bisection and a straight line. The paper steps
+    alpha to where KL_i = d_i; solving for it is a choice made here (the per-agent form of REPS, Peters et al. 2010).
 
     Args:
         return_advantage: [B, N] A^r_i = w^r_i (q^r_i - E_pi q^r_i).
         deviation_advantage: [B, N] A^c_i = kappa_i (q^c_i - E_pi q^c_i), in nats.
         budget: [N] d_i, nats.
         mask: [B, N] rows in which the agent has a choice.
-        log_alpha_bounds: interval searched. Where even the lower bound spends too little it is returned, and where no
-            level tried keeps within the budget the one that spends least.
+        log_alpha_bounds: interval searched. If even the lower bound spends less than the budget, it is returned. If no
+            level tried is within the budget, the one that spends least is returned.
         max_weight: cap on omega_i.
-        num_halvings: of the bisection.
+        num_halvings: number of halvings in the bisection.
         axis_name: mapped device axis the batch is spread over.
 
     Returns:
@@ -310,15 +310,15 @@ def conservatism_level(
 def _bracket(
     spent_at: Callable[[chex.Array], chex.Array], budget: chex.Array, bounds: Sequence[chex.Numeric]
 ) -> tuple[tuple[chex.Array, chex.Array], ...]:
-    """Two levels, each with what it spends, [N]: the lowest of LEVELS_TRIED within the budget, and the next below.
+    """Return two levels tried, each with what it spends [N]: the lowest within the budget, preceded by the next lower.
 
-    Where none is within the budget, twice the one that spends least.
+    If none of LEVELS_TRIED is within the budget, both are the one that spends least.
     """
     low, high = (jnp.broadcast_to(jnp.asarray(bound, budget.dtype), budget.shape) for bound in bounds)
     levels = jnp.linspace(low, high, LEVELS_TRIED)
     spent = jax.vmap(spent_at)(levels)
     within = spent <= budget
-    least = LEVELS_TRIED - 1 - spent[::-1].argmin(axis=0)  # the highest of equals
+    least = LEVELS_TRIED - 1 - spent[::-1].argmin(axis=0)  # the highest among equals
     found, below = within.argmax(axis=0), jnp.maximum(within.argmax(axis=0) - 1, 0)
     found, below = (jnp.where(within.any(axis=0), index, least) for index in (found, below))
     at = lambda index: tuple(jnp.take_along_axis(x, index[None], axis=0)[0] for x in (levels, spent))
@@ -343,7 +343,7 @@ def weight_divergence(weights: chex.Array, mask: chex.Array, axis_name: str | No
 def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Numeric) -> chex.Array:
     """Return the moving average log alpha <- (1 - rate) log alpha + rate solution; both [N].
 
-    The average, not one batch's solution, couples the agents through kappa and is what reports show.
+    The average, not the solution of one batch, couples the agents through kappa. Reports show the average too.
     """
     chex.assert_equal_shape([log_alpha, solution])
     return log_alpha + rate * (solution - log_alpha)
@@ -352,7 +352,7 @@ def conservatism_step(log_alpha: chex.Array, solution: chex.Array, rate: chex.Nu
 def dual_step(log_alpha: chex.Array, divergence: chex.Array, budget: chex.Array, step_size: chex.Numeric) -> chex.Array:
     """Return log alpha + step_size clip((KL - d) / d, -1, 1): a level rises while its agent spends too much; all [N].
 
-    A step of gradient descent on the paper's dual alpha (d - KL), in log alpha, free of the budget's size and clipped.
+    This is gradient descent on the paper's dual alpha (d - KL), in log alpha, relative to the budget and clipped.
 
     Args:
         log_alpha: [N].

@@ -1,7 +1,7 @@
 """One experiment's settings: dataclasses, command-line overrides by dotted key, and JSON.
 
 Algorithm settings are whatever dataclass the algorithm defines; this module only asks that it has a `name`, type hints
-and defaults, and calls its `validate()` where there is one.
+and defaults, and calls its `validate()` if there is one.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Any, Literal
 from omcda_jax import grid
 from omcda_jax.types import ConfigError, check_seed, suggestion
 
-# What may change between two starts of one run directory: none of these alters an update already done. Data may move:
-# that they are the same is checked by their digest.
+# What may change between two starts of one run directory: none of these alters an update already done. The data may
+# move, because their digest shows whether they are the same.
 RESUMABLE = frozenset(
     {
         "directory",
@@ -33,16 +33,16 @@ RESUMABLE = frozenset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Repairs:
-    """How a foreign file's numbers are to be read; the defaults take them as they are.
+    """How to read the numbers of a foreign file; the defaults take them as they are.
 
     Attributes:
-        action_scale: continuous actions are divided by it; the published HAPPO datasets need 4 (ComaDICE's loader).
-        clip_actions: continuous actions beyond ±1, after the division, are brought to ±1.
-        rewards: `reward`, or `return_to_go` where each is the sum of all rewards still to come (as the MADT loader
-            makes them), which is undone.
-        team_reward: what rewards that differ between agents become, their `mean` or `sum`; None refuses them.
-        time_limit: episodes of this many steps were cut by the time limit, although the file marks them as ended; None
-            takes the file's word.
+        action_scale: divisor of continuous actions; the published HAPPO datasets need 4 (ComaDICE's loader).
+        clip_actions: clip continuous actions to ±1, after the division.
+        rewards: `reward`, or `return_to_go` if each one is the sum of all rewards still to come (as the MADT loader
+            makes them); this is undone.
+        team_reward: team reward where agents' rewards differ, their `mean` or `sum`; None refuses such rewards.
+        time_limit: episodes of this many steps count as cut by the time limit, although the file marks them as ended;
+            None trusts the file.
     """
 
     action_scale: float = 1.0
@@ -58,31 +58,30 @@ class Repairs:
 
     @property
     def repairs(self) -> "Repairs":
-        """These settings alone, of whatever they are part of."""
+        """These settings alone, without a subclass's own."""
         return Repairs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Repairs)})
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Repairs):
-    """Which offline dataset to learn from, and how to read it where it is a foreign one.
+    """Which offline dataset to learn from, and how to read it if it is a foreign one.
 
     Attributes:
         environment: `family/scenario`, for instance `smax/5m_vs_6m`.
         quality: name of the behaviour that made the data, for instance `medium`.
-        episodes: how many episodes the dataset has; used when it must be collected; if None, `transitions`
-            decides.
-        transitions: how many transitions it has at least, in whole episodes; if None, `episodes` decides.
+        episodes: number of episodes in the dataset, used when it must be collected; if None, `transitions` decides.
+        transitions: least number of transitions in it, in whole episodes; if None, `episodes` decides.
         seed: seed of the collection, and of the order of windows where data stay on the host.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.
-        placement: where the data are, on the `device` or the `host`: in memory or, memory-mapped, on the disk, with a
-            window of them on the device at a time, see `omcda_jax.data.Windows`.
-        window: megabytes per window on the device when the data stay on the host, all shards together; two are there at
-            once.
-        shards: V, equal cuts of the data, one for each of V parts of the batch: row r of a batch comes from cut
-            r * V // learner.batch_size. Each of several processes holds the cuts of its own rows only.
-        held_out: share of the episodes, drawn by `seed`, that nothing is learnt from, so that policies can be judged on
-            them; 0 learns from all.
+        placement: where the data stay, on the `device` or the `host`. On the host they are in memory or, memory-mapped,
+            on the disk, and the device learns from a window of them, see `omcda_jax.data.Windows`.
+        window: megabytes per window on the device when the data stay on the host, all shards together; two windows are
+            there at once.
+        shards: V, the number of equal shards of the data, one for each of V parts of the batch: row r of a batch comes
+            from shard r * V // learner.batch_size. Each of several processes has only the shards of its own rows.
+        held_out: share of the episodes, drawn by `seed`, that is not learnt from, so that policies can be judged on
+            it; 0 learns from all.
         normalise: bring observations and states to zero mean and unit spread over the dataset; the statistics become
             part of the policy.
     """
@@ -126,14 +125,14 @@ class LearnerConfig:
     """How long to learn and how often to look.
 
     Attributes:
-        updates: gradient updates in all.
+        updates: total number of gradient updates.
         batch_size: B, transitions per update.
-        updates_per_call: updates in one compiled call, which divides all other numbers of updates; a stop signal waits
-            for one call.
+        updates_per_call: updates in one compiled call, a divisor of all other numbers of updates; a stop signal waits
+            until the call ends.
         log_every: updates between two rows of metrics.
         checkpoint_every: updates between two checkpoints (one more is written at the end).
         evaluate_every: updates between two evaluations, or 0 to evaluate the final policy only.
-        mode: `data` trains one trial, its batch spread over all devices, `trials` a population, spread over them.
+        mode: `data` spreads the batch of one trial over all devices, `trials` spreads a population over them.
         trials: the population, a grid such as `seed=0..3; algorithm.d_tot=0.6,1.8`.
     """
 
@@ -239,7 +238,7 @@ def apply_overrides(config: ExperimentConfig, assignments: Sequence[str]) -> Exp
 
 
 def replace_settings(settings: Any, values: Mapping[str, Any]) -> Any:
-    """Return a settings dataclass with other values, checked.
+    """Return a settings dataclass with other values, after checking them.
 
     Raises:
         ConfigError: the settings refuse them.
@@ -258,16 +257,16 @@ def population_keys(algorithm: Any) -> list[str]:
 
 
 def expand_trials(config: ExperimentConfig) -> list[tuple[dict[str, Any], ExperimentConfig]]:
-    """Return what `learner.trials` varies and the settings, for every trial of the grid; `grid` has its grammar.
+    """Return what varies and the settings, for every trial of the grid `learner.trials`; `grid` has the grammar.
 
-    Keys are `seed` and the numbers of the algorithm, which a population can hold side by side. A trial that comes twice
-    counts once, even if it is written otherwise, as .01 and 0.010 are.
+    Keys are `seed` and the algorithm's numbers, which may differ within a population. A trial that comes twice counts
+    once, even if it is written differently, as .01 and 0.010 are.
 
     Args:
         config: with a grid in `learner.trials`.
 
     Raises:
-        ConfigError: as `grid.points`; for a key that cannot vary, a value of another type, or points of different keys.
+        ConfigError: as `grid.points`; a key cannot vary, a value has another type, or points have different keys.
     """
     points, known = grid.points(config.learner.trials, "learner.trials"), population_keys(config.algorithm)
     for key in dict.fromkeys(key for point in points for key in point):
@@ -299,10 +298,10 @@ def written(value: Any) -> str:
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
-    """Return what `apply_overrides` makes a configuration of, as `to_dict` gives it, without its name.
+    """Return the assignments from which `apply_overrides` makes a configuration, without its name.
 
     Args:
-        values: the configuration.
+        values: the configuration as `to_dict` gives it.
     """
     return [f"{key}={written(value)}" for key, value in _flatten(values, "").items() if key != "name"]
 
@@ -320,7 +319,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
         current: another.
 
     Returns:
-        {dotted key: (saved value, current value)}; a key only one side has shows None for the other.
+        {dotted key: (saved value, current value)}; a key that only one side has shows None for the other.
     """
     first, second = _flatten(saved, ""), _flatten(current, "")
     return {

@@ -1,7 +1,7 @@
 """Training: k updates per compiled call, and a loop over such calls.
 
 A batch is a pure function of the state's key and step, so a state restored at step n resumes exactly as if it had
-never stopped. The dataset is an argument of the compiled call: resident on the device and never copied into it.
+never stopped. The dataset is an argument of the compiled call: it stays on the device and is never part of the program.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from omcda_jax.types import Algorithm, Batch, EnvSpec, Metrics, Normaliser, Trai
 
 # Folded into the state's key before the step, to keep batch keys apart from the keys an update derives itself.
 _BATCH_STREAM = 0x6261_7463
-# Skipped updates in a row that end a run: a bad batch is one, a diverged trial never stops.
+# This many skipped updates in a row end a run: a bad batch causes one, a diverged trial skips all.
 PATIENCE = 10
 _AXIS = "devices"
 
 
 class NonFiniteMetrics(RuntimeError):
-    """Update after update was infinite or not a number; the message names the first such metric by name, and when."""
+    """Update after update was infinite or not a number; the message names one such metric and the update."""
 
 
 def initial_state(
@@ -42,10 +42,10 @@ def initial_state(
         seed: in [0, 2**32).
         spec: sizes of the task.
         config: the algorithm's settings.
-        normalised: the state gets a normaliser, one that changes nothing, in the place of the dataset's.
+        normalised: the state gets a normaliser that changes nothing, as a placeholder for the dataset's.
 
     Raises:
-        ConfigError: a seed out of range, or the algorithm refuses the settings for this task.
+        ConfigError: the seed is out of range, or the algorithm refuses the settings for this task.
     """
     check_seed(seed)
     config = _concrete(config)
@@ -56,12 +56,12 @@ def initial_state(
 def initial_population(
     algorithm: Algorithm, seeds: Sequence[int], spec: EnvSpec, configs: Sequence[Any], *, normalised: bool = False
 ) -> TrainState:
-    """Return a stack of `initial_state`, leaves [P, ...]: one program for all trials, whatever their numbers.
+    """Return a stack of initial states, leaves [P, ...]; one program makes all trials, whatever their numbers.
 
     Args:
-        algorithm, spec, normalised: as of `initial_state`.
+        algorithm, spec, normalised: as in `initial_state`.
         seeds: [P].
-        configs: [P] settings that differ in numbers alone.
+        configs: [P] settings that differ only in numbers.
 
     Raises:
         ConfigError: as `initial_state`.
@@ -76,15 +76,15 @@ def initial_population(
 
 
 def _concrete(config: Any) -> Any:
-    """Return settings with NumPy's numbers in the place of JAX's, which would be traced, and so pass every check."""
+    """Return settings with NumPy numbers instead of JAX's, which would be traced and therefore pass every check."""
     is_number = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[()] if is_number(leaf) else leaf, config)
 
 
 def _run_once(function: Callable[..., Any], *arguments: Any, within: Any = None) -> Any:
-    """Call a function as one program, not as hundreds, compiled for a single call.
+    """Call a function as one program instead of hundreds, compiled for a single call.
 
-    Where an argument, or a leaf of what the function holds `within`, is traced, it becomes part of the outer program.
+    If an argument or a leaf of `within` (what the function closes over) is traced, it is part of the outer program.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, within))):
         return jax.jit(function)(*arguments)
@@ -104,10 +104,10 @@ def _begin(algorithm: Algorithm, spec: EnvSpec, normalised: bool, key: jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How states lie on devices: one trial spread over all of them by rows of its batch, or a population of trials.
+    """How states are placed on devices: one trial spread over all by rows of its batch, or a population of trials.
 
     Attributes:
-        devices: several make the training call a pmap. All of `jax.devices()` or, in one process, any local ones.
+        devices: with several, the training call is a pmap. All of `jax.devices()` or, in one process, any local ones.
         population: the state is a stack of trials, leaves [P, ...], P a multiple of the number of devices.
     """
 
@@ -125,10 +125,10 @@ class Layout:
         return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def place(self, state: TrainState) -> TrainState:
-        """Return a state, the same in every process, as the training call takes it.
+        """Return a state, which is the same in every process, as the training call takes it.
 
         Raises:
-            ConfigError: a population that the devices cannot share evenly.
+            ConfigError: the number of trials is not a multiple of the number of devices.
         """
         if not self.spread:
             return state
@@ -139,11 +139,11 @@ class Layout:
         return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), state)
 
     def place_dataset(self, dataset: Any) -> Any:
-        """Return a dataset as the training call takes it: all this process holds of it, on each of its devices."""
+        """Return a dataset as the training call takes it: all that this process has of it, on each of its devices."""
         return self._replicate(dataset) if self.spread else jax.device_put(dataset)
 
     def _replicate(self, tree: Any) -> Any:
-        # flax's replicate first stacks a copy for each device on one of them
+        # not flax's replicate, which first stacks a copy for each device on one of them
         sharding = NamedSharding(Mesh(np.array(self.local), (_AXIS,)), PartitionSpec(_AXIS))
 
         def spread(x):
@@ -154,7 +154,7 @@ class Layout:
         return jax.tree.map(spread, tree)
 
     def collect(self, tree: Any) -> Any:
-        """Return what `place` was given, or a report of the training call, without the devices' axis."""
+        """Return a placed state, or a report of the training call, without the device axis."""
         if not self.spread:
             return tree
         if not self.population:
@@ -163,7 +163,7 @@ class Layout:
 
 
 def broadcast(tree: Any) -> Any:
-    """Return process 0's leaves in every process; what the others pass gives shapes and dtypes alone."""
+    """Return process 0's leaves in every process; the other processes' leaves only give shapes and dtypes."""
     if jax.process_count() == 1:
         return tree
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -177,20 +177,20 @@ def broadcast(tree: Any) -> Any:
 
 
 def anywhere(condition: bool) -> bool:
-    """Return whether the condition holds in any process; all of them must ask at the same point."""
+    """Return whether the condition holds in any process; all processes must call this at the same point."""
     if jax.process_count() == 1:
         return condition
     return bool(np.any(multihost_utils.process_allgather(np.array(condition))))
 
 
 class Report(NamedTuple):
-    """Results of k updates; of a population everything leads with an axis [P].
+    """Results of k updates; for a population, every array has a leading axis [P].
 
     Attributes:
-        metrics: means over the updates that were kept; not-a-number where none was.
-        skipped: [k] bool, the update was not finite and left everything but the step as it was.
-        suspects: by metric, whether it was not finite in one of them.
-        seconds: that the call took, where `train` reports it.
+        metrics: means over the updates that were kept; nan if none was.
+        skipped: [k] bool, the update was not finite and changed only the step.
+        suspects: by metric, whether it was not finite in any of the updates.
+        seconds: seconds that the call took; only `train` sets it.
     """
 
     metrics: Metrics
@@ -208,20 +208,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
     """Return a compiled `(state, dataset) -> (state, report)` that does `updates_per_call` updates.
 
-    The state passed in is donated: use the one returned. N devices at B/N rows each do what one does at B rows. An
-    update with any metric that is not finite, norms of gradients among them, is skipped, on all devices alike: only the
-    step goes on, and with it the next batch.
+    The state passed in is donated: use the one returned. N devices with B/N rows each do what one device does with B
+    rows. If any metric of an update is not finite, norms of gradients included, all devices skip the update: only the
+    step advances, so the next batch is another one.
 
     Args:
         algorithm: the bundle whose `update` is called.
-        sample: `sample(dataset, key, batch_size, part, parts, gamma) -> Batch` of rows part * B / parts and on, pure;
-            `gamma` is the trial's discount factor, None where its algorithm has none.
+        sample: pure `sample(dataset, key, batch_size, part, parts, gamma) -> Batch` of the B / parts rows from
+            part * B / parts on; `gamma` is the trial's discount factor, None if its algorithm has none.
         batch_size: B, of the whole batch.
         updates_per_call: k, the length of the scan.
         layout: None: one trial on one device.
 
     Raises:
-        ConfigError: a batch that the devices cannot share evenly.
+        ConfigError: batch_size is not a multiple of the number of devices.
     """
     layout = layout or Layout((jax.devices()[0],))
     over_rows = layout.spread and not layout.population
@@ -243,7 +243,7 @@ def make_train_step(
         def one(carry, _):
             return update_once(carry, dataset)
 
-        # all metrics are one vector here: a handful of kernels to compile, not a handful for each of them
+        # all metrics are one vector here: a few kernels to compile, not a few for each metric
         state, (metrics, finite) = jax.lax.scan(one, state, None, length=updates_per_call)
         shaped, (numbers,) = metrics.func, metrics.args
         mean = jnp.sum(jnp.where(finite[:, None], numbers, 0.0), axis=0) / jnp.sum(finite)
@@ -259,7 +259,7 @@ def make_train_step(
 
 
 def _of_every_trial(train_step: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """Train one trial after the other on a CPU, whose caches hold one of them; elsewhere all side by side."""
+    """Train one trial after the other on a CPU, because its caches fit only one; elsewhere all side by side."""
     if platform == "cpu":
         return lambda states, dataset: jax.lax.map(lambda state: train_step(state, dataset), states)
     return jax.vmap(train_step, in_axes=(0, None))
@@ -268,10 +268,10 @@ def _of_every_trial(train_step: Callable[..., Any], platform: str) -> Callable[.
 def make_debug_step(
     algorithm: Algorithm, sample: Callable[..., Batch], batch_size: int, updates_per_call: int
 ) -> Callable[[TrainState, Any], tuple[TrainState, Report]]:
-    """Return what `make_train_step` does for one trial on one device, without scan, donation and guard.
+    """Return a step as `make_train_step` does for one trial on one device, but without scan, donation and guard.
 
-    An update with any metric that is not finite is done again operation by operation: where the guarded step would
-    skip it in silence, this one raises FloatingPointError at the first operation that produced a NaN.
+    If any metric of an update is not finite, the update is done again, operation by operation. The guarded step would
+    skip it silently; this one raises FloatingPointError at the first operation that produced a NaN.
 
     Args:
         algorithm, sample, batch_size, updates_per_call: as `make_train_step`.
@@ -283,7 +283,7 @@ def make_debug_step(
     def train_step(state, dataset):
         rows = []
         for _ in range(updates_per_call):
-            batch = draw(state, dataset)  # apart: data may mark what is unknown by a NaN
+            batch = draw(state, dataset)  # not under debug_nans: data may mark an unknown value by a NaN
             new, metrics = compiled(state, batch)
             if not _all_finite(metrics):
                 with jax.disable_jit(), jax.debug_nans(True):
@@ -309,7 +309,7 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 class Guard:
-    """Counts of skipped updates, and the trials that did nothing else.
+    """Counts of skipped updates, and the trials that skipped too many in a row.
 
     Args:
         trials: P, how many there are.
@@ -317,9 +317,9 @@ class Guard:
 
     Attributes:
         skipped: [P] int, updates skipped.
-        in_a_row: [P] int, how many of them just now, without a kept one between.
-        culprits: [P], for a trial that once skipped PATIENCE updates in a row the first metric by name, not in
-            time, that was not finite then; None for all others.
+        in_a_row: [P] int, updates skipped since the last kept one.
+        culprits: [P], for a trial that once skipped PATIENCE updates in a row, the metric that was not finite then
+            (the first by name, not in time); None for all others.
     """
 
     def __init__(self, trials: int = 1, saved: Mapping[str, Any] | None = None):
@@ -364,7 +364,7 @@ def train(
     layout: Layout | None = None,
     guard: Guard | None = None,
 ) -> Iterator[tuple[int, TrainState, Report]]:
-    """Update `state` until `config.updates` are done; a generator that stops between calls while its caller works.
+    """Update `state` until `config.updates` are done; a generator that waits after each call while its caller works.
 
         for step, state, report in train(train_step, state, dataset, config):
             if step % 1000 == 0:
@@ -372,7 +372,7 @@ def train(
 
     Args:
         train_step: from `make_train_step`, with `config.updates_per_call` and this layout.
-        state: where to start, whatever its step; as `layout.place` gives it. It is donated.
+        state: state to start from, at any step, as `layout.place` gives it. It is donated.
         dataset: what `train_step` takes, as `layout.place_dataset` gives it; or a function of the number of updates
             done that returns what the next call takes.
         config: numbers of updates.
@@ -380,13 +380,13 @@ def train(
         guard: counts of earlier starts to resume from; None: from zero. It is up to date at every yield.
 
     Yields:
-        After every call: updates done; the state, which the next call donates (`layout.collect` gives it without the
-        devices' axis); and the call's report on the host, whose metrics have `guard/skipped`, the updates skipped
-        since the start.
+        After every call: the number of updates done; the state, which the next call donates (`layout.collect` removes
+        its device axis); and the call's report on the host. Its metrics include `guard/skipped`, the number of updates
+        skipped since the start.
 
     Raises:
-        NonFiniteMetrics: after PATIENCE skipped updates in a row, of a population in every trial; the call that held
-            the last of them is not yielded.
+        NonFiniteMetrics: after PATIENCE skipped updates in a row, in a population after every trial has had them; the
+            call with the last of them is not yielded.
     """
     layout = layout or Layout((jax.devices()[0],))
     step = updates_done(state)

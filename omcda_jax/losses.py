@@ -26,7 +26,7 @@ def mix(values: chex.Array, weights: chex.Array, bias: chex.Array) -> chex.Array
 
 
 def bellman_target(reward: chex.Array, discount: chex.Array, gamma: chex.Numeric, next_value: chex.Array) -> chex.Array:
-    """Return r + gamma nu V(s'), gradient stopped; [B] each, or with trailing axes `reward` and `discount` match."""
+    """Return r + gamma nu V(s'), gradient stopped; all arguments are [B], or share further trailing axes."""
     chex.assert_equal_shape([reward, discount, next_value])
     return jax.lax.stop_gradient(reward + gamma * discount * next_value)
 
@@ -54,8 +54,8 @@ def normalisation_loss(exponent: chex.Array, linear_term: chex.Array, largest_ex
     """Return exp(z - M) + exp(-M) kappa v, minimal where the mean of exp(z) is one (paper Proposition 3.4 and Eq. 25).
 
     Args:
-        exponent: [...] z = log(pi*/b), which falls in v with slope kappa.
-        linear_term: [...] kappa v, the same slope.
+        exponent: [...] z = log(pi*/b), which falls with v at slope kappa.
+        linear_term: [...] kappa v, with the same slope.
         largest_exponent: [] M, which only scales the loss; its gradient is stopped here.
 
     Returns:
@@ -87,7 +87,7 @@ def chi_square(x: chex.Array) -> tuple[chex.Array, chex.Array]:
 
 
 def kullback_leibler(x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Return w = f'^-1(x) and g = f(w) of the Kullback-Leibler divergence; x is cut at MAX_EXPONENT to stay finite."""
+    """Return w = f'^-1(x) and g = f(w) of the KL divergence; x is clipped at MAX_EXPONENT to stay finite."""
     w = jnp.exp(jnp.minimum(x, MAX_EXPONENT) - 1.0)
     return w, (jnp.minimum(x, MAX_EXPONENT) - 1.0) * w
 

@@ -17,7 +17,7 @@ from omcda_jax.reductions import loss_share, total
 from omcda_jax.types import Batch, BatchError, ConfigError, EnvSpec, Losses, Metrics, Params, TrainState
 
 MAX_GRADIENT_NORM = 1.0
-# Folded into the run's key before steps are: `init` splits that key, and on jax 0.10 split(key, n)[i] is
+# Folded into the run's key before any step is: `init` splits that key, and on jax 0.10 split(key, n)[i] is
 # fold_in(key, i).
 _STEP_STREAM = 0x7374_6570
 
@@ -29,8 +29,8 @@ def static(default: Any, choices: Iterable[str] = (), *, warmup: bool = False) -
 
     Args:
         default: its value.
-        choices: all it may be, for `check_choices` and the help; nothing: anything of its type.
-        warmup: it counts the updates before the policy follows its values.
+        choices: all allowed values, for `check_choices` and the help; if empty, any value of its type is allowed.
+        warmup: the field counts the updates before the policy follows its values.
     """
     metadata = {"choices": tuple(choices), "warmup": warmup}
     return flax.struct.field(pytree_node=False, default=default, metadata=metadata)
@@ -38,20 +38,20 @@ def static(default: Any, choices: Iterable[str] = (), *, warmup: bool = False) -
 
 @flax.struct.dataclass(kw_only=True)
 class CriticSettings:
-    """What the methods with a mixed critic have in common, modelled on OMIGA's code.
+    """Settings that all methods with a mixed critic share, modelled on OMIGA's code.
 
     Attributes:
         gamma: discount factor per step.
         learning_rate: step size of Adam.
-        target_rate: weight of the newest networks in the moving averages that make targets.
+        target_rate: weight of the newest networks in the target networks, which are moving averages.
         policy_average_rate: weight of the newest policy in the moving average that acts; 1 acts with the newest.
-        hidden_sizes: widths of the hidden layers of all networks but the mixers.
+        hidden_sizes: widths of the hidden layers of all networks except the mixers.
         mixer_hidden: width of the mixers' layers.
-        critic_layer_norm: normalise the hidden layers of the action values.
-        priming: first updates in which the critic learns the data's own returns-to-go, where a batch has them, in the
-            place of bootstrapped values: what one-step targets carry back a step in about 1 / target_rate updates is
-            there at once (after Jelley et al. 2024, "Efficient Offline Reinforcement Learning: The Critic is
-            Critical").
+        critic_layer_norm: normalise the hidden layers of the action-value networks.
+        priming: number of first updates in which the critic learns the data's own returns-to-go (in rows that have
+            one) instead of bootstrapped values. The returns are there at once, while one-step targets take about
+            1 / target_rate updates to carry them back one step (after Jelley et al. 2024, "Efficient Offline
+            Reinforcement Learning: The Critic is Critical").
     """
 
     gamma: float = 0.99
@@ -70,8 +70,8 @@ def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -
     Args:
         config: an algorithm's settings.
         key: name of the field.
-        holds: whether a value is allowed; of arrays, each element.
-        expected: what is, for the message.
+        holds: returns whether a value is allowed; for an array, whether each element is.
+        expected: what is allowed, for the message.
 
     Raises:
         ConfigError: `ALGORITHM: KEY: expected EXPECTED, found VALUE`.
@@ -89,7 +89,7 @@ def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
 
 
 def check_choices(config: Any) -> None:
-    """Raise ConfigError for the first field that is none of its choices, see `static`."""
+    """Raise ConfigError for the first field that is not one of its choices, see `static`."""
     for field in dataclasses.fields(config):
         choices = field.metadata.get("choices")
         if choices:
@@ -105,15 +105,15 @@ def check_numbers(
     shares: Sequence[str] = (),
     counts: Sequence[str] = (),
 ) -> None:
-    """Check the numbers all algorithms share, as far as `config` has them, and further ones by name.
+    """Check the numbers that algorithms share, as far as `config` has them, and other fields by name.
 
     Args:
         config: an algorithm's settings.
-        positive: fields to be positive and finite.
-        nonnegative: fields to be 0 or more, and finite.
-        rates: fields to be in (0, 1].
-        shares: fields to be in [0, 1].
-        counts: fields to be at least 1.
+        positive: fields that must be positive and finite.
+        nonnegative: fields that must be 0 or more, and finite.
+        rates: fields that must be in (0, 1].
+        shares: fields that must be in [0, 1].
+        counts: fields that must be at least 1.
 
     Raises:
         ConfigError: naming the first field out of its range.
@@ -161,10 +161,10 @@ def new_state(
 
 
 def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.Array:
-    """Return y = r + gamma nu V(s') [B], gradient stopped, of next team values [B]; returns-to-go while priming.
+    """Return y = r + gamma nu V(s') [B], gradient stopped, from next team values [B]; while priming, returns-to-go.
 
     Raises:
-        BatchError: the settings ask for priming, and the batch has no returns-to-go.
+        BatchError: the settings ask for priming, but the batch has no returns-to-go.
     """
     target = bellman_target(batch.reward, batch.discount, state.config.gamma, next_value)
     priming = getattr(state.config, "priming", 0)
@@ -178,7 +178,7 @@ def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.A
 
 
 def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, int]:
-    """Return each row's place [B] in the whole batch, of which `axis_name`'s devices have a part each; and its size."""
+    """Return each row's place [B] in the whole batch, spread over `axis_name`'s devices, and the size of that batch."""
     rows = batch.reward.shape[0]
     before = 0 if axis_name is None else rows * jax.lax.axis_index(axis_name)
     return before + jnp.arange(rows), total(rows, axis_name)
@@ -187,7 +187,7 @@ def row_places(batch: Batch, axis_name: str | None = None) -> tuple[chex.Array, 
 def row_keys(state: TrainState, batch: Batch, count: int, axis_name: str | None = None) -> tuple[chex.PRNGKey, ...]:
     """Return keys of one update's draws, `count` times [B]: a function of the run's key, the step and the row's place.
 
-    A row's place is that in the whole batch: spreading the batch over the devices of `axis_name` changes no draw.
+    The place is in the whole batch, so spreading the batch over the devices of `axis_name` changes no draw.
     """
     places, _ = row_places(batch, axis_name)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(state.key, state.step), places)
@@ -201,14 +201,14 @@ def optimiser() -> optax.GradientTransformation:
 
 
 def norm(gradient: Any) -> chex.Array:
-    """Return the norm [] of a gradient over all its leaves; its own derivative is 0 where it is 0."""
+    """Return the norm [] of a gradient over all its leaves; where the norm is 0, its own derivative is 0 too."""
     # dot products compile in less time than sums of squares; nan stays nan
     square = sum(jnp.vdot(leaf, leaf, precision="highest") for leaf in jax.tree.leaves(gradient))
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
 
 
 def clip(gradient: Any) -> Any:
-    """Scale a gradient whose norm is above MAX_GRADIENT_NORM down to it."""
+    """Scale a gradient down to the norm MAX_GRADIENT_NORM if its norm is larger."""
     scale = MAX_GRADIENT_NORM / jnp.maximum(norm(gradient), MAX_GRADIENT_NORM)
     return jax.tree.map(lambda leaf: scale * leaf, gradient)
 
@@ -252,19 +252,19 @@ def gradient_step(
     Args:
         state: where to step from.
         batch: B transitions; this device's part of them when `axis_name` is given.
-        losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`, both by name, per row [B], or per
-            agent [B, N], of which rows without a choice are left out. `params` are differentiated, the parameters in
-            `state` are constants.
-        fixed: what the losses hold constant, handed on to them.
+        losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`. Both are by name, per row [B] or per
+            agent [B, N]; per agent, rows without a choice are left out. `params` are differentiated, the parameters
+            in `state` are constants.
+        fixed: what the losses take as constant; it is passed on to them.
         axis_name: mapped device axis to reduce over.
-        groups: the only groups that step; None: all.
+        groups: groups that take the step; None: all.
 
     Returns:
-        The state with new parameters, and every loss and statistic averaged over the whole batch, []; with them as
-        `gradient/GROUP` the norm of each group's gradient before it is clipped.
+        The state with new parameters, and the metrics: every loss and statistic averaged over the whole batch [], and
+        as `gradient/GROUP` the norm of each group's gradient before it is clipped.
 
     Raises:
-        ValueError: two losses have one name.
+        ValueError: two losses have the same name.
     """
     masks = {1: jnp.ones_like(batch.reward, bool), 2: has_choice(batch.avail, state.spec.discrete)}
 
@@ -288,7 +288,7 @@ def gradient_step(
 
 
 def advance(state: TrainState) -> TrainState:
-    """End an update: policies follow at policy_average_rate, all other targets at target_rate; count one step more."""
+    """End an update: move the policy's target at policy_average_rate, all others at target_rate; count the step."""
     rate = lambda group: state.config.policy_average_rate if group == "policy" else state.config.target_rate
     targets = {
         group: optax.incremental_update(state.params[group], target, rate(group))
@@ -300,13 +300,13 @@ def advance(state: TrainState) -> TrainState:
 def descend(
     state: TrainState, batch: Batch, losses: Sequence[Loss], fixed: Any, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Do a whole update of an algorithm whose losses are all taken at the parameters before it, see `gradient_step`."""
+    """Do a whole update in which all losses are taken at the parameters before it, see `gradient_step`."""
     state, metrics = gradient_step(state, batch, losses, fixed, axis_name)
     return advance(state), metrics
 
 
 def hold(new: TrainState, old: TrainState, held: Mapping[str, chex.Array]) -> TrainState:
-    """Return `new`, with the groups whose flag [] bool is set as they were in `old`, optimiser and target included."""
+    """Return `new`, but every group whose flag ([] bool) is set as it is in `old`, with its optimiser and target."""
 
     def choose(tree, before):
         pick = lambda flag: lambda x, y: jnp.where(flag, y, x)

@@ -19,15 +19,15 @@ import numpy as np
 
 
 class ConfigError(ValueError):
-    """A configuration the user can fix; the message is one line naming the key, what was expected and found."""
+    """A configuration that the user can fix; the one-line message names the key and what was expected and found."""
 
 
 class BatchError(ValueError):
-    """Arrays that do not fit an update or a policy; the message is one line: the field, what was expected and found."""
+    """Arrays that do not fit an update or a policy; one line names the field and what was expected and found."""
 
 
 class DatasetError(ValueError):
-    """A dataset the user can fix; the message is one line naming the file, the key, what was expected and found."""
+    """A dataset that the user can fix; the one-line message names the file, the key and what was expected and found."""
 
 
 Params = Any
@@ -36,7 +36,7 @@ Losses = tuple[Metrics, Metrics]  # losses and statistics by name, see `training
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Return a "did you mean ...? valid: ..." phrase for a word that is none of `choices`.
+    """Return a "did you mean ...? valid: ..." phrase for a word that is not in `choices`.
 
     Args:
         word: what was found.
@@ -48,14 +48,14 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def check_seed(seed: int, key: str = "seed") -> None:
-    """Refuse a seed that is not in [0, 2**32): JAX takes 2**32 + 5 for 5, and numbers of more than 64 bits for none.
+    """Refuse a seed outside [0, 2**32): JAX takes 2**32 + 5 for 5, and does not take numbers of more than 64 bits.
 
     Args:
         seed: a whole number.
-        key: setting or flag that gave it, for the message.
+        key: setting or flag that gave the seed, for the message.
 
     Raises:
-        ConfigError: it is not in the range.
+        ConfigError: the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"{key}: expected a whole number from 0 to {2**32 - 1}, found {seed}")
@@ -63,7 +63,7 @@ def check_seed(seed: int, key: str = "seed") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """Sizes of one cooperative task; hashable, hence usable as a static argument.
+    """Sizes of one cooperative task; hashable, so usable as a static argument.
 
     Attributes:
         num_agents: N.
@@ -87,7 +87,7 @@ class EnvSpec:
             size = getattr(self, name)
             if not isinstance(size, int | np.integer) or size < 1:
                 raise ConfigError(f"spec: {name}: expected a whole number of at least 1, found {size}")
-            object.__setattr__(self, name, int(size))  # NumPy's integers are no JSON
+            object.__setattr__(self, name, int(size))  # JSON cannot contain NumPy integers
 
 
 @flax.struct.dataclass
@@ -97,20 +97,20 @@ class Batch:
     Attributes:
         obs: [B, N, O] local observations.
         global_state: [B, S] what the mixer sees.
-        avail: [B, N, A] bool, legal actions, one at least; continuous: the dimensions of its action that an agent has,
-            the others are padding.
-        action: [B, N] integer indices of legal actions, whose values nothing checks, or [B, N, A] floats in [-1, 1];
+        avail: [B, N, A] bool, legal actions, at least one per agent. If actions are continuous: the dimensions that
+            the agent's action has; the others are padding.
+        action: [B, N] integer indices of legal actions (the values are not checked), or [B, N, A] floats in [-1, 1];
             padding is never read.
         reward: [B] team reward.
         discount: [B] 0 where the next state is terminal, else 1 (a time limit is not terminal).
         next_obs: [B, N, O].
         next_global_state: [B, S].
         next_avail: [B, N, A] bool.
-        next_action: [B, N] or [B, N, A]; the data's action at the next state, zero after the last step. Optional, like
-            the fields below: `Algorithm.needs` names those that an algorithm reads.
+        next_action: [B, N] or [B, N, A], the data's action at the next state, zero after the last step. This field and
+            those below are optional: `Algorithm.needs` names those that an algorithm reads.
         first: [B] bool, the row starts an episode.
         last: [B] bool, the row ends an episode, by termination or a time limit: there is no next action.
-        return_to_go: [B] discounted sum of the rewards from here to the end of the episode, by the algorithm's gamma;
+        return_to_go: [B] sum of the rewards from here to the end of the episode, discounted by the algorithm's gamma;
             nan where a time limit cut the episode so soon that the sum says too little, see `data.returns_to_go`.
     """
 
@@ -154,7 +154,7 @@ class TrainState:
 
     Attributes:
         params: network parameters by optimiser group.
-        target_params: the Polyak-averaged copies.
+        target_params: Polyak-averaged copies of some groups.
         opt_state: optimiser state by group.
         extra: the algorithm's own state, [N] arrays for OMCDA.
         config: the algorithm's settings. Every float setting is a leaf, a float32 scalar, so that a vmapped population
@@ -162,10 +162,10 @@ class TrainState:
             `state.replace(config=state.config.replace(d_tot=jnp.float32(1.8)))`
             changes one without compiling again.
         step: int32, updates done.
-        key: typed PRNG key; never changes, each update folds `step` into it.
+        key: typed PRNG key; it never changes: each update folds `step` into it.
         spec: the task's sizes (static).
-        normaliser: applied to observations and states before the algorithm sees them, hence part of the policy; None
-            where they are taken as they come.
+        normaliser: applied to observations and states before the algorithm sees them, so it is part of the policy;
+            None takes them as they are.
     """
 
     params: Any
@@ -181,7 +181,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class Actor:
-    """What acts, cut out of a training state: what one saves, ships and exports.
+    """The part of a training state that acts: what you save, ship and export.
 
     Attributes:
         params: parameters of the networks that choose actions, by optimiser group.
@@ -197,12 +197,12 @@ class Actor:
 
 
 def updates_done(state: TrainState) -> int:
-    """Return the number of updates a state has behind it; for a stack of states, the same for each."""
+    """Return the number of updates that a state has done; in a stack of states, all have done the same number."""
     return int(np.ravel(state.step)[0])
 
 
 class Algorithm(NamedTuple):
-    """What a learner and an evaluator know of an algorithm.
+    """What a learner and an evaluator know about an algorithm.
 
     Attributes:
         config: class of its settings, a `flax.struct.dataclass`: floats are leaves, structure is declared

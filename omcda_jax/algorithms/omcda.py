@@ -8,8 +8,8 @@ that of OMIGA (Wang et al., NeurIPS 2023). The regularised return E sum_t gamma^
     Q^{c,i}(s,o,a) = sum_j w^c_ij(s) q^c_j(o_j,a_j)                = -E sum_{t>0} gamma^t KL_i, agent i's deviation
     Q_tot          = Q^r_tot + sum_i alpha_i Q^{c,i}
 
-Choices made here, where the papers are silent: expectation values, twin return critics, the convex deviation mixer,
-the solved level, the price of a nat, the critic warm-up, extraction by gradient, and the Fisher form of the influence.
+Choices made here because the papers are silent: expectation values, twin return critics, the convex deviation mixer,
+solving for the level, the price of a nat, the critic warm-up, extraction by gradient, the Fisher form of the influence.
 """
 
 from typing import ClassVar, NamedTuple
@@ -36,37 +36,37 @@ class OmcdaConfig(CriticSettings):
     """Settings of OMCDA.
 
     Attributes:
-        d_tot: nats of deviation a step for the whole team; the papers scan .6, 1.8, 3 on SMAC, .3, 1.2, 3 on MuJoCo.
-        d_min: nats every agent keeps. Not 0: an agent without budget sends its level, and through the deviation mixer
-            everybody's, to its bound.
+        d_tot: nats of deviation per step for the whole team; the papers scan .6, 1.8, 3 on SMAC, .3, 1.2, 3 on MuJoCo.
+        d_min: nats that every agent keeps. It should not be 0: an agent without a budget drives its level to its
+            bound, and through the deviation mixer every other level too.
         allocation: "softmax" (paper), "projected" (water-filling), "uniform" (ablation w/o-CDA), "random" (ablation
             rd), "fixed" (by `shares`).
-        shares: of the rule "fixed": each agent's part of d_tot beyond N d_min; their sum is 1.
-        temperature: of the softmax rule.
-        step_size: of the projected rule, relative to an even share.
-        influence_scale: "relative" to the mean over agents, or "raw", the paper's literal form.
+        shares: each agent's share of d_tot - N d_min under the rule "fixed"; the shares sum to 1.
+        temperature: temperature of the softmax rule.
+        step_size: step size of the projected rule, relative to an even share.
+        influence_scale: "relative" (divided by the mean |m| over agents) or "raw" (the paper's literal form).
         influence_rate: weight of the newest influence in its moving average.
-        influence_epsilon: variance (nats^2) below which influence fades to 0.
+        influence_epsilon: variance (nats^2) below which the influence fades to 0.
         value_target: "expectation" (values straight from their definitions, no value networks) or "in_sample" (the
-            paper's form: v^r, v^c networks, v^c from the normalisation of pi*).
+            paper's form: value networks v^r and v^c, where v^c comes from the normalisation of pi*).
         conservative_mixing: deviation mixer, see `networks.DeviationMixer`.
-        decoupled: False is the ablation w/o-dq: one value holds the reward and the penalty together.
-        critics: return critics, each with its own mixer. The smallest team value makes the targets, the first critic
-            guides the policy (after Fujimoto et al. 2018, TD3).
+        decoupled: False is the ablation w/o-dq: one value contains both the reward and the penalty.
+        critics: number of return critics, each with its own mixer. The targets take the smallest team value; the
+            first critic guides the policy (after TD3, Fujimoto et al. 2018).
         extraction: how the policy follows the values. "weighted": cloning weighted by omega (paper). "gradient":
             descent on KL(pi || pi*) (Park et al. 2024, "Is Value Learning Really the Main Bottleneck in Offline RL?").
             "auto": weighted where actions are discrete, gradient where they are continuous.
-        critic_warmup: updates in which the policy clones the data and the values become the behaviour's: about
-            horizon / target_rate, so that credit has travelled an episode, or a few thousand with `priming`.
+        critic_warmup: updates in which the policy clones the data and the values become the behaviour's. About
+            horizon / target_rate carry credit through a whole episode; with `priming`, a few thousand are enough.
         level_rate: weight of the newest solution in the moving average of log alpha.
-        level_step: largest change of log alpha in an update, where extraction is by gradient.
-        price: least return that a nat of deviation must earn: alpha goes no lower, and the budget is a cap. In units of
+        level_step: largest change of log alpha per update, where extraction is by gradient.
+        price: least return that a nat of deviation must earn: alpha goes no lower, so the budget is a cap. The unit is
             the behaviour's mean |V^r_tot| during the warm-up.
         alpha_init: alpha before the first solution, in units of return per nat.
         alpha_min: lower end of the search for alpha.
         alpha_max: upper end of the search for alpha.
         max_weight: cap on the policy weights.
-        num_samples: K, actions drawn from every agent's policy for expectations, where they are continuous.
+        num_samples: K, the number of draws from each agent's policy for an expectation over continuous actions.
         critic_layer_norm: keeps critics from extrapolating in rare states; off in the matched backbone.
     """
 
@@ -133,10 +133,10 @@ def _networks(spec: EnvSpec, config: OmcdaConfig) -> _Networks:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: OmcdaConfig) -> TrainState:
-    """Initialise networks for the task's sizes and an even allocation; the policy starts as the behaviour's twin.
+    """Initialise the networks and the budgets for the task's sizes; the policy starts as a copy of the behaviour.
 
     Raises:
-        ConfigError: the agents' minimum budgets exceed d_tot; or the number of shares is not the number of agents.
+        ConfigError: N d_min exceeds d_tot, or the number of shares is not the number of agents.
     """
     enough = f"at least num_agents * d_min = {spec.num_agents} * {config.d_min}"
     training.require(config, "d_tot", lambda d: d >= spec.num_agents * config.d_min, enough)
@@ -158,21 +158,21 @@ class Values(NamedTuple):
     """Local values of one part (return or deviation) at the states the policy learns from."""
 
     support: chex.Array  # [M, N, K] q at the support of the policy
-    slope: chex.Array  # [M, N, K, A] dq/da there, where extraction is by gradient and actions are continuous; or []
-    action: chex.Array  # [M, N] q of the data's actions, or of draws of the policy in their place
-    state: chex.Array  # [M, N] v: E_pi q, or the value network's in the in-sample form
+    slope: chex.Array  # [M, N, K, A] dq/da there if extraction is by gradient and actions are continuous, else []
+    action: chex.Array  # [M, N] q of the data's actions, or of draws from the policy instead
+    state: chex.Array  # [M, N] v: E_pi q, or in the in-sample form the value network's output
 
 
 class Estimates(NamedTuple):
-    """What an update knows before its step, constants of all losses; the policy learns from M of the B rows."""
+    """What an update computes before its step; all losses take it as constant. The policy learns from M of B rows."""
 
-    keys: chex.PRNGKey  # [M] of the draws from `policy`
+    keys: chex.PRNGKey  # [M] keys of the draws from `policy`
     policy: Policy  # [M, N] policies at the batch's observations
     behaviour: Policy  # [M, N] clones of the data
-    support: Support  # of expectations under `policy`
+    support: Support  # support of expectations under `policy`
     mask: chex.Array  # [M, N] where an agent has a choice
-    returns: Values  # local values of the return part, the first target critic's
-    deviations: Values  # of the deviation part; zeros where values are not decoupled
+    returns: Values  # local values of the return part, from the first target critic
+    deviations: Values  # local values of the deviation part; zeros if values are not decoupled
     return_weights: chex.Array  # [M, N] w^r of the same critic
     return_value: chex.Array  # [M] V^r_tot of the same critic
     coupling: chex.Array  # [M, N] kappa
@@ -180,7 +180,7 @@ class Estimates(NamedTuple):
     deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
     return_advantage: chex.Array  # [M, N] A^r_i = w^r_i (q^r_i - v^r_i)
     deviation_advantage: chex.Array  # [M, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
-    largest_exponent: chex.Array  # [] of the exponents in the in-sample form's loss
+    largest_exponent: chex.Array  # [] M, which scales the loss of the in-sample form
     weights: chex.Array | None = None  # [M, N] omega_i, from `levels`
 
 
@@ -192,18 +192,18 @@ def by_gradient(state: TrainState) -> bool:
 def learned_from(state: TrainState, rows: chex.ArrayTree) -> chex.ArrayTree:
     """Return the rows that the policy learns from: every second one where gradients of the critics are needed.
 
-    They are what an update spends most on; for the same reason TD3's policy (Fujimoto et al. 2018) takes every second
-    step. Values of all discrete actions come by one pass, and the in-sample form learns values from these rows too.
+    They are the most expensive part of an update; TD3's policy (Fujimoto et al. 2018) steps every second time for the
+    same reason. One pass gives the values of all discrete actions. The in-sample form also learns values from all rows.
     """
     every = state.spec.discrete or not by_gradient(state) or state.config.value_target == "in_sample"
     return rows if every else jax.tree.map(lambda x: x[::2], rows)
 
 
 def _local_values(state: TrainState, part: str, params: Params, batch: Batch, support: Support) -> Values:
-    """Judge one target critic, in the in-sample form against the newest value networks, as OMIGA does.
+    """Return the values of one target critic; in the in-sample form, v is the newest value network's, as in OMIGA.
 
-    By gradient, draws of the policy stand for continuous actions of the data. They are used for the first levels only,
-    in the warm-up, where they are draws of the behaviour. Draws mirror each other, so the even part of q is missed.
+    By gradient (but not in-sample), draws from the policy replace continuous actions of the data. Only the warm-up's
+    levels use them, where the policy is the behaviour. Draws mirror each other, so the even part of q is missed.
     """
     nets, in_sample = _networks(state.spec, state.config), state.config.value_target == "in_sample"
     judge, slope = nets.returns.local, jnp.zeros(())
@@ -220,7 +220,7 @@ def _local_values(state: TrainState, part: str, params: Params, batch: Batch, su
 def _mixed_next_value(
     state: TrainState, part: str, critic: MixedCritic, params: Params, batch: Batch, support: Support
 ) -> chex.Array:
-    """Mix a target critic's values at the next state: [B] of the return part, [B, N] of the deviation part."""
+    """Mix a target critic's values at the next state: [B] for the return part, [B, N] for the deviation part."""
     if state.config.value_target == "in_sample":
         network = _networks(state.spec, state.config).value
         local = network.apply(state.target_params["value"][part], batch.next_obs)[..., 0]
@@ -230,12 +230,12 @@ def _mixed_next_value(
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute values, targets and advantages from the parameters before the step and the policies at the two states.
+    """Compute values, targets and advantages from the parameters before the step and the policies at both states.
 
         V^r_tot(s') = sum_i w^r_i E_pi q^r_i + beta^r       V^{c,i}(s') = sum_j w^c_ij E_pi q^c_j - KL_i
 
-    with target networks and the current policy; in the in-sample form v^r and v^c, whose normalisation already holds
-    the KL, take the place of the expectations. When not decoupled, V^r_tot holds the penalty sum_i alpha_i KL_i.
+    with target networks and the current policy. In the in-sample form, v^r and v^c replace the expectations; their
+    normalisation already contains the KL. When not decoupled, V^r_tot contains the penalty sum_i alpha_i KL_i.
     """
     config, nets, barred = state.config, _networks(state.spec, state.config), state.target_params
     keys, next_keys = training.row_keys(state, batch, 2, axis_name)
@@ -285,9 +285,9 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> tuple[chex.Array, chex.Array]:
-    """Return log alpha [N] that spends the budgets, but not below the price of a nat, and policy weights [M, N].
+    """Return log alpha [N], which spends the budgets but is at least the price of a nat, and policy weights [M, N].
 
-    In the critic warm-up every weight is 1. After it, by gradient, the levels follow what the policy spends.
+    In the critic warm-up every weight is 1. After it, by gradient, the levels follow what the policy itself spends.
     """
     config, extra, mask, warms = state.config, state.extra, estimates.mask, warms_up(state)
     lowest = jnp.log(jnp.maximum(config.alpha_min, allocation.price_of_a_nat(config, extra, warms)))
@@ -302,7 +302,7 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
         axis_name=axis_name,
     )
     rows = valid_rows(mask, axis_name)
-    # weights over m rows spend log m at most
+    # weights over m rows spend at most log m nats
     solution = jnp.where(jnp.log(jnp.maximum(rows, 1)) > extra.budget, solution, extra.log_alpha)
     log_alpha = allocation.conservatism_step(extra.log_alpha, solution, config.level_rate)
     if by_gradient(state):
@@ -315,7 +315,7 @@ def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None
 
 
 def warms_up(state: TrainState) -> chex.Array:
-    """Return whether the policy is still the behaviour, []."""
+    """Return whether the critic warm-up goes on, in which the policy is the behaviour: []."""
     return state.step < state.config.critic_warmup
 
 
@@ -327,10 +327,10 @@ def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: E
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return what moves the policy towards pi*_i = b_i exp z_i: [B, N].
+    """Return the loss that moves the policy towards pi*_i = b_i exp z_i: [B, N].
 
-    Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant,
-    with E_pi z_i to first order about the policy of the estimates; a row it learns from stands for the next one too.
+    Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant.
+    E_pi z_i is to first order around the policy in `estimates`. If every second row is left out, the rest count twice.
     """
     network, learned = _networks(state.spec, state.config).policy, learned_from(state, batch)
     policy = networks.action_distribution(network, params["policy"], learned.obs, learned.avail)
@@ -368,9 +368,9 @@ def _q_deviation(params: Params, state: TrainState, batch: Batch) -> chex.Array:
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
     """Return the losses of the value networks of the in-sample form, averaged over agents: [B].
 
-    The value that carries the KL (v^c; v^r when not decoupled) comes from the normalisation of pi*_i = b_i exp z_i,
-    z_i = (w^r_i/alpha_i)(q^r_i - v^r_i) + kappa_i (q^c_i - v^c_i), v^r stopped (paper Proposition 3.4 and Eq. 25).
-    v^r is the regression on q^r under the weights omega.
+    The value that carries the KL (v^c; v^r when not decoupled) comes from the normalisation of pi*_i = b_i exp z_i with
+    z_i = (w^r_i/alpha_i)(q^r_i - v^r_i) + kappa_i (q^c_i - v^c_i) (paper Proposition 3.4 and Eq. 25). When decoupled,
+    v^r is constant in z_i and learns by regression on q^r under the weights omega.
     """
     network = _networks(state.spec, state.config).value
     v = network.apply(params["value"]["return"], batch.obs)[..., 0]
@@ -385,12 +385,12 @@ def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estim
         density = jnp.where(estimates.mask, estimates.weights, 1.0)
         regression = density * jnp.square(v - estimates.returns.action)
     each = losses.normalisation_loss(exponent, linear, estimates.largest_exponent) + regression
-    # a forced action's value is its q: rows without a choice count too, for V_tot sums over every agent
+    # rows without a choice count too, because V_tot sums over every agent; the value of a forced action is its q
     return {"value/loss": jnp.mean(each, axis=-1)}, {}
 
 
 def measure(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> chex.Array:
-    """Return the influence m_i [N] on this batch, from the return part's values at the support of the policy.
+    """Return the influence m_i [N] in this batch, from the return part's values at the support of the policy.
 
     An agent that has no choice anywhere in the batch keeps its average.
     """
@@ -409,7 +409,7 @@ def measure(state: TrainState, estimates: Estimates, axis_name: str | None = Non
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Do one update in the paper's four steps: estimate, levels, descend, allocate.
 
-    Every loss is taken at the parameters before the step. During the critic warm-up influence and budgets rest.
+    Every loss is taken at the parameters before the step. During the critic warm-up, the influence stays as it is.
     Arguments and results are those of `omcda_jax.update`.
     """
     config, extra, warms = state.config, state.extra, warms_up(state)
@@ -428,7 +428,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     budget = allocation.allocate_by(config, influence, extra.budget, price)
 
     size = masked_mean(jnp.abs(estimates.return_value), jnp.ones_like(estimates.return_value, bool), axis_name)
-    rate = jnp.maximum(config.level_rate, 1.0 / (state.step + 1))  # the mean of all, as long as they are few
+    rate = jnp.maximum(config.level_rate, 1.0 / (state.step + 1))  # at first the plain mean of all updates
     size = extra.value_size + rate * jnp.where(warms, size - extra.value_size, 0.0)
     if config.decoupled:
         q_deviation = _q_deviation(state.params, state, batch)
