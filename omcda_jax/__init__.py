@@ -1,6 +1,6 @@
-"""OMCDA and its relatives as pure JAX functions; see README.md for a ten-line training loop.
+"""OMCDA and related algorithms as pure JAX functions; see README.md for a ten-line training loop.
 
-A name is imported when it is asked for: commands answer signals before JAX is there.
+A name is imported only when it is used, so that commands answer signals before JAX is loaded.
 """
 
 import importlib
@@ -70,7 +70,7 @@ __all__ = [
     "update",
 ]
 
-# where the names are, the first that has one counts
+# modules that define the names; the first one that has a name counts
 _PLACES = (
     "algorithms",
     "allocation",

@@ -1,8 +1,8 @@
-"""Checkpoints of a TrainState that are verified when read; the only module that knows orbax.
+"""Checkpoints of a TrainState that are verified when read; the only module that uses orbax.
 
 Orbax writes a step atomically but checks nothing when it reads: a flipped bit comes back as a wrong number. So every
-leaf's SHA-256 is stored beside the state and compared on restore; a damaged step is put aside and the one before it
-taken. One process writes and reads a directory, alone and without devices: leaves go to disk as NumPy arrays.
+leaf's SHA-256 is stored with the state and compared on restore. A damaged step is put aside, and the step before it is
+read. Only one process writes and reads a directory, and without devices: leaves go to disk as NumPy arrays.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from omcda_jax.system import replacing
 from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, TrainState, updates_done
 
-# Raised by whoever changes what a record or a state's leaves on disk mean.
+# If you change what a record or a state's leaves on disk mean, raise this number.
 SCHEMA = 4
 QUARANTINE = "quarantine"
 
@@ -34,12 +34,12 @@ class StorageError(RuntimeError):
 
 
 class Checkpoints:
-    """The newest checkpoints of one run; a context manager that leaves only when the last one is on disk.
+    """The newest checkpoints of one run; a context manager that exits only when the last one is on disk.
 
     Args:
-        directory: where the steps lie; made by the first `save`.
+        directory: folder of the steps; made by the first `save`.
         keep: how many of the newest steps stay.
-        wait: `save` returns once its step is on disk, not while a thread still writes it.
+        wait: `save` returns only when its step is on disk, not while a thread still writes it.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2, *, wait: bool = False):
@@ -54,8 +54,8 @@ class Checkpoints:
 
         Args:
             state: unreplicated state; its `step` names the checkpoint.
-            metadata: JSON values to keep with it.
-            replace: steps that are not older than this one are removed first.
+            metadata: JSON values to keep with the state.
+            replace: first remove all steps that are not older than this one.
 
         Raises:
             RuntimeError: if this step or a later one is already there.
@@ -82,7 +82,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Return once the step saved last is on disk.
+        """Return when the last saved step is on disk.
 
         Raises:
             StorageError: it could not be written.
@@ -92,17 +92,17 @@ class Checkpoints:
                 self._open_manager.wait_until_finished()
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict] | None:
-        """Read the newest step that is whole; a damaged one moves to `quarantine` with a warning that names it.
+        """Read the newest step that is whole; a damaged step moves to `quarantine` with a warning that names it.
 
         Args:
             template: a state of the same structure; shapes and dtypes are enough (`jax.eval_shape` of `init`).
-            step: the only one to read; None: any.
+            step: the only step to read; None: any.
 
         Returns:
-            (state, metadata), or None where no readable step exists.
+            (state, metadata), or None if no readable step exists.
 
         Raises:
-            ConfigError: if a whole step holds a state of another structure, shape, dtype or schema.
+            ConfigError: if a whole step contains a state of another structure, shape, dtype or schema.
         """
         if not os.path.isdir(self.directory):
             return None
@@ -159,7 +159,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _in_one_line(self) -> Iterator[None]:
-        """Turn whatever orbax raises while it writes into one line."""
+        """Turn any error that orbax raises while it writes into one line."""
         try:
             yield
         except Exception as error:  # OSError, or tensorstore's own words for it
@@ -195,16 +195,16 @@ class Checkpoints:
 
 
 def save_policy(path: str | os.PathLike, actor: Actor) -> None:
-    """Write what acts, alone, into a folder of its own.
+    """Write an actor, without the rest of its state, into a folder of its own.
 
     Args:
-        path: the folder; it appears when everything is in it.
+        path: the folder; it appears only when everything is in it.
         actor: from `omcda_jax.policy`.
 
     Raises:
-        ConfigError: something is there already, or the policy is a population's.
-        StorageError: it could not be written.
-        TypeError: `actor` is a whole state, for instance.
+        ConfigError: the path exists already, or the policy is that of a population.
+        StorageError: the folder could not be written.
+        TypeError: `actor` is not an Actor, but a whole state for instance.
     """
     if not isinstance(actor, Actor):
         raise TypeError(f"actor: expected what omcda_jax.policy returns, found {type(actor).__name__}")
@@ -234,14 +234,14 @@ def save_policy(path: str | os.PathLike, actor: Actor) -> None:
 def load_policy(path: str | os.PathLike) -> Actor:
     """Read what `save_policy` wrote; `omcda_jax.act` takes it.
 
-    The settings' class is imported by its name, so a policy of your own algorithm needs its module: load policies from
-    sources you trust.
+    The settings' class is imported by its name, so a policy of your own algorithm needs its module. Load only policies
+    from sources you trust.
 
     Args:
         path: the folder.
 
     Raises:
-        ConfigError: no such policy, a damaged one, or one of another schema.
+        ConfigError: there is no policy, or it is damaged, or it has another schema.
     """
     path = os.path.abspath(path)
     try:
@@ -274,7 +274,7 @@ def load_policy(path: str | os.PathLike) -> Actor:
 
 
 def _settings(path: str, record: Mapping[str, Any]) -> type:
-    """The class of a saved policy's settings; anything else that its name may lead to is refused."""
+    """Return the class of a saved policy's settings; refuse anything else that the name leads to."""
     module, _, name = record["settings"].partition(":")
     try:
         settings = getattr(importlib.import_module(module), name)
@@ -295,7 +295,7 @@ def _policy_arrays(actor: Actor) -> dict[str, Any]:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process writes and reads by itself; otherwise orbax waits for all of them at every step."""
+    """Let this process write and read by itself; otherwise orbax waits for all processes at every step."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
@@ -315,7 +315,7 @@ def digest(tree: Any) -> str:
     """Return the SHA-256 over names, shapes, dtypes and bytes of all leaves: equal only for bit-equal trees.
 
     Args:
-        tree: of arrays and typed keys.
+        tree: a tree of arrays and typed keys.
     """
     return _digest_json({name: _fingerprint(leaf) for name, leaf in _named_leaves(jax.tree.map(_to_host, tree))})
 
@@ -328,7 +328,7 @@ def _read_record(manager: ocp.CheckpointManager, step: int) -> dict:
 
 
 def _read_leaves(manager: ocp.CheckpointManager, step: int, fingerprints: Mapping[str, Any], template: Any) -> Any:
-    # orbax restores to what the template's leaves are: NumPy arrays here, whatever the devices
+    # orbax restores to the type of the template's leaves: here NumPy arrays, whatever the devices
     places = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.tree.map(_on_disk, template))
     state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(places))).state
     for name, leaf in _named_leaves(state):
@@ -346,7 +346,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    """A copy: the buffer may be donated while a thread still writes it; a typed key becomes its data."""
+    """Copy a leaf, because its buffer may be donated while a thread still writes it; a typed key becomes its data."""
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -375,13 +375,13 @@ def _describe(entry: list | None) -> str:
 
 
 def _shortened(error: Exception) -> str:
-    """The first line; of a long one, which names file after file, what it begins and ends with."""
+    """Return the first line; a long one, which names file after file, keeps only its beginning and end."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 160 else f"{text[:60]} ... {text[-90:]}"
 
 
 def steps_in(directory: str) -> list[int]:
-    """Return the steps that are whole in a directory of checkpoints, in order; none where there is no directory."""
+    """Return the steps that are whole in a directory of checkpoints, in order; none if there is no directory."""
     return sorted(int(name) for name in _listed(directory) if name.isdigit())
 
 

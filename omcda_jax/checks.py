@@ -1,4 +1,4 @@
-"""What `update` and `act` are given, checked while tracing: shapes and kinds of numbers, at no cost at run time."""
+"""Checks of the inputs of `update` and `act` while tracing: shapes and kinds of numbers, at no cost at run time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +17,16 @@ _KINDS = {
 
 
 def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str]) -> None:
-    """Check every field of a batch; the optional ones where they are there or read.
+    """Check every field of a batch; optional fields only if they are present or read.
 
     Args:
         batch: B transitions; B is taken from `obs`.
         spec: the task's sizes.
-        algorithm: its name, for messages.
-        needs: optional fields that it reads.
+        algorithm: the algorithm's name, for messages.
+        needs: optional fields that the algorithm reads.
 
     Raises:
-        BatchError: naming the first field that is missing or differs, its expected shape in letters and numbers.
+        BatchError: naming the first field that is missing or differs, with its expected shape in letters and numbers.
     """
     sizes = _sizes(spec) | {"B": (getattr(batch.obs, "shape", ()) or (0,))[0]}
     action = ("BN", "integers") if spec.discrete else ("BNA", "floats")
@@ -57,14 +57,14 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
 
 
 def check_axis(batch: Batch, axis_name: str | None) -> None:
-    """Refuse an axis of `jax.shard_map` with its check_vma, where JAX sums gradients too: they would be summed twice.
+    """Refuse an axis of `jax.shard_map` with check_vma: JAX then sums gradients itself, so they would be summed twice.
 
     Args:
-        batch: a device's part, checked.
-        axis_name: of the devices, or None.
+        batch: a device's part of the batch, checked.
+        axis_name: axis of the devices, or None.
 
     Raises:
-        BatchError: JAX keeps account of what varies over this axis.
+        BatchError: JAX tracks what varies over this axis.
     """
     of_shards = getattr(jax.typeof(batch.reward), "manual_axis_type", None)
     if axis_name is not None and axis_name in getattr(of_shards, "varying", ()):
@@ -74,7 +74,7 @@ def check_axis(batch: Batch, axis_name: str | None) -> None:
 
 
 def check_observation(obs: Any, avail: Any, spec: EnvSpec) -> None:
-    """Check what a policy acts on.
+    """Check the observations and available actions that a policy acts on.
 
     Args:
         obs: [..., N, O].

@@ -16,7 +16,7 @@ class Support:
     """Points and weights of an expectation over one agent's actions, the same for every use within an update.
 
     Attributes:
-        actions: None where the points are all discrete actions in order, else [..., K, A] sampled actions.
+        actions: None if the points are all discrete actions in order, else [..., K, A] sampled actions.
         probabilities: [..., K], summing to one over K; 0 on illegal actions.
     """
 
@@ -29,8 +29,8 @@ class Measure:
     """Points and weights of an integral over one agent's actions, sum_k exp(log_weight_k) f(a_k).
 
     Attributes:
-        actions: None where the points are all discrete actions in order, else [..., K, A] sampled actions.
-        log_weights: [..., K]; of legal discrete actions 0, which makes the sum exact; of a sampled action
+        actions: None if the points are all discrete actions in order, else [..., K, A] sampled actions.
+        log_weights: [..., K]; 0 for legal discrete actions, which makes the sum exact; for a sampled action
             -log(K times the density it was drawn from).
     """
 
@@ -39,23 +39,23 @@ class Measure:
 
 
 def expectation(values: chex.Array, support: Support) -> chex.Array:
-    """Return E_pi[values]: [..., K] values at the support points to [...]; points of probability 0 count nothing."""
+    """Return E_pi[values]: [..., K] values at the support points to [...]; points of probability 0 do not count."""
     chex.assert_equal_shape([values, support.probabilities])
     probabilities = support.probabilities
-    # also keeps XLA on a CPU from making one slow kernel of a whole network and this sum
+    # this also keeps XLA on a CPU from fusing a whole network and this sum into one slow kernel
     taken = jnp.where(probabilities > 0, probabilities * values, 0.0)
     return jnp.sum(taken, axis=-1)
 
 
 def moved_expectation(values: chex.Array, slopes: chex.Array, before: Support, after: Support) -> chex.Array:
-    """Return E[values] under a support that moved from where they were taken: to first order in continuous actions.
+    """Return E[values] under a support that moved since the values were taken: to first order in continuous actions.
 
-    Where the two supports are equal, the gradient in `after` is that of the expectation itself.
+    If the two supports are equal, the gradient in `after` is that of the expectation itself.
 
     Args:
-        values: [..., K] at `before`.
-        slopes: [..., K, A] their gradients in the actions; of discrete actions not used.
-        before: where they were taken.
+        values: [..., K] values at `before`.
+        slopes: [..., K, A] gradients of the values in the actions; not used if actions are discrete.
+        before: support at which the values were taken.
         after: the same draws, or all the discrete actions, of another policy.
 
     Returns:
@@ -68,10 +68,10 @@ def moved_expectation(values: chex.Array, slopes: chex.Array, before: Support, a
 
 @flax.struct.dataclass
 class Categorical:
-    """A distribution over discrete actions, [...] of them at once.
+    """Distributions [...] over discrete actions.
 
     Attributes:
-        log_probs: [..., A] normalised; about ILLEGAL_LOGIT, hence probability exactly 0, on illegal actions.
+        log_probs: [..., A] normalised; about ILLEGAL_LOGIT on illegal actions, so their probability is exactly 0.
     """
 
     log_probs: chex.Array
@@ -81,11 +81,11 @@ class Categorical:
         return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:
-        """Draw one action each: [...] int32."""
+        """Draw one action from each: [...] int32."""
         return jax.random.categorical(key, self.log_probs).astype(jnp.int32)
 
     def mode(self) -> chex.Array:
-        """Return the likeliest action each, the first among equals: [...] int32."""
+        """Return the likeliest action of each, the first among equals: [...] int32."""
         return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
 
     def kl(self, other: "Categorical") -> chex.Array:
@@ -94,7 +94,7 @@ class Categorical:
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
 
     def support(self, key: chex.PRNGKey | None = None, num_samples: int | None = None) -> Support:
-        """Return all actions with their probabilities: expectations are exact, neither argument is used."""
+        """Return all actions with their probabilities: expectations are exact, and neither argument is used."""
         del key, num_samples
         return Support(actions=None, probabilities=jnp.exp(self.log_probs))
 
@@ -110,7 +110,7 @@ class Categorical:
         num_samples: int | None = None,
         other: "Categorical | None" = None,
     ) -> Measure:
-        """Return all legal actions, each counted once: sums are exact, only `avail` [..., A] is used."""
+        """Return all legal actions, each counted once: sums are exact, and only `avail` [..., A] is used."""
         del key, num_samples, other
         return Measure(actions=None, log_weights=jnp.where(avail, 0.0, ILLEGAL_LOGIT))
 
@@ -120,7 +120,7 @@ def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
 
     Args:
         logits: [..., A] unnormalised, nats.
-        avail: [..., A] bool, legal actions. Where none is legal all are treated as equally likely, to stay finite.
+        avail: [..., A] bool, legal actions. If none is legal, all count as equally likely, so that numbers stay finite.
 
     Returns:
         The distribution; illegal actions are masked before normalising.
@@ -130,7 +130,7 @@ def categorical(logits: chex.Array, avail: chex.Array) -> Categorical:
 
 
 def greedy(values: chex.Array, avail: chex.Array) -> Categorical:
-    """Put all probability on the legal action of the highest value, the first among equals.
+    """Put all probability on the legal action with the highest value, the first among equals.
 
     Args:
         values: [..., A].
@@ -142,11 +142,11 @@ def greedy(values: chex.Array, avail: chex.Array) -> Categorical:
 
 @flax.struct.dataclass
 class TanhGaussian:
-    """A distribution over continuous actions a = tanh(u), u normal with independent dimensions, [...] of them at once.
+    """Distributions [...] over continuous actions a = tanh(u), where u is normal with independent dimensions.
 
     Attributes:
-        mean: [..., A] of u.
-        log_std: [..., A] of u.
+        mean: [..., A] mean of u.
+        log_std: [..., A] log standard deviation of u.
         avail: [..., A] bool, the dimensions an agent has. The others are padding: always 0, and counted nowhere.
     """
 
@@ -167,15 +167,15 @@ class TanhGaussian:
         return jnp.sum(jnp.where(self.avail, normal - log_slope, 0.0), axis=-1)
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:
-        """Draw one action each: [..., A]."""
+        """Draw one action from each: [..., A]."""
         return self._squash(self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape))
 
     def mode(self) -> chex.Array:
-        """Return tanh of the mean, each: [..., A]."""
+        """Return tanh of the mean of each: [..., A]."""
         return self._squash(self.mean)
 
     def kl(self, other: "TanhGaussian") -> chex.Array:
-        """Return KL(self || other) in nats, in closed form: tanh does not change it: [...]."""
+        """Return KL(self || other) in nats [...], in closed form, because tanh does not change it."""
         chex.assert_equal_shape([self.mean, other.mean])
         ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
@@ -185,8 +185,8 @@ class TanhGaussian:
     def support(self, key: chex.PRNGKey, num_samples: int) -> Support:
         """Draw K = num_samples points, equally probable, in pairs that mirror each other about the mean.
 
-        The mirroring cancels whatever is odd in the noise, the linear part of an action value above all, from
-        expectations: the variance that matters most, at no cost.
+        The mirroring cancels everything odd in the noise from expectations, above all the linear part of an action
+        value. This removes the variance that matters most, at no cost.
         """
         noise = jax.random.normal(key, (-(-num_samples // 2), *self.mean.shape))
         noise = jnp.moveaxis(jnp.concatenate([noise, -noise])[:num_samples], 0, -2)
@@ -199,7 +199,7 @@ class TanhGaussian:
         return _at_points(self).log_prob(support.actions)
 
     def measure(self, avail: chex.Array, key: chex.PRNGKey, num_samples: int, other: "TanhGaussian") -> Measure:
-        """Importance-sample over all actions: num_samples draws each from uniform, this policy and another one."""
+        """Importance-sample over all actions: num_samples draws each from uniform, this policy and the other."""
         keys = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-1], num_samples, self.mean.shape[-1])
         avail = jnp.broadcast_to(avail[..., None, :], shape)
@@ -218,7 +218,7 @@ class TanhGaussian:
 
 
 def _at_points(policy: TanhGaussian) -> TanhGaussian:
-    """Return the same distributions with an axis for the points of a support."""
+    """Return the same distributions with an axis for support points."""
     return jax.tree.map(lambda leaf: leaf[..., None, :], policy)
 
 
@@ -226,7 +226,7 @@ def tanh_gaussian(mean: chex.Array, log_std: chex.Array, avail: chex.Array) -> T
     """Return a tanh-Gaussian with the mean within +-MAX_MEAN and the log standard deviation within LOG_STD_BOUNDS.
 
     Args:
-        mean: [..., A] of the normal variable before tanh.
+        mean: [..., A] mean of the normal variable before tanh.
         log_std: [..., A] its log standard deviation.
         avail: [..., A] bool, the dimensions an agent has.
 
@@ -241,17 +241,17 @@ Policy = Categorical | TanhGaussian
 
 
 def sample_rows(policy: Policy, keys: chex.PRNGKey) -> chex.Array:
-    """Draw one action of every agent, each row's by its own key [B]: policies [B, N] to [B, N] int32, or [B, N, A]."""
+    """Draw one action of every agent, each row by its own key [B]: policies [B, N] to [B, N] int32, or [B, N, A]."""
     return jax.vmap(lambda row, key: row.sample(key))(policy, keys)
 
 
 def support_rows(policy: Policy, keys: chex.PRNGKey, num_samples: int) -> Support:
-    """Return the support of policies [B, N], each row's by its own key [B]."""
+    """Return the support of policies [B, N], each row by its own key [B]."""
     return jax.vmap(lambda row, key: row.support(key, num_samples))(policy, keys)
 
 
 def measure_rows(policy: Policy, avail: chex.Array, keys: chex.PRNGKey, num_samples: int, other: Policy) -> Measure:
-    """Return a measure over the actions of policies [B, N] and `other` [B, N], each row's by its own key [B]."""
+    """Return a measure over the actions of policies [B, N] and `other` [B, N], each row by its own key [B]."""
     return jax.vmap(lambda row, legal, key, beside: row.measure(legal, key, num_samples, beside))(
         policy, avail, keys, other
     )
@@ -266,6 +266,6 @@ def log_integral(values: chex.Array, measure: Measure) -> chex.Array:
 def has_choice(avail: chex.Array, discrete: bool) -> chex.Array:
     """Return whether there is something to choose: [..., A] legal actions, or dimensions an agent has, to [...] bool.
 
-    A dead unit has one legal action and so no choice; an agent with a single continuous dimension has one.
+    A dead unit has one legal action and so no choice; an agent with a single continuous dimension has a choice.
     """
     return jnp.sum(avail, axis=-1) > (1 if discrete else 0)

@@ -1,4 +1,4 @@
-"""Greedy episodes of a policy in a simulator, compiled once and played side by side; some of them to look at."""
+"""Greedy episodes of a policy in a simulator, compiled once and played side by side; some of them are for viewing."""
 
 import contextlib
 import importlib.util
@@ -18,7 +18,7 @@ from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, Units
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import ConfigError
 
-VIDEO_FRAMES = 250  # of an episode as long as the horizon: steps in between are left out
+VIDEO_FRAMES = 250  # in an episode as long as the horizon; the steps in between are left out
 VIDEO_RATE = 25  # frames per second
 
 
@@ -45,8 +45,8 @@ class Seen(NamedTuple):
         reward: [L].
         action: [L, N] or [L, N, A].
         won: the team reached the task's goal.
-        units: arrays [L + 1, U, ...] of what is on the map; None where the environment has no map.
-        frames: pictures [H, W, 3] uint8, none unless they were asked for.
+        units: arrays [L + 1, U, ...] of what is on the map; None if the environment has no map.
+        frames: pictures [H, W, 3] uint8; empty unless they were asked for.
     """
 
     reward: np.ndarray
@@ -74,28 +74,28 @@ def make_evaluate(
 ) -> Callable[[Any, jax.Array], EpisodeResults]:
     """Return a compiled `(state, key) -> EpisodeResults` that plays greedily until every episode has ended.
 
-    Simulators on the host are opened by the first call, kept for the next ones, and closed when the function returned
-    is no longer referred to.
+    The first call opens simulators on the host. They stay open for later calls, and close when nothing refers to the
+    returned function any more.
 
     Args:
         act: `act(state, obs [E, N, O], avail [E, N, A]) -> action [E, N] or [E, N, A]`; greedy without a key.
         environment: the simulator.
         episodes: E.
-        population: states lead with an axis of trials [T], and results are [T, E]. All trials play the same episodes,
-            side by side; later calls may have fewer trials than the first, not more.
-        compiler_options: as of `jax.jit`, which allows them in no function that another jitted one calls.
+        population: states have a leading axis of trials [T], and results are [T, E]. All trials play the same episodes,
+            side by side. A later call may have fewer trials than the first call, but not more.
+        compiler_options: as in `jax.jit`, which does not allow them in a function that another jitted function calls.
     """
     make = _on_host if isinstance(environment, HostEnvironment) else _in_jax
     return make(act, environment, episodes, population, dict(compiler_options or {}) or None)
 
 
 def _key_of_reset(key: chex.PRNGKey) -> chex.PRNGKey:
-    """Return the key of an episode's reset, which no step of it uses."""
+    """Return the key of an episode's reset, which none of its steps uses."""
     return jax.random.fold_in(key, 0)
 
 
 def _keys_of_step(key: chex.PRNGKey, time: chex.Numeric) -> chex.PRNGKey:
-    """Return the keys of the action and of the simulator, [2], in a step of an episode, counted from 1."""
+    """Return the keys [2] of the action and of the simulator in step `time` of an episode, counted from 1."""
     return jax.random.split(jax.random.fold_in(key, time))
 
 
@@ -133,7 +133,7 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool, opti
 
 
 def _of_every_trial(act):
-    """Act for one trial after the other on a CPU, whose caches hold what one needs; elsewhere for all at once."""
+    """Act for one trial after the other on a CPU, because its caches fit only one; elsewhere for all at once."""
     if jax.default_backend() == "cpu":
         return lambda *stacked: jax.lax.map(lambda one: act(*one), stacked)
     return jax.vmap(act)
@@ -141,7 +141,7 @@ def _of_every_trial(act):
 
 def _on_host(act, environment: HostEnvironment, episodes: int, population: bool, options: dict[str, Any] | None):
     opened: list[Simulators] = []
-    # the whole batch every time, ended episodes too, so that there is one shape to compile for
+    # always the whole batch, with ended episodes, so that there is only one shape to compile for
     jitted = jax.jit(_of_every_trial(act) if population else act, compiler_options=options)
 
     def evaluate(state: Any, key: jax.Array) -> EpisodeResults:
@@ -179,8 +179,8 @@ def summarise(results: EpisodeResults) -> dict[str, float]:
         results: arrays [E].
 
     Returns:
-        `episodes`, `return_mean`, `return_sd` (over episodes; 0 for a single one), `return_se` (of the mean),
-        `win_rate`, `length_mean`, `truncated_rate`.
+        `episodes`, `return_mean`, `return_sd` (over episodes; 0 for a single one), `return_se` (standard error of the
+        mean), `win_rate`, `length_mean`, `truncated_rate`.
     """
     returns, won, length, truncated = (np.asarray(values, np.float64) for values in results)
     spread = float(standard_deviation(returns))
@@ -200,10 +200,10 @@ def check_video(environment: Environment | HostEnvironment, path: str) -> None:
 
     Args:
         environment: the simulator.
-        path: of the file to be written.
+        path: path of the file to be written.
 
     Raises:
-        ConfigError: the environment has no renderer or it finds no graphics, the name ends neither in .gif nor in
+        ConfigError: the environment has no renderer, the renderer finds no graphics, the name does not end in .gif or
             .mp4, or a package is missing.
     """
     if not isinstance(environment, HostEnvironment):
@@ -221,7 +221,7 @@ def check_video(environment: Environment | HostEnvironment, path: str) -> None:
 
 
 def greedily(act: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return what `watch` takes, of an algorithm that acts greedily.
+    """Return the `act` that `watch` takes, for an algorithm that acts greedily.
 
     Args:
         act: as for `make_evaluate`.
@@ -237,11 +237,11 @@ def record(
     Args:
         act, environment: as for `make_evaluate`.
         state: first argument of `act`.
-        seed: of the episode.
+        seed: seed of the episode.
         every: steps from one frame to the next.
 
     Raises:
-        ConfigError: no graphics.
+        ConfigError: there are no graphics.
     """
     jitted = jax.jit(greedily(act))
     with _simulator(environment) as simulators:
@@ -258,19 +258,19 @@ def watch(
     places: Sequence[int] = (0,),
     every: int = 0,
 ) -> list[Seen]:
-    """Play episodes of an evaluation and return what there is to see of them.
+    """Play episodes of an evaluation and return them for viewing.
 
     Args:
         act: `act(state, obs [N, O], avail [N, A], key) -> action [N] or [N, A]`; see `greedily`.
         environment: the simulator.
         state: first argument of `act`.
-        seed: of the evaluation.
-        episodes: of that evaluation.
-        places: which of them are played.
+        seed: seed of the evaluation.
+        episodes: number of episodes in that evaluation.
+        places: which of the episodes to play.
         every: steps from one frame to the next; 0: no frames. For simulators on the host only.
 
     Raises:
-        ConfigError: frames are asked for, and there are no graphics.
+        ConfigError: frames are asked for, but there are no graphics.
     """
     key, jitted, chosen = jax.random.key(seed), jax.jit(act), list(places)
     keys = [jax.random.split(key, episodes)[place] for place in chosen]
@@ -330,11 +330,11 @@ def _seen_on_host(act, environment, simulators, state, seed, key, every) -> Seen
 def record_video(
     act: Callable[..., jax.Array], environment: Environment | HostEnvironment, state: Any, path: str, *, seed: int
 ) -> None:
-    """Write one greedy episode as a GIF, or an MP4 where imageio-ffmpeg is installed; at most about 250 frames.
+    """Write one greedy episode as a GIF, or as an MP4 if imageio-ffmpeg is installed; at most about 250 frames.
 
     Args:
         act, environment, state, seed: as for `record`.
-        path: of the file, ending in .gif or .mp4; folders on the way to it are made.
+        path: path of the file, ending in .gif or .mp4; missing folders on the way are made.
 
     Raises:
         ConfigError: as `check_video`, or the file cannot be written.
@@ -346,7 +346,7 @@ def record_video(
     timing = {"duration": 1000 / VIDEO_RATE, "loop": 0} if path.lower().endswith(".gif") else {"fps": VIDEO_RATE}
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        # the encoder of MP4 is a process, and JAX warns of every new process
+        # the MP4 encoder is a process of its own, and JAX warns about every new process
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             imageio.v3.imwrite(path, np.stack(frames), **timing)
     except OSError as error:

@@ -1,16 +1,16 @@
-"""Grids of settings in one line of text: `seed=0..4; algorithm.d_tot=0.6,1.8`, to and from the points they stand for.
+"""Grids of settings in one line of text, `seed=0..4; algorithm.d_tot=0.6,1.8`, to and from their points.
 
     grid    = product | product | ...       all points of each; a point that comes twice counts once
     product = key=values; key=values; ...   every combination, the last key fastest
-    values  = value,value,...               each of them one of
+    values  = value,value,...               each is one of these:
         a..b                                all whole numbers from a to b
         [x,y]                               one value of several numbers
         uniform(low,high,n)                 n random numbers
         loguniform(low,high,n)              n random numbers, evenly spread over orders of magnitude
         anything else                       itself
 
-Random ranges of one product are drawn together, as in random search: n points in all, so their n must agree. What is
-drawn depends on the key and the range only, and a larger n keeps the numbers of a smaller one.
+Random ranges of one product are drawn together, as in random search: n points in total, so their n must agree. A draw
+depends only on the key and the range, and a larger n keeps the numbers of a smaller n.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Range(NamedTuple):
         kind: uniform or loguniform.
         low: smallest number.
         high: largest number, above `low`.
-        count: how many random numbers stand for it, or None where the text does not say.
+        count: how many random numbers to draw, or None if the text does not say.
     """
 
     kind: str
@@ -44,14 +44,14 @@ class Range(NamedTuple):
 
 
 def axes(text: str, flag: str) -> dict[str, list[str] | Range]:
-    """Return what each key of one product may be: texts of values, or a range, whose count may be left out.
+    """Return the values of each key of one product: texts of values, or a range, which may have no count.
 
     Args:
         text: the product.
-        flag: that gave it, for messages.
+        flag: flag that gave the text, for messages.
 
     Raises:
-        ConfigError: a key has no values or comes twice, or a range is not one.
+        ConfigError: a key has no values or comes twice, or a range is not valid.
     """
     found: dict[str, list[str] | Range] = {}
     for part in filter(None, map(str.strip, text.split(";"))):
@@ -73,10 +73,10 @@ def points(text: str, flag: str) -> list[dict[str, str]]:
 
     Args:
         text: the grid.
-        flag: that gave it, for messages.
+        flag: flag that gave the text, for messages.
 
     Raises:
-        ConfigError: it is empty, a key has no values or comes twice in one product, or a range is not one.
+        ConfigError: the grid is empty, a key has no values or comes twice in one product, or a range is not valid.
     """
     found = [point for part in text.split("|") for point in _product(part, flag)]
     if not found:
@@ -107,7 +107,7 @@ def _product(text: str, flag: str) -> Iterator[dict[str, str]]:
 
 
 def _values(text: str, place: str) -> list[str]:
-    """The values that one word of a list stands for."""
+    """Return the values that one word of a list stands for."""
     if text.endswith(")"):
         raise ConfigError(f"{place}: expected uniform(low,high,n) or loguniform(low,high,n) alone, found {text!r}")
     first, dots, last = text.partition("..")
@@ -146,7 +146,7 @@ def _draw(key: str, span: Range) -> list[str]:
 
 
 def number(value: float, span: Range) -> str:
-    """Return the text of a number drawn from a range: four digits, and as many more as the ends have in common."""
+    """Return the text of a number drawn from a range: four digits, plus the number of digits that its ends share."""
     largest = max(abs(span.low), abs(span.high))
     digits = 4 + max(0, math.floor(math.log10(largest / (span.high - span.low))))
     text = f"{value:.{digits}g}"
@@ -157,10 +157,10 @@ def compose(varied: Sequence[Mapping[str, str]]) -> str:
     """Return a short grid that stands for these points, in an order of its own.
 
     Args:
-        varied: points of the same keys, at least one.
+        varied: points with the same keys, at least one.
 
     Raises:
-        ConfigError: a value has a sign of the grid's own in it.
+        ConfigError: a value contains a sign of the grammar.
     """
     for key, value in (item for point in varied for item in point.items()):
         if not (_PLAIN.fullmatch(value) or re.fullmatch(r"\[[^][;|=]*\]", value)):
@@ -173,7 +173,7 @@ def compose(varied: Sequence[Mapping[str, str]]) -> str:
 
 
 def _but(varied: Sequence[Mapping[str, str]], free: str) -> list[list[Mapping[str, str]]]:
-    """Points that differ in nothing but one key, together."""
+    """Group points that differ only in one key."""
     groups: dict[tuple, list] = {}
     for point in varied:
         groups.setdefault(tuple(item for item in point.items() if item[0] != free), []).append(point)

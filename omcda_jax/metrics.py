@@ -1,4 +1,4 @@
-"""Metrics on disk, one JSON object a line; progress on the screen; the spread of numbers."""
+"""Metrics on disk, one JSON object per line; progress on the screen; the spread of numbers."""
 
 import collections
 import contextlib
@@ -21,11 +21,11 @@ class MetricsFile:
     """A JSONL file of rows, appended to; a context manager.
 
     A row is `{"step": ..., **values}`: scalars as numbers, vectors as lists. Rows past `resumed_step` are dropped
-    on opening, so a run that resumes from a checkpoint never holds a step twice.
+    on opening, so the file of a run that resumes from a checkpoint never contains a step twice.
 
     Args:
-        path: the file; made when missing.
-        resumed_step: updates the resumed run has done; 0 starts an empty file.
+        path: the file; made if missing.
+        resumed_step: updates that the resumed run has done; 0 starts an empty file.
     """
 
     def __init__(self, path: str | os.PathLike, resumed_step: int = 0):
@@ -43,13 +43,13 @@ class MetricsFile:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        # what a full disk refused once it refuses again
+        # closing flushes again, and a full disk refuses again
         with contextlib.suppress(OSError) if error[0] else contextlib.nullcontext():
             self._file.close()
 
 
 def read(path: str | os.PathLike) -> list[dict]:
-    """Return the rows of a metrics file in order; none for a missing file, and a torn last line is left out."""
+    """Return the rows of a metrics file in order; none if the file is missing; an incomplete last line is left out."""
     if not os.path.exists(path):
         return []
     rows = []
@@ -70,11 +70,11 @@ def to_json(value: Any) -> Any:
 class Progress:
     """Progress of a run: one line rewritten in place on a terminal, else a plain line every few seconds.
 
-    Updates per second, and the time left by them, are those of the last minutes: what a machine was busy with an hour
-    ago says nothing of now.
+    Updates per second, and the time left, are computed from the last minutes: how busy the machine was an hour ago says
+    nothing about now.
 
     Args:
-        total: updates in all.
+        total: total number of updates.
         start: updates done before this start.
         shown: metrics to print when present, by key.
         stream: where to print; standard output by default.
@@ -97,7 +97,7 @@ class Progress:
         self._last = -float("inf")
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Print, if it is time: updates done, per cent, updates per second, time left and a few metrics."""
+        """Print, if it is time: updates done, percentage, updates per second, time left and a few metrics."""
         now = time.monotonic()
         due = step >= self._total or now - self._last >= (0.2 if self._live else self._interval)
         if not due:
@@ -119,7 +119,7 @@ class Progress:
         self._stream.flush()
 
     def _count(self, now: float, step: int) -> None:
-        """Bring updates per second up to date; a pause longer than the window leaves them as they were."""
+        """Bring the updates per second up to date; after a pause longer than the window they stay as they were."""
         if self._rate and now - self._reached[-1][0] > WINDOW:
             self._reached = collections.deque([(now, step)])
             return
@@ -130,13 +130,13 @@ class Progress:
         self._rate = (step - before) / max(now - since, 1e-9)
 
     def close(self) -> None:
-        """End the rewritten line, so that what follows starts on its own."""
+        """End the rewritten line, so that later output starts on a new line."""
         if self._live:
             self._stream.write("\n")
 
 
 def _mean(values: Any) -> float:
-    """Mean over trials side by side, without those that have diverged unless all have."""
+    """Return the mean over trials; diverged trials are left out unless all have diverged."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
     return finite.mean() if finite.size else values.mean()
@@ -147,7 +147,7 @@ def standard_deviation(values: Any, axis: int | None = None) -> np.ndarray:
 
     Args:
         values: numbers of any shape.
-        axis: over which; None is all of them.
+        axis: axis to reduce; None: all axes.
     """
     values = np.asarray(values, np.float64)
     count = values.size if axis is None else values.shape[axis]

@@ -20,12 +20,12 @@ DEVIATION_MIXINGS = ("convex", "identity", "monotonic")
 
 @functools.partial(jax.jit, static_argnums=0)
 def initialise(network: nn.Module, key: chex.PRNGKey, *inputs: chex.Array) -> Any:
-    """Draw the parameters of a network, weights and biases of a layer alike uniform in +-1/sqrt(fan_in).
+    """Draw the parameters of a network; weights and biases of a layer are both uniform in +-1/sqrt(fan_in).
 
-    One draw serves the whole network: a draw per array would compile once per shape, seconds in all.
+    One draw serves the whole network: a draw per array would compile once per shape, which takes seconds in total.
 
     Args:
-        network: made of dense layers only, each with a kernel and a bias.
+        network: a network of dense layers only, each with a kernel and a bias.
         key: typed PRNG key.
         *inputs: arrays of the shapes the network takes.
 
@@ -47,7 +47,7 @@ def _scale(layer):
 def _multiply(x: chex.Array, kernel: chex.Array, *unused: Any, **defaults: Any) -> chex.Array:
     """Multiply [..., I] by [I, O], as `dot_general` of a dense layer.
 
-    The rows are one axis: of two or more XLA makes, for the gradient of the kernel, a slower product on a CPU.
+    The rows become one axis: with two or more, XLA's product for the kernel's gradient is slower on a CPU.
     """
     narrowing = kernel.shape[0] > kernel.shape[1]
     rows = (_narrowing_product if narrowing else jnp.matmul)(x.reshape(-1, x.shape[-1]), kernel)
@@ -56,11 +56,11 @@ def _multiply(x: chex.Array, kernel: chex.Array, *unused: Any, **defaults: Any) 
 
 @jax.custom_vjp
 def _narrowing_product(x, kernel):
-    """Multiply [R, I] by [I, O], of which O is less than I; on a CPU with a gradient that is quicker there.
+    """Multiply [R, I] by [I, O] with O below I; on a CPU the gradient takes a form that is quicker there.
 
     The kernel's gradient is a sum over the first axis of x. XLA's product of that form takes thirty times as long for
-    two columns as the usual form with small transposes around it, and less than twice as long for 64. For as many
-    columns as rows of the kernel, the transposes cost what they bring.
+    two columns as the usual form with small transposes around it, and less than twice as long for 64. When the kernel
+    is square, the transposes cost as much as they save.
     """
     return x @ kernel
 
@@ -87,7 +87,7 @@ class AgentNetwork(nn.Module):
     Attributes:
         hidden_sizes: widths of the hidden layers.
         outputs: width of the last layer.
-        action_inputs: dimensions of a continuous action that is part of the input; 0: none is.
+        action_inputs: dimensions of a continuous action in the input; 0 if the input has no action.
         layer_norm: normalise every hidden layer (without gain and offset) before its ReLU.
     """
 
@@ -112,7 +112,7 @@ class AgentNetwork(nn.Module):
 
 
 class _IndexedDense(nn.Module):
-    """`nn.Dense` of features and one-hot index [..., N, F + N]; the index picks a row of the kernel, no product."""
+    """`nn.Dense` of features and one-hot index [..., N, F + N]; the index picks a kernel row without a product."""
 
     features: int
 
@@ -130,7 +130,7 @@ class ReturnMixer(nn.Module):
 
     Attributes:
         num_agents: N.
-        hidden: width of the only hidden layer.
+        hidden: width of the single hidden layer.
     """
 
     num_agents: int
@@ -146,13 +146,13 @@ class ReturnMixer(nn.Module):
 class DeviationMixer(nn.Module):
     """State-dependent weights w^c(s) of the N deviation mixtures, row i for Q^{c,i}.
 
-    `convex` (chosen here): each row a softmax that leans on the diagonal, no bias, so that Q^c keeps the scale of a
-    discounted KL. `identity`: w^c = I. `monotonic`: the paper's literal |w| with a free bias; with no reward to
-    anchor its scale it can diverge, and did in trials of the in-sample form.
+    `convex` (chosen here): each row is a softmax that favours the diagonal, without a bias, so that Q^c keeps the scale
+    of a discounted KL. `identity`: w^c = I. `monotonic`: the paper's literal |w| with a free bias. No reward anchors
+    its scale, so it can diverge, and it did in trials of the in-sample form.
 
     Attributes:
         num_agents: N.
-        hidden: width of the only hidden layer.
+        hidden: width of the single hidden layer.
         kind: one of DEVIATION_MIXINGS.
     """
 
@@ -176,32 +176,32 @@ class DeviationMixer(nn.Module):
 
 
 def policy_network(spec: EnvSpec, hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Return a policy network: [..., N, O] to logits [..., N, A], or means and log standard deviations [..., N, 2A]."""
+    """Return a policy network: [..., N, O] to logits [..., N, A] or means and log standard deviations [..., N, 2A]."""
     return AgentNetwork(tuple(hidden_sizes), spec.action_dim if spec.discrete else 2 * spec.action_dim)
 
 
 def critic_network(spec: EnvSpec, hidden_sizes: Sequence[int], layer_norm: bool = False) -> AgentNetwork:
-    """Return a local action value's network: [..., N, O] to [..., N, A], or with a continuous action to [..., N, 1]."""
+    """Return a network of local action values: [..., N, O] to [..., N, A], or with continuous actions [..., N, 1]."""
     if spec.discrete:
         return AgentNetwork(tuple(hidden_sizes), spec.action_dim, layer_norm=layer_norm)
     return AgentNetwork(tuple(hidden_sizes), 1, action_inputs=spec.action_dim, layer_norm=layer_norm)
 
 
 def value_network(hidden_sizes: Sequence[int]) -> AgentNetwork:
-    """Return a local state value's network: [..., N, O] to [..., N, 1]."""
+    """Return a network of local state values: [..., N, O] to [..., N, 1]."""
     return AgentNetwork(tuple(hidden_sizes), 1)
 
 
 class MixedCritic(NamedTuple):
-    """Local action values under a linear mixer; its parameters are {"local", "mixer"}.
+    """Local action values under a linear mixer; the parameters are {"local", "mixer"}.
 
-    With a ReturnMixer one value of the team, Q_tot = sum_i w_i(s) q_i(o_i, a_i) + b(s), [...]; with a DeviationMixer
-    N of them, [..., N].
+    A ReturnMixer gives one value of the team, Q_tot = sum_i w_i(s) q_i(o_i, a_i) + b(s), [...]; a DeviationMixer gives
+    N values, [..., N].
 
     Attributes:
         local: network of the local values, shared by all agents.
-        mixer: of the local values.
-        members: E, stacked parameters of as many local networks under the one mixer; None: a single one, not stacked.
+        mixer: mixer of the local values.
+        members: E, number of local networks under the one mixer, with stacked parameters; None: one, not stacked.
     """
 
     local: AgentNetwork
@@ -224,9 +224,9 @@ class MixedCritic(NamedTuple):
         """Return what a conservative loss compares: the team value of the data's actions and every agent's part in it.
 
         Args:
-            params: of the critic.
+            params: parameters of the critic.
             batch: B transitions.
-            measure: over the actions of [B, N] agents.
+            measure: measure over the actions of [B, N] agents.
 
         Returns:
             Q_tot [B], w_i q_i at the measure's points [B, N, K], and w_i q_i of the data's actions [B, N].
@@ -237,13 +237,13 @@ class MixedCritic(NamedTuple):
 
 
 def mixed_critic(spec: EnvSpec, config: Any) -> MixedCritic:
-    """Return the critic of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
+    """Return the critic of a task from an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
     local = critic_network(spec, config.hidden_sizes, config.critic_layer_norm)
     return MixedCritic(local, ReturnMixer(spec.num_agents, config.mixer_hidden))
 
 
 def of_ensemble(function: Callable[..., Any], network: nn.Module, params: Any, *inputs: Any) -> Any:
-    """Call `function(network, params, *inputs)` for every member of stacked parameters: results lead with axis [E]."""
+    """Call `function(network, params, *inputs)` for every member of stacked parameters; results gain an axis [E]."""
     return jax.vmap(lambda member: function(network, member, *inputs))(params)
 
 
@@ -266,7 +266,7 @@ def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, ava
 
 
 class Backbone(NamedTuple):
-    """Networks of the matched backbone; an algorithm initialises those it learns."""
+    """Networks of the matched backbone; an algorithm initialises those that it trains."""
 
     policy: AgentNetwork
     critic: MixedCritic
@@ -274,7 +274,7 @@ class Backbone(NamedTuple):
 
 
 def backbone(spec: EnvSpec, config: Any) -> Backbone:
-    """Return the networks of a task, by an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
+    """Return the networks of a task from an algorithm's `hidden_sizes`, `mixer_hidden` and `critic_layer_norm`."""
     return Backbone(
         policy=policy_network(spec, config.hidden_sizes),
         critic=mixed_critic(spec, config),
@@ -283,12 +283,12 @@ def backbone(spec: EnvSpec, config: Any) -> Backbone:
 
 
 def init_params(key: chex.PRNGKey, spec: EnvSpec, **parts: AgentNetwork | MixedCritic) -> dict[str, Any]:
-    """Draw fresh parameters of networks and critics, by the names they are given under.
+    """Draw new parameters of networks and critics, by the names of the arguments.
 
     Args:
         key: typed PRNG key.
         spec: the task's sizes.
-        **parts: by optimiser group.
+        **parts: networks and critics by optimiser group.
     """
     obs, global_state = jnp.zeros((1, spec.num_agents, spec.obs_dim)), jnp.zeros((1, spec.state_dim))
 
@@ -314,7 +314,7 @@ def support_values(network: AgentNetwork, params: Any, obs: chex.Array, support:
         network: from `critic_network`.
         params: its parameters.
         obs: [..., N, O].
-        support: of distributions [..., N], or a measure over their actions.
+        support: support of distributions [..., N], or a measure over their actions.
 
     Returns:
         [..., N, K].

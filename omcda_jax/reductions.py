@@ -1,8 +1,8 @@
 """Masked averages that stay right when the batch is spread over devices.
 
 Every loss and statistic of the library is averaged here and nowhere else. With `axis_name=None` the batch is whole;
-with the name of a mapped axis the counts, and for statistics the sums, run over all devices. Averaging each device's
-own masked mean would weight rows by how many others on their device happen to be valid.
+with the name of a mapped axis, the counts (and for statistics the sums) run over all devices. An average of each
+device's own masked mean would weight a row by the number of other valid rows on its device.
 """
 
 import chex
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 
 def total(values: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Return the sum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    """Return the sum of `values` over the devices of `axis_name`; `values` itself if `axis_name` is None."""
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
 def largest(values: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Return the maximum of `values` over the devices of `axis_name`; `values` itself when there is no such axis."""
+    """Return the maximum of `values` over the devices of `axis_name`; `values` itself if `axis_name` is None."""
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
 
 
@@ -42,7 +42,7 @@ def masked_mean(values: chex.Array, mask: chex.Array, axis_name: str | None = No
 
 
 def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Return this device's share of the mean of all valid entries; shares and gradients are to be summed over devices.
+    """Return this device's share of the mean of all valid entries; sum shares and gradients over devices.
 
     Args:
         values: any shape.
@@ -58,7 +58,7 @@ def loss_share(values: chex.Array, mask: chex.Array, axis_name: str | None = Non
 
 
 def batch_log_weights(logits: chex.Array, mask: chex.Array, axis_name: str | None = None) -> chex.Array:
-    """Return the log of softmax over the valid rows of the batch, times their number: weights with mean one.
+    """Return the log of (softmax over the valid rows of the batch, times their number): weights with mean one.
 
     Args:
         logits: [B, ...].

@@ -1,18 +1,18 @@
-"""Offline selection: what the data alone say of trained policies, so that one can be chosen without a simulator.
+"""Offline selection: what the data alone say about trained policies, so that one can be chosen without a simulator.
 
 Three estimates of the discounted value of a policy from an episode's first state s_0:
 
     fitted Q evaluation   Q_tot(s,o,a) -> r + gamma nu Q_tot(s',o',pi(o')),  V(s_0) = Q_tot(s_0,o_0,pi(o_0))
-    own critic            the same V(s_0) of the critic that the policy was trained with, of several the smallest
+    own critic            the same V(s_0) by the critic that the policy was trained with, the smallest of several
     doubly robust         E sum_t gamma^t [ w_t (r_t - Q(s_t,a_t)) + w_{t-1} V(s_t) ]
 
-with the greedy action pi(o) in the first two, for returns are those of greedy episodes. The third judges the stochastic
-policy where there is a policy network: w_t is the product of its ratios pi(a|o) / b(a|o) to the clone b of the data up
-to step t, divided by its mean over episodes, and Q the fitted one (the weighted estimate of Thomas and Brunskill 2016,
-"Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning"). Fitted Q evaluation is that of Le, Voloshin
-and Yue 2019, "Batch Policy Learning under Constraints", on the matched backbone; it may start from the data's
-returns-to-go. Its state is a `TrainState` whose `extra` is the policy judged, so that a population of trials is one
-compiled program.
+The first two take the greedy action pi(o), because returns are those of greedy episodes. The third judges the
+stochastic policy if there is a policy network: w_t is the product, up to step t, of its ratios pi(a|o) / b(a|o) to the
+clone b of the data, divided by its mean over episodes; Q is the fitted one (the weighted estimate of Thomas and
+Brunskill 2016, "Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning"). Fitted Q evaluation is that
+of Le, Voloshin and Yue 2019, "Batch Policy Learning under Constraints", on the matched backbone; it may start from the
+data's returns-to-go. Its state is a `TrainState` with the judged policy in `extra`, so that a population of trials is
+one compiled program.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -28,14 +28,14 @@ from omcda_jax.distributions import Policy, expectation, greedy, has_choice, sup
 from omcda_jax.types import Actor, Algorithm, Batch, Losses, Metrics, Params, TrainState
 
 NUM_SAMPLES = 16  # actions drawn for an expectation over a stochastic policy, where they are continuous
-LEAST_EFFECTIVE_SHARE = 0.1  # of the episodes, below which importance weights leave too few of them to say anything
+LEAST_EFFECTIVE_SHARE = 0.1  # below this share, importance weights leave too few episodes to say anything
 RESAMPLES = 2_000
-_IMPOSSIBLE = -1e8  # log ratios below it are of actions that the policy never takes
+_IMPOSSIBLE = -1e8  # log ratios below it belong to actions that the policy never takes
 
 
 @flax.struct.dataclass(kw_only=True)
 class FqeConfig(training.CriticSettings):
-    """Settings of fitted Q evaluation, those of the matched backbone."""
+    """Settings of fitted Q evaluation: those of the matched backbone."""
 
     name: ClassVar[str] = "fqe"
 
@@ -50,8 +50,8 @@ def init(key: chex.PRNGKey, policy: Actor, config: FqeConfig) -> TrainState:
     """Return the state before the first update of the evaluation of a policy.
 
     Args:
-        key: typed PRNG key; batches follow from it, so that trials with one key see the same ones.
-        policy: what acts, from `omcda_jax.policy`; its normaliser serves the critic as well.
+        key: typed PRNG key; batches follow from it, so that trials with the same key see the same batches.
+        policy: the actor, from `omcda_jax.policy`; the critic uses its normaliser too.
         config: settings of the critic that is fitted.
     """
     params = networks.init_params(key, policy.spec, critic=networks.mixed_critic(policy.spec, config))
@@ -87,17 +87,17 @@ def value(state: TrainState, batch: Batch) -> jax.Array:
 
 
 def has_critic(state: TrainState) -> bool:
-    """Return whether `critic_value` can read a training state: of one of the library's algorithms that has a critic."""
+    """Return whether `critic_value` can read a training state: one of a library algorithm that has a critic."""
     return state.config.name in algorithms.ALGORITHMS and _critics(state) is not None
 
 
 def _critics(state: TrainState) -> Any:
-    """Return the target critic, with OMCDA its return critics; None where there is none."""
+    """Return the target critic, for OMCDA the return critics; None if there is no critic."""
     return state.target_params.get("return", state.target_params.get("critic"))
 
 
 def critic_value(state: TrainState, batch: Batch) -> jax.Array:
-    """Return V(s) [B] of the greedy policy by the critic that it was trained with, of several the smallest.
+    """Return V(s) [B] of the greedy policy by the critic that it was trained with, the smallest of several.
 
     Args:
         state: a training state for which `has_critic` holds.
@@ -106,7 +106,7 @@ def critic_value(state: TrainState, batch: Batch) -> jax.Array:
     critic, params = networks.mixed_critic(state.spec, state.config), _critics(state)
     action = algorithms.act(state, batch.obs, batch.avail)
     batch = algorithms.normalise(state, batch)
-    # a kernel has two axes, of an ensemble one more; its members may share a mixer
+    # a kernel has two axes, and one more in an ensemble; the members may share a mixer
     stacked = {part: 0 if max(x.ndim for x in jax.tree.leaves(params[part])) > 2 else None for part in params}
     inputs = batch.obs, batch.global_state, action
     if stacked["local"] is None:
@@ -115,7 +115,7 @@ def critic_value(state: TrainState, batch: Batch) -> jax.Array:
 
 
 def has_density(policy: Actor) -> bool:
-    """Return whether actions of a policy have probabilities or densities: all but continuous ones of BCQ and OMAR."""
+    """Return whether a policy's actions have probabilities or densities: all except continuous BCQ and OMAR."""
     return policy.spec.discrete or (_has_network(policy) and policy.config.name != "omar")
 
 
@@ -124,10 +124,10 @@ def _has_network(policy: Actor) -> bool:
 
 
 def distribution(policy: Actor, batch: Batch) -> Policy:
-    """Return the policies [B, N] at a raw batch's states: of a policy network, else all on the greedy action.
+    """Return the policies [B, N] at a raw batch's states: from the policy network, else all on the greedy action.
 
     Args:
-        policy: for which `has_density` holds.
+        policy: a policy for which `has_density` holds.
         batch: B transitions, raw.
     """
     if not _has_network(policy):
@@ -139,7 +139,7 @@ def distribution(policy: Actor, batch: Batch) -> Policy:
 
 
 class Terms(NamedTuple):
-    """What a doubly robust estimate needs of B steps, [B] each."""
+    """What a doubly robust estimate needs from B steps, [B] each."""
 
     action_value: chex.Array  # Q_tot(s, a) of the data's action
     state_value: chex.Array  # E_pi Q_tot(s, .), the stochastic policy
@@ -150,10 +150,10 @@ def terms(state: TrainState, behaviour: Actor, batch: Batch, keys: chex.PRNGKey)
     """Return the terms of a doubly robust estimate.
 
     Args:
-        state: of fitted Q evaluation of a policy for which `has_density` holds.
+        state: state of the fitted Q evaluation of a policy for which `has_density` holds.
         behaviour: clone of the data's policy.
         batch: B transitions, raw.
-        keys: [B], of the draws where actions are continuous.
+        keys: [B] keys of the draws where actions are continuous.
     """
     critic, params = networks.mixed_critic(state.spec, state.config), state.target_params["critic"]
     policy, clone = (distribution(actor, batch) for actor in (state.extra, behaviour))
@@ -175,18 +175,18 @@ def doubly_robust(
     length: np.ndarray,
     gamma: float,
 ) -> tuple[np.ndarray, float]:
-    """Return every episode's part in the weighted doubly robust estimate, which is their mean; and how sane it is.
+    """Return every episode's part in the weighted doubly robust estimate, which is their mean; and how reliable it is.
 
     Args:
-        log_ratio: [E, T] nats, as `Terms`; what lies behind an episode's end is not read.
-        surprise: [E, T] r_t - Q(s_t, a_t), likewise.
-        state_value: [E, T + 1] V(s_t); at the end 0 where the task ended, else what would have come after.
+        log_ratio: [E, T] nats, as in `Terms`; entries after an episode's end are not read.
+        surprise: [E, T] r_t - Q(s_t, a_t); entries after an episode's end are not read.
+        state_value: [E, T + 1] V(s_t); at the end, 0 if the task ended, else the value of what would have followed.
         length: [E] steps, at most T.
         gamma: discount factor per step.
 
     Returns:
-        [E] parts, to first order what each adds, so that resampling them resamples the estimate; and the smallest
-        share of the episodes, over steps, that the weights amount to: 1 over their mean square.
+        [E] parts, each to first order what its episode adds, so that resampling them resamples the estimate; and the
+        effective share of the episodes, 1 over the weights' mean square, at the step where it is smallest.
     """
     steps = np.arange(log_ratio.shape[1])
     live = steps < length[:, None]
@@ -210,13 +210,13 @@ def doubly_robust(
 
 
 class Comparison(NamedTuple):
-    """P trials by one estimate, [P] each; nan where a trial has none.
+    """P trials by one estimate, [P] each; nan if a trial has no estimate.
 
     Attributes:
         value: the estimate.
         low: lower end of its 95 % interval.
-        high: upper end.
-        best: probability of being the best of those that have one, 0 for the others.
+        high: upper end of its 95 % interval.
+        best: probability of being the best of the trials that have an estimate, 0 for the others.
     """
 
     value: np.ndarray
@@ -226,16 +226,16 @@ class Comparison(NamedTuple):
 
     @property
     def chosen(self) -> int | None:
-        """The trial of the highest estimate, the first among equals; None where no trial has one."""
+        """The trial with the highest estimate, the first among equals; None if no trial has an estimate."""
         return int(np.nanargmax(self.value)) if np.isfinite(self.value).any() else None
 
 
 def compare(values: np.ndarray, seed: int = 0) -> Comparison:
-    """Compare trials by bootstrap: episodes drawn with replacement, the same for all trials, and one fit of each.
+    """Compare trials by bootstrap: draw episodes with replacement, the same for all trials, and one fit of each trial.
 
     Args:
-        values: [P, F, E] of P trials by F fits in E episodes; a trial with anything but finite numbers has no estimate.
-        seed: of the draws.
+        values: [P, F, E] of P trials by F fits in E episodes; a trial with a number that is not finite has no estimate.
+        seed: seed of the draws.
     """
     random = np.random.default_rng(seed)
     trials, fits, episodes = values.shape

@@ -1,4 +1,4 @@
-"""What several rooms need of the system: command lines, signals, exit statuses; whole files, locks and checksums."""
+"""System functions that several rooms need: command lines, signals, exit statuses; whole files, locks, checksums."""
 
 import contextlib
 import fcntl
@@ -25,20 +25,20 @@ from omcda_jax.types import ConfigError, DatasetError, check_seed
 
 PROGRAMS_SIZE = 2 * 1024**3  # bytes of compiled programs that are kept
 EX_DIVERGED = os.EX_DATAERR  # not retried: the same numbers would come again
-EX_PIPE = 141  # what a shell reports of a process that SIGPIPE ended
+EX_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line of at most 300 characters; one without a message gives its class.
+    """Return an error's message on one line of at most 300 characters; without a message, return its class.
 
     Args:
-        error: any exception; bytes that its message shows are left out.
+        error: any exception; bytes in its message are left out.
     """
     return re.sub(r"\bb(['\"]).*?\1", "bytes", " ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def new_flags() -> tuple[flags.FlagValues, Callable[..., Any]]:
-    """Return empty flags with --help, and `define(kind, name, default, ...)`: absl's DEFINE_KIND, which adds one."""
+    """Return flags with only --help, and `define(kind, name, default, ...)`, absl's DEFINE_KIND, which adds a flag."""
     values = flags.FlagValues()
     define = lambda kind, *arguments, **more: getattr(flags, f"DEFINE_{kind}")(*arguments, flag_values=values, **more)
     define("boolean", "help", False, "Show this.", short_name="h")
@@ -48,12 +48,12 @@ def new_flags() -> tuple[flags.FlagValues, Callable[..., Any]]:
 def read_flags(values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False) -> list[str]:
     """Read flags into `values` and return the words that are not flags.
 
-    All commands read their words here: a `~` that begins a word or a flag's value becomes the home folder, which the
-    shell leaves undone in --flag=~/path; a flag --seed is checked.
+    All commands read their words here. A `~` at the start of a word or of a flag's value becomes the home folder,
+    because the shell does not do so in --flag=~/path. The flag --seed is checked.
 
     Args:
         values: the flags' definitions.
-        argv: a command line, the program's name first.
+        argv: a command line that starts with the program's name.
         known_only: return unknown flags among the words instead of refusing them.
 
     Raises:
@@ -74,23 +74,23 @@ def _at_home(word: str) -> str:
 
 
 class Interrupted(BaseException):
-    """A signal arrived where nothing needs saving; no Exception, so that it is not handled as a failure."""
+    """A signal arrived when nothing needs saving; not an Exception, so that it is not handled as a failure."""
 
 
 class Interruption:
     """SIGINT, SIGTERM and SIGHUP as a request to stop; a second signal acts as it would have without this class.
 
-    A context manager, without effect outside of the main thread. A signal raises Interrupted at once; where work must
-    first be saved, within `deferring`, it only sets `requested`, which is to be polled. SIGHUP stays ignored where it
-    was, as under nohup.
+    A context manager, without effect outside the main thread. A signal raises Interrupted at once. Within `deferring`,
+    where work must be saved first, it only sets `requested`; poll it. SIGHUP stays ignored if it already was, as under
+    nohup.
 
-    In a callback of XLA's, Interrupted comes out as another error. So whatever is raised after it counts as it.
+    In an XLA callback, Interrupted turns into another error. So any error raised after Interrupted counts as it.
 
     Attributes:
         requested: a signal arrived.
-        deferred: it will not raise.
-        saving: within `deferring`.
-        raised: the signal's name, once Interrupted was raised and not yet dealt with.
+        deferred: a signal does not raise.
+        saving: the program is within `deferring`.
+        raised: the signal's name while Interrupted has been raised and not yet been dealt with.
     """
 
     def __init__(self):
@@ -121,7 +121,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferring(self) -> Iterator[None]:
-        """Keep a signal within it as a request."""
+        """Keep a signal that arrives in this block as a request."""
         self.deferred = self.saving = True
         try:
             yield
@@ -129,7 +129,7 @@ class Interruption:
             self.deferred = self.saving = False
 
     def breaking_off(self, work: Callable[[], Any]) -> Any:
-        """Within `deferring`: return what `work()` gives, or None where a signal broke it off.
+        """Within `deferring`: return what `work()` returns, or None if a signal interrupted it.
 
         The outer try is for a signal that arrives between the end of `work` and the last line.
         """
@@ -160,7 +160,7 @@ class Interruption:
 
 
 def _leave_terminal() -> None:
-    """Let what is still printed go nowhere if the terminal is gone, for writing to it would fail."""
+    """Discard further output if the terminal is gone, because writing to it would fail."""
     for place in (1, 2):
         try:
             os.write(place, b"")
@@ -170,12 +170,12 @@ def _leave_terminal() -> None:
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """Compute in 32 bits, compiled, and with a device, or say in one line what is in the way; keep what is compiled.
+    """Compute in 32 bits, compiled and on a device, or say in one line what prevents it; keep compiled programs.
 
-    JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect within it, and a warning is one line.
+    JAX_ENABLE_X64 and JAX_DISABLE_JIT have no effect in this block, and a warning is one line.
 
     Raises:
-        ConfigError: JAX has no device of the kind that was asked for.
+        ConfigError: JAX has no device of the requested kind.
     """
     if jax.config.jax_disable_jit:
         print("warning: JAX_DISABLE_JIT has no effect, commands run compiled programs", file=sys.stderr, flush=True)
@@ -192,16 +192,16 @@ def computing() -> Iterator[None]:
 
 
 def cores() -> list[int]:
-    """Return the cores that this process may use, or none where the system does not tell."""
+    """Return the cores that this process may use, or none if the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def keep_programs() -> None:
     """Let JAX keep all compiled programs, where a later process finds them.
 
-    They lie where JAX_COMPILATION_CACHE_DIR says, or else in the user's cache folder, in which those longest unused go
-    first when they take more than PROGRAMS_SIZE. Without effect where JAX_ENABLE_COMPILATION_CACHE=false turns it off
-    or the folder cannot be made.
+    They are kept in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder. When they take more than
+    PROGRAMS_SIZE there, the longest unused are deleted first. This has no effect if JAX_ENABLE_COMPILATION_CACHE=false
+    or if the folder cannot be made.
     """
     if not jax.config.jax_enable_compilation_cache:
         return
@@ -222,17 +222,17 @@ def keep_programs() -> None:
 
 
 def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
-    """Return how to compile a large program for devices of a platform, for `compiler_options` of JAX; {}: as usual.
+    """Return `compiler_options` of JAX for a large program on devices of a platform; {} compiles as usual.
 
-    On a CPU XLA turns such a program into hundreds of kernels. With LLVM's first level of optimisation, and sums that
+    On a CPU, XLA turns such a program into hundreds of kernels. With LLVM's first level of optimisation, and sums that
     are not split into trees, they compile in about four fifths of the time, and training and evaluation run as fast.
-    Where the process has a single core, its kernels run in the order that needs the least memory, for there is nothing
-    to run side by side, and what is still in the cache is quicker to reach. Digits change, as with any other compiler.
-    What XLA_FLAGS or JAX_DISABLE_MOST_OPTIMIZATIONS sets stays as it is.
+    If the process has a single core, its kernels run in the order that needs the least memory: nothing can run in
+    parallel, and data still in the cache are quicker to reach. Digits change, as with any other compiler. Anything
+    that XLA_FLAGS or JAX_DISABLE_MOST_OPTIMIZATIONS sets stays as it is.
 
     Args:
-        platform: of the devices.
-        once: the program runs a single time, so its kernels are not optimised at all.
+        platform: platform of the devices.
+        once: the program runs only once, so its kernels are not optimised at all.
     """
     flags_given = os.environ.get("XLA_FLAGS", "").strip()
     in_a_file = flags_given and not flags_given.startswith("-")
@@ -241,7 +241,7 @@ def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
     options = {}
     if "xla_backend_optimization_level" not in flags_given:
         options["xla_backend_optimization_level"] = 0 if once else 1
-    if "hlo_passes" not in flags_given:  # XLA ends the process where some are disabled and others enabled
+    if "hlo_passes" not in flags_given:  # XLA ends the process if some are disabled and others enabled
         options["xla_disable_hlo_passes"] = "tree_reduction_rewriter"
     if len(cores()) == 1 and not once:
         options |= {name: value for name, value in _one_core().items() if name not in flags_given}
@@ -250,7 +250,7 @@ def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:
 
 @functools.cache
 def _one_core() -> dict[str, Any]:
-    """Return options that order kernels for one core; {} where this version of XLA does not know them."""
+    """Return options that order kernels for one core; {} if this version of XLA does not know them."""
     options = {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
         "xla_cpu_copy_insertion_use_region_analysis": True,
@@ -264,7 +264,7 @@ def _one_core() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def programs_read() -> Iterator[list[str]]:
-    """Give a list that is not empty once JAX took a program from its cache within the block."""
+    """Yield a list that is no longer empty once JAX has read a program from its cache in the block."""
     events: list[str] = []
 
     def listen(event: str, **unused: Any) -> None:
@@ -279,7 +279,7 @@ def programs_read() -> Iterator[list[str]]:
 
 
 def _lacking_device() -> str | None:
-    """Why JAX has nothing to compute on, where it has not."""
+    """Return why JAX has no device to compute on; None if it has one."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -295,7 +295,7 @@ def _lacking_device() -> str | None:
 def exit_status(work: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
-    It is os.EX_CONFIG after one line on what the user can fix, os.EX_TEMPFAIL after a signal.
+    The status is os.EX_CONFIG after an error that the user can fix (one line says what), os.EX_TEMPFAIL after a signal.
 
     Args:
         work: the command.
@@ -327,7 +327,7 @@ def printing(work: Callable[[], int]) -> int:
         watch.register(sys.stdout, select.POLLERR)
         if not watch.poll(0):
             raise
-        # nothing may be written any more, not even while Python ends
+        # nothing may be written after this, not even while Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EX_PIPE
 
@@ -340,7 +340,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path to write a file or a folder to, which replaces `path` as a whole when the block ends.
+    """Yield a temporary path to write a file or a folder to, which replaces `path` as a whole when the block ends.
 
     If the block fails, `path` stays as it was and nothing else is left behind. A folder can only replace an empty one.
 
@@ -348,7 +348,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         path: the file or folder to write, or a link to it; its parent folder is made if missing.
 
     Raises:
-        ConfigError: there is something else, such as a device, a pipe or a socket.
+        ConfigError: `path` is something else, such as a device, a pipe or a socket.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -368,10 +368,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def require_folder(folder: Path) -> None:
-    """Make a folder if it is missing, before costly work whose results it is to hold.
+    """Make a folder if it is missing, before costly work that writes its results there.
 
     Raises:
-        ConfigError: it cannot be made, or not be written to.
+        ConfigError: the folder cannot be made, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -385,12 +385,12 @@ def require_folder(folder: Path) -> None:
 def locked(path: str | os.PathLike, busy: Callable[[str], None]) -> Iterator[TextIO]:
     """Hold a lock file during the block; the system releases it when the process ends, however it ends.
 
-    Gives the open file: a process that inherits it holds the lock as well, until both have ended.
+    Yields the open file: a process that inherits the file holds the lock too, until both processes have ended.
 
     Args:
-        path: the file, made if missing; it names its holder.
-        busy: called with the holder's host and process if another process has the lock. Unless it raises, the lock is
-            waited for.
+        path: the file, made if missing; it names the process that holds the lock.
+        busy: called with the holder's host and process if another process has the lock. Unless it raises, this one
+            waits for the lock.
     """
     with open(path, "a+", encoding="utf-8") as file:
         _take(file, busy)
@@ -411,11 +411,11 @@ def _take(file: TextIO, busy: Callable[[str], None], kind: int = fcntl.LOCK_EX) 
 
 @contextlib.contextmanager
 def exclusive(directory: str | os.PathLike, flag: str = "directory") -> Iterator[TextIO]:
-    """Hold a run directory for this process during the block; gives the lock's open file, as `locked`.
+    """Hold a run directory for this process during the block; yields the lock's open file, as `locked`.
 
     Args:
-        directory: an existing one.
-        flag: what chooses another directory, for the message.
+        directory: an existing directory.
+        flag: flag or setting that chooses another directory, for the message.
 
     Raises:
         ConfigError: another process holds it; the message names its host and process.
@@ -429,8 +429,8 @@ def check_free(directory: str | os.PathLike, flag: str = "directory") -> None:
     """Raise what `exclusive` would raise, before costly work; nothing is written.
 
     Args:
-        directory: as `exclusive`; it may be missing.
-        flag: as `exclusive`.
+        directory: as in `exclusive`; it may be missing.
+        flag: as in `exclusive`.
 
     Raises:
         ConfigError: as `exclusive`.

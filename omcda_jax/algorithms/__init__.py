@@ -1,8 +1,8 @@
 """The algorithms by name, and one `init`, `update`, `policy`, `act` that serve them all by the name in the settings.
 
-An algorithm's own functions see what was checked: batches and observations of the right shapes and kinds, normalised
-where the state has a normaliser, and zeros for the padding of continuous actions. They compute in 32 bits whatever
-JAX_ENABLE_X64 says. All of it is done here, once.
+An algorithm's own functions see checked input: batches and observations of the right shapes and kinds, normalised
+if the state has a normaliser, with zeros for the padding of continuous actions. They compute in 32 bits whatever
+JAX_ENABLE_X64 says. All of this is done here, once.
 """
 
 import functools
@@ -20,7 +20,7 @@ from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metri
 
 @functools.cache
 def _complete(algorithm: Algorithm) -> Algorithm:
-    """Return the same algorithm on raw observations and actions, with checks of what it is given."""
+    """Return the same algorithm on raw observations and actions, with checks of its inputs."""
     name = algorithm.config.name
 
     def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
@@ -60,7 +60,7 @@ def _normalise_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array
 
 
 def normalise(state: TrainState, batch: Batch) -> Batch:
-    """Return what the state's algorithm sees of a batch of raw observations, states and actions.
+    """Return a batch of raw observations, states and actions as the state's algorithm sees it.
 
     Args:
         state: only its normaliser and spec are read.
@@ -95,7 +95,7 @@ def find(name: str, key: str = "algorithm.name") -> Algorithm:
         key: setting or flag that gave the name, for messages.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no algorithm of this name.
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
@@ -112,7 +112,7 @@ def find(name: str, key: str = "algorithm.name") -> Algorithm:
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
-    """Return the state before the first update, of the algorithm that `config` belongs to.
+    """Return the state before the first update of the algorithm that `config` belongs to.
 
     Args:
         key: typed PRNG key (`jax.random.key(seed)`); networks, and all later randomness, follow from it.
@@ -142,11 +142,11 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
             `check_vma=False`.
 
     Returns:
-        The next state, and a dict of metrics, [] or [N]: losses at the parameters before the step, the algorithm's own
-        state (levels, budgets, influence) after it.
+        The next state, and a dict of metrics, [] or [N]: losses at the parameters before the step, and the algorithm's
+        own state (levels, budgets, influence) after it.
 
     Raises:
-        BatchError: while tracing, for the first field whose shape or kind of numbers is wrong, or such an axis.
+        BatchError: while tracing, for the first field with a wrong shape or kind of numbers, or for check_vma left on.
     """
     return find(state.config.name).update(state, batch, axis_name=axis_name)
 
@@ -166,7 +166,7 @@ def act(
     """Choose every agent's action from its own observation.
 
     Args:
-        policy: trained state, or what `policy` cut out of one.
+        policy: trained state, or what `policy` cut out of a state.
         obs: [..., N, O], raw.
         avail: [..., N, A] bool legal actions or dimensions an agent has, None for all.
         key: samples from a policy network (discrete BCQ, CQL and CFCQL and continuous OMAR stay greedy); None acts
@@ -188,7 +188,7 @@ def export(policy: TrainState | Actor, platforms: tuple[str, ...] = ("cpu",)) ->
     `jax.export.deserialize(bytearray(data)).call(obs, avail)` acts wherever JAX is.
 
     Args:
-        policy: as of `act`.
+        policy: as in `act`.
         platforms: platforms to compile for, among "cpu", "cuda", "rocm" and "tpu".
 
     Returns:

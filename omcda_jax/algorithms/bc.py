@@ -1,4 +1,4 @@
-"""Behaviour cloning: maximum likelihood of the data's actions, no values. The yardstick of every offline method."""
+"""Behaviour cloning: maximum likelihood of the data's actions, without values. The baseline of every offline method."""
 
 from typing import ClassVar
 

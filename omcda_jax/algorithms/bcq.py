@@ -12,9 +12,9 @@ the linear mixer.
                  y = r + gamma nu [ sum_i w_i max_k q~_i^k + b ],                L_q summed over both critics
                  L_xi = -mean q^1_i(o_i, xi);   acting: the best of acting_samples by q^1
 
-The VAE's loss is mean (a - a^)^2 of its reconstruction and half the mean divergence of its latent from N(0, 1). The
-published multi-agent code feeds latent and agent index to the decoder in another order when it generates than when it
-trains; here both are one call.
+The VAE's loss is the mean squared error (a - a^)^2 of its reconstruction plus half the mean KL divergence of its latent
+from N(0, 1). The published multi-agent code feeds latent and agent index to the decoder in a different order for
+generation than for training; here both use one function.
 """
 
 import functools
@@ -39,7 +39,7 @@ class BcqConfig:
     """Settings of BCQ-MA.
 
     Attributes:
-        threshold: least probability of an allowed action, relative to the likeliest one's (discrete).
+        threshold: least probability of an allowed action, relative to that of the likeliest action (discrete).
         logit_penalty: weight of the mean squared logit of the behaviour's head (discrete).
         num_samples: K, actions generated per agent for the target (continuous).
         acting_samples: actions generated per agent when acting (continuous).
@@ -48,11 +48,11 @@ class BcqConfig:
         vae_hidden: widths of the hidden layers of encoder and decoder (continuous).
         gamma: discount factor per step.
         learning_rate: step size of Adam.
-        target_rate: weight of the newest networks in the moving averages that make targets.
+        target_rate: weight of the newest networks in the target networks, which are moving averages.
         hidden_sizes: widths of the hidden layers of critics, head and perturbation.
         mixer_hidden: width of the mixers' layers.
-        critic_layer_norm: normalise the hidden layers of the action values.
-        priming: first updates in which the critic learns the data's returns-to-go, see `training.CriticSettings`.
+        critic_layer_norm: normalise the hidden layers of the action-value networks.
+        priming: number of first updates in which the critic learns returns-to-go, see `training.CriticSettings`.
     """
 
     name: ClassVar[str] = "bcq"
@@ -133,7 +133,7 @@ def decode(nets: _Networks, params, obs: chex.Array, latent: chex.Array) -> chex
 
 
 def prior(key: chex.PRNGKey, *shape: int) -> chex.Array:
-    """Draw latents to generate from: standard normal, cut at LATENT_LIMIT."""
+    """Draw latents to generate from: standard normal, clipped to +-LATENT_LIMIT."""
     return jnp.clip(jax.random.normal(key, shape), -LATENT_LIMIT, LATENT_LIMIT)
 
 
@@ -143,7 +143,7 @@ def _prior_by_row(nets: _Networks, keys: chex.PRNGKey, count: int, num_agents: i
 
 
 def generate(nets: _Networks, params, obs: chex.Array, avail: chex.Array, latent: chex.Array) -> chex.Array:
-    """Generate actions [K, ..., N, A] of latents [K, ..., N, L], which may lack or repeat axes of obs [..., N, O]."""
+    """Generate actions [K, ..., N, A] from latents [K, ..., N, L], which broadcast to the axes of obs [..., N, O]."""
     shape = (latent.shape[0], *obs.shape[:-1])
     many, latent = (jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in (obs, latent))
     return jnp.where(avail, decode(nets, params, many, latent), 0.0)
@@ -197,15 +197,15 @@ def _best_of(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the losses, from the parameters before the step."""
 
     target: chex.Array  # [B] y
-    vae_keys: chex.PRNGKey | None = None  # [B] keys of the reconstruction's draws; continuous, like the next one
-    generated: chex.Array | None = None  # [B, N, A] actions to perturb
+    vae_keys: chex.PRNGKey | None = None  # [B] keys of the reconstruction's draws; only for continuous actions
+    generated: chex.Array | None = None  # [B, N, A] actions to perturb; only for continuous actions
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute the target of the best likely action, and actions to perturb."""
+    """Compute the target, by the best of the likely actions, and the actions to perturb."""
     spec, nets, barred = state.spec, _networks(state.spec, state.config), state.target_params["critic"]
     if spec.discrete:
         next_action = _restricted_policy(state.params, spec, state.config, batch.next_obs, batch.next_avail).mode()
@@ -219,7 +219,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return (Q_tot - y)^2, of two critics the sum: [B]."""
+    """Return (Q_tot - y)^2, with two critics their sum: [B]."""
     critic = _networks(state.spec, state.config).critic
     if state.spec.discrete:
         q_tot = critic.q_tot(params["critic"], batch.obs, batch.global_state, batch.action)
@@ -230,7 +230,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def behaviour_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return the loss of the behaviour's model, a head or a VAE: [B, N]."""
+    """Return the loss of the behaviour's model, which is a head or a VAE: [B, N]."""
     nets = _networks(state.spec, state.config)
     if state.spec.discrete:
         logits = nets.head.apply(params["head"], batch.obs)
@@ -254,7 +254,7 @@ def _first(stacked: Params) -> Params:
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """Take one step of everything, each loss at the parameters before the step.
+    """Take one step of all networks, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """
@@ -263,7 +263,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
 
 def policy(state: TrainState) -> Actor:
-    """Return what acts: critics and the behaviour's model, with continuous actions the perturbation too."""
+    """Return the part that acts: critics and the behaviour's model, and with continuous actions the perturbation."""
     names = ("critic", "head") if state.spec.discrete else ("critic", "vae", "perturbation")
     return acting.cut(state, **{name: state.params[name] for name in names})
 
@@ -271,13 +271,13 @@ def policy(state: TrainState) -> Actor:
 def act(actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None) -> chex.Array:
     """Choose decentralised actions [..., N] or [..., N, A] for obs [..., N, O].
 
-    Continuous actions are the best of generated ones; without a key the latents are always the same.
+    A continuous action is the best of several generated ones. Without a key the latents are always the same.
     """
     spec, config, params = actor.spec, actor.config, actor.params
     nets, avail = _networks(spec, config), acting.all_if_none(spec, obs, avail)
     if spec.discrete:
         return _restricted_policy(params, spec, config, obs, avail).mode()
-    # without a key every observation sees the same latents: an action does not depend on who else is acting
+    # without a key every observation gets the same latents, so an action does not depend on who else is acting
     lead, latent_key = (obs.shape[:-2], key) if key is not None else ([1] * (obs.ndim - 2), jax.random.key(0))
     count, latents = config.acting_samples, nets.decoder.action_inputs
     generated = generate(nets, params, obs, avail, prior(latent_key, count, *lead, spec.num_agents, latents))

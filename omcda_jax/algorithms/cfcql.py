@@ -1,15 +1,15 @@
-"""CFCQL: conservative Q-learning with a counterfactual penalty, one agent off the data at a time.
+"""CFCQL: conservative Q-learning with a counterfactual penalty, in which one agent at a time leaves the data.
 
 Source: Shao, Qu, Chen, Zhang, Ji, "Counterfactual Conservative Q Learning for Offline Multi-Agent Reinforcement
-Learning" (NeurIPS 2023). Agent i's action varies while the others keep the data's; under the linear mixer
+Learning" (NeurIPS 2023). Agent i's action varies while the others keep the data's actions. Under the linear mixer
 
     P        = sum_i lambda_i [ log sum_a exp(w_i q_i(o_i,a)) - w_i q_i(o_i,a_i) ]
     lambda   = softmax_i( temperature KL(mu_i || b_i) ), stopped
     L_q      = mean (Q_tot - y)^2 + penalty mean P,          y as in CQL-MA
 
-with mu_i the policy that the values favour (discrete: softmax of w_i q_i over legal actions; continuous: the policy
-network, for which the KL is closed) and b_i a clone of the data, fitted first and then frozen. At temperature 0,
-n P is the penalty of CQL-MA. Under the linear mixer the counterfactual actor is the maximiser of w_i q_i.
+where mu_i is the policy that the values favour (discrete: softmax of w_i q_i over legal actions; continuous: the policy
+network, for which the KL has a closed form) and b_i is a clone of the data, fitted first and then frozen. n P is the
+penalty of CQL-MA at temperature 0. Under the linear mixer the counterfactual actor maximises w_i q_i.
 """
 
 from typing import ClassVar, NamedTuple
@@ -33,9 +33,9 @@ class CfcqlConfig(CriticSettings):
 
     Attributes:
         penalty: weight of the counterfactual penalty, the paper's alpha.
-        temperature: T of the agents' weights; 0 weights them equally; at 100 nearly all weight falls on the agent with
-            the largest KL, once it leads by a few hundredths, as the released code's hard choice does.
-        behaviour_updates: first updates, in which only the clone learns.
+        temperature: T of the agents' weights. 0 weights them equally. At 100, nearly all weight is on the agent with
+            the largest KL once it leads by a few hundredths, like the hard choice of the released code.
+        behaviour_updates: number of first updates, in which only the clone learns.
         num_samples: actions drawn from each of the three proposals, where actions are continuous.
     """
 
@@ -68,7 +68,7 @@ def agent_weights(divergence: chex.Array, temperature: chex.Numeric) -> chex.Arr
 
 
 def counterfactual_penalty(gap: chex.Array, weights: chex.Array) -> chex.Array:
-    """Return P = sum_i lambda_i gap_i, gap_i agent i's log-sum-exp above the data's action: [..., N] each to [...]."""
+    """Return P = sum_i lambda_i gap_i; gap_i is agent i's log-sum-exp above the data's action: [..., N] to [...]."""
     return jnp.sum(weights * gap, axis=-1)
 
 
@@ -81,17 +81,17 @@ def _favoured(state: TrainState, nets: Backbone, batch: Batch, weights: chex.Arr
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the critic's target, the penalty's points and weights, draws for the policy."""
+    """Constants of the step: the critic's target, the points and weights of the penalty, keys for the policy."""
 
     target: chex.Array  # [B] y
     measure: Measure  # over the actions of [B, N] agents
     agents: chex.Array  # [B, N] lambda_i
     weights: chex.Array  # [B, N] w_i
-    policy_keys: chex.PRNGKey  # [B] keys of the actions that the policy is improved at
+    policy_keys: chex.PRNGKey  # [B] keys of the actions at which the policy is improved
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute the target of the policy now, the points of the penalty, and the agents' weights in it."""
+    """Compute the target by the current policy, the points of the penalty, and the agents' weights in it."""
     nets, params = backbone(state.spec, state.config), state.params
     next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
     now = value_policy(nets.policy, nets.critic, params, batch.obs, batch.avail)
@@ -128,7 +128,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return -w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N]."""
+    """Return -w_i q_i(o_i, a~) with a~ drawn with its gradient and values frozen: [B, N]."""
     nets = backbone(state.spec, state.config)
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     drawn = sample_rows(policy, estimates.policy_keys)
@@ -137,7 +137,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """Take a step of the clone, or when it is frozen of critic and policy network, losses at the parameters before it.
+    """Take a step of the clone or, once it is frozen, of critic and policy; losses are at the parameters before it.
 
     Arguments and results are those of `omcda_jax.update`.
     """

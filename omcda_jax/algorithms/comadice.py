@@ -1,7 +1,7 @@
 """ComaDICE: stationary-distribution correction with value factorisation.
 
 Source: Bui, Mai, Nguyen, "ComaDICE: Offline Cooperative Multi-Agent Reinforcement Learning with Stationary
-Distribution Shift Regularization" (ICLR 2025). With f' the derivative of the divergence's generator, w = max(0, f'^-1)
+Distribution Shift Regularization" (ICLR 2025). f' is the derivative of the divergence's generator, w = max(0, f'^-1)
 and g = f(w), see `losses.F_DIVERGENCES`:
 
     y     = r + gamma nu V_tot(s'), targets barred                          L_q = mean (Q_tot - y)^2
@@ -10,11 +10,11 @@ and g = f(w), see `losses.F_DIVERGENCES`:
     omega = sum_i w(x_i),  x_i with lambda_e, w_i and q_i barred            L_pi = -mean omega log pi_i(a_i|o_i)
     lambda_e descends the gradient 1 - E w(x), lambda_v that of L_v
 
-The default `value_form="released"` stops the gradients through g and the trailing e_i, as the authors' code does and
-hence as their figures were made: v then minimises alpha E g(x), a one-sided regression towards q, which is not the
-dual. The steps are taken one after another: critic, value and lambda_v, lambda_e, policy, each seeing the ones before
-it. (The released continuous class gives the value step the critic from before its step; here both kinds see it after.)
-Agents without a choice count neither in omega nor in E w(x) for lambda_e.
+The default `value_form="released"` stops the gradients through g and the trailing e_i, as does the authors' code, which
+made their figures. v then minimises alpha E g(x), a one-sided regression towards q, which is not the dual. The steps
+follow one another: critic, value and lambda_v, lambda_e, policy; each sees the results of those before it. (In the
+released code for continuous actions, the value step sees the critic before the critic's step; here it sees it after
+the step for both kinds of action.) Agents without a choice count neither in omega nor in E w(x) for lambda_e.
 """
 
 from typing import ClassVar, NamedTuple
@@ -42,9 +42,9 @@ class ComadiceConfig(CriticSettings):
         alpha: weight of the divergence, in units of return.
         divergence: f-divergence from the data, see `losses.F_DIVERGENCES`.
         value_form: "released" or "dual", see the module.
-        max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; like the released
-            code there is none where they are continuous.
-        learning_rate: step size of Adam; the released code's.
+        max_weight: cap on every agent's w(x) in the policy's weight where actions are discrete; continuous actions
+            have no cap, as in the released code.
+        learning_rate: step size of Adam; the default is that of the released code.
     """
 
     name: ClassVar[str] = "comadice"
@@ -62,7 +62,7 @@ class ComadiceConfig(CriticSettings):
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState:
-    """Initialise networks for the task's sizes, both multipliers 0; `key` is also the run's key."""
+    """Initialise networks for the task's sizes, and both multipliers at 0; `key` is also the run's key."""
     params = networks.init_params(key, spec, **backbone(spec, config)._asdict())
     params |= {"lambda_v": jnp.zeros(()), "lambda_e": jnp.zeros(())}
     return training.new_state(key, spec, config, params, targets=["policy", "critic", "value"])
@@ -71,7 +71,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: ComadiceConfig) -> TrainState
 def dual_value_loss(
     advantage: chex.Array, multiplier: chex.Array, alpha: chex.Numeric, *, divergence: str, form: str
 ) -> chex.Array:
-    """Return -alpha g(x) + w(x) (e - lambda), x = (e - lambda) / alpha; released: g and the trailing e stopped.
+    """Return -alpha g(x) + w(x) (e - lambda) with x = (e - lambda) / alpha; "released" stops g and the trailing e.
 
     Args:
         advantage: [...] e, with its gradient in v.
@@ -92,7 +92,7 @@ def policy_weight(advantage: chex.Array, multiplier: chex.Array, alpha: chex.Num
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant."""
+    """Constants of the losses."""
 
     target: chex.Array  # [B] y
     starts: chex.Array  # [] share of the rows that start an episode
@@ -131,9 +131,9 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return the terms of L_v at first steps and at all, averaged over agents: [B] each.
+    """Return the terms of L_v at first steps and at all steps, averaged over agents: [B] each.
 
-    Rows without a choice count too, for the team's value sums over every agent.
+    Rows without a choice count too, because the team's value sums over every agent.
     """
     config = state.config
     value = jnp.mean(backbone(state.spec, config).value.apply(params["value"], batch.obs)[..., 0], axis=-1)

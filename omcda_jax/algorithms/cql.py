@@ -1,14 +1,14 @@
-"""CQL-MA: value decomposition whose team value is pushed down on actions the data do not show.
+"""CQL-MA: value decomposition with a team value that is pushed down on actions outside the data.
 
 Source: Kumar, Zhou, Tucker, Levine, "Conservative Q-Learning for Offline Reinforcement Learning" (NeurIPS 2020), on
-the joint action. Under the linear mixer the log-sum-exp over joint actions of Q_tot is b + sum_i log-sum-exp over
-a_i of w_i q_i, so the penalty is exact without sampling joint actions:
+the joint action. Under the linear mixer, the log-sum-exp of Q_tot over joint actions is b + sum_i (log-sum-exp of
+w_i q_i over a_i), so the penalty is exact without sampling joint actions:
 
     P   = sum_i [ log sum_a exp(w_i q_i(o_i,a)) - w_i q_i(o_i,a_i) ]        L_q = mean (Q_tot - y)^2 + penalty mean P
     y   = r + gamma nu [ sum_i w_i(s') q_i(o'_i,a'_i) + b(s') ]             targets barred; a' from the policy now
 
-Discrete: the sum runs over legal actions, a' is the legal argmax of the online q_i (double Q-learning), which is the
-policy too. Continuous: importance sampling from uniform, pi(.|o) and pi(.|o'), and a policy network that maximises
+Discrete: the sum runs over legal actions. a' is the legal argmax of the online q_i (double Q-learning), which is also
+the policy. Continuous: importance sampling from uniform, pi(.|o) and pi(.|o'), and a policy network that maximises
 w_i q_i. `variant="released"` (continuous only) is the form of the OMIGA authors' comparison: no importance weights,
 the bias b inside every agent's term, and a policy that clones actions with their raw values as weights.
 """
@@ -56,7 +56,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
     """Initialise networks for the task's sizes, a policy network only where actions are continuous.
 
     Raises:
-        ConfigError: the released variant, where actions are discrete.
+        ConfigError: actions are discrete and the variant is the released one.
     """
     nets = backbone(spec, config)
     parts = {"critic": nets.critic} | ({} if spec.discrete else {"policy": nets.policy})
@@ -69,14 +69,14 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: CqlConfig) -> TrainState:
 def conservative_penalty(
     values: chex.Array, measure: Measure, chosen: chex.Array, bias: chex.Array | None = None
 ) -> chex.Array:
-    """Return P_i = log-sum-exp of w_i q_i over an agent's actions, above that of the data's action.
+    """Return P_i, the log-sum-exp of w_i q_i over an agent's actions minus w_i q_i of the data's action.
 
     Args:
         values: [B, N, K] w_i q_i at the measure's points.
         measure: over the actions.
         chosen: [B, N] w_i q_i of the data's actions.
-        bias: [B] b(s) for the released form: it ignores the measure's weights (the log of a sum over samples) and
-            counts b once per agent but takes it off once per team.
+        bias: [B] b(s) for the released form, which ignores the measure's weights (the log of a sum over samples), adds
+            b once per agent, and subtracts it only once per team.
 
     Returns:
         [B, N], exactly 0 where the only legal action is the data's.
@@ -88,15 +88,15 @@ def conservative_penalty(
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the critic's target, where the penalty looks, draws for the policy."""
+    """Constants of the step: the critic's target, the points of the penalty, keys for the policy."""
 
     measure: Measure  # over the actions of [B, N] agents
-    target: chex.Array  # [B] y, of the policy now
-    policy_keys: chex.PRNGKey  # [B] keys of the actions that the policy is improved at
+    target: chex.Array  # [B] y, by the current policy
+    policy_keys: chex.PRNGKey  # [B] keys of the actions at which the policy is improved
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute the target of the policy now, and the points of the penalty."""
+    """Compute the target by the current policy, and the points of the penalty."""
     nets, barred = backbone(state.spec, state.config), state.target_params["critic"]
     next_keys, sample_keys, policy_keys = training.row_keys(state, batch, 3, axis_name)
     here = value_policy(nets.policy, nets.critic, state.params, batch.obs, batch.avail)
@@ -122,7 +122,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return -w_i q_i(o_i, a~), a~ drawn with its gradient, values frozen: [B, N].
+    """Return -w_i q_i(o_i, a~) with a~ drawn with its gradient and values frozen: [B, N].
 
     Released: the sum over agents of -q_i(a_i) log pi_i(a_i|o_i), [B].
     """
@@ -137,7 +137,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-    """Take one step of critic and, where there is one, policy network, each loss at the parameters before the step.
+    """Take one step of the critic and the policy network, if any, each loss at the parameters before the step.
 
     Arguments and results are those of `omcda_jax.update`.
     """

@@ -2,18 +2,18 @@
 
 Source: Yang, Ma, Li, Zheng, Zhang, Huang, Yang, Zhao, "Believe What You See: Implicit Constraint Approach for Offline
 Multi-Agent Reinforcement Learning" (NeurIPS 2021), on the matched backbone: feed-forward, one-step targets, the linear
-mixer with its bias. With rho(X) = B softmax over the batch of X, stopped, so that weights average one (in the target
-over the rows that bootstrap):
+mixer with its bias. rho(X) is B times the softmax of X over the batch, gradient stopped, so the weights average one (in
+the target, over the rows that bootstrap):
 
     y     = r + gamma nu rho(Q_tot(s',a') / beta_Q) Q_tot(s',a')            target networks, a' the data's next action
     L_q   = mean (Q_tot - y)^2
     L_pi  = -mean [ k_i rho(adv_i / beta_pi) log pi_i(a_i|o_i) ]            k_i = w_i / sum_j w_j
     adv_i = q_i(a_i) - E_pi q_i                                             continuous: times w_i
 
-Continuous actions have two local critics under one mixer, each with its own regression; values take the smaller.
-`variant="released"` (continuous only) is the form of the OMIGA authors' comparison, where value_temperature is 10:
-weights that sum to about one over the batch instead of averaging one, decaying by 0.8 gamma along the (shuffled) batch
-in the target, the smaller critic regressed alone, and no baseline in the advantage.
+Continuous actions have two local critics under one mixer, each with its own regression; values take the smaller one.
+`variant="released"` (continuous only) is the form of the OMIGA authors' comparison, in which value_temperature is 10.
+Its weights sum to about one over the batch instead of averaging one, and in the target they decay by 0.8 gamma along
+the (shuffled) batch. Only the smaller critic is regressed, and the advantage has no baseline.
 """
 
 import functools
@@ -40,7 +40,7 @@ class IcqConfig(CriticSettings):
     """Settings of MA-ICQ.
 
     Attributes:
-        policy_temperature: beta_pi, in units of the advantage; SMAC .1, MuJoCo 100 in the released codes.
+        policy_temperature: beta_pi, in units of the advantage; the released codes use .1 on SMAC and 100 on MuJoCo.
         value_temperature: beta_Q, in units of return.
         num_samples: actions drawn for the baseline E_pi q, where actions are continuous.
         variant: "corrected" or "released", see the module.
@@ -78,7 +78,7 @@ def _networks(spec: EnvSpec, config: IcqConfig) -> Backbone:
 
 
 def td_target(state: TrainState, batch: Batch, axis_name: str | None = None) -> chex.Array:
-    """Return y [B], whose next values are weighted by rho."""
+    """Return y [B], in which rho weights the next values."""
     config, critic, barred = state.config, _networks(state.spec, state.config).critic, state.target_params["critic"]
     q = networks.of_ensemble(networks.action_values, critic.local, barred["local"], batch.next_obs, batch.next_action)
     next_value = critic.mix(barred, batch.next_global_state, jnp.min(q, axis=0))
@@ -108,11 +108,11 @@ def policy_log_weights(state: TrainState, batch: Batch, mask: chex.Array, axis_n
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the weighted target, and what weights the data's actions."""
+    """Constants of the step: the weighted target, and the weights of the data's actions."""
 
     target: chex.Array  # [B] y
     weights: chex.Array  # [B, N] rho(adv_i / beta_pi), 0 where the agent has no choice
-    factor: chex.Array  # [B, N] of the policy's log-likelihood, k_i times the weights
+    factor: chex.Array  # [B, N] factor of the policy's log-likelihood, k_i times the weights
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
@@ -126,9 +126,9 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return the squared errors of the critics, summed; released: of the smaller one alone: [B].
+    """Return the sum of the critics' squared errors or, if released, the squared error of the smaller one: [B].
 
-    A last row that a time limit cut has no next action in the data: it is left out.
+    A last row that a time limit cut has no next action in the data, so it is left out.
     """
     critic = _networks(state.spec, state.config).critic
     q = networks.of_ensemble(networks.action_values, critic.local, params["critic"]["local"], batch.obs, batch.action)
@@ -152,8 +152,8 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Take one step of critics and policy, each loss at the parameters before the step.
 
-    Arguments and results are those of `omcda_jax.update`; `policy/effective_share` [N] is the share of the rows that
-    the policy's weights amount to.
+    Arguments and results are those of `omcda_jax.update`; `policy/effective_share` [N] is the effective sample size of
+    the policy's weights, as a share of the rows.
     """
     estimates = estimate(state, batch, axis_name)
     after, metrics = training.descend(state, batch, [critic_loss, policy_loss], estimates, axis_name)

@@ -1,19 +1,19 @@
-"""OMAR: the conservative critic of CQL-MA, and an actor drawn both uphill and to the best action a search found.
+"""OMAR: the critic of CQL-MA, and a policy that follows both the value and the best action that a search found.
 
 Source: Pan, Huang, Ma, Xu, "Plan Better Amid Conservatism: Offline Multi-Agent Reinforcement Learning with Actor
-Rectification" (ICML 2022). With c the mixing coefficient:
+Rectification" (ICML 2022). c is the mixing coefficient:
 
     continuous   L_pi = c mean |pi(o_i) - a*_i|^2 - (1 - c) mean q_i(o_i, pi(o_i)),   pi(o) = tanh(mean)
                  with the square averaged over an agent's dimensions
-                 a*_i the better, by q_i, of the policy's action and the best found by the cross-entropy method;
-                 the policy is deterministic: targets take its action, the penalty's proposals are that with noise
+                 a*_i is the better, by q_i, of the policy's action and the best one of the cross-entropy method
+                 the policy is deterministic: targets take its action, and noise around it gives the proposals
     discrete     L_pi = -c log pi(a*_i|o_i) - (1 - c) E_pi q_i
-                 a*_i the legal argmax of q_i, for the actions can be enumerated
+                 a*_i is the legal argmax of q_i, because the actions can be enumerated
 
-CFCQL's code, the one discrete form in use, has -adv_i log pi(a_i|o_i) on the data's actions in place of -E_pi q_i. That
-has no lower bound: it makes whatever is worse than average ever less likely, and in a bandit the logits grew into the
-tens of thousands and ended at the wrong action. Search and values are frozen in the actor's loss. The critic, its
-target (double Q-learning, or the policy's action) and its penalty are those described for CQL-MA.
+CFCQL's code, the only discrete form in use, has -adv_i log pi(a_i|o_i) on the data's actions instead of -E_pi q_i. This
+loss has no lower bound: it makes every action worse than average less and less likely. In a bandit, the logits grew to
+tens of thousands and ended at the wrong action. Search and values are frozen in the policy's loss. The critic, its
+target (double Q-learning, or the policy's action) and its penalty are those of CQL-MA.
 """
 
 import dataclasses
@@ -49,14 +49,14 @@ class OmarConfig(CriticSettings):
     """Settings of OMAR.
 
     Attributes:
-        coefficient: c, weight of the search's action in the actor's loss.
+        coefficient: c, weight of the search's action in the policy's loss.
         penalty: weight of the conservative penalty.
         num_samples: actions drawn from each of the three proposals of the penalty, where actions are continuous.
         search_rounds: rounds of the cross-entropy method.
         search_samples: actions drawn in each round.
-        search_elites: how many of a round's best the next one is fitted to.
+        search_elites: number of best actions of a round to which the next round is fitted.
         search_spread: standard deviation of the first round's draws, before clipping to [-1, 1].
-        proposal_spread: standard deviation of the penalty's proposals about the policy's action, before the tanh.
+        proposal_spread: standard deviation of the penalty's proposals around the policy's action, before the tanh.
     """
 
     name: ClassVar[str] = "omar"
@@ -98,16 +98,16 @@ def search(
     elites: int,
     spread: chex.Numeric,
 ) -> chex.Array:
-    """Search by the cross-entropy method in [-1, 1]^A, for every [...] on its own.
+    """Search by the cross-entropy method in [-1, 1]^A, independently for every [...].
 
     Args:
         score: [..., K, A] actions to [..., K] values.
         key: typed PRNG key.
         shape: (..., A).
-        rounds: draws from a normal, fits it to the elites (mean, unbiased standard deviation), and again.
-        samples: drawn per round.
-        elites: kept per round; they compete in the next one.
-        spread: standard deviation of the first round, whose mean is 0.
+        rounds: number of rounds; each draws from a normal and fits it to the elites (mean, unbiased deviation).
+        samples: number of actions drawn per round.
+        elites: number of actions kept per round; they compete in the next round.
+        spread: standard deviation of the first round; its mean is 0.
 
     Returns:
         [..., A] the best action of all rounds.
@@ -128,12 +128,12 @@ def search(
 def rectified_loss(
     policy: TanhGaussian, value: Callable[[chex.Array], chex.Array], best: chex.Array, coefficient: chex.Numeric
 ) -> chex.Array:
-    """Return c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), the square averaged over an agent's dimensions: [B, N].
+    """Return c |pi(o) - a*|^2 - (1 - c) q(o, pi(o)), with the square averaged over an agent's dimensions: [B, N].
 
     Args:
         policy: [B, N] continuous policies, with their gradient.
         value: [B, N, A] actions to [B, N] frozen q_i.
-        best: [B, N, A] the search's action.
+        best: [B, N, A] the actions that the search found.
         coefficient: c.
     """
     action = policy.mode()
@@ -145,13 +145,13 @@ def rectified_loss(
 
 
 def enumerated_loss(policy: Categorical, q: chex.Array, avail: chex.Array, coefficient: chex.Numeric) -> chex.Array:
-    """Return -c log pi(a*) - (1 - c) E_pi q, a* the legal argmax of the frozen q [B, N, A]: [B, N]."""
+    """Return -c log pi(a*) - (1 - c) E_pi q [B, N]; a* is the legal argmax of the frozen q [B, N, A]."""
     best = greedy(q, avail).mode()
     return -coefficient * policy.log_prob(best) - (1 - coefficient) * expectation(q, policy.support())
 
 
 def best_actions(state: TrainState, batch: Batch, keys: chex.PRNGKey) -> chex.Array:
-    """Return what a search by q_i finds for every agent, each row's by its own key [B]: [B, N, A], 0 in the padding."""
+    """Return the actions that a search by q_i finds, each row by its own key [B]: [B, N, A], 0 in the padding."""
     config, local = state.config, state.params["critic"]["local"]
     network = backbone(state.spec, config).critic.local
 
@@ -181,15 +181,15 @@ def proposals(policy: Policy, spread: chex.Numeric) -> Policy:
 
 
 class Estimates(NamedTuple):
-    """Constants of the step: the critic's target, where the penalty looks, the search's result."""
+    """Constants of the step: the critic's target, the points of the penalty, the search's actions."""
 
-    target: chex.Array  # [B] y, of the policy that acts
+    target: chex.Array  # [B] y, by the current policy
     measure: Measure  # over the actions of [B, N] agents
     best: chex.Array | None  # [B, N, A] the search's actions; None where actions are discrete
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute the target of the policy that acts, the points of the penalty, and the search's actions."""
+    """Compute the target by the current policy, the points of the penalty, and the search's actions."""
     config, nets, params = state.config, backbone(state.spec, state.config), state.params
     measure_keys, search_keys = training.row_keys(state, batch, 2, axis_name)
     here, there = (
@@ -215,7 +215,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 
 
 def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
-    """Return the actor's loss of the kind of actions at hand: [B, N]."""
+    """Return the policy's loss for the task's kind of actions: [B, N]."""
     nets, coefficient = backbone(state.spec, state.config), state.config.coefficient
     policy = networks.action_distribution(nets.policy, params["policy"], batch.obs, batch.avail)
     local = functools.partial(nets.critic.local.apply, state.params["critic"]["local"])
@@ -234,7 +234,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
 
 
 def act(actor: Actor, obs: chex.Array, avail: chex.Array | None = None, key: chex.PRNGKey | None = None) -> chex.Array:
-    """Act as `acting.act_by_policy`; continuous actions are greedy with a key too, for no loss moves their spread."""
+    """Act as `acting.act_by_policy`; continuous actions ignore the key, because no loss trains their spread."""
     return acting.act_by_policy(actor, obs, avail, key if actor.spec.discrete else None)
 
 

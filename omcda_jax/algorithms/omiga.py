@@ -8,7 +8,7 @@ Regularization" (NeurIPS 2023). With the linear mixer, targets barred:
     L_v   = mean [ exp(z_i - M) + exp(-M) w_i v_i / alpha ]                 M = max(max z, -1)
     L_pi  = -mean [ exp(z_i) log pi_i(a_i|o_i) ]                            over agents with a choice
 
-Rewards are the data's own; the released SMAC code replaces them by returns-to-go and bootstraps on top.
+Rewards are the data's own; the released SMAC code replaces them by returns-to-go and still bootstraps.
 """
 
 from typing import ClassVar, NamedTuple
@@ -28,7 +28,7 @@ class OmigaConfig(CriticSettings):
     """Settings of OMIGA.
 
     Attributes:
-        alpha: conservatism level, the same for all agents; in units of return per nat.
+        alpha: conservatism level, the same for all agents, in units of return per nat.
     """
 
     name: ClassVar[str] = "omiga"
@@ -47,7 +47,7 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: OmigaConfig) -> TrainState:
 
 
 class Estimates(NamedTuple):
-    """What the losses hold constant, from the parameters before the step."""
+    """Constants of the losses, from the parameters before the step."""
 
     target: chex.Array  # [B] y
     q: chex.Array  # [B, N] q_i of the data's actions, target networks
@@ -57,7 +57,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> Estimates:
-    """Compute targets and exponents of the target critic and the newest values."""
+    """Compute targets and exponents from the target critic and the newest value network."""
     nets, barred = backbone(state.spec, state.config), state.target_params
     next_value = nets.value.apply(barred["value"], batch.next_obs)[..., 0]
     slope = nets.critic.weights(barred["critic"], batch.global_state) / state.config.alpha
@@ -82,7 +82,7 @@ def critic_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
 def value_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:
     """Return exp(z - M) + exp(-M) w v / alpha, minimal where the data's mean exp(z) is one; averaged over agents: [B].
 
-    Rows without a choice count too, for the team's value sums over every agent.
+    Rows without a choice count too, because the team's value sums over every agent.
     """
     value = backbone(state.spec, state.config).value.apply(params["value"], batch.obs)[..., 0]
     exponent, linear = estimates.slope * (estimates.q - value), estimates.slope * value
