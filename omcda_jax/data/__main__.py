@@ -1,12 +1,12 @@
 """Datasets from the command line.
 
-    python -m omcda_jax.data verify PATH              check everything there is to check
+    python -m omcda_jax.data verify PATH              check everything that can be checked
     python -m omcda_jax.data card PATH --out=FOLDER   describe it: card.md, card.json, card.png
     omcda-jax data card PATH --html=FILE              show it on one page: figures, and episodes to look at
     python -m omcda_jax.data convert FROM TO          write it in another format
-    python -m omcda_jax.data download NAME            fetch an archive of OG-MARL's, core/smac_v1/5m_vs_6m for instance
+    python -m omcda_jax.data download NAME            fetch an archive of OG-MARL, core/smac_v1/5m_vs_6m for instance
 
-PATH is a file or folder of any format of omcda_jax.data.formats. The commands name what a foreign file does
+PATH is a file or folder in any format of omcda_jax.data.formats. The commands say what a foreign file does
 differently, and flags correct it: --action_scale, --clip_actions, --rewards=return_to_go, --team_reward, --time_limit.
 Downloads need the extra `hub` and resume where they stopped; --endpoint or HF_ENDPOINT, --repository and --revision
 choose where they come from. `omcda-jax data` is the same program; only there the card can be a page.
@@ -61,7 +61,7 @@ def _run(argv: Sequence[str], write_page: WritePage | None) -> None:
 
 
 def verify(path: str, values: Any) -> None:
-    """Check a dataset, its manifest first if there is one, and print what it holds.
+    """Check a dataset (its manifest first, if there is one), and print what it contains.
 
     Args:
         path: the dataset.
@@ -86,7 +86,7 @@ def describe(path: str, values: Any, write_page: WritePage | None = None) -> Non
     Args:
         path: the dataset.
         values: parsed flags.
-        write_page: as of `main`.
+        write_page: as in `main`.
 
     Raises:
         DatasetError, ConfigError: whatever is wrong.
@@ -110,7 +110,7 @@ def convert(path: str, target: str, values: Any) -> None:
 
     Args:
         path: the dataset.
-        target: where.
+        target: where to write.
         values: parsed flags.
 
     Raises:
@@ -157,7 +157,7 @@ def _repairs(values: Any) -> Repairs:
 
 
 def _given(values: Any) -> dict[str, Any]:
-    """The repairs as a file's attributes have them."""
+    """Return the repairs as they are stored in a file's attributes."""
     return {key: value for key, value in dataclasses.asdict(_repairs(values)).items() if value is not None}
 
 

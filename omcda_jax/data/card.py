@@ -14,16 +14,16 @@ from omcda_jax.data.episodes import Episodes, final_rows, returns, statistics
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 BINS = 20
-FITTED = 1_000  # vectors that principal directions are fitted to
+FITTED = 1_000  # number of vectors to which principal directions are fitted
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
     """Return a dataset's numbers, JSON-ready; returns are undiscounted and in the environment's own units.
 
-    Coverage is the share of distinct pairs among all transitions, of state and joint action and of each agent's
-    observation and action, as OG-MARL reports it: 1 where no pair comes twice. Entropy is that of an agent's actions
-    over the whole dataset in nats; of continuous ones the mean over dimensions, in `BINS` equal bins of [-1, 1].
+    Coverage is the share of distinct pairs among all transitions, as OG-MARL reports it: pairs of state and joint
+    action, and of each agent's observation and action. It is 1 if no pair comes twice. Entropy is that of an agent's
+    actions over the whole dataset in nats; for continuous actions, the mean over dimensions in `BINS` bins of [-1, 1].
 
     Args:
         spec: the task's sizes.
@@ -31,7 +31,7 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
     """
     steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
     obs, state, action = episodes.obs[steps], episodes.global_state[steps], episodes.action[steps]
-    # a dimension that an agent does not have says nothing of it
+    # a dimension that an agent does not have says nothing about the agent
     own = episodes.avail[steps].any(axis=0)
     total = returns(episodes)
     return {
@@ -59,18 +59,18 @@ def principal(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Project vectors onto the two directions in which they vary most.
 
     Args:
-        values: [K, D]; every feature is brought to zero mean and unit spread, one that never changes is left out.
+        values: [K, D]; every feature is brought to zero mean and unit spread, and constant features are left out.
 
     Returns:
-        Their coordinates [K, 2], and the shares [2] of the whole variance in these directions; zeros where there are
-        fewer than two.
+        The coordinates [K, 2], and the shares [2] of the total variance in these directions; zeros if there are fewer
+        than two.
     """
     spread = values.std(axis=0, dtype=np.float64)
     varying = spread > 1e-6 * np.abs(values).max(axis=0, initial=1e-30)
     scaled = (values[:, varying] - values[:, varying].mean(axis=0, dtype=np.float64)) / spread[varying]
     points, shares = np.zeros((len(values), 2)), np.zeros(2)
     if varying.any():
-        # directions of a sample: as many products as the shorter side asks for
+        # fit the directions to a sample, because the cost grows with the number of vectors
         sample = scaled[np.linspace(0, len(scaled) - 1, min(len(scaled), FITTED)).astype(int)]
         _, size, directions = np.linalg.svd(sample, full_matrices=False)
         count = min(2, len(size))
@@ -82,21 +82,21 @@ def principal(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write(
     path: str | os.PathLike, name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any], notes: Sequence[str]
 ) -> list[Path]:
-    """Write card.md, card.json and, where matplotlib is there, card.png.
+    """Write card.md, card.json and, if matplotlib is installed, card.png.
 
     Args:
         path: a folder, made if missing.
-        name: of the dataset, its file for instance.
+        name: name of the dataset, for instance that of its file.
         numbers: as `describe` returns them.
         metadata: the file's own attributes.
-        notes: what its reader had to say.
+        notes: notes of the file's reader.
 
     Returns:
-        What was written.
+        The paths of the written files.
 
     Raises:
         DatasetError: the folder cannot be written.
-        ConfigError: matplotlib is not installed; the other two are written then.
+        ConfigError: matplotlib is not installed; card.md and card.json are written nevertheless.
     """
     folder = Path(path)
     try:
@@ -114,10 +114,10 @@ def write(
 
 
 def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what there is to say in a line each, by name.
+    """Return the facts that take one line each, by name.
 
     Args:
-        numbers, metadata: as of `write`.
+        numbers, metadata: as in `write`.
     """
     spec, totals = numbers["spec"], numbers["statistics"]
     usual = dataclasses.asdict(Repairs())
@@ -153,7 +153,7 @@ def markdown(name: str, numbers: Mapping[str, Any], metadata: Mapping[str, Any],
     """Return the card as Markdown.
 
     Args:
-        name, numbers, metadata, notes: as of `write`.
+        name, numbers, metadata, notes: as in `write`.
     """
     quantiles = numbers["return_quantiles"]
     row = lambda *cells: f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -19,7 +19,7 @@ from omcda_jax.envs.versions import installed
 from omcda_jax.system import require_folder, sha256
 from omcda_jax.types import ConfigError, check_seed
 
-TRIES_PER_EPISODE = 100  # played for each one wanted before a filter counts as hopeless
+TRIES_PER_EPISODE = 100  # episodes played for each one wanted before a filter counts as hopeless
 TRIES_AT_LEAST = 4096
 
 
@@ -34,26 +34,26 @@ def collect(
     transitions: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[Episodes, dict[str, Any]]:
-    """Play until enough is kept; each stage gives an equal share (the first ones one more where it is uneven).
+    """Play until enough is kept; each stage gives an equal share (if uneven, the first stages give one more).
 
     Args:
         environment: the simulator.
-        params: weights of the policy of each of the recipe's stages, the first argument of `act`.
+        params: policy weights of each of the recipe's stages, the first argument of `act`.
         recipe: temperature, and which episodes are kept.
-        seed: of the whole collection; the same seed gives the same episodes on the same machine and versions.
-        act: the policies' own, see `acts.Behaviour`; None is `policies.sample` at the recipe's temperature.
+        seed: seed of the whole collection; the same seed gives the same episodes on the same machine and versions.
+        act: the policies' own function, see `acts.Behaviour`; None is `policies.sample` at the recipe's temperature.
         episodes: E, how many to keep.
-        transitions: instead of `episodes`: whole episodes are kept until there are at least so many transitions.
-        progress: called as `progress(kept, wanted, played)` after each episode; the first two count episodes or
-            transitions, whichever is wanted, the last one episodes.
+        transitions: instead of `episodes`: keep whole episodes until there are at least this many transitions.
+        progress: called as `progress(kept, wanted, played)` after each episode; `kept` and `wanted` count episodes or
+            transitions, whichever is wanted, and `played` counts episodes.
 
     Returns:
         The episodes, and metadata on how they were made.
 
     Raises:
-        ConfigError: the size or `seed` is out of range, the weights do not fit the environment, or too few episodes
-            are kept of those played.
-        DatasetError: an action is not legal, or a number is not finite; the episode is named.
+        ConfigError: the size or `seed` is out of range, the weights do not fit the environment, or too few of the
+            played episodes are kept.
+        DatasetError: an action is not legal, or a number is not finite; the message names the episode.
     """
     unit, wanted = _size(episodes, transitions)
     check_seed(seed)
@@ -66,7 +66,7 @@ def collect(
     with player(environment, act, wanted if unit == "episodes" else None) as play:
         for index, weights in enumerate(params):
             share = len(range(index, wanted, len(params)))
-            # an episode that may yet be filtered out counts for nothing while it lasts
+            # an unfinished episode that may still be filtered out does not count
             request = Request(weights, seed, played, unit, 0 if recipe.won_only else share)
             name = f"{environment.name} {recipe.stages[index]}"
             for episode, keep in _judged(play(request), recipe.won_only, unit, share, name):
@@ -84,7 +84,7 @@ def collect(
 def _judged(
     rollouts: Iterator[Episodes], won_only: bool, unit: str, share: int, name: str
 ) -> Iterator[tuple[Episodes, bool]]:
-    """Yield episodes, and whether to keep them, until the share is reached; a filter that lets too few pass raises."""
+    """Yield episodes, and whether to keep them, until the share is reached; raise if the filter keeps too few."""
     amount = played = steps = 0
     while amount < share:
         wanted = share if unit == "episodes" else share * played / max(steps, 1)  # episodes
@@ -148,10 +148,10 @@ def default_path(
         quality: for instance `medium`.
         episodes: how many; or
         transitions: how many at least, in whole episodes.
-        seed: of the collection.
+        seed: seed of the collection.
 
     Raises:
-        ConfigError: not exactly one size, or one below 1.
+        ConfigError: not exactly one size, or a size below 1.
     """
     unit, wanted = _size(episodes, transitions)
     size = f"{wanted}" if unit == "episodes" else f"{wanted}_transitions"
@@ -172,18 +172,18 @@ def ensure(
 
     Args:
         environment: for instance `smax/3m`.
-        quality: of `policies.QUALITIES`, for instance `medium`, or `random`; with a behaviour any name for the dataset.
+        quality: one of `policies.QUALITIES`, such as `medium`, or `random`; with a behaviour, any name.
         episodes: how many; or
         transitions: how many at least, in whole episodes.
-        seed: of the collection.
-        path: the file; None is `default_path`. A file that is there is not opened: reading it checks it.
+        seed: seed of the collection.
+        path: the file; None is `default_path`. An existing file is not opened: reading it checks it.
         log: called with one line of text now and then.
-        behaviour: what to roll out; None is what comes with the package for the environment and quality.
+        behaviour: the behaviour to roll out; None is the package's own for the environment and quality.
 
     Raises:
         ConfigError: not exactly one size, unknown environment or quality, a missing package, a folder that cannot be
             written.
-        DatasetError: the disk refuses the file, or a policy does what is not legal.
+        DatasetError: the disk refuses the file, or a policy takes an illegal action.
     """
     unit, size = _size(episodes, transitions)
     path = default_path(environment, quality, episodes, seed, transitions) if path is None else Path(path)
@@ -213,7 +213,7 @@ def of_stages(environment: str, quality: str, folder: Path | None = None) -> act
     Args:
         environment: for instance `smax/3m`.
         quality: for instance `medium`, see `policies.quality`.
-        folder: of the weights; None is the package's own.
+        folder: folder of the weights; None is the package's own.
 
     Raises:
         ConfigError: as `policies.quality`, or weights are missing or damaged.
@@ -243,7 +243,7 @@ def of_chance(environment: Environment | HostEnvironment) -> acts.Behaviour:
 class _Progress:
     """Progress lines: one about every five seconds, and one at the end.
 
-    The time left is estimated from the second line on, by the rate since the first: before it a simulator compiles.
+    From the second line on, the time left is estimated by the rate since the first line; before, a simulator compiles.
     """
 
     def __init__(self, unit: str, log: Callable[[str], None]):
@@ -262,7 +262,7 @@ class _Progress:
 
 
 def _size(episodes: int | None, transitions: int | None) -> tuple[str, int]:
-    """The unit of a dataset's size, and how many."""
+    """Return the unit of a dataset's size, and the size."""
     given = {unit: size for unit, size in (("episodes", episodes), ("transitions", transitions)) if size is not None}
     if len(given) != 1:
         raise ConfigError(f"size: expected one of episodes and transitions, found {' and '.join(given) or 'neither'}")

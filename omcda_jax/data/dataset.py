@@ -14,14 +14,14 @@ from omcda_jax.data.episodes import BLOCK, Episodes, as_arrays, check, final_row
 from omcda_jax.types import Batch, EnvSpec, Normaliser
 
 _ROWWISE = ("obs", "global_state", "avail", "action", "reward", "discount", "first", "return_to_go")
-# Weight, in a return, of what a time limit cut off, above which the sum of what is there says too little.
+# If what a time limit cut off has more than this weight in a return, the sum of the rest says too little.
 _UNSEEN = 0.05
-_ALIGNMENT = 64  # bytes; JAX shares NumPy's memory on a CPU where it is aligned so
+_ALIGNMENT = 64  # bytes; JAX on a CPU shares NumPy's memory if it is aligned to this
 
 
 @flax.struct.dataclass
 class Dataset:
-    """T rows of which M have a successor and can be sampled: JAX arrays on the device, NumPy arrays on the host.
+    """T rows, M of which have a successor and can be sampled: JAX arrays on the device, NumPy arrays on the host.
 
     Attributes:
         obs: [T, N, O] float32.
@@ -32,12 +32,12 @@ class Dataset:
         discount: [T] float32, 0 where the step ended the task, else 1 (a time limit is not an end); 0 on final rows.
         first: [T] bool, the row starts an episode.
         rows: [M] int32, the rows that can be sampled, one shard after another.
-        starts: [H + 1] int32, where in `rows` the H shards that are here start, and the end of the last.
-        first_shard: [] int32, the first shard that is here.
+        starts: [H + 1] int32, where in `rows` each of the H shards present starts, and where the last one ends.
+        first_shard: [] int32, the first shard present.
         return_to_go: [T, G] float32 from `returns_to_go`, or None.
-        gammas: [G] float32, the discount factors of its columns, or None.
+        gammas: [G] float32, the discount factors of the columns of `return_to_go`, or None.
         spec: the task's sizes (static).
-        shards: V, of the whole dataset (static).
+        shards: V, the number of shards of the whole dataset (static).
     """
 
     obs: chex.Array
@@ -62,7 +62,7 @@ def gather(dataset: Dataset, rows: chex.Array, gamma: chex.Numeric | None = None
     Args:
         dataset: the data.
         rows: [B] int32, entries of `dataset.rows`.
-        gamma: which discount factor's returns-to-go, where the dataset has them; None: the first's.
+        gamma: discount factor of the returns-to-go, if the dataset has them; None: the first one.
     """
     chex.assert_rank(rows, 1)
     after = rows + 1
@@ -82,7 +82,7 @@ def gather(dataset: Dataset, rows: chex.Array, gamma: chex.Numeric | None = None
         next_avail=dataset.avail[after],
         next_action=dataset.action[after],
         first=dataset.first[rows],
-        # the row after the next one starts another episode, or the data are over
+        # the row after the next one starts another episode, or there are no more data
         last=dataset.first[(rows + 2) % dataset.first.shape[0]],
         return_to_go=returns,
     )
@@ -98,16 +98,16 @@ def sample(
 ) -> Batch:
     """Draw transitions uniformly with replacement, batch row r from shard r * V // B.
 
-    A row's draw depends on the key and its place in the whole batch alone, not on how many devices or processes share
+    A row's draw depends only on the key and its place in the whole batch, not on how many devices or processes share
     the work.
 
     Args:
         dataset: the data; at least the shards of the rows to be read.
         key: typed PRNG key; the same key draws the same rows.
         batch_size: B (static).
-        part: which share of the B rows to read.
-        parts: number of equal shares (static); their rows, one after another, are those of the whole.
-        gamma: as of `gather`.
+        part: which part of the B rows to read.
+        parts: number of equal parts (static); their rows, one after another, are the whole batch.
+        gamma: as in `gather`.
     """
     shard = np.arange(batch_size) * dataset.shards // batch_size - dataset.first_shard
     index = jax.random.randint(key, (batch_size,), dataset.starts[shard], dataset.starts[shard + 1])
@@ -119,10 +119,10 @@ def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Datase
     """Cut a dataset into V shards of consecutive transitions, as equal as possible, and return those of one process.
 
     Args:
-        dataset: the whole, uncut.
+        dataset: the whole dataset, without shards.
         shards: V, a multiple of the number of processes.
-        process: which one's.
-        processes: how many share the batch.
+        process: index of the process.
+        processes: number of processes that share the batch.
 
     Raises:
         ConfigError: the processes cannot share the shards evenly, or there are more shards than transitions.
@@ -132,10 +132,10 @@ def shard(dataset: Dataset, shards: int, process: int, processes: int) -> Datase
 
 
 def own_shards(dataset: Dataset, shards: int, process: int, processes: int) -> range:
-    """Return which of V shards are one process's.
+    """Return which of the V shards belong to one process.
 
     Args:
-        dataset, shards, process, processes: as of `shard`.
+        dataset, shards, process, processes: as in `shard`.
 
     Raises:
         ConfigError: as `shard`.
@@ -151,9 +151,9 @@ def shard_edges(dataset: Dataset, shards: int, pieces: int = 1) -> np.ndarray:
     """Return where pieces of consecutive entries of `rows` start and end, P in each of V shards: [V, P, 2] int64.
 
     Args:
-        dataset: the whole, uncut.
+        dataset: the whole dataset, without shards.
         shards: V.
-        pieces: P, as equal as can be.
+        pieces: P, the number of pieces, which are as equal as possible.
     """
     count = dataset.rows.shape[0]
     bounds = np.arange(shards + 1) * count // shards
@@ -162,18 +162,18 @@ def shard_edges(dataset: Dataset, shards: int, pieces: int = 1) -> np.ndarray:
 
 
 def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: np.ndarray | None = None) -> Dataset:
-    """Copy pieces of a dataset into a new one on the host; any pieces of the same edges give the same shapes.
+    """Copy pieces of a dataset into a new one on the host; equally many pieces of the same edges give the same shapes.
 
     Args:
-        dataset: the whole, uncut.
+        dataset: the whole dataset, without shards.
         edges: [V, P, 2] from `shard_edges`.
-        own: the shards to take from, H of them.
+        own: the H shards to take from.
         shards: V.
-        chosen: [H, C] which pieces of each; None takes all.
+        chosen: [H, C] which pieces of each shard to take; None takes all.
     """
     rows, first = np.asarray(dataset.rows), np.asarray(dataset.first)
     total, size = len(first), int((edges[..., 1] - edges[..., 0]).max())
-    # `gather` looks two rows ahead, for the successor and for whether an episode follows it
+    # `gather` looks two rows ahead: at the successor, and at whether an episode starts after it
     begin, end = rows[edges[..., 0]].astype(np.int64), rows[edges[..., 1] - 1].astype(np.int64) + 3
     span = int((end - begin).max())
     chosen = np.tile(np.arange(edges.shape[1]), (len(own), 1)) if chosen is None else chosen
@@ -188,7 +188,7 @@ def take(dataset: Dataset, edges: np.ndarray, own: range, shards: int, chosen: n
             into = slice(place * span, place * span + int(stop - start))
             for name, values in arrays.items():
                 cut[name][into] = values[start:stop]
-            # after the last row of all comes the first one
+            # after the very last row comes the first row
             cut["first"][into.stop : place * span + int(end[shard, piece] - start)] = True
             here = rows[slice(*edges[shard, piece])] - start + place * span
             entries[filled : filled + len(here)] = here
@@ -204,16 +204,16 @@ def from_arrays(spec: EnvSpec, episodes: Episodes, *, reward_scale: float = 1.0,
 
     Args:
         spec: the task's sizes.
-        episodes: the data, see `Episodes`; lists and JAX arrays will do.
-        reward_scale: every reward is multiplied by it.
-        source: what error messages call the data, a file's path for instance.
+        episodes: the data, see `Episodes`; lists and JAX arrays are allowed.
+        reward_scale: factor on every reward.
+        source: what error messages call the data, for instance a file's path.
 
     Raises:
         DatasetError: whatever `as_arrays` and `check` find.
     """
     episodes = as_arrays(spec, episodes, source)
     check(spec, episodes, source)
-    # a copy, for the caller may write to the arrays again
+    # a copy, because the caller may write to the arrays again
     return jax.tree.map(jnp.array, arrange(spec, episodes, reward_scale))
 
 
@@ -222,8 +222,8 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
 
     Args:
         spec: the task's sizes.
-        episodes: the data, as `check` lets them pass.
-        reward_scale: every reward is multiplied by it.
+        episodes: data that pass `check`.
+        reward_scale: factor on every reward.
 
     Raises:
         ConfigError: the scale is 0 or not finite as float32, or makes a reward infinite.
@@ -257,12 +257,12 @@ def arrange(spec: EnvSpec, episodes: Episodes, reward_scale: float = 1.0) -> Dat
 
 
 def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Cut a dataset in two by whole episodes, drawn at random; the two share their arrays and differ in `rows` alone.
+    """Split a dataset in two by whole episodes, drawn at random; the two share all arrays except `rows` and `starts`.
 
     Args:
-        dataset: the whole, uncut.
-        share: of the episodes that go to the second part; both parts get at least one.
-        seed: of the draw; the same seed makes the same cut.
+        dataset: the whole dataset, without shards.
+        share: share of the episodes that go to the second part; both parts get at least one.
+        seed: seed of the draw; the same seed makes the same split.
 
     Raises:
         ConfigError: there is only one episode.
@@ -283,10 +283,10 @@ def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Datas
 
 
 def put(dataset: Dataset) -> Dataset:
-    """Place a dataset on the device; on a CPU aligned arrays are shared, not copied.
+    """Place a dataset on the device; on a CPU, aligned arrays are shared, not copied.
 
     Args:
-        dataset: of NumPy arrays, not to be written to any more.
+        dataset: a dataset of NumPy arrays; do not write to them afterwards.
     """
     return jax.device_put(dataset)
 
@@ -295,8 +295,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array of zeros whose memory JAX can share on a CPU.
 
     Args:
-        shape: of the array.
-        dtype: of the array.
+        shape: shape of the array.
+        dtype: type of the array.
     """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -306,7 +306,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def memory_bytes(dataset: Dataset) -> int:
-    """Return the bytes a dataset takes on the device.
+    """Return the number of bytes that a dataset takes on the device.
 
     Args:
         dataset: the data.
@@ -322,7 +322,7 @@ def _returns_to_go(reward: chex.Array, discount: chex.Array, rows: chex.Array, g
     def back(later, row):
         value, unseen = later
         reward, discount, live = row
-        # the weight that a row's return gives to what a time limit cut off
+        # weight in a row's return of what a time limit cut off
         now = jnp.where(live, reward + gammas * value, 0.0), jnp.where(live, gammas * discount * unseen, 1.0)
         return now, now
 
@@ -334,12 +334,12 @@ def _returns_to_go(reward: chex.Array, discount: chex.Array, rows: chex.Array, g
 def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
     """Return the dataset with the discounted sum of scaled rewards from every row to its episode's end.
 
-    Where a time limit cut the episode the sum lacks what would have come. It is kept where that has a weight of at most
-    5 %, gamma^(steps left) <= 0.05, and nan elsewhere.
+    If a time limit cut the episode, the sum lacks the rewards that would have followed. It is kept if their weight is
+    at most 5 %, gamma^(steps left) <= 0.05, and is nan otherwise.
 
     Args:
-        dataset: the whole, uncut.
-        gammas: G discount factors per step; batches have the returns of the one they are asked for.
+        dataset: the whole dataset, without shards.
+        gammas: G discount factors per step; a batch has the returns of the factor that it is drawn with.
     """
     factors = np.asarray(gammas, np.float32)
     returns = _returns_to_go(dataset.reward, dataset.discount, dataset.rows, factors)
@@ -351,8 +351,8 @@ def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
 def max_return_to_go(dataset: Dataset, gamma: float) -> float:
     """Return the largest sum of discounted rewards from a row to its episode's end, in scaled reward units.
 
-    No honest value of the data's policy can lie above it, so it bounds what a critic should say of the data. Rows whose
-    sum a time limit cut short do not count, see `returns_to_go`; nan where there are no others.
+    No correct value of the data's policy can be above it, so it bounds what a critic should say about the data. Rows
+    with a sum that a time limit cut short do not count, see `returns_to_go`; nan if there are no other rows.
 
     Args:
         dataset: the data.
@@ -368,14 +368,14 @@ def max_return_to_go(dataset: Dataset, gamma: float) -> float:
 def normaliser(dataset: Dataset) -> Normaliser:
     """Return the shift and factor of every feature for zero mean and unit spread over the rows that can be sampled.
 
-    A feature that hardly varies (a spread below 1e-4, as padding has) gets factor 0, which drops it.
+    A feature that hardly varies (a spread below 1e-4, such as padding) gets factor 0, which drops it.
 
     Args:
         dataset: the data.
     """
 
     def scale(values):
-        # in blocks and two passes, for double precision of everything at once would be twice the dataset
+        # in blocks and two passes, because everything at once in double precision would be twice the dataset
         width = max(1, BLOCK // values[0].nbytes)
         blocks = lambda: (np.asarray(values[rows[at : at + width]], np.float64) for at in range(0, len(rows), width))
         mean = sum(block.sum(axis=0) for block in blocks()) / len(rows)

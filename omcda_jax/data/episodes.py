@@ -1,8 +1,8 @@
 """Whole episodes in host memory, as they come from a file or a simulator: their layout, sums and checks.
 
-An episode of L steps takes L + 1 consecutive rows. Row t holds what the team saw, did and was paid at step t; the last
-row holds the true final observation, global state and legal actions, and zeros for the action and the reward, which do
-not exist there. So every row is stored once and the successor of row t is always row t + 1.
+An episode of L steps takes L + 1 consecutive rows. Row t contains the team's observations, actions and reward at step
+t. The last row contains the true final observation, global state and legal actions; the action and the reward do not
+exist there and are zero. So every row is stored once, and the successor of row t is always row t + 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.types import DatasetError, EnvSpec
 
-BLOCK = 1 << 24  # bytes looked at together
+BLOCK = 1 << 24  # bytes processed together
 
 Where = Callable[[int], str]
 
@@ -29,7 +29,7 @@ class Episodes(NamedTuple):
         reward: [T] float32 team reward in the environment's own units; zero on final rows.
         length: [E] int32, steps of each episode.
         terminated: [E] bool, the task itself ended (False: the time limit cut the episode).
-        won: [E] bool, the team reached the task's goal (all False where there is none).
+        won: [E] bool, the team reached the task's goal (all False if the task has no goal).
     """
 
     obs: np.ndarray
@@ -43,7 +43,7 @@ class Episodes(NamedTuple):
 
 
 def final_rows(length: np.ndarray) -> np.ndarray:
-    """Return the [E] int64 indices of the rows that hold the final observations.
+    """Return the [E] int64 indices of the rows with the final observations.
 
     Args:
         length: [E] steps of each episode.
@@ -57,11 +57,11 @@ def by_row(row: int) -> str:
 
 
 def by_step(length: np.ndarray, files: Sequence[tuple[str, int]] = ()) -> Where:
-    """Return a function that names a row by its episode and step, where rows are not numbered as in their file.
+    """Return a function that names a row by its episode and step, for rows that are not numbered as in their file.
 
     Args:
         length: [E] steps of each episode.
-        files: name and number of episodes of each file, in order, where there are several.
+        files: name and number of episodes of each file, in order, if there are several files.
     """
     last = final_rows(length)
 
@@ -143,7 +143,7 @@ def _as_array(value: Any, kind: Any, source: str, key: str) -> np.ndarray:
         raise DatasetError(f"{source}: {key}: expected {np.dtype(kind)}, found {found.dtype}")
     with np.errstate(all="ignore"):
         array = found.astype(kind)
-    # floats may be rounded; nothing else changes, but nan and inf, which `check` names
+    # only floats may be rounded; nan and inf pass here, because `check` names them
     same = np.isfinite(array) | ~np.isfinite(found) if kind is np.float32 else array == found
     if not np.all(same):
         index = tuple(int(i) for i in np.argwhere(~same)[0])
@@ -161,7 +161,7 @@ def check(spec: EnvSpec, episodes: Episodes, source: str, where: Where = by_row)
         spec: the task's sizes.
         episodes: the data.
         source: what error messages call the data.
-        where: what they call a row.
+        where: what error messages call a row.
 
     Raises:
         DatasetError: one line naming the source, the key, what was expected and what was found.
@@ -188,7 +188,7 @@ def check(spec: EnvSpec, episodes: Episodes, source: str, where: Where = by_row)
 
 
 def _not_finite(values: np.ndarray) -> int | None:
-    """The first row with a nan or inf."""
+    """Return the first row with a nan or inf; None if there is none."""
     width = max(1, BLOCK // max(1, values[:1].nbytes))
     for start in range(0, len(values), width):
         finite = np.isfinite(values[start : start + width])

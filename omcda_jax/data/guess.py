@@ -1,4 +1,4 @@
-"""What a file or a folder that cannot be read most likely is, in words, and what to do with it."""
+"""What an unreadable file or folder most likely is, in words, and what to do with it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _RUN = {"config.json", "metrics.jsonl", "checkpoints"}
 
 
 def describe_file(path: str | os.PathLike) -> str:
-    """Return what a file seems to hold, by its first bytes.
+    """Return what a file seems to contain, by its first bytes.
 
     Args:
         path: the file.
@@ -68,7 +68,7 @@ def _text(start: bytes) -> str:
     try:
         words = start.decode("utf-8")
     except UnicodeDecodeError as error:
-        # the last character may be cut in two
+        # the last character may be incomplete
         if error.start < len(start) - 3:
             return "binary data of no known kind"
         words = start[: error.start].decode("utf-8")
@@ -100,7 +100,7 @@ def describe_folder(path: str | os.PathLike) -> str:
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Return whether a folder is a checkpoint of orbax's, or a part of one."""
+    """Return whether a folder is an orbax checkpoint, or a part of one."""
     return bool(visible(path) & _CHECKPOINT) or os.path.basename(os.path.normpath(path)).startswith("ocdbt.process_")
 
 
@@ -124,12 +124,12 @@ def _metadata(path: str | os.PathLike) -> dict:
 
 
 def visible(path: str | os.PathLike) -> set[str]:
-    """Return the names in a folder but hidden ones; none for anything else than a folder."""
+    """Return the names in a folder except hidden ones; none if it is not a folder."""
     return {name for name in os.listdir(path) if not name.startswith(".")} if os.path.isdir(path) else set()
 
 
 def parts(path: str | os.PathLike) -> list[str]:
-    """Return the paths of a folder's data files in the natural order of their names; notes and checksums are none.
+    """Return the paths of a folder's data files (no notes or checksums) in the natural order of their names.
 
     Args:
         path: the folder.
@@ -147,7 +147,7 @@ def shown(names: Iterable[str]) -> str:
 
 
 def value(found: object) -> str:
-    """Return a value of a file as error messages show it: text in quotes, anything large or binary by its kind.
+    """Return a value from a file as error messages show it: text in quotes, large or binary values by their kind.
 
     Args:
         found: what was read.

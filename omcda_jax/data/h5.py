@@ -1,4 +1,4 @@
-"""HDF5 files of any layout: opening, reading and writing them so that damage ends in one line."""
+"""HDF5 files of any layout: open, read and write them so that damage ends in a one-line error."""
 
 import contextlib
 import os
@@ -27,10 +27,10 @@ def require() -> Any:
 
 
 def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
-    """Write an HDF5 file; the path holds either the whole file or what it held before.
+    """Write an HDF5 file; the path has either the whole new file or what was there before.
 
     Args:
-        path: where; its folder is made if missing.
+        path: where to write; its folder is made if missing.
         fill: puts the contents into the open h5py file.
 
     Raises:
@@ -38,8 +38,8 @@ def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
         ConfigError: h5py is not installed.
     """
     h5py = require()
-    # built in memory: HDF5 can crash the interpreter when it meets a full disk itself
-    # this file version keeps checksums of its own structures, which Fletcher-32 does not cover
+    # built in memory, because HDF5 can crash the interpreter if it writes to a full disk itself
+    # this file version has checksums of HDF5's own structures, which Fletcher-32 does not cover
     options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
     with h5py.File("dataset", "w", **options) as file:
         fill(file)
@@ -54,7 +54,7 @@ def store(path: str | os.PathLike, fill: Callable[[Any], None]) -> None:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Any]:
-    """Open an HDF5 file for reading; whatever a damaged one raises becomes a DatasetError.
+    """Open an HDF5 file for reading; any error from a damaged file becomes a DatasetError.
 
     Args:
         path: the file.
@@ -72,20 +72,20 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
             yield file
     except (DatasetError, ConfigError):
         raise
-    # a damaged header surfaces as almost any exception class
+    # a damaged header can raise almost any exception class
     except Exception as error:
         raise DatasetError(f"{path}: expected an intact HDF5 file, found: {one_line(error)}") from error
 
 
 def arrays(path: str | os.PathLike, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of an HDF5 file, for those keys that are there.
+    """Return the arrays of an HDF5 file for the keys that it has.
 
     Args:
         path: the file.
-        keys: which to read.
+        keys: which arrays to read.
 
     Raises:
-        DatasetError: as `opened`; a group where an array belongs, or more numbers than the file can hold.
+        DatasetError: as `opened`; a group instead of an array, or more numbers than the file can contain.
     """
     with opened(path) as file:
         found = {key: intact(lambda key=key: file[key], key, path) for key in keys if key in file}
@@ -97,7 +97,7 @@ def arrays(path: str | os.PathLike, keys: Iterable[str]) -> dict[str, np.ndarray
 
 
 def stored_bytes(path: str | os.PathLike) -> int:
-    """Return how many bytes the arrays of an HDF5 file take once they are unpacked, from its headers alone.
+    """Return how many bytes the arrays of an HDF5 file take when unpacked, from its headers alone.
 
     Args:
         path: the file.
@@ -107,12 +107,12 @@ def stored_bytes(path: str | os.PathLike) -> int:
 
 
 def require_room(path: str | os.PathLike, key: str, size: int) -> None:
-    """Refuse an array that no file of this size can hold, compressed as it may be: its description is damaged.
+    """Refuse an array that is too large for its file even if compressed: its description is damaged.
 
     Args:
         path: the file or folder.
         key: the array.
-        size: its bytes.
+        size: size of the array in bytes.
 
     Raises:
         DatasetError: naming both sizes.
@@ -124,16 +124,16 @@ def require_room(path: str | os.PathLike, key: str, size: int) -> None:
 
 
 def kind_of(stored: Any) -> str:
-    """Return what error messages call something in an HDF5 file that is no array."""
+    """Return what error messages call something in an HDF5 file that is not an array."""
     return "a group" if hasattr(stored, "keys") else "something else"
 
 
 def intact(how: Callable[[], Any], key: str, path: str | os.PathLike) -> Any:
-    """Return what reading a part of an HDF5 file gives; whatever its damage raises becomes a DatasetError.
+    """Return what reading a part of an HDF5 file returns; any error from damage becomes a DatasetError.
 
     Args:
-        how: reads it.
-        key: the part.
+        how: reads the part.
+        key: name of the part.
         path: the file.
     """
     try:

@@ -1,8 +1,8 @@
 """The project's dataset file: HDF5, self-describing, checked from end to end.
 
-Arrays, each chunked along its first axis, compressed (shuffle, gzip) and with a Fletcher-32 checksum per chunk. With E
-episodes, T = sum(length) + E rows; the last row of an episode holds the true final observation, and zeros for the
-action and the reward:
+Each array is chunked along its first axis and compressed (shuffle, gzip), with a Fletcher-32 checksum per chunk. E
+episodes have T = sum(length) + E rows. The last row of an episode contains the true final observation, and zeros for
+the action and the reward:
 
     obs         [T, N, O]  float32   local observations
     state       [T, S]     float32   global state
@@ -13,7 +13,7 @@ action and the reward:
     terminated  [E]        bool      the task itself ended; false: the time limit cut the episode
     won         [E]        bool      the team reached the goal
 
-Attributes of the root; a dot groups related ones:
+Attributes of the root (a dot groups related attributes):
 
     format, format_version             omcda-jax-dataset, 1
     digest                             SHA-256 of all arrays and all other attributes
@@ -56,13 +56,13 @@ _CHUNK_BYTES = 2**20
 
 
 def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
-    """Write a dataset file; the path holds either the whole file or what it held before.
+    """Write a dataset file; the path has either the whole new file or what was there before.
 
     Args:
-        path: where; its folder is made if missing.
+        path: where to write; its folder is made if missing.
         spec: the task's sizes.
         episodes: the data.
-        metadata: further attributes: text, numbers, booleans, or one level of mappings of those; None is left out.
+        metadata: more attributes: text, numbers, booleans, or one level of mappings of these; None is left out.
 
     Raises:
         DatasetError: the episodes are not valid, or the disk refuses the file.
@@ -99,7 +99,7 @@ def read_metadata(path: str | os.PathLike, *, environment: str | None = None) ->
         The attributes, with `spec`, `statistics`, `weights` and `versions` as mappings.
 
     Raises:
-        DatasetError: no such file, not a dataset file, or of another environment.
+        DatasetError: there is no such file, it is not a dataset file, or it is of another environment.
         ConfigError: h5py is not installed.
     """
     with h5.opened(path) as file:
@@ -109,7 +109,7 @@ def read_metadata(path: str | os.PathLike, *, environment: str | None = None) ->
 def read(
     path: str | os.PathLike, *, spec: EnvSpec | None = None, environment: str | None = None
 ) -> tuple[EnvSpec, Episodes, dict[str, Any]]:
-    """Read a dataset file and check everything there is to check.
+    """Read a dataset file and check everything that can be checked.
 
     Args:
         path: the file.
@@ -140,11 +140,11 @@ def mapped(
 ) -> tuple[EnvSpec, Episodes, dict[str, Any]]:
     """Read a dataset file as `read` does, but leave its arrays on the disk, memory-mapped.
 
-    Compressed arrays cannot be mapped, so the first call unpacks them, block by block, into the folder PATH.rows, and
-    checks them there as `read` does; later calls only compare the file's digest with the folder's.
+    Compressed arrays cannot be mapped. So the first call unpacks them, block by block, into the folder PATH.rows, and
+    checks them there as `read` does. Later calls only compare the file's digest with the folder's digest.
 
     Args:
-        path, spec, environment: as of `read`.
+        path, spec, environment: as in `read`.
 
     Returns:
         As `read`, with read-only `np.memmap` for arrays.
@@ -164,7 +164,7 @@ def mapped(
 
 
 def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
-    """The folder's arrays if it is of the file with these attributes, and whole."""
+    """Return the folder's arrays if they are whole and belong to the file with these attributes, else None."""
     try:
         if (folder / "digest").read_text() != attributes.get("digest"):
             return None
@@ -174,7 +174,7 @@ def _unpacked(folder: Path, attributes: Mapping[str, Any]) -> Episodes | None:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether the folder holds nothing but what may be left of a file's rows."""
+    """Return whether the folder contains only what may be left of a file's rows."""
     return not folder.is_dir() or set(os.listdir(folder)) <= {"digest", *(f"{key}.npy" for key in KEYS)}
 
 
@@ -195,7 +195,7 @@ def _unpack(file: Any, folder: Path, sizes: EnvSpec, attributes: Mapping[str, An
             if _is_own(folder) and _unpacked(folder, attributes) is None:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        # another process may have been as quick
+        # another process may have done it at the same time
         if _unpacked(folder, attributes) is None:
             raise DatasetError(f"{folder}: could not write the unpacked rows: {error.strerror or error}") from error
 
@@ -204,7 +204,7 @@ def _unpack_array(file: Any, key: str, target: Path, path: str | os.PathLike) ->
     stored = _stored(file, key, path)
     if not stored.size:
         raise DatasetError(f"{path}: {key}: expected at least one episode, found shape {stored.shape}")
-    # plain writes, for a mapped file on a full disk ends the interpreter
+    # plain writes, because a mapped file on a full disk ends the interpreter
     with open(target, "wb") as out:
         header = {"descr": stored.dtype.str, "fortran_order": False, "shape": stored.shape}
         np.lib.format.write_array_header_1_0(out, header)
@@ -218,7 +218,7 @@ def _unpack_array(file: Any, key: str, target: Path, path: str | os.PathLike) ->
 def _described(
     file: Any, path: str | os.PathLike, spec: EnvSpec | None, environment: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], EnvSpec]:
-    """Attributes as stored, the same as mappings, and the sizes; all that can be said before any array is read."""
+    """Return the attributes as stored, the attributes as mappings, and the sizes, before any array is read."""
     attributes = _attributes(file, path, environment)
     metadata = _unflatten(attributes)
     sizes = _spec(metadata, path)
@@ -289,9 +289,9 @@ def require_spec(path: str | os.PathLike, expected: EnvSpec, found: EnvSpec) -> 
     """Compare the sizes of a dataset with those of a task.
 
     Args:
-        path: of the dataset.
-        expected: the task's.
-        found: the dataset's.
+        path: path of the dataset.
+        expected: the task's sizes.
+        found: the dataset's sizes.
 
     Raises:
         DatasetError: they differ.
@@ -309,14 +309,14 @@ def _sizes(spec: EnvSpec) -> str:
 
 
 def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-    """Return metadata as flat attributes of Python's own types; a dot groups what was a mapping, None is left out.
+    """Return metadata as flat attributes of Python's own types; a dot joins the names of a mapping, None is left out.
 
     Args:
-        metadata: text, numbers and booleans, NumPy's and JAX's too, or one level of mappings of those.
-        path: of the dataset, for messages.
+        metadata: text, numbers and booleans, also of NumPy and JAX, or one level of mappings of these.
+        path: path of the dataset, for messages.
 
     Raises:
-        DatasetError: a value of another kind or too large, or a name that is no text or would be read back as another.
+        DatasetError: a value has another kind or is too large, or a name is not text or would be read back differently.
     """
     flat = {}
     for names, value in _leaves(metadata):
@@ -340,7 +340,7 @@ def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any
 
 
 def _leaves(metadata: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Names from the outer to the inner one, and the value."""
+    """Yield the names from the outermost to the innermost, and the value."""
     for key, value in metadata.items():
         if isinstance(value, Mapping):
             yield from (((key, inner), each) for inner, each in value.items())
@@ -349,14 +349,14 @@ def _leaves(metadata: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]
 
 
 def _is_storable(value: Any) -> bool:
-    """Whether HDF5 stores it as an attribute, as which it is read back."""
+    """Return whether HDF5 stores the value as an attribute and reads the same value back."""
     if isinstance(value, str):
         return "\0" not in value and value.encode(errors="ignore").decode() == value
     return isinstance(value, float) or isinstance(value, int) and -(2**63) <= value < 2**64
 
 
 def _plain(value: Any) -> Any:
-    """A single number or text as Python's own type; anything else as it is."""
+    """Return a single number or text as Python's own type; anything else as it is."""
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
 
 
@@ -373,11 +373,11 @@ def _unflatten(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(episodes: Episodes, attributes: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of arrays and attributes, leaving out a `digest` among them.
+    """Return the SHA-256 of arrays and attributes, without the attribute `digest`.
 
     Args:
         episodes: the data.
-        attributes: JSON-ready.
+        attributes: attributes that can be written as JSON.
     """
     total = hashlib.sha256()
     for key, value in zip(KEYS, episodes, strict=True):

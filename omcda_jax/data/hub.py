@@ -1,7 +1,7 @@
-"""Datasets from a repository on the Hugging Face Hub, by default OG-MARL's, whose vaults come as zip archives.
+"""Datasets from a repository on the Hugging Face Hub, by default OG-MARL's, which has vaults as zip archives.
 
-Archives are large, so an interrupted download resumes where it stopped; `huggingface_hub` finds and names the file but
-begins again each time (version 2), hence the transfer here.
+Archives are large, so an interrupted download resumes where it stopped. `huggingface_hub` finds and names the file, but
+(in version 2) begins again each time, so this module does the transfer itself.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ def download(
 ) -> list[Path]:
     """Fetch an archive, compare it with the hub's SHA-256 and unpack it.
 
-    The folder `out/name` then holds the archive's contents, `origin.json` (repository, file, revision, size, SHA-256)
-    and beside every vault a manifest for `verify`. An existing folder is left as it is. If several
-    calls want one archive at once, one fetches it and the others wait.
+    The folder `out/name` then contains the archive's contents, `origin.json` (repository, file, revision, size,
+    SHA-256), and a manifest for `verify` next to every vault. An existing folder is left as it is. If several calls
+    want the same archive at once, one fetches it and the others wait.
 
     Args:
         name: the archive's path in the repository, with or without `.zip`, such as `core/smac_v1/5m_vs_6m`.
         out: the folder that `name` is put into.
-        repository: of datasets; a mirror's for instance.
+        repository: repository of datasets, for instance that of a mirror.
         revision: a branch, tag or commit.
-        endpoint: the hub's address; None is the one of the environment variable HF_ENDPOINT, or huggingface.co.
+        endpoint: the hub's address; None is that of the environment variable HF_ENDPOINT, or huggingface.co.
         log: called with one line of text now and then.
 
     Returns:
@@ -98,7 +98,7 @@ def archives(repository: str, *, revision: str = "main", endpoint: str | None = 
     """Return the names that `download` takes from a repository, in order.
 
     Args:
-        repository, revision, endpoint: as of `download`.
+        repository, revision, endpoint: as in `download`.
 
     Raises:
         ConfigError: huggingface_hub is not installed, or there is no such repository.
@@ -112,20 +112,20 @@ def archives(repository: str, *, revision: str = "main", endpoint: str | None = 
 
 @contextlib.contextmanager
 def _answering(hub: Any, where: str, expected: str) -> Iterator[None]:
-    """Turn whatever a question to the hub raises into one line."""
+    """Turn any error from a request to the hub into one line."""
     try:
         yield
     except hub.errors.LocalEntryNotFoundError as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
         raise ConfigError(f"{where}: expected {expected} on the hub, found: {one_line(error)}") from error
-    # whatever the hub's client is built on has errors of its own
+    # the libraries below the hub's client have errors of their own
     except Exception as error:
         raise DatasetError(f"{where}: the hub does not answer: {one_line(error)}") from error
 
 
 def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | None) -> dict[str, Any]:
-    """Where the archive lies, how large it is and its SHA-256, which the hub keeps of every large file."""
+    """Return the archive's address, size and SHA-256, which the hub has for every large file."""
     where = f"{repository}/{name}.zip at {revision}"
     with _answering(hub, where, "an archive"):
         url = hub.hf_hub_url(repository, f"{name}.zip", repo_type="dataset", revision=revision, endpoint=endpoint)
@@ -133,7 +133,7 @@ def _find(hub: Any, name: str, repository: str, revision: str, endpoint: str | N
     etag = (answer.etag or "").lower()
     if len(etag) != 64 or answer.size is None:
         raise DatasetError(f"{where}: expected the hub to give a size and a SHA-256, found {answer.size} and {etag!r}")
-    # the address of the store the hub sends us to is signed; our token is for the hub alone
+    # the hub redirects to a store with a signed address; our token is only for the hub
     headers = hub.utils.build_hf_headers() if answer.location == url else {}
     return {
         "repository": repository,
@@ -158,10 +158,10 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
         log(f"{words}, going on after {done / 1e6:.1f} MB" if done else words)
         request = urllib.request.Request(archive["location"], headers={"Range": f"bytes={done}-"})
         for name, value in archive["headers"].items():
-            # whoever the hub redirects to has no business with our token
+            # a server that the hub redirects to must not see our token
             request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            # 200 is the whole file, from a server that knows no ranges
+            # 200 means the whole file, from a server without ranges
             if answer.status != 206:
                 done = 0
             with open(partial, "ab" if done else "wb") as file:
@@ -187,7 +187,7 @@ def _copy(answer: Any, file: Any, done: int, size: int, log: Callable[[str], Non
 
 
 def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
-    """Make the folder, whole or not at all, and remove the archive."""
+    """Make the whole folder or nothing, and remove the archive."""
     try:
         with zipfile.ZipFile(partial) as file, replacing(target) as unpacked:
             file.extractall(unpacked)
@@ -196,7 +196,7 @@ def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
             for folder in _vaults(unpacked):
                 if folder != unpacked:
                     manifest.write(folder)
-        if vault.matches(os.fspath(target)):  # its manifest lies beside it
+        if vault.matches(os.fspath(target)):  # its manifest is next to it
             manifest.write(target)
     except zipfile.BadZipFile as error:
         raise DatasetError(f"{archive['file']}: expected a zip archive, found: {error}") from error
@@ -204,6 +204,6 @@ def _unpack(archive: dict[str, Any], partial: Path, target: Path) -> None:
 
 
 def _vaults(folder: Path) -> list[Path]:
-    """Those below a folder, or itself."""
+    """Return the vaults in a folder, which may be a vault itself."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     return sorted(path for path in folders if vault.matches(os.fspath(path)))

@@ -1,4 +1,4 @@
-"""Checksums beside data: manifests as sha256sum writes them, one line `<SHA-256>  <path>` per file."""
+"""Checksums of data: manifests as sha256sum writes them, one line `<SHA-256>  <path>` per file."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from omcda_jax.types import DatasetError
 
 
 def find(path: str | os.PathLike) -> Path | None:
-    """Return the manifest that lies with a dataset: FILE.sha256, or SHA256SUMS in the folder; None without one.
+    """Return the manifest of a dataset: FILE.sha256 next to it, or SHA256SUMS in the folder; None if there is none.
 
     Args:
         path: a file or folder.
@@ -20,7 +20,7 @@ def find(path: str | os.PathLike) -> Path | None:
 
 
 def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
-    """Compare every file of a dataset with its line in a manifest, whose paths start at the manifest's folder.
+    """Compare every file of a dataset with its line in a manifest; paths are relative to the manifest's folder.
 
     Args:
         path: a file or folder.
@@ -30,7 +30,7 @@ def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
         How many files were compared.
 
     Raises:
-        DatasetError: a file is missing, not listed, or of another content; the manifest is missing or no manifest.
+        DatasetError: a file is missing, not listed, or different; the manifest is missing or is not a manifest.
     """
     path, manifest = Path(path), Path(manifest).absolute()
     listed = _read(manifest)
@@ -78,7 +78,7 @@ def _read(manifest: Path) -> dict[str, str]:
     listed = {}
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition(" ")
-        # sha256sum marks text files by a second blank, binary ones by a star
+        # sha256sum marks text files by a second blank, and binary files by a star
         name = name[1:]
         if len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef") or not name:
             raise DatasetError(f"{manifest}: line {number}: expected '<SHA-256>  <path>', found {line[:80]!r}")

@@ -1,7 +1,7 @@
 """A policy's episodes in a simulator, one after the other.
 
-Episode e uses the key `fold_in(key(seed), e)` and its step t folds t in again, so what an episode contains depends
-neither on how many are played at once nor on how many are wanted.
+Episode e uses the key `fold_in(key(seed), e)`, and its step t also folds t in. So the content of an episode does not
+depend on how many are played at once, or on how many are wanted.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from omcda_jax.data.episodes import Episodes
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators
 from omcda_jax.types import ConfigError
 
-CHUNK = 256  # episodes played at once where the simulator is JAX; with segments, this bounds the memory
-SEGMENT = 8  # steps between looks at whether all of them have ended
-COPIES = 32  # of a simulator on the host, at most; another number can round differently in the last bit
+CHUNK = 256  # episodes played at once if the simulator is JAX; with segments, this bounds the memory
+SEGMENT = 8  # steps between checks of whether all of them have ended
+COPIES = 32  # largest number of copies of a simulator on the host; another number can change the last bit
 
 
 class Request(NamedTuple):
@@ -27,11 +27,11 @@ class Request(NamedTuple):
 
     Attributes:
         params: weights of the policy, the first argument of `act`.
-        seed: of the whole collection.
+        seed: seed of the whole collection.
         first: number of the first episode.
         unit: what `enough` counts, episodes or transitions.
-        enough: where that saves work, no more episodes are begun once those begun hold so many of the unit, which ends
-            the stream; 0 is no bound.
+        enough: with simulators on the host, no more episodes begin once those begun have this many of the unit, and
+            the stream ends with them; 0 is no bound.
     """
 
     params: Any
@@ -45,15 +45,15 @@ class Request(NamedTuple):
 def player(
     environment: Environment | HostEnvironment, act: acts.Act, episodes: int | None
 ) -> Iterator[Callable[[Request], Iterator[Episodes]]]:
-    """Give `play(request)`, which yields one episode after another, from number `first` on, each as `Episodes`.
+    """Yield `play(request)`, which yields one episode after another, from number `first` on, each as `Episodes`.
 
     Args:
         environment: the simulator.
-        act: of the policies, see `acts.Behaviour`.
-        episodes: about how many will be wanted, None where that is not known.
+        act: the policies' function, see `acts.Behaviour`.
+        episodes: about how many will be wanted; None if that is not known.
 
     Raises:
-        ConfigError: from `play`, an episode goes on beyond the environment's horizon, or an action is not legal where
+        ConfigError: from `play`: an episode goes on beyond the environment's horizon, or an action is not legal and
             the simulator runs on the host.
     """
     if isinstance(environment, HostEnvironment):
@@ -66,7 +66,7 @@ def player(
 
 
 def _rollout_functions(environment: Environment, act: acts.Act):
-    """Compile the start and SEGMENT further steps of many episodes at once; ended ones step on, to be cut later."""
+    """Compile the start and SEGMENT further steps of many episodes at once; ended episodes go on and are cut later."""
 
     def start(key):
         return environment.reset(jax.random.fold_in(key, 0))
@@ -101,7 +101,7 @@ def _play(environment: Environment, begin, advance, chunk: int, request: Request
             ended |= (parts[-1][5] | parts[-1][6]).any(axis=1)
             t += SEGMENT
         after = carry[1]
-        # an episode that ends with the last step played has its final observation in the carry only
+        # if an episode ends with the last step played, its final observation is only in the carry
         seen = [np.asarray(last)[:, None] for last in (after.obs, after.global_state, after.avail)]
         obs, state, avail = (np.concatenate([*(part[k] for part in parts), seen[k]], axis=1) for k in range(3))
         action, reward, terminated, truncated, won = (
@@ -119,9 +119,9 @@ def _play(environment: Environment, begin, advance, chunk: int, request: Request
 
 
 def _chooser(act: acts.Act):
-    """Return a function of a step's actions in the copies `who` that play, each from the key of its episode and step.
+    """Return a function for a step's actions in the copies `who` that play, each from the key of its episode and step.
 
-    The other arguments have a row for every copy: the compiled width stays the same however many play.
+    The other arguments have a row for every copy, so the compiled width is the same however many play.
     """
     key_of = lambda key, episode, t: jax.random.fold_in(jax.random.fold_in(key, episode), t)
     if isinstance(act, acts.InPython):
@@ -143,10 +143,10 @@ def _chooser(act: acts.Act):
 def _play_host(
     environment: HostEnvironment, simulators: Simulators, copies: int, choose, request: Request
 ) -> Iterator[Episodes]:
-    """Keep all copies busy, beginning the next episode wherever one ended, and yield the episodes in order."""
+    """Keep all copies busy by starting the next episode where one has ended, and yield the episodes in order."""
     params, seed, first, unit, enough = request
     spec, key = environment.spec, jax.random.key(seed)
-    # the compiled width stays the same however few copies there are, so that rounding does too
+    # the compiled width is the same however few copies there are, and so is the rounding
     rows = (max(copies, COPIES), environment.horizon + 1)
     obs = np.zeros((*rows, spec.num_agents, spec.obs_dim), np.float32)
     state = np.zeros((*rows, spec.state_dim), np.float32)
@@ -195,12 +195,12 @@ def _play_host(
 
 
 def _require_legal(environment: HostEnvironment, action: np.ndarray, avail: np.ndarray) -> None:
-    """Refuse what a simulator might take amiss, before it sees it."""
+    """Refuse illegal actions before a simulator sees them."""
     if environment.spec.discrete:
         inside = (action >= 0) & (action < avail.shape[-1])
         legal = inside & np.take_along_axis(avail, np.where(inside, action, 0)[..., None], axis=-1)[..., 0]
     else:
-        legal = (np.abs(action) <= 1).all(axis=-1)  # nan is not
+        legal = (np.abs(action) <= 1).all(axis=-1)  # nan is not legal
     if not legal.all():
         copy, agent = np.argwhere(~legal)[0]
         raise ConfigError(
@@ -220,7 +220,7 @@ def _reset_seed(seed: int, episode: int) -> int:
 
 
 def _cut(obs, state, avail, action, reward, length, terminated, won) -> Episodes:
-    """Copy one episode of `length` steps out of longer arrays, with zeros for what its final row does not have."""
+    """Copy one episode of `length` steps from longer arrays, with zeros for what its final row does not have."""
     return Episodes(
         obs=obs[: length + 1].astype(np.float32),
         global_state=state[: length + 1].astype(np.float32),

@@ -1,10 +1,10 @@
-"""Data that stay on the host, a window of them at a time on the device.
+"""Data that stay on the host, while batches are drawn from a window of them on the device.
 
-Reading single rows from a disk costs one access each. So the transitions are cut into pieces of consecutive ones, which
-every epoch deals out to windows in a new order. Batches are drawn from one window, about as many transitions as it
-holds (a whole number of training calls), while a thread reads the next one. The number of an update determines the
-pieces it draws from, so a resumed run needs nothing but that number. Data that fit one window give the same batches as
-data on the device.
+Reading single rows from a disk costs one access each. So the data are cut into pieces of consecutive transitions, which
+every epoch distributes to windows in a new order. Batches draw about as many transitions from one window as it has (a
+whole number of training calls), while a thread reads the next window. The number of an update determines the pieces
+that it draws from, so a resumed run needs only that number. Data that fit one window give the same batches as data on
+the device.
 """
 
 import concurrent.futures
@@ -16,26 +16,26 @@ import numpy as np
 from omcda_jax.config import DataConfig, LearnerConfig
 from omcda_jax.data.dataset import Dataset, memory_bytes, own_shards, put, shard_edges, take
 
-PIECES = 64  # of a window
+PIECES = 64  # pieces in a window
 
 
 class Windows:
     """A function from the number of updates done to the part of a dataset that the next batches are drawn from.
 
-    A context manager, which ends the reading thread. Two windows are on the device at once, the one in use and the
-    next.
+    A context manager, which ends the reading thread. Two windows are on the device at once: the current one and the
+    next one.
 
     Args:
-        dataset: the whole, on the host.
-        data: `window`, `shards` and `seed` are used, the last for the order of the pieces.
+        dataset: the whole dataset, on the host.
+        data: `window`, `shards` and `seed` are used; `seed` gives the order of the pieces.
         learner: numbers of updates and the batch size are used.
-        process: which process this is, of several that share the batch.
-        processes: how many share it.
+        process: index of this process among those that share the batch.
+        processes: number of processes that share the batch.
         place: brings a window to where the training call wants it.
 
     Attributes:
-        count: W, windows in an epoch.
-        updates: each window is drawn from.
+        count: W, number of windows in an epoch.
+        updates: number of updates that draw from each window.
 
     Raises:
         ConfigError: as `data.shard`.
@@ -84,7 +84,7 @@ class Windows:
         self._reader.shutdown(cancel_futures=True)
 
     def _number(self, step: int) -> int:
-        # one window holds the same in every epoch
+        # a single window has the same contents in every epoch
         return step // self.updates if self.count > 1 else 0
 
     def _read(self, number: int) -> Any:
