@@ -1,7 +1,7 @@
-"""Simulators as `Environment`, written in JAX, or `HostEnvironment`, outside it; see `base`.
+"""Simulators written in JAX (`Environment`) or outside it (`HostEnvironment`); see `base`.
 
-Each family is imported only when it is needed. Any other family is a module of the user's own with a
-function `make(scenario)`, see experiments/examples.
+Each family is imported only when it is needed. Any other family is a module of the user's own with a function
+`make(scenario)`, see experiments/examples.
 """
 
 import importlib
@@ -31,8 +31,8 @@ def make(name: str) -> Environment | HostEnvironment:
         name: a family of `FAMILIES` or an importable module, a slash, and one of the family's scenarios.
 
     Raises:
-        ConfigError: no such family or scenario, the family's optional package is not installed, or a module of the
-            user's own does not make what `contract.check` expects.
+        ConfigError: there is no such family or scenario, the family's optional package is not installed, or a module
+            of the user's own does not return what `contract.check` expects.
     """
     family, slash, scenario = name.partition("/")
     module = FAMILIES.get(family, family)
@@ -44,7 +44,7 @@ def make(name: str) -> Environment | HostEnvironment:
         return importlib.import_module(module).make(scenario)
     try:
         builder = getattr(importlib.import_module(module), "make", None)
-    except Exception as error:  # of whatever the module does
+    except Exception as error:  # any error of the module
         raise ConfigError(f"environment {name}: cannot import {module}: {_placed(error, module)}") from error
     if builder is None:
         raise ConfigError(f"environment {name}: expected a function make(scenario) in {module}, found none")
@@ -53,13 +53,13 @@ def make(name: str) -> Environment | HostEnvironment:
         check(environment, name)
     except ConfigError:
         raise
-    except Exception as error:  # likewise
+    except Exception as error:  # any error of the module
         raise ConfigError(f"environment {name}: {_placed(error, module)}") from error
     return environment
 
 
 def _placed(error: Exception, module: str) -> str:
-    """An error on one line, with the place in the user's module that it comes from, if it passed through it."""
+    """Return an error on one line, with its place in the user's module if it passed through that module."""
     origin = importlib.util.find_spec(module).origin
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
     place = f" ({os.path.basename(origin)}:{frames[-1].lineno})" if frames else ""

@@ -1,4 +1,4 @@
-"""Checks of a simulator of the user's own: that it is what its spec says, found out before anything is learned."""
+"""Checks of a simulator of the user's own: it must be what its spec says, before anything is learned."""
 
 import contextlib
 from typing import Any
@@ -19,14 +19,14 @@ _KINDS = {
 
 
 def check(environment: Any, name: str) -> None:
-    """Check what a user's `make` returned: one in JAX by its shapes alone, one on the host by a reset and a step.
+    """Check what a user's `make` returned: in JAX by its shapes alone, on the host by a reset and a step.
 
     Args:
-        environment: what was made.
-        name: that it was asked for by.
+        environment: what `make` returned.
+        name: the requested name.
 
     Raises:
-        ConfigError: it is no environment, has another name, or shows something other than its spec says.
+        ConfigError: it is not an environment, has another name, or does not show what its spec says.
     """
     if not isinstance(environment, Environment | HostEnvironment):
         found = type(environment).__name__
@@ -93,7 +93,7 @@ def _check_on_host(environment: HostEnvironment) -> None:
 
 
 def _check_shown(environment: Environment | HostEnvironment, function: str, shown: Any, copies: int = 0) -> None:
-    """Compare a time step with the spec; with `copies`, arrays lead with them."""
+    """Compare a time step with the spec; with `copies`, arrays have a leading axis of that size."""
     name, spec = f"environment {environment.name}: {function}", environment.spec
     if not isinstance(shown, TimeStep):
         raise ConfigError(f"{name}: expected a TimeStep, found {type(shown).__name__}")

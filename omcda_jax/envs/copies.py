@@ -13,7 +13,7 @@ class Single(Protocol):
     """One copy of a simulator; `render` and `close` are optional."""
 
     def reset(self, seed: int) -> TimeStep:
-        """Begin an episode that is a function of the seed and the actions alone; arrays as of `TimeStep`."""
+        """Begin an episode that is a function of only the seed and the actions; arrays as in `TimeStep`."""
 
     def step(self, action: np.ndarray) -> TimeStep:
         """Take the team's actions, [N] or [N, A]; `host_environment` cuts at the horizon."""
@@ -35,8 +35,8 @@ def host_environment(
         spec: the task's sizes.
         horizon: steps after which an episode is truncated.
         build: makes one copy.
-        max_return: the largest possible return, where there is one.
-        versions: of the packages it is made of, recorded with datasets and results.
+        max_return: the largest possible return, if there is one.
+        versions: versions of its packages, recorded with datasets and results.
     """
 
     def open_copies(copies: int) -> Simulators:

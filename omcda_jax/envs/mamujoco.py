@@ -1,11 +1,11 @@
-"""Multi-agent MuJoCo: the robots of Gymnasium with their joints shared out among agents, as in gymnasium-robotics.
+"""Multi-agent MuJoCo: the robots of Gymnasium with their joints divided among agents, as in gymnasium-robotics.
 
-Gymnasium's single-agent simulators are stepped in threads, as physics frees Python's lock. For the robots of
-`VECTORISED` MuJoCo's `Batch` steps all copies in one call instead, and rewards and endings follow in NumPy. Every
-number is that of gymnasium-robotics; `benchmarks/mamujoco.py` measures how much faster it comes.
+Gymnasium's single-agent simulators are stepped in threads, because the physics releases Python's lock. For the robots
+in `VECTORISED`, MuJoCo's `Batch` steps all copies in one call instead, and NumPy computes rewards and endings. Every
+number is that of gymnasium-robotics; `benchmarks/mamujoco.py` measures how much faster this is.
 
 An agent observes its own joints, the next joints and the torso (`agent_obsk=1`). The team's reward is the robot's. An
-agent with fewer observations or joints than another is padded with zeros, and `avail` is False where it has no joint.
+agent with fewer observations or joints than another is padded with zeros; `avail` is False where it has no joint.
 """
 
 import concurrent.futures
@@ -23,7 +23,7 @@ from omcda_jax.envs.versions import installed
 from omcda_jax.system import cores, one_line
 from omcda_jax.types import ConfigError, EnvSpec, suggestion
 
-# Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, whose joints an agent sees in an order that differs
+# Without CoupledHalfCheetah, which fails with MuJoCo 4, and Pusher, where an agent sees joints in an order that differs
 # from copy to copy.
 SCENARIOS = (
     "Ant_2x4",
@@ -38,10 +38,10 @@ SCENARIOS = (
     "Swimmer_2x1",
     "Walker2d_2x3",
 )
-VECTORISED = ("HalfCheetah", "Hopper", "Swimmer")  # all that bears on them is in qpos and qvel, see `_outcome`
+VECTORISED = ("HalfCheetah", "Hopper", "Swimmer")  # qpos and qvel determine their results, see `_outcome`
 PACKAGES = ("mujoco", "gymnasium", "gymnasium-robotics")
-PICTURE_SIZE = 320  # pixels, both ways
-_SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments of each
+PICTURE_SIZE = 320  # pixels, width and height
+_SEGMENTS = re.compile(r"ManySegment(Ant|Swimmer)_[1-9]\d*x[1-9]\d*")  # any number of agents x segments per agent
 
 
 def make(scenario: str) -> HostEnvironment:
@@ -72,14 +72,14 @@ def make(scenario: str) -> HostEnvironment:
 
 
 class Team(NamedTuple):
-    """How a robot is shared out among agents.
+    """How a robot is divided among agents.
 
     Attributes:
         spec: sizes.
         horizon: steps after which an episode is truncated.
-        selection: [N, O], index into [state, 0] of what each agent observes, or None where that is no selection.
-        has: [N, A] bool, which of its dimensions of action move a joint.
-        joint: [J], the joint that each of these moves, in the order of `has`.
+        selection: [N, O], index into [state, 0] of what each agent observes, or None if that is not a selection.
+        has: [N, A] bool, which action dimensions of an agent move a joint.
+        joint: [J], the joint that each of these dimensions moves, in the order of `has`.
     """
 
     spec: EnvSpec
@@ -90,7 +90,7 @@ class Team(NamedTuple):
 
 
 def shared_out(env) -> Team:
-    """Return how a robot is shared out; leaves `env` in a state that is to be reset.
+    """Return how a robot is divided among agents; `env` must be reset afterwards.
 
     Args:
         env: as `build` returns it.
@@ -109,7 +109,7 @@ def shared_out(env) -> Team:
 
 
 class _Robots:
-    """Copies of one robot, each of them Gymnasium's simulator, stepped in threads."""
+    """Copies of one robot; each is a Gymnasium simulator, and threads step them."""
 
     def __init__(self, scenario: str, team: Team, copies: int):
         self._team = team
@@ -145,10 +145,10 @@ class _Robots:
         import mujoco
 
         body = self._bodies[0]
-        # nothing graphical is touched before the first picture
+        # no graphics are loaded before the first picture
         if self._renderer is None:
             self._renderer = _renderer(body)
-        camera = mujoco.mj_name2id(body.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1, a free one, without it
+        camera = mujoco.mj_name2id(body.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # if missing -1, a free camera
         self._renderer.update_scene(body.data, camera=camera)
         return self._renderer.render()
 
@@ -171,7 +171,7 @@ class _Robots:
             for row in rows:
                 state[row], reward[row], terminated[row], _, _ = self._bodies[index[row]].step(torque[row])
 
-        # the caller's thread takes a share too
+        # the caller's thread steps a share of the copies too
         mine, *others = np.array_split(np.arange(len(index)), self._threads)
         running = self._pool.map(advance, others)
         advance(mine)
@@ -200,7 +200,7 @@ class _Robots:
 
 
 class _VectorisedRobots(_Robots):
-    """Copies of one robot of `VECTORISED`: rows of a batch, and one simulator for initial states and constants."""
+    """Copies of one robot in `VECTORISED`: rows of a batch, and one simulator for initial states and constants."""
 
     def __init__(self, scenario: str, team: Team, copies: int):
         from mujoco.batch import Batch
@@ -249,7 +249,7 @@ def _outcome(
         robot: one of `VECTORISED`.
         body: Gymnasium's simulator, for its constants.
         before: [n, nq], positions before the step.
-        qpos, qvel: [n, nq] and [n, nv], positions and velocities after it.
+        qpos, qvel: [n, nq] and [n, nv], positions and velocities after the step.
         torque: [n, nu].
     """
     seen = qpos[:, body.observation_structure["skipped_qpos"] :]
@@ -267,8 +267,8 @@ def _outcome(
 def build(scenario: str):
     """Build gymnasium-robotics' own environment of a scenario, a `MultiAgentMujocoEnv`, without printing anything.
 
-    The package prints a notice when it is imported, and MuJoCo, in standard error and a log file, one on a deprecated
-    attribute of Gymnasium's models for every copy.
+    The package prints a notice when it is imported. For every copy, MuJoCo writes a notice about a deprecated attribute
+    of Gymnasium's models to standard error and to a log file.
 
     Args:
         scenario: as for `make`.
@@ -297,7 +297,7 @@ def build(scenario: str):
 
 
 def _renderer(body):
-    """Pictures of one simulator; multisampling and shadows are off, since without a graphics card they take longest."""
+    """Return a renderer; multisampling and shadows are off, because without a graphics card they take longest."""
     import mujoco
 
     quality = body.model.vis.quality
@@ -310,7 +310,7 @@ def _renderer(body):
 
 
 def _no_graphics(error: Exception) -> ConfigError:
-    """MuJoCo looks at MUJOCO_GL when it is imported and again for the first picture; either may find no graphics."""
+    """Return the error for missing graphics: MuJoCo reads MUJOCO_GL at its import and again for the first picture."""
     return ConfigError(
         f"environment mamujoco: no graphics with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} "
         f"({one_line(error)}); to see pictures set MUJOCO_GL=egl (Debian: apt-get install libegl1) or "
@@ -319,10 +319,10 @@ def _no_graphics(error: Exception) -> ConfigError:
 
 
 def _selection(env, spec: EnvSpec) -> np.ndarray | None:
-    """Index into [state, 0] of what every agent observes, [N, O]; None where observing is more than selecting.
+    """Return an index [N, O] into [state, 0] of what every agent observes; None if that is not a mere selection.
 
     For some robots the simulator computes local observations, or takes them from velocities that the state clips. So
-    the index is tried on wild values, which this leaves in `env`.
+    this function tests the index on extreme values, which it leaves in `env`.
     """
     if env.observation_factorization is None:
         return None

@@ -1,10 +1,10 @@
 """Ant and HalfCheetah of `mamujoco` in JAX, stepped by MJX, so that their episodes are played where the policy is.
 
-Models, sizes, rewards and endings are those of `mamujoco`, whose robots are Gymnasium's (v5; the rules here follow its
-`ant_v5.py` and `half_cheetah_v5.py`), so datasets and policies of `mamujoco/X` serve `mjx/X`. Physics is in single
-precision: from one state both show the same step up to rounding, but two episodes drift apart. An exception is an Ant's
-leg that stands within 30 degrees of upright: MuJoCo lays the pyramid of its friction along the leg, MJX along the axes
-of the world.
+Models, sizes, rewards and endings are those of `mamujoco`, with Gymnasium's robots (v5; the rules here follow its
+`ant_v5.py` and `half_cheetah_v5.py`). So datasets and policies of `mamujoco/X` also work for `mjx/X`. Physics is in
+single precision: from the same state, both show the same step up to rounding, but two episodes drift apart. The
+exception is an Ant's leg that stands within 30 degrees of upright: MuJoCo aligns the friction pyramid with the leg, MJX
+with the axes of the world.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ SCENARIOS = ("Ant_2x4", "Ant_2x4d", "Ant_4x2", "HalfCheetah_2x3", "HalfCheetah_6
 
 
 class State(NamedTuple):
-    """What of one robot's past bears on its future.
+    """The part of a robot's past that determines its future.
 
     Attributes:
         qpos: [nq] positions of the joints.
         qvel: [nv] their velocities.
-        warm: [nv] accelerations, where the solver starts from.
-        x: [] how far forward it was, which the next reward measures from.
+        warm: [nv] accelerations from which the solver starts.
+        x: [] forward position, from which the next reward is measured.
         time: [] int32, steps since the reset.
     """
 
@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Robot:
-    """One robot, shared out; `model` and `data` hold NumPy's arrays, so that no device is theirs."""
+    """One robot divided among agents; `model` and `data` contain NumPy arrays, so they belong to no device."""
 
     is_ant: bool
     gym: Any  # Gymnasium's simulator, for its constants
@@ -85,7 +85,7 @@ def make(scenario: str) -> Environment:
 
 def _mjx():
     try:
-        # it prints which of its optional packages are not there
+        # the import prints which of its optional packages are missing
         with contextlib.redirect_stdout(io.StringIO()):
             import mujoco.mjx
     except ImportError as error:
@@ -110,7 +110,7 @@ def _step(robot, key, state, action):
     torque = jnp.zeros(len(team.joint)).at[team.joint].set(jnp.clip(action, -1.0, 1.0)[team.has])
     data = data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warm, ctrl=torque)
     data = jax.lax.fori_loop(0, gym.frame_skip, lambda _, data: mjx.step(model, data), data)
-    # Gymnasium takes an Ant's place from its body, which the last substep saw before it moved
+    # Gymnasium takes an Ant's position from its body, which is that before the last substep's movement
     x = data.xpos[1, 0] if robot.is_ant else data.qpos[0]
     after = State(data.qpos, data.qvel, data.qacc_warmstart, x, state.time + 1)
     reward = gym._forward_reward_weight * (x - state.x) / gym.dt - gym._ctrl_cost_weight * jnp.sum(torque**2)

@@ -1,13 +1,13 @@
 """The particle worlds of offline multi-agent learning, `mpe/simple_spread` and `mpe/simple_tag`, through `mpe2`.
 
-Both have continuous actions and last 25 steps, as in OMAR's datasets. The clock alone ends an episode, so every last
-state is bootstrapped.
+Both have continuous actions and last 25 steps, as in OMAR's datasets. Only the time limit ends an episode, so every
+last state is bootstrapped.
 
-In `simple_tag` the team are the three predators, and the prey belongs to the simulator. OMAR's prey is a trained
-network; this one follows a rule like that of FACMAC's predator-prey task: it heads for the place nearby that is
-farthest from the nearest predator, at half thrust, which makes it a little slower than they are. At full thrust, three
-that run straight at it touch it in one episode of twelve. A step pays the predators 10 for each that touches the prey,
-less a tenth of their summed distances from it, a term that mpe2 has but leaves out.
+In `simple_tag`, the team is the three predators, and the prey belongs to the simulator. OMAR's prey is a trained
+network. This prey follows a rule like that of FACMAC's predator-prey task: it heads for the place nearby that is
+farthest from the nearest predator. It moves at half thrust, which makes it a little slower than the predators; at full
+thrust, three predators that run straight at it touch it in one episode out of twelve. A step pays the predators 10 for
+each that touches the prey, minus a tenth of their summed distances from it, a term that mpe2 has but leaves out.
 
 Sources: Pan et al. 2022 (OMAR), Peng et al. 2021 (FACMAC), Lowe et al. 2017 (the worlds).
 """
@@ -27,9 +27,9 @@ MODULES = {
     "simple_tag": __name__,
 }
 REACH = 0.4  # how far the prey looks for a place, about three of its steps
-BORDER = 0.9  # it stays within; mpe2 punishes a prey beyond
-THRUST = 0.5  # 0.8 units of length a second, where a predator reaches 1.0
-PER_DISTANCE = 0.1  # a step costs each predator so much
+BORDER = 0.9  # the prey stays within this; mpe2 punishes a prey beyond it
+THRUST = 0.5  # 0.8 units of length per second; a predator reaches 1.0
+PER_DISTANCE = 0.1  # a step costs each predator this much per unit of the summed distances
 _ANGLES = np.arange(16) * (2 * np.pi / 16)
 DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
 
@@ -61,7 +61,7 @@ def parallel_env() -> "Predators":
 
 
 class Predators:
-    """`simple_tag` as its predators know it: a parallel environment whose prey moves by itself.
+    """`simple_tag` for its predators: a parallel environment in which the prey moves by itself.
 
     Args:
         env: mpe2's, with continuous actions and one prey.
@@ -81,11 +81,11 @@ class Predators:
         return [agent for agent in self._env.agents if agent != self._prey]
 
     def reset(self, seed: int | None = None) -> tuple[dict, dict]:
-        """Begin an episode; observations and infos of PettingZoo, without the prey's."""
+        """Begin an episode; return PettingZoo's observations and infos, without the prey's."""
         return self._team(*self._env.reset(seed=seed))
 
     def step(self, actions: dict[str, np.ndarray]) -> tuple[dict, ...]:
-        """Move everyone; observations, rewards, ends and infos of PettingZoo, without the prey's."""
+        """Move everyone; return PettingZoo's observations, rewards, ends and infos, without the prey's."""
         seen, reward, *others = self._env.step({**actions, self._prey: flee(self._observed)})
         cost = PER_DISTANCE * np.linalg.norm(_predators(seen[self._prey]), axis=-1).sum()
         return self._team(seen, {agent: own - cost for agent, own in reward.items()}, *others)
@@ -99,7 +99,7 @@ def flee(observed: np.ndarray) -> np.ndarray:
     """Return the prey's action: thrust towards the place in reach that is farthest from the nearest predator.
 
     Args:
-        observed: [14], the prey's velocity, position, and two obstacles' and three predators' relative positions.
+        observed: [14], the prey's velocity and position, and two obstacles' and three predators' relative positions.
 
     Returns:
         [5] float32 thrusts in [0, 1]: none, left, right, down, up.
@@ -112,5 +112,5 @@ def flee(observed: np.ndarray) -> np.ndarray:
 
 
 def _predators(observed):
-    """Where the prey sees the predators, [3, 2]."""
+    """Return the predators' positions [3, 2] relative to the prey."""
     return observed[8:14].reshape(3, 2)

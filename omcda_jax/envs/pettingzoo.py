@@ -1,13 +1,13 @@
 """Any environment of PettingZoo's parallel API, by the name of its module: `pettingzoo/mpe2.simple_spread_v3?N=3`.
 
-What follows the question mark goes to the module's `parallel_env`; `horizon` stays here, for environments that do not
-tell theirs by `max_cycles`. The team's reward is the mean of the agents'. Agents of different sizes are padded; one
-that is gone observes zeros and has action 0 only, or no dimension to act in. The state is the environment's own, or
-else all observations. Continuous actions in [-1, 1] are stretched to the space's bounds. An `action_mask`, beside an
+The options after the question mark go to the module's `parallel_env`, except `horizon`, which is for environments
+without `max_cycles`. The team's reward is the mean of the agents' rewards. Agents of different sizes are padded. An
+agent that is gone observes zeros and has only action 0, or no action dimension. The state is the environment's own, or
+else all observations. Continuous actions in [-1, 1] are scaled to the space's bounds. An `action_mask`, next to an
 `observation` or in the agent's info, gives the legal actions.
 
-An episode ends where every agent is terminated or truncated. It is terminated where every agent was, each at its last
-step; where one was only truncated, the clock cut the team's task. An agent that is both at once is terminated.
+An episode ends when every agent is terminated or truncated. It is terminated if every agent was, each at its last step;
+if one was only truncated, the time limit cut the team's task. An agent that is both at once counts as terminated.
 """
 
 import importlib
@@ -28,11 +28,11 @@ def make(scenario: str) -> HostEnvironment:
     """Build an environment.
 
     Args:
-        scenario: a module with a `parallel_env`, and options as of a URL.
+        scenario: a module with a `parallel_env`, and options as in a URL.
 
     Raises:
-        ConfigError: no such module, options it does not take, actions other than all Discrete or all Box with finite
-            bounds, observations that are no arrays, or no horizon.
+        ConfigError: no such module, options it does not take, actions that are not all Discrete or all Box with finite
+            bounds, observations that are not arrays, or no horizon.
     """
     module_name, _, query = scenario.partition("?")
     options = {key: _value(value) for key, value in parse_qsl(query, keep_blank_values=True)}
@@ -40,7 +40,7 @@ def make(scenario: str) -> HostEnvironment:
     try:
         module = importlib.import_module(module_name)
         build = module.parallel_env
-    except Exception as error:  # of whatever the module does
+    except Exception as error:  # any error of the module
         lacks = isinstance(error, ImportError)
         advice = "; pip install what it needs, such as 'omcda-jax[pettingzoo]' and mpe2" if lacks else ""
         raise ConfigError(
@@ -78,9 +78,9 @@ class _Single:
         self._discrete = _is_discrete(self._spaces, self._name)
         self._sizes = [int(space.n) if self._discrete else int(np.prod(space.shape)) for space in self._spaces]
         self._seen = {agent: _observed(env.observation_space(agent), agent, self._name) for agent in self._agents}
-        # agents whose part is over, and whether it was by termination
+        # agents that have ended, and whether by termination
         self._over: dict[Any, bool] = {}
-        # some environments have an attribute of that name which is no method
+        # in some environments, `state` is not a method
         self._tells_state = callable(getattr(env, "state", None))
         step = self.reset(0)
         self.spec = EnvSpec(*step.obs.shape, len(step.global_state), max(self._sizes), self._discrete)
@@ -136,7 +136,7 @@ class _Single:
             if here:
                 own = self._mask(k, shown[agent] if is_dict else {}, infos.get(agent) or {}) if self._discrete else True
                 avail[k, : self._sizes[k]] = own
-            # there is always an action with an index to take, even for who is gone
+            # one action is always legal, even for an agent that is gone
             if self._discrete and not avail[k].any():
                 avail[k, 0] = True
         width = max(len(part) for part in parts)
@@ -152,7 +152,7 @@ class _Single:
         )
 
     def _mask(self, k: int, observation: dict, info: dict) -> np.ndarray | bool:
-        """The legal actions of one agent, wherever the environment gives them."""
+        """Return the legal actions of one agent, wherever the environment gives them."""
         mask = observation.get("action_mask", info.get("action_mask"))
         if mask is None:
             return True
@@ -181,7 +181,7 @@ class _Single:
 
 
 def _is_discrete(actions: list, name: str) -> bool:
-    """Whether actions are indices; refuses what is neither that nor boxes with bounds."""
+    """Return whether actions are indices; refuse those that are neither indices nor boxes with finite bounds."""
     from gymnasium import spaces
 
     kinds = {type(space) for space in actions}
@@ -191,7 +191,7 @@ def _is_discrete(actions: list, name: str) -> bool:
     if kinds == {spaces.Discrete}:
         return True
     for space in actions:
-        # nothing between -1 and 1 could reach an infinite bound
+        # [-1, 1] cannot be scaled to infinite bounds
         with np.errstate(over="ignore", invalid="ignore"):
             is_bounded = np.isfinite(space.high - space.low).all()
         if not is_bounded:
@@ -203,7 +203,7 @@ def _is_discrete(actions: list, name: str) -> bool:
 
 
 def _observed(space: Any, agent: Any, name: str) -> tuple[Any, bool]:
-    """The space of what an agent observes, and whether it lies in a dict, beside a mask of actions."""
+    """Return the space of an agent's observations, and whether it is in a dict with an action mask."""
     is_dict = hasattr(space, "spaces") and "observation" in space.spaces
     inner = space["observation"] if is_dict else space
     if inner.shape is None:

@@ -1,7 +1,7 @@
 """SMAC in StarCraft II itself, by oxwhirl's smac: `smac/5m_vs_6m`.
 
-Written against smac's documented interface and tested with a stand-in, not against the game. The game plays one stream
-of episodes from the seed it starts with, so here an episode is no function of its own seed.
+It follows smac's documented interface and was tested with a stand-in, not with the game. The game plays one stream of
+episodes from the seed that it starts with, so here an episode is not a function of its own seed.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from omcda_jax.envs.copies import host_environment
 from omcda_jax.envs.versions import installed
 from omcda_jax.types import ConfigError, EnvSpec
 
-MAX_RETURN = 20.0  # smac's rewards are scaled to it by default
+MAX_RETURN = 20.0  # smac scales its rewards to this by default
 
 
 def make(scenario: str) -> HostEnvironment:

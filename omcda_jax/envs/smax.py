@@ -1,6 +1,6 @@
 """SMAX, the StarCraft-like battles of JaxMARL, against its scripted enemy team.
 
-The team's reward is shared: the enemies' health lost in a step, as a fraction of their full health and averaged over
+The team shares its reward: the enemies' health lost in a step, as a fraction of their full health and averaged over
 the enemies, plus 1 for the step that kills the last enemy while an ally lives. A won episode returns 2.
 
 Three things differ from JaxMARL's own stepping. Nothing resets by itself, so the observation of the last step is the
@@ -37,8 +37,8 @@ def make(
             (6 zealots against 24 zerglings).
         shift: `(probability, least, limit)`: with this probability an episode starts with the whole team moved north by
             the same distance, uniform in [least, limit] map units. For training behaviour policies only.
-        fewer: `(probability, limit)`: with that probability every enemy but the first starts dead by a chance that is
-            drawn for the episode, uniform in [0, limit]. For training behaviour policies only.
+        fewer: `(probability, limit)`: with this probability, every enemy except the first may start dead, with a chance
+            that is drawn for the episode, uniform in [0, limit]. For training behaviour policies only.
 
     Raises:
         ConfigError: unknown scenario, a start out of range, or JaxMARL is not installed.
@@ -64,7 +64,7 @@ def make(
 
 
 def _jaxmarl():
-    """JaxMARL's simulator against the scripted team, and its scenarios by name with the one it lacks."""
+    """Return JaxMARL's simulator against the scripted team, and its scenarios by name plus the missing `corridor`."""
     try:
         _defer_packages()
         from jaxmarl.environments.smax import HeuristicEnemySMAX, Scenario
@@ -116,7 +116,7 @@ def _show(env, env_state, obs, reward, terminated, truncated, won):
 def _units(env, env_state):
     state, index = env_state.state, jnp.arange(env.num_allies + env.num_enemies)
     kind, attack = state.unit_types, state.prev_attack_actions - env.num_movement_actions
-    # enemies count the other side backwards, in the order in which they observe it
+    # enemies number their opponents backwards, in the order in which they observe them
     target = jnp.where(index < env.num_allies, env.num_allies + attack, env.num_allies - 1 - attack)
     return Units(
         position=state.unit_positions,
@@ -129,7 +129,7 @@ def _units(env, env_state):
 
 
 def _recorded(env, global_state, action):
-    """The units of an episode by its global states [L + 1, S]; what the enemies shoot at is not in them."""
+    """Return the units of an episode from its global states [L + 1, S], which do not contain the enemies' targets."""
     allies, count = env.num_allies, env.num_allies + env.num_enemies
     moments, index = np.arange(len(global_state))[:, None], np.arange(count)
     units = np.asarray(global_state)[:, : _FEATURES * count].reshape(-1, count, _FEATURES)
@@ -166,7 +166,7 @@ def _thinned(env_state, key, fewer, num_agents):
 
 
 class _Deferred(types.ModuleType):
-    """A package whose own code runs at the first attribute that its submodules have not set."""
+    """A package that runs its own code at the first access to an attribute that its submodules have not set."""
 
     def __getattr__(self, name):
         with _LOCK:
@@ -179,7 +179,7 @@ class _Deferred(types.ModuleType):
 
 
 def _defer_packages():
-    """Let submodules of JaxMARL be imported without the code of its packages, unless that has run already.
+    """Let submodules of JaxMARL be imported without running the code of its packages, unless it has run already.
 
     The packages import all of JaxMARL's environments, which takes seconds, prints, and compiles dozens of programs.
     """
@@ -208,8 +208,8 @@ def _allow_rank_promotion(function):
 def _scale_state(world_state, num_units, width, height):
     """Scale JaxMARL's world state [12 * units] to about the range of the observations.
 
-    Positions are divided by the map's size and unit types (0..5) by 5. Weapon cooldowns stay in seconds, but the time
-    a weapon has been ready, which JaxMARL keeps counting below zero, is cut to 0: it changes nothing in the battle.
+    Positions are divided by the map's size and unit types (0..5) by 5. Weapon cooldowns stay in seconds. JaxMARL counts
+    on below zero while a weapon is ready; this is clipped to 0, because it changes nothing in the battle.
     """
     units = world_state[: _FEATURES * num_units].reshape(num_units, _FEATURES)
     units = units.at[:, 1:3].divide(jnp.array([width, height], jnp.float32))

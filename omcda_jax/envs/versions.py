@@ -1,13 +1,13 @@
-"""Which versions of packages are at work, recorded with datasets and results."""
+"""Versions of the installed packages, recorded with datasets and results."""
 
 import importlib.metadata
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """Return the versions of those of the packages that are installed, by name.
+    """Return the versions of those packages that are installed, by name.
 
     Args:
-        packages: distributions' names.
+        packages: names of distributions.
     """
     versions = {}
     for package in packages:

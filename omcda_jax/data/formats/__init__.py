@@ -1,4 +1,4 @@
-"""Published dataset formats, recognised by content: read into `Episodes`, some of them written too.
+"""Published dataset formats, recognised by content: all are read into `Episodes`, and some can be written.
 
     omcda    the project's own HDF5 (omcda_jax/data/hdf5.py); everything kept
     omiga    OMIGA's multi-agent MuJoCo HDF5, flat rows s, o, a, r, d
@@ -10,9 +10,9 @@
     madt     MADT's and OMIGA's SMAC episodes, files of torch.save
     minari   Minari's single-agent datasets, by its own library
 
-An HDF5 format may lie in one file, in a folder of such files, which are read as one dataset in the natural order of
-their names, or in a folder of NumPy files named by its keys. Foreign files are taken as they are: `Contents.notes`
-names what looks like a known oddity, and `Repairs` corrects it.
+Data of an HDF5 format may be one file, a folder of such files, or a folder of NumPy files named by its keys. A folder
+of HDF5 files is read as one dataset in the natural order of the names. Foreign files are taken as they are:
+`Contents.notes` names what looks like a known oddity, and `Repairs` corrects it.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 NAMES = ("omcda", "omiga", "cfcql", "d4rl", "omar", "madiff", "vault", "madt", "minari")
 WRITTEN = ("omcda", "omiga", "vault")
-# layouts of named arrays, wherever those are kept
+# layouts of named arrays, in HDF5 or NumPy files
 _ARRAYS = {"madiff": madiff, "omiga": omiga, "cfcql": cfcql, "d4rl": d4rl}
 _FOLDERS = {"vault": vault, "minari": minari, "omar": omar, "madt": madt}
 
 
 class Contents(NamedTuple):
-    """What a dataset holds.
+    """What a dataset contains.
 
     Attributes:
         format: one of `NAMES`.
-        spec: sizes, read off the arrays of a foreign file.
+        spec: sizes; for a foreign file, those of its arrays.
         episodes: the data, checked.
-        metadata: as of `hdf5.read`; of a foreign file its format, its statistics and the digest of its arrays.
+        metadata: as in `hdf5.read`; for a foreign file, its format, its statistics and the digest of its arrays.
         notes: lines on what was left out and what looks odd.
     """
 
@@ -65,8 +65,8 @@ def sniff(path: str | os.PathLike) -> str:
         path: the file or folder.
 
     Raises:
-        DatasetError: nothing there, or of no known format; the message says what is there.
-        ConfigError: h5py is needed and not installed.
+        DatasetError: there is nothing, or its format is not known; the message says what is there.
+        ConfigError: h5py is needed but not installed.
     """
     path = os.fspath(path)
     if os.path.exists(path) and not os.access(path, os.R_OK):
@@ -81,7 +81,7 @@ def sniff(path: str | os.PathLike) -> str:
     kind = _layout(keys - {"path_lengths"})
     if kind and named != hdf5.FORMAT:
         return kind
-    # with nothing else to go by, the own reader says best what is missing
+    # without other evidence, the reader of the own format says best what is missing
     if named or set(hdf5.KEYS) & keys:
         return "omcda"
     if any(key.startswith("episode_") for key in keys):
@@ -160,12 +160,12 @@ def read(
     repairs: Repairs | None = None,
     mapped: bool = False,
 ) -> Contents:
-    """Read a dataset of any known format and check everything there is to check.
+    """Read a dataset of any known format and check everything that can be checked.
 
     Args:
         path: a file or folder.
         spec: the sizes it must have; None accepts any.
-        environment: the environment it must be of; None accepts any. Foreign files do not say.
+        environment: the environment it must be of; None accepts any. Foreign files do not name theirs.
         repairs: what to correct in a foreign file; None corrects nothing.
         mapped: leave the arrays of the own format on the disk, see `hdf5.mapped`; foreign files are read into memory.
 
@@ -185,12 +185,12 @@ def read(
         return Contents(kind, sizes, episodes, metadata | {"statistics": statistics(episodes)}, ())
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
     where = by_step(reading.episodes.length, reading.files)
-    # what a repair makes infinite is found by `check`, in words
+    # if a repair makes a number infinite, `check` finds it and names it
     with np.errstate(all="ignore"):
         episodes, left_out = repaired(reading.episodes, repairs, path, reading.stored, where)
         odd = quirks(episodes)
     sizes = _sizes(episodes, path)
-    # a repair may leave out whole episodes, after which it is unknown which file one is of
+    # a repair may leave out whole episodes; after that it is unknown which file an episode is from
     files = reading.files if len(episodes.length) == len(reading.stored) else ()
     try:
         check(sizes, episodes, path, by_step(episodes.length, files))
@@ -233,9 +233,9 @@ def load(
     """Read a dataset of any known format and place it on the device, or keep it on the host.
 
     Args:
-        path, spec, environment, repairs: as of `read`.
-        reward_scale: rewards are multiplied by it; the metadata's statistics stay in the environment's own units.
-        placement: `host` keeps NumPy arrays: of the own format memory-mapped ones, see `hdf5.mapped`.
+        path, spec, environment, repairs: as in `read`.
+        reward_scale: factor on the rewards; the metadata's statistics stay in the environment's own units.
+        placement: `host` keeps NumPy arrays; those of the own format are memory-mapped, see `hdf5.mapped`.
 
     Returns:
         The dataset, and the metadata with the reader's `notes`.
@@ -250,9 +250,9 @@ def load(
 
 
 def stored_bytes(path: str | os.PathLike) -> int:
-    """Return how many bytes the arrays of a file or folder take once they are unpacked, from its headers alone.
+    """Return how many bytes the arrays of a file or folder take when unpacked, from its headers alone.
 
-    Exact for the project's own format, approximate for the others.
+    The number is exact for the project's own format and approximate for the others.
 
     Args:
         path: the file or folder.
@@ -274,21 +274,21 @@ def stored_bytes(path: str | os.PathLike) -> int:
 def write(
     path: str | os.PathLike, kind: str, spec: EnvSpec, episodes: Episodes, metadata: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Write a dataset that is not there yet.
+    """Write a dataset to a path that does not exist yet.
 
     Args:
-        path: a file, for a vault a folder.
+        path: a file, or a folder for a vault.
         kind: one of `WRITTEN`.
         spec: the task's sizes.
         episodes: the data.
         metadata: attributes, kept as far as the format has room for them.
 
     Returns:
-        Lines on what the format cannot hold.
+        Lines on what the format cannot store.
 
     Raises:
         DatasetError: the episodes are not valid, or the disk refuses them.
-        ConfigError: an unknown format, one that cannot hold such data, or something is there already.
+        ConfigError: the format is unknown or cannot store such data, or the path exists already.
     """
     path = Path(path)
     if kind not in WRITTEN:

@@ -1,9 +1,9 @@
 """The SMAC files of CFCQL (Shao et al., NeurIPS 2023): the padded episode batches of PyMARL.
 
-In one HDF5 file, in a folder of such files, or as NumPy files of the same names in a folder: state [E, T, S],
+One HDF5 file, a folder of such files, or a folder of NumPy files with these names: state [E, T, S],
 obs [E, T, N, O], actions [E, T, N, 1], avail_actions [E, T, N, A], reward [E, T, 1], terminated [E, T, 1],
-filled [E, T, 1]; reward and terminated may have an entry per agent. An episode of L steps fills L + 1 rows;
-`terminated` is not set where the step limit cut it.
+filled [E, T, 1]. reward and terminated may have an entry per agent. An episode of L steps fills L + 1 rows;
+`terminated` is not set if the step limit cut it.
 """
 
 import numpy as np
@@ -31,10 +31,10 @@ def matches(keys: set[str]) -> bool:
 
 
 def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
-    """Return the episodes in a file's arrays, which are let go one by one.
+    """Return the episodes in a file's arrays; the memory of the arrays is freed one by one.
 
     Args:
-        arrays: by key.
+        arrays: arrays by key.
         source: the file.
 
     Raises:
@@ -52,11 +52,11 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     if not kept.any():
         raise DatasetError(f"{source}: filled: expected at least one episode with a step, found none")
     episode, step = np.nonzero((np.arange(slots + 1)[None] <= length[:, None]) & kept[:, None])
-    # where the batch has no room for a row after the end, the last one stands for it
+    # if the batch has no room for a row after the end, the last row takes its place
     step = np.minimum(step, filled[episode] - 1)
     picked = episode * slots + step
     where = lambda row: f"episode {episode[row]}, step {step[row]}"
-    # the arrays are large: each is let go once it is cut
+    # the arrays are large: each is freed once it is cut
     pick = lambda key: (whole := arrays.pop(key)).reshape(count * slots, *whole.shape[2:])[picked]
     single = lambda key: columns.single(pick(key), source, key, where)
     stored = (filled > length)[kept]
@@ -72,7 +72,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     reward = rows.per_agent(arrays.pop("reward"), agents, source, "reward", axes=2)
     reward = columns.single(reward.reshape(count * slots, -1)[place["pick"]], source, "reward", place["where"])
     avail = columns.flags(pick("avail_actions"), source, "avail_actions", where)
-    # what an ended episode's padding holds is not an observation, and no legal action is one too few
+    # an ended episode's padding is not an observation, and may have no legal action, which is one too few
     avail[final] |= ~avail[final].any(axis=-1, keepdims=True)
     values = {"obs": single("obs"), "global_state": single("state"), "avail": avail}
     values |= rows.with_final_rows({"action": action, "reward": rows.team_reward(reward)}, {}, length)
@@ -95,7 +95,7 @@ def _check_shapes(arrays: dict[str, np.ndarray], source: str) -> None:
 def _lengths(
     arrays: dict[str, np.ndarray], agents: int, source: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Steps, filled rows and ends of every episode [E], and notes on what contradicts itself."""
+    """Return steps, filled rows and ends of every episode [E], and notes on contradictions."""
     episode = lambda row: f"episode {row}"
     filled, terminated = (
         columns.flags(rows.per_agent(arrays.pop(key), agents, source, key, axes=2), source, key, episode)
@@ -108,7 +108,7 @@ def _lengths(
     gaps = (np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1)
     if gaps.any():
         raise DatasetError(f"{source}: filled: expected rows without gaps, found one in episode {int(gaps.argmax())}")
-    # an agent that has ended stays so, whether or not its flag is repeated
+    # an agent that has ended stays ended, whether or not its flag is repeated
     over = np.logical_or.accumulate(terminated & filled[..., None], axis=1).all(axis=-1)
     ended, count = over.any(axis=1), filled.sum(axis=1)
     length = np.where(ended, over.argmax(axis=1) + 1, count - 1)

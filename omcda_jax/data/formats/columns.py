@@ -1,4 +1,4 @@
-"""Columns as a file holds them, checked and turned into the library's types: numbers, flags, actions."""
+"""Columns of a file, checked and converted to the library's types: numbers, flags, actions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,21 @@ from omcda_jax.data.episodes import Where, by_row
 from omcda_jax.types import DatasetError
 
 _KINDS = {"S": "text", "U": "text", "O": "objects", "V": "records", "c": "complex numbers", "m": "times", "M": "dates"}
-# of actions where no mask says how many there are; a larger index is damage rather than an action
+# largest number of actions if no mask tells it; a larger index is damage rather than an action
 _MOST_ACTIONS = 4096
 
 
 def numbers(values: Any, source: str, key: str, ranks: Sequence[int]) -> np.ndarray:
-    """Return an array of numbers of one of the ranks named.
+    """Return an array of numbers that has one of the given ranks.
 
     Args:
-        values: what a file holds.
+        values: content of a file.
         source: the file.
         key: the array's name in it.
-        ranks: numbers of axes that are right.
+        ranks: allowed numbers of axes.
 
     Raises:
-        DatasetError: not numbers, or of another rank.
+        DatasetError: the values are not numbers, or have another rank.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
@@ -45,11 +45,11 @@ def single(values: np.ndarray, source: str, key: str, where: Where = by_row) -> 
         where: what to call a place in the first axis.
 
     Raises:
-        DatasetError: a nan, an infinity, or a number too large for float32; with its value and its place.
+        DatasetError: a nan, an infinity, or a number too large for float32, with its value and its place.
     """
     with np.errstate(all="ignore"):
         result = np.asarray(values, np.float32)
-        # the extremes are finite where all numbers are
+        # the extremes are finite if all numbers are
         if not result.size or np.isfinite(result.min()) and np.isfinite(result.max()):
             return result
     index = tuple(np.argwhere(~np.isfinite(result))[0])
@@ -93,24 +93,24 @@ def actions(
     pick: np.ndarray | None = None,
     where: Where = by_row,
 ) -> np.ndarray:
-    """Return what a file holds as actions: indices [R, N] int32, or vectors [R, N, A] float32.
+    """Return a file's actions: indices [R, N] int32, or vectors [R, N, A] float32.
 
-    Where the file lists legal actions, they are indices. Else integers are indices, and floats with an axis of their
-    own are vectors. Nothing is rounded, and no encoding is guessed.
+    If the file lists legal actions, its actions are indices. Else integers are indices, and floats with an axis of
+    their own are vectors. Nothing is rounded, and no encoding is guessed.
 
     Args:
         values: [*lead], [*lead, 1] or [*lead, A] numbers.
-        lead: the shape that `values` begins with: rows (or episodes and steps), then N agents; rows alone where there
-            is one agent without an axis of its own.
+        lead: first part of the shape of `values`: rows (or episodes and steps), then N agents; only rows if there is
+            one agent without an axis of its own.
         source: the file.
         key: the array's name in it.
-        count: A where the file lists A legal actions; None where it lists none.
-        pick: [R] which rows to take and to check, once all axes before the agents are one; None takes all.
-        where: what to call a place in the first axis of what is taken.
+        count: A if the file lists A legal actions; None if it lists none.
+        pick: [R] which rows to take and check, after all axes before the agents are merged into one; None takes all.
+        where: what to call a place in the first axis of the rows taken.
 
     Raises:
-        DatasetError: a shape that holds neither, one-hot actions, indices that are not whole or out of range, vectors
-            that are indices, numbers that are not finite; with the place.
+        DatasetError: a shape that fits neither kind, one-hot actions, indices that are not whole or are out of range,
+            vectors that are indices, numbers that are not finite; with the place.
     """
     apart = values.shape[:-1] == lead
     discrete = count is not None or values.dtype.kind != "f" or not apart
@@ -130,7 +130,7 @@ def actions(
             f"{source}: {key}: expected continuous actions in [-1, 1] or indices of shape {lead}, found shape"
             f" {values.shape}{_hint(rows)}"
         )
-    # continuous actions are seldom whole numbers, and never only natural ones
+    # continuous actions are rarely whole numbers, and never only natural numbers
     if rows.size and rows.min() >= 0 and rows.max() > 1 and (rows == np.floor(rows)).all():
         raise DatasetError(
             f"{source}: {key}: expected continuous actions in [-1, 1], found whole numbers up to {rows.max():.6g} in"
@@ -155,7 +155,7 @@ def _indices(values: np.ndarray, source: str, key: str, count: int | None, where
 
 
 def _one_hot(values: np.ndarray) -> bool:
-    """Whether every vector along the last axis is a single one among zeros."""
+    """Return whether every vector along the last axis has a single 1 among zeros."""
     if values.ndim < 2 or values.shape[-1] < 2 or not values.size:
         return False
     ones = values == 1

@@ -1,8 +1,8 @@
-"""The single-agent files of D4RL (Fu et al., 2020) and of whoever keeps to them: HDF5, one row per step, N = 1.
+"""The single-agent files of D4RL (Fu et al., 2020), and files like them: HDF5, one row per step, N = 1.
 
-observations [T, O], actions [T, A] (or [T], indices), rewards [T], terminals [T] and, where there are any, timeouts
-[T] and next_observations [T, O]. The observation is the state too. With next_observations an episode goes on while the
-next row observes what this one's `next_observations` says; without, nothing follows the last step of an episode.
+observations [T, O], actions [T, A] (or [T], indices), rewards [T], terminals [T] and, optionally, timeouts [T] and
+next_observations [T, O]. The observation is also the state. With next_observations, an episode goes on while the next
+row's observation equals this row's `next_observations`. Without it, nothing follows the last step of an episode.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     """Return the episodes in a file's arrays.
 
     Args:
-        arrays: by key.
+        arrays: arrays by key.
         source: the file.
 
     Raises:

@@ -1,8 +1,8 @@
 """MADiff's folders (Zhu et al., NeurIPS 2024): NumPy files of all steps, made from OG-MARL's data.
 
-obs.npy [T, N, O], actions.npy [T, N] or [T, N, A], rewards.npy [T, N] or [T], path_lengths.npy [E] and, where there are
-any, states.npy [T, S], legals.npy [T, N, A] and discounts.npy [T, N], 0 where the task ended. Nothing follows the last
-step of an episode. Without discounts every episode counts as ended, as in MADiff's own loaders.
+obs.npy [T, N, O], actions.npy [T, N] or [T, N, A], rewards.npy [T, N] or [T], path_lengths.npy [E] and, optionally,
+states.npy [T, S], legals.npy [T, N, A] and discounts.npy [T, N], 0 where the task ended. Nothing follows the last step
+of an episode. Without discounts, every episode counts as ended, as in MADiff's own loaders.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     """Return the episodes in a folder's arrays.
 
     Args:
-        arrays: by name.
+        arrays: arrays by name.
         source: the folder.
 
     Raises:
@@ -76,7 +76,7 @@ def _lengths(values: np.ndarray, source: str) -> np.ndarray:
 
 
 def _terminated(ended: np.ndarray, last: np.ndarray, source: str) -> tuple[np.ndarray, list[str]]:
-    """Which episodes the task ended, from the agents' ends [T, N] and the episodes' last rows."""
+    """Return which episodes the task ended, from the agents' ends [T, N] and the episodes' last rows."""
     closed = np.zeros(len(ended), bool)
     closed[last] = True
     found, terminated, notes = rows.ends(ended, np.zeros_like(ended), closed)

@@ -1,9 +1,9 @@
 """The SMAC episodes of MADT and OMIGA: a folder of files of torch.save, read without torch and without running them.
 
 A file is one episode: a list over agents of lists over steps of [state, obs, action, reward, done, legal actions].
-There is no observation after the last step; an episode whose last step is not `done` loses that step.
+There is no observation after the last step; an episode loses its last step if that step is not `done`.
 
-A pickle is a program. This one may call nothing but what rebuilds arrays, tensors and ordered dictionaries.
+A pickle is a program. Here it may only call what rebuilds arrays, tensors and ordered dictionaries.
 """
 
 import codecs
@@ -39,7 +39,7 @@ _STEP = ("state", "obs", "action", "reward", "done", "legal actions")
 
 
 class _Storage(NamedTuple):
-    """Names a torch storage's type of number."""
+    """The number type of a torch storage."""
 
     dtype: np.dtype
 
@@ -66,7 +66,7 @@ def read(path: str) -> rows.Reading:
         path: the file or folder.
 
     Raises:
-        DatasetError: a file is damaged, asks for more than arrays, or its lists are not the layout's.
+        DatasetError: a file is damaged or asks for more than arrays, or its lists do not have the layout.
     """
     files = [path] if os.path.isfile(path) else guess.parts(path)
     parts, notes, beyond = [], [], 0
@@ -93,7 +93,7 @@ def read(path: str) -> rows.Reading:
 
 
 def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
-    """A file's arrays over its steps and whether all agents are `done` at the last, and how many steps follow that."""
+    """Return a file's arrays up to where all agents are `done`, whether they are, and how many steps follow."""
     if not isinstance(agents, list) or not agents or not all(isinstance(steps, list) for steps in agents):
         raise DatasetError(f"{source}: expected a list over agents of lists of steps, found {type(agents).__name__}")
     lengths = {len(steps) for steps in agents}
@@ -110,7 +110,7 @@ def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
     for name, values in (("reward", reward), ("done", done)):
         if values.shape[2] != 1:
             raise DatasetError(f"{source}: {name}: expected one number of an agent and step, found {values.shape[2]}")
-    # an agent that is done stays so
+    # an agent that is done stays done
     over = np.logical_or.accumulate(columns.flags(done[..., 0], source, "done", at_step), axis=0).all(axis=1)
     length = int(over.argmax()) + 1 if over.any() else len(obs)
     action = columns.actions(
@@ -127,7 +127,7 @@ def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
 
 
 def _column(agents: list[Any], k: int, source: str) -> np.ndarray:
-    """One of a step's six entries, of all steps and agents [T, N, ...]."""
+    """Return one of a step's six entries for all steps and agents [T, N, ...]."""
     try:
         entries = [[np.asarray(steps[t][k]) for steps in agents] for t in range(len(agents[0]))]
     except ValueError as error:
@@ -145,13 +145,13 @@ def _column(agents: list[Any], k: int, source: str) -> np.ndarray:
 
 
 def load(path: str) -> Any:
-    """Return what torch.save wrote, tensors as arrays.
+    """Return what torch.save wrote, with tensors as arrays.
 
     Args:
         path: the file.
 
     Raises:
-        DatasetError: damaged, or a pickle that asks for anything but arrays, tensors and plain containers.
+        DatasetError: it is damaged, or its pickle asks for more than arrays, tensors and plain containers.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -163,7 +163,7 @@ def load(path: str) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise DatasetError(f"{path}: expected a file of torch.save, found: {error}") from error
-    # a damaged pickle surfaces as almost any exception class
+    # a damaged pickle can raise almost any exception class
     except Exception as error:
         raise DatasetError(f"{path}: expected an intact file of torch.save, found: {one_line(error)}") from error
 
@@ -185,7 +185,7 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
 
 
 def _load_legacy(file: BinaryIO) -> Any:
-    """Before torch 1.6: five pickles, then the storages one after another."""
+    """Read the layout before torch 1.6: five pickles, then the storages one after another."""
     plain = lambda: _Unpickler(file, _no_storage).load()
     if plain() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("another magic number")
@@ -217,7 +217,7 @@ class _Unpickler(pickle.Unpickler):
         self._file, self._storage = file, storage
 
     def load(self) -> Any:
-        # the unpickler makes room for any index of its memo, gigabytes for a damaged one
+        # the unpickler allocates memory up to any index of its memo: gigabytes if the index is damaged
         start = self._file.tell()
         for code, index, _ in pickletools.genops(self._file):
             if code.name == "LONG_BINPUT" and index > self._file.tell():
@@ -241,7 +241,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """A view, for legacy storages are filled later; bounds are checked, as_strided does not."""
+    """Return a view, because legacy storages are filled later; check the bounds, because as_strided does not."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0 or (np.prod(size) and last >= len(storage)):
         raise pickle.UnpicklingError(f"a tensor of shape {size} beyond its storage of {len(storage)} numbers")
@@ -258,7 +258,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _dtype(name: str, *_: Any) -> np.dtype:
-    # a copy, for the pickle goes on to set its order of bytes, which NumPy's own instances ignore
+    # a copy, because the pickle then sets its byte order, which NumPy's own instances ignore
     return np.dtype(name, False, True)
 
 

@@ -1,8 +1,8 @@
 """Minari's datasets (Farama Foundation), read by its own library: one agent, N = 1.
 
-A folder with metadata.json and the data, or the one around it, which has them in `data`. Observations are boxes, or
-dictionaries of boxes, whose entries are joined in the order of their names; they are the state too. Actions are
-Discrete or boxes; a box is taken as it is, so its bounds should be ±1.
+The path is a folder with metadata.json and the data, or the folder around it, which has them in `data`. Observations
+are boxes or dictionaries of boxes, with entries joined in the order of their names; they are also the state. Actions
+are Discrete or boxes; a box is taken as it is, so its bounds should be ±1.
 """
 
 import os
@@ -29,7 +29,7 @@ def read(path: str) -> rows.Reading:
         path: its folder.
 
     Raises:
-        DatasetError: damaged, or of spaces that are neither boxes nor Discrete, or episodes whose parts do not fit.
+        DatasetError: it is damaged, its spaces are neither boxes nor Discrete, or the parts of an episode do not fit.
         ConfigError: Minari is not installed.
     """
     try:
@@ -45,7 +45,7 @@ def read(path: str) -> rows.Reading:
             warnings.simplefilter("ignore")
             dataset = minari.MinariDataset(folder)
             stored = list(dataset.iterate_episodes())
-    # a damaged dataset surfaces as almost any exception class
+    # a damaged dataset can raise almost any exception class
     except Exception as error:
         raise DatasetError(f"{path}: expected an intact Minari dataset, found: {one_line(error)}") from error
     space, notes = dataset.action_space, []
@@ -70,7 +70,7 @@ def read(path: str) -> rows.Reading:
 
 
 def _episode(episode: Any, space: Any, discrete: bool, source: str) -> tuple[Any, ...]:
-    """Observations, actions, rewards, whether the task ended it, and whether the final observation is there."""
+    """Return an episode's observations, actions, rewards, whether the task ended it, and whether it has a final row."""
     obs = _flat(episode.observations, source)
     reward = columns.single(columns.numbers(episode.rewards, source, "rewards", (1,)), source, "rewards")
     steps = len(reward)
@@ -97,7 +97,7 @@ def _episode(episode: Any, space: Any, discrete: bool, source: str) -> tuple[Any
 
 
 def _flat(observations: Any, source: str, key: str = "observations") -> np.ndarray:
-    """Observations as [T, O], those of a dictionary joined in the order of their names."""
+    """Return observations as [T, O]; those of a dictionary are joined in the order of their names."""
     if isinstance(observations, dict):
         parts = [_flat(observations[name], source, f"{key}.{name}") for name in sorted(observations)]
         if not parts or len({len(part) for part in parts}) != 1:
@@ -116,7 +116,7 @@ def _together(parts: list[tuple[Any, ...]], notes: list[str], path: str) -> rows
     if len(widths) > 1 or 0 in widths:
         raise DatasetError(f"{path}: observations: expected as many features in all episodes, found {sorted(widths)}")
     terminated, complete = (np.array([part[k] for part in parts]) for k in (3, 4))
-    # a row of its own for the action and the reward that a final observation has not
+    # adds a row for the action and the reward, which a final observation does not have
     grown = lambda k: np.concatenate(
         [np.concatenate([part[k], np.zeros_like(part[k][:1])]) if part[4] else part[k] for part in parts]
     )

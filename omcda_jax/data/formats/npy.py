@@ -1,4 +1,4 @@
-"""NumPy files, with their sizes checked before anything is read."""
+"""NumPy files; their sizes are checked before anything is read."""
 
 import os
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ def load(path: str, name: str) -> np.ndarray:
     """Return the array of a NumPy file.
 
     Args:
-        path: its folder.
-        name: its name.
+        path: the file's folder.
+        name: the file's name.
 
     Raises:
-        DatasetError: missing, not a NumPy file, of objects, cut short, or damaged.
+        DatasetError: the file is missing, not a NumPy file, of objects, cut short, or damaged.
     """
     where = os.path.join(path, name)
     try:
@@ -38,13 +38,13 @@ def load(path: str, name: str) -> np.ndarray:
         raise DatasetError(f"{path}: {name}: expected a NumPy file, found: {error.strerror or error}") from error
     except DatasetError:
         raise
-    # a damaged header surfaces as almost any exception class
+    # a damaged header can raise almost any exception class
     except Exception as error:
         raise DatasetError(f"{path}: {name}: expected an intact NumPy file, found a damaged header") from error
 
 
 def load_all(path: str, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the arrays KEY.npy of a folder, for those keys that are there.
+    """Return the arrays KEY.npy of a folder for the keys that it has.
 
     Args:
         path: the folder.

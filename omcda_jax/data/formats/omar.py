@@ -1,8 +1,8 @@
-"""The particle and MuJoCo data of OMAR (Pan et al., ICML 2022), CFCQL's continuous ones too: a folder of NumPy files.
+"""The particle and MuJoCo data of OMAR (Pan et al., ICML 2022) and CFCQL's continuous data: a folder of NumPy files.
 
 For each agent i: obs_i.npy, acs_i.npy, rews_i.npy, next_obs_i.npy, dones_i.npy and, for MuJoCo, states_i.npy and
-next_states_i.npy, one row per transition. An episode goes on while the next row observes what this one's `next_obs`
-says.
+next_states_i.npy, one row per transition. An episode goes on while the next row's observation equals this row's
+`next_obs`.
 """
 
 import re
@@ -25,8 +25,8 @@ def matches(names: set[str]) -> bool:
 def read(path: str) -> rows.Reading:
     """Read a folder.
 
-    Agents' observations and actions of different sizes are padded with zeros; without states the state is all agents'
-    observations.
+    If agents' observations or actions differ in size, they are padded with zeros. Without states, the state is all
+    agents' observations.
 
     Args:
         path: the folder.
@@ -67,7 +67,7 @@ def read(path: str) -> rows.Reading:
 def _observed(
     arrays: dict[str, list[np.ndarray]], path: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-    """Observations and states of all rows, those after them, and notes."""
+    """Return observations and states of all rows, those after them, and notes."""
     for part in ("obs", "states"):
         for agent, (now, after) in enumerate(zip(arrays.get(part, ()), arrays.get(f"next_{part}", ()), strict=True)):
             if now.shape != after.shape:

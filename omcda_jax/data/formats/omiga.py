@@ -1,7 +1,7 @@
 """The multi-agent MuJoCo files of OMIGA (Wang et al., NeurIPS 2023): HDF5, flat rows s, o, a, r, d.
 
-A row with d = 1 is the extra one that closes an episode: it holds the observation after the last step. The file does
-not tell an end from the time limit. States and observations are per agent, actions continuous, one reward per row.
+A row with d = 1 is the extra row that closes an episode, with the observation after the last step. The file does not
+distinguish an end from the time limit. States and observations are per agent, actions continuous, one reward per row.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     """Return the episodes in a file's arrays.
 
     Args:
-        arrays: by key.
+        arrays: arrays by key.
         source: the file.
 
     Raises:
@@ -49,7 +49,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     if kept < total:
         notes.append(f"the last {total - kept} rows belong to an episode that is not closed: left out")
     length = np.diff(ends, prepend=-1) - 1
-    # a closing row right after another closes an episode without a step
+    # a closing row directly after another one closes an episode without a step
     empty = length == 0
     if empty.all():
         raise DatasetError(f"{source}: d: expected an episode with a step, found closing rows only")
@@ -59,7 +59,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
     keep[ends[empty]] = False
     length = length[~empty]
     taken = np.flatnonzero(keep)
-    # the arrays are large: none is copied that need not be, or held longer
+    # the arrays are large: none is copied without need, or kept longer than needed
     cut = lambda values: values[:kept] if keep.all() else values[:kept][keep]
     single = lambda key: columns.single(cut(arrays.pop(key)), source, key, lambda row: f"row {taken[row]}")
     steps = np.delete(taken, final_rows(length))
@@ -75,11 +75,11 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
 
 
 def write(file: Any, episodes: Episodes) -> None:
-    """Write the rows into an open file; what the layout cannot hold is lost: legal actions, why an episode ended.
+    """Write the rows into an open file; the layout cannot store legal actions or why an episode ended.
 
     Args:
-        file: of h5py, empty.
-        episodes: with continuous actions.
+        file: an empty h5py file.
+        episodes: episodes with continuous actions.
     """
     agents = episodes.obs.shape[1]
     done = np.zeros((len(episodes.reward), agents), np.float32)

@@ -1,6 +1,6 @@
-"""What published datasets do differently: noted, and corrected only where the user says so.
+"""What published datasets do differently: always noted, but corrected only if the user says so.
 
-Readers of foreign formats hand over episodes as their file has them; everything here works on those.
+Readers of foreign formats return episodes as their file has them; everything here works on such episodes.
 """
 
 import math
@@ -16,19 +16,19 @@ from omcda_jax.types import ConfigError, DatasetError
 def repaired(
     episodes: Episodes, repairs: Repairs, source: str, stored: np.ndarray | None = None, where: Where = by_row
 ) -> tuple[Episodes, list[str]]:
-    """Return episodes with the user's corrections, and lines on what these left out.
+    """Return episodes with the user's corrections, and lines on what the corrections left out.
 
     Args:
-        episodes: as a reader gives them; the reward may be [T, N].
-        repairs: what to fix.
+        episodes: as a reader returns them; the reward may be [T, N].
+        repairs: what to correct.
         source: what error messages call the data.
-        stored: [E] bool, as of `rows.Reading`: an episode that turns out to be cut although nothing is stored after its
-            last step loses that step. None where all episodes store it.
+        stored: [E] bool, as in `rows.Reading`: if an episode turns out to be cut but nothing is stored after its last
+            step, it loses that step. None if all episodes have something stored there.
         where: what error messages call a row.
 
     Raises:
-        DatasetError: the agents' rewards differ and `team_reward` does not say what to make of it.
-        ConfigError: a repair that the data have no use for.
+        DatasetError: the agents' rewards differ and `team_reward` does not say what to make of them.
+        ConfigError: a repair does not apply to the data.
     """
     reward = _team(episodes.reward, repairs.team_reward, source, where)
     final = final_rows(episodes.length)
@@ -59,7 +59,7 @@ def repaired(
 
 
 def _shortened(episodes: Episodes, which: np.ndarray, source: str) -> tuple[Episodes, list[str]]:
-    """Episodes of which some [E] lose their last step, whose observation becomes the final one, and notes on them."""
+    """Remove the last step of some episodes [E]; its observation becomes the final one. Return them and notes."""
     final = final_rows(episodes.length)
     kept = episodes.length > which
     if not kept.any():
@@ -103,7 +103,7 @@ def quirks(episodes: Episodes) -> list[str]:
     """Return one line for each oddity that changes what is learned, with the repair that undoes it.
 
     Args:
-        episodes: with a reward [T].
+        episodes: episodes with a reward [T].
     """
     notes = []
     if episodes.action.dtype.kind == "f" and (largest := float(np.abs(episodes.action).max(initial=0))) > 1:
@@ -117,7 +117,7 @@ def quirks(episodes: Episodes) -> list[str]:
         )
     longest = int(episodes.length.max(initial=0))
     ended = (episodes.length == longest) & episodes.terminated
-    # one length that many share, and the longest one, is the clock's
+    # if many episodes share the longest length, it is that of the time limit
     if len(ended) > 1 and ended.sum() > max(1, 0.05 * len(ended)) and longest >= 50:
         notes.append(
             f"{ended.sum()} of {len(ended)} episodes last {longest} steps, the longest, and count as ended by the"
@@ -129,7 +129,7 @@ def quirks(episodes: Episodes) -> list[str]:
 def _looks_like_return_to_go(episodes: Episodes) -> bool:
     final = final_rows(episodes.length)
     step = np.diff(episodes.reward.astype(np.float64))
-    # a step onto an episode's final row or into the next episode says nothing
+    # a step to an episode's final row or into the next episode says nothing
     inside = np.ones(len(step), bool)
     inside[final[:-1]] = inside[final - 1] = False
     changes = step[inside]

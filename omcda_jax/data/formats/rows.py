@@ -1,4 +1,4 @@
-"""Steps that a reader takes from arrays as a file has them to `Episodes`."""
+"""Steps by which a reader turns a file's arrays into `Episodes`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ class Reading(NamedTuple):
     """What a reader makes of a file.
 
     Attributes:
-        episodes: as the file has them; the reward is [T] or, per agent, [T, N], on final rows that of a step left out.
-        notes: lines on what was left out and what was made of the rest.
-        stored: [E] bool, the file stores what the team saw after the last step; elsewhere the last observation stands
-            for it, which counts for nothing while the task itself ended the episode.
-        files: name and number of episodes of each file, where there are several.
+        episodes: as the file has them; the reward is [T] or, per agent, [T, N], on final rows that of a left-out step.
+        notes: lines on what was left out and how the rest was interpreted.
+        stored: [E] bool, the file stores the observation after the last step; elsewhere the last observation takes its
+            place, which has no effect if the task itself ended the episode.
+        files: name and number of episodes of each file, if there are several.
     """
 
     episodes: Episodes
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 
 def require_keys(keys: Sequence[str], expected: Sequence[str], source: str) -> None:
-    """Raise a DatasetError that names the keys that are missing and those that are there."""
+    """Raise a DatasetError if keys are missing; it names the missing keys and those that are there."""
     missing = [key for key in expected if key not in keys]
     if missing:
         there = ", ".join(sorted(keys)) or "nothing"
@@ -38,7 +38,7 @@ def require_keys(keys: Sequence[str], expected: Sequence[str], source: str) -> N
 
 
 def require_rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
-    """Return the number of rows that all arrays share; a DatasetError names the first that has another, or none."""
+    """Return the number of rows that all arrays share; a DatasetError names the first array with another or none."""
     (first, values), *others = arrays.items()
     if len(values) == 0:
         raise DatasetError(f"{source}: {first}: expected at least one row, found none")
@@ -49,7 +49,7 @@ def require_rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
 
 
 def per_agent(values: np.ndarray, agents: int, source: str, key: str, *, axes: int = 1) -> np.ndarray:
-    """Return values with an axis of one entry, or of one per agent, after the leading axes.
+    """Return values with an axis of one entry, or of one entry per agent, after the leading axes.
 
     Args:
         values: [..., N, 1], [..., N], [..., 1] or [...].
@@ -73,7 +73,7 @@ def per_agent(values: np.ndarray, agents: int, source: str, key: str, *, axes: i
 
 
 def team_reward(reward: np.ndarray) -> np.ndarray:
-    """Return rewards [T, 1] as the team's, [T]; those of each agent, [T, N], as they are."""
+    """Return rewards [T, 1] as team rewards [T]; return rewards of each agent [T, N] as they are."""
     return reward[:, 0] if reward.shape[1] == 1 else reward
 
 
@@ -82,13 +82,13 @@ def ends(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Find where episodes end: where every agent has been ended or cut, or where the file closes them.
 
-    Agents may end at different steps. One that has ended stays so until its episode is over, whether or not its flag is
-    repeated. The task ended an episode where it ended every agent; if only some, or none, the clock cut it.
+    Agents may end at different steps. An agent that has ended stays ended until its episode is over, even if its flag
+    is not repeated. The task ended an episode if it ended every agent; else the time limit cut the episode.
 
     Args:
         ended: [T, N] bool, the task ended for the agent at the step; it wins over `cut`.
         cut: [T, N] bool, the time limit cut the agent's episode.
-        closed: [T] bool, the episode is over after the row whatever the flags say; None for nowhere.
+        closed: [T] bool, the episode is over after the row whatever the flags say; None: nowhere.
 
     Returns:
         [E] the last row of each episode, [E] bool whether the task ended it, and notes on agents that differ.
@@ -143,7 +143,7 @@ def with_final_rows(
 
     Args:
         steps: arrays over all steps [sum(length), ...], episode after episode.
-        finals: for some of them, [E, ...] what the final rows hold; the others get zeros.
+        finals: for some of the arrays, the final rows [E, ...]; the others get zeros.
         length: [E] steps.
     """
     length = np.asarray(length, np.int64)
@@ -168,16 +168,16 @@ def without_successors(
 ) -> Reading:
     """Return the episodes of a layout that stores nothing after the last step.
 
-    Of an episode that the clock cut the last step has no successor: it is left out, and its observation ends the
-    episode.
+    If the time limit cut an episode, its last step has no successor: the step is left out, and its observation ends
+    the episode.
 
     Args:
         seen: [T, ...] obs, global_state and, if there is one, avail.
         taken: [T, ...] action and reward.
-        last: [E] the last row of each episode; together they cover all rows.
+        last: [E] the last row of each episode; the episodes cover all rows.
         terminated: [E] bool.
         source: the file.
-        stored: [E] bool, the last row is already what the team saw after its last step; None for nowhere.
+        stored: [E] bool, the last row is already the observation after the last step; None: nowhere.
 
     Raises:
         DatasetError: no episode has a step and its successor.
@@ -201,16 +201,16 @@ def without_successors(
     is_step = kept[episode]
     is_step[last[cut | stored]] = False
     steps = {name: values[is_step] for name, values in (*seen.items(), *taken.items())}
-    # after an end nothing counts, so the last observation will do for the one that is not stored
+    # after an end nothing counts, so the last observation can replace the one that is not stored
     finals = {name: values[last[kept]] for name, values in seen.items()}
-    # returns-to-go hold the rewards of the steps left out
+    # returns-to-go include the rewards of the steps left out
     finals["reward"] = np.where(cut.reshape(-1, *[1] * (taken["reward"].ndim - 1)), taken["reward"][last], 0)[kept]
     joined = with_final_rows(steps, finals, length[kept])
     return Reading(episodes(joined, length[kept], terminated[kept]), notes, (cut | stored)[kept])
 
 
 def episodes(rows: Mapping[str, np.ndarray], length: Any, terminated: Any) -> Episodes:
-    """Return rows as `Episodes`, of its types; a missing `avail` allows everything.
+    """Return rows as `Episodes` with the right types; a missing `avail` allows everything.
 
     Args:
         rows: obs, global_state, action, reward and, if there is one, avail, each with its final rows.
@@ -240,11 +240,11 @@ def joined(readings: Sequence[Reading], names: Sequence[str]) -> Reading:
     """Return several files' episodes as one dataset, in the order given.
 
     Args:
-        readings: of the files.
-        names: of the files, for messages.
+        readings: readings of the files.
+        names: names of the files, for messages.
 
     Raises:
-        DatasetError: naming the first file whose sizes differ from the first one's.
+        DatasetError: naming the first file with sizes that differ from those of the first file.
     """
     first = readings[0].episodes
     widest = max(reading.episodes.avail.shape[2] for reading in readings if reading.episodes.avail.ndim == 3)
@@ -252,7 +252,7 @@ def joined(readings: Sequence[Reading], names: Sequence[str]) -> Reading:
     for reading, name in zip(readings, names, strict=True):
         part = reading.episodes
         discrete = part.action.dtype.kind != "f"
-        # without a mask a file tells only the largest action in it
+        # without a mask, a file only tells the largest action in it
         if discrete and part.avail.shape[2] < widest and part.avail.all():
             part = part._replace(avail=np.ones((*part.avail.shape[:2], widest), bool))
         for key in ("obs", "global_state", "avail", "action", "reward"):

@@ -1,10 +1,10 @@
 """Vaults of Flashbax, in which OG-MARL publishes its datasets (Formanek et al.): zarr arrays in one OCDBT database.
 
-A folder with metadata.json, whose `structure_shape` names the arrays, and a store `vault_index` that says how many rows
-are written. Arrays have shape [B, T, ...], B lanes of rows (OG-MARL has one), agents on the third axis: observations,
-actions, rewards, terminals, truncations, and infos.state and infos.legals where there are any. Nothing follows the last
-step of an episode, so of one that the clock cut the last step has no successor: it is left out, and its observation
-ends the episode.
+A folder with metadata.json, in which `structure_shape` names the arrays, and a store `vault_index`, which says how many
+rows are written. Arrays have shape [B, T, ...], with B lanes of rows (OG-MARL has one) and agents on the third axis:
+observations, actions, rewards, terminals, truncations and, optionally, infos.state and infos.legals. Nothing follows
+the last step of an episode. So if the time limit cut an episode, its last step has no successor: the step is left out,
+and its observation ends the episode.
 """
 
 import json
@@ -28,21 +28,21 @@ _TIME_AXIS = int(10e12)
 
 
 def matches(path: str) -> bool:
-    """Return whether a folder looks like this layout, even if its description is missing or its arrays are."""
-    # orbax keeps its checkpoints in such a database too
+    """Return whether a folder looks like this layout, even if its description or its arrays are missing."""
+    # orbax stores its checkpoints in such a database too
     if guess.is_checkpoint(path):
         return False
     return guess.describes_arrays(path) or {_MANIFEST, "d"} <= guess.visible(path)
 
 
 def read(path: str) -> rows.Reading:
-    """Read a vault; its lanes, one after another, are read like one.
+    """Read a vault; its lanes are read one after another as if they were one.
 
     Args:
-        path: its folder, the one with metadata.json.
+        path: its folder, which contains metadata.json.
 
     Raises:
-        DatasetError: metadata or arrays are missing, damaged or not as OG-MARL lays them out.
+        DatasetError: metadata or arrays are missing, damaged or not in OG-MARL's layout.
     """
     arrays, lanes, count = _read_arrays(path)
     total = lanes * count
@@ -77,7 +77,7 @@ def read(path: str) -> rows.Reading:
 def _episodes(
     ended: np.ndarray, cut: np.ndarray, lanes: int, path: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Last rows of the episodes among those kept [E], which the task ended [E], which rows are kept [B * T], notes."""
+    """Return the episodes' last rows among those kept [E], which the task ended [E], which are kept [B * T], notes."""
     total, count = len(ended), len(ended) // lanes
     kept = np.zeros(total, bool)
     lasts, terminated, notes, before = [], [], [], 0
@@ -100,7 +100,7 @@ def _episodes(
 
 
 def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int, int]:
-    """A vault's arrays [B, T, ...] with their ranks and agents checked, its lanes B and its rows T."""
+    """Return a vault's arrays [B, T, ...], with ranks and agents checked, the number of lanes B and of rows T."""
     names = dict(_leaves(_structure(path)))
     rows.require_keys(sorted(names), _REQUIRED, path)
     count = _index(path)
@@ -129,7 +129,7 @@ def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], int, int]:
 
 
 def stored_bytes(path: str) -> int:
-    """Return the bytes of a vault's written rows, unpacked, of all its arrays.
+    """Return the number of bytes of a vault's written rows in all its arrays, unpacked.
 
     Args:
         path: its folder.
@@ -143,7 +143,7 @@ def stored_bytes(path: str) -> int:
 
 
 def _index(path: str) -> int:
-    """How many rows of every lane are written."""
+    """Return how many rows of every lane are written."""
     index = _array(path, "vault_index")
     try:
         return int(index.read().result().reshape(-1)[0])
@@ -155,10 +155,10 @@ def write(path: str, spec: EnvSpec, episodes: Episodes, metadata: dict[str, Any]
     """Write a vault, which flashbax reads too; the observation after the last step is lost, as in all vaults.
 
     Args:
-        path: a folder that is not there yet.
+        path: a folder that does not exist yet.
         spec: the task's sizes.
         episodes: the data.
-        metadata: of the dataset; plain numbers and text go into metadata.json.
+        metadata: metadata of the dataset; plain numbers and text go into metadata.json.
     """
     agents = spec.num_agents
     steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
@@ -212,7 +212,7 @@ def _leaves(tree: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _rows(path: str, name: str, shape: Any, count: int) -> np.ndarray:
-    """The first `count` rows of all lanes; a store that is cut short reads as zeros, so its shape is compared too."""
+    """Return the first `count` rows of all lanes; check the shape too, because a store cut short reads as zeros."""
     array = _array(path, name)
     try:
         lanes, _, *rest = (int(size) for size in literal_eval(shape))
@@ -232,7 +232,7 @@ def _rows(path: str, name: str, shape: Any, count: int) -> np.ndarray:
 
 
 def _plain(error: BaseException) -> str:
-    """A message of tensorstore's without the places in its sources."""
+    """Return a message of tensorstore without the places in its source code."""
     return one_line(error).split(" [")[0]
 
 
