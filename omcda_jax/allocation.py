@@ -26,7 +26,7 @@ class AllocationState:
     """What OMCDA carries from update to update, apart from its networks.
 
     Attributes:
-        log_alpha: [N] moving average of the solved levels; by gradient, after the warm-up, moved by `dual_step`.
+        log_alpha: [N] moving average of the solved levels; by gradient, `dual_step` moves it after the warm-up.
         budget: [N] d_i, nats; on the simplex.
         influence: [N] moving average of m_i; 0 until the critic warm-up is over.
         value_size: [] moving average of |V^r_tot| in the critic warm-up only, so the size of the behaviour's value.

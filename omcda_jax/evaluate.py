@@ -133,7 +133,7 @@ def _in_jax(act, environment: Environment, episodes: int, population: bool, opti
 
 
 def _of_every_trial(act):
-    """Act for one trial after the other on a CPU, because its caches fit only one; elsewhere for all at once."""
+    """Act for one trial after the other on a CPU, whose caches have room for only one; elsewhere for all at once."""
     if jax.default_backend() == "cpu":
         return lambda *stacked: jax.lax.map(lambda one: act(*one), stacked)
     return jax.vmap(act)

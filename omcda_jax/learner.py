@@ -29,7 +29,7 @@ _AXIS = "devices"
 
 
 class NonFiniteMetrics(RuntimeError):
-    """Update after update was infinite or not a number; the message names one such metric and the update."""
+    """Several updates in a row had a metric that was not finite; the message names one such metric and the update."""
 
 
 def initial_state(
@@ -84,7 +84,7 @@ def _concrete(config: Any) -> Any:
 def _run_once(function: Callable[..., Any], *arguments: Any, within: Any = None) -> Any:
     """Call a function as one program instead of hundreds, compiled for a single call.
 
-    If an argument or a leaf of `within` (what the function closes over) is traced, it is part of the outer program.
+    If an argument is traced, or a leaf of `within` (what the function closes over), the outer program includes it.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, within))):
         return jax.jit(function)(*arguments)
@@ -259,7 +259,7 @@ def make_train_step(
 
 
 def _of_every_trial(train_step: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """Train one trial after the other on a CPU, because its caches fit only one; elsewhere all side by side."""
+    """Train one trial after the other on a CPU, whose caches have room for only one; elsewhere all side by side."""
     if platform == "cpu":
         return lambda states, dataset: jax.lax.map(lambda state: train_step(state, dataset), states)
     return jax.vmap(train_step, in_axes=(0, None))

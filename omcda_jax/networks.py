@@ -148,7 +148,7 @@ class DeviationMixer(nn.Module):
 
     `convex` (chosen here): each row is a softmax that favours the diagonal, without a bias, so that Q^c keeps the scale
     of a discounted KL. `identity`: w^c = I. `monotonic`: the paper's literal |w| with a free bias. No reward anchors
-    its scale, so it can diverge, and it did in trials of the in-sample form.
+    the scale, so it can diverge, and it did in trials of the in-sample form.
 
     Attributes:
         num_agents: N.

@@ -252,9 +252,9 @@ def gradient_step(
     Args:
         state: where to step from.
         batch: B transitions; this device's part of them when `axis_name` is given.
-        losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`. Both are by name, per row [B] or per
-            agent [B, N]; per agent, rows without a choice are left out. `params` are differentiated, the parameters
-            in `state` are constants.
+        losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`. Both map names to values per row [B]
+            or per agent [B, N]; per agent, rows without a choice are left out. `params` are differentiated, the
+            parameters in `state` are constants.
         fixed: what the losses take as constant; it is passed on to them.
         axis_name: mapped device axis to reduce over.
         groups: groups that take the step; None: all.
@@ -306,7 +306,7 @@ def descend(
 
 
 def hold(new: TrainState, old: TrainState, held: Mapping[str, chex.Array]) -> TrainState:
-    """Return `new`, but every group whose flag ([] bool) is set as it is in `old`, with its optimiser and target."""
+    """Return `new`, but take each group whose flag ([] bool) is True from `old`, with its optimiser and target."""
 
     def choose(tree, before):
         pick = lambda flag: lambda x, y: jnp.where(flag, y, x)

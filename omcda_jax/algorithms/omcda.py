@@ -56,8 +56,8 @@ class OmcdaConfig(CriticSettings):
         extraction: how the policy follows the values. "weighted": cloning weighted by omega (paper). "gradient":
             descent on KL(pi || pi*) (Park et al. 2024, "Is Value Learning Really the Main Bottleneck in Offline RL?").
             "auto": weighted where actions are discrete, gradient where they are continuous.
-        critic_warmup: updates in which the policy clones the data and the values become the behaviour's. About
-            horizon / target_rate carry credit through a whole episode; with `priming`, a few thousand are enough.
+        critic_warmup: updates in which the policy clones the data and the values become the behaviour's. Credit needs
+            about horizon / target_rate of them to travel an episode; with `priming`, a few thousand are enough.
         level_rate: weight of the newest solution in the moving average of log alpha.
         level_step: largest change of log alpha per update, where extraction is by gradient.
         price: least return that a nat of deviation must earn: alpha goes no lower, so the budget is a cap. The unit is
@@ -193,7 +193,7 @@ def learned_from(state: TrainState, rows: chex.ArrayTree) -> chex.ArrayTree:
     """Return the rows that the policy learns from: every second one where gradients of the critics are needed.
 
     They are the most expensive part of an update; TD3's policy (Fujimoto et al. 2018) steps every second time for the
-    same reason. One pass gives the values of all discrete actions. The in-sample form also learns values from all rows.
+    same reason. Discrete actions keep all rows: one pass gives all values. The in-sample form needs all for its values.
     """
     every = state.spec.discrete or not by_gradient(state) or state.config.value_target == "in_sample"
     return rows if every else jax.tree.map(lambda x: x[::2], rows)
@@ -285,7 +285,7 @@ def estimate(state: TrainState, batch: Batch, axis_name: str | None = None) -> E
 
 
 def levels(state: TrainState, estimates: Estimates, axis_name: str | None = None) -> tuple[chex.Array, chex.Array]:
-    """Return log alpha [N], which spends the budgets but is at least the price of a nat, and policy weights [M, N].
+    """Return log alpha [N], where alpha spends the budgets but is at least the price of a nat, and weights [M, N].
 
     In the critic warm-up every weight is 1. After it, by gradient, the levels follow what the policy itself spends.
     """
@@ -330,7 +330,8 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
     """Return the loss that moves the policy towards pi*_i = b_i exp z_i: [B, N].
 
     Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant.
-    E_pi z_i is to first order around the policy in `estimates`. If every second row is left out, the rest count twice.
+    E_pi z_i is taken to first order around the policy in `estimates`. If every second row is left out, the rest count
+    twice.
     """
     network, learned = _networks(state.spec, state.config).policy, learned_from(state, batch)
     policy = networks.action_distribution(network, params["policy"], learned.obs, learned.avail)
@@ -409,7 +410,7 @@ def measure(state: TrainState, estimates: Estimates, axis_name: str | None = Non
 def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """Do one update in the paper's four steps: estimate, levels, descend, allocate.
 
-    Every loss is taken at the parameters before the step. During the critic warm-up, the influence stays as it is.
+    Every loss is taken at the parameters before the step. In the critic warm-up, influence and budgets do not change.
     Arguments and results are those of `omcda_jax.update`.
     """
     config, extra, warms = state.config, state.extra, warms_up(state)

@@ -23,7 +23,7 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
 
     Coverage is the share of distinct pairs among all transitions, as OG-MARL reports it: pairs of state and joint
     action, and of each agent's observation and action. It is 1 if no pair comes twice. Entropy is that of an agent's
-    actions over the whole dataset in nats; for continuous actions, the mean over dimensions in `BINS` bins of [-1, 1].
+    actions over the dataset in nats; for continuous actions, the mean over dimensions in `BINS` equal bins of [-1, 1].
 
     Args:
         spec: the task's sizes.
