@@ -158,7 +158,7 @@ def parse(argv: Sequence[str]) -> Command | None:
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
     define("string", "preset", None, f"a preset of experiments/run.py, or one of {', '.join(RINGS)}")
-    define("string", "name", None, "of the results and the run's folder, by default the preset's")
+    define("string", "name", None, "name for the results and the run's folder; by default the preset's")
     define("list", "own", ["0.25", "0.5", "1", "2", "4"], "an agent's own budget, in even shares; empty: not varied")
     define(
         "list",
@@ -168,7 +168,7 @@ def _flags() -> flags.FlagValues:
     )
     define("list", "rules", list(RULES), "allocation rules under which the total is varied")
     define("list", "seeds", ["0", "1", "2"], "seeds of the algorithm")
-    define("string", "directory", "runs/analysis", "where the runs lie")
+    define("string", "directory", "runs/analysis", "folder for the runs")
     define("string", "results", "benchmarks/results", "folder of the CSV and the figure")
     define("boolean", "report_only", False, "only words and figure, of the CSV that is there")
     return values

@@ -38,9 +38,9 @@ HELD_OUT, LARGEST = 0.2, 8_000
 TITLES, PARTS = ("explained", "sd of A", "worth"), ("held out", "learned")
 
 FLAGS, define = new_flags()
-define("string", "preset", "smac_5m6m", "of experiments/run.py")
-define("list", "overrides", [], "further settings, as learner.batch_size=64")
-define("integer", "updates", 4_000, "of the warm-up")
+define("string", "preset", "smac_5m6m", "preset of experiments/run.py")
+define("list", "overrides", [], "further settings, for instance learner.batch_size=64")
+define("integer", "updates", 4_000, "updates of the warm-up")
 define("integer", "every", 1_000, "updates between two rows")
 
 

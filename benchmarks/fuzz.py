@@ -180,7 +180,7 @@ def work(values: flags.FlagValues) -> bool:
 
 if __name__ == "__main__":
     FLAGS, define = new_flags()
-    define("integer", "mutations", 2000, "How many to try, shared evenly among formats and kinds of fault.")
+    define("integer", "mutations", 2000, "Mutated files to try, shared evenly among formats and kinds of fault.")
     define("integer", "seed", 0, "Another seed makes other files.")
-    define("string", "keep", None, "Folder to copy the files to that something is wrong with.")
+    define("string", "keep", None, "Folder for copies of the files that failed.")
     sys.exit(printing(lambda: main(sys.argv, __doc__, FLAGS, work)))

@@ -31,9 +31,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 WAYS = ("h5py", "device", "unpack", "host")
 FLAGS, define = new_flags()
 define("list", "data", [], "files to read; none: a million transitions of Hopper, 1,000 episodes of two SMAX tasks")
-define("integer", "repeats", 3, "of every measurement", lower_bound=1)
+define("integer", "repeats", 3, "repetitions of every measurement", lower_bound=1)
 define("integer", "batch_size", 128, "transitions of a batch", lower_bound=1)
-define("integer", "updates", 400, "of every measurement of throughput", lower_bound=1)
+define("integer", "updates", 400, "updates of every measurement of throughput", lower_bound=1)
 define("string", "measure", None, "one row, as JSON: what this program asks of itself")
 
 

@@ -325,14 +325,16 @@ def known_flags() -> flags.FlagValues:
     values, define = new_flags()
     define("list", "sections", None, "some of those above; all if none is given")
     define("string", "results", "benchmarks/results", "folder of the CSV")
-    define("integer", "cores", 1, "of a CPU to be pinned to")
+    define("integer", "cores", 1, "CPU cores to run on")
     define("integer", "rounds", 5, "measurements of everything")
-    define("float", "seconds", 0.5, "that one measurement takes at least")
+    define("float", "seconds", 0.5, "least duration of one measurement")
     define("float", "limit_s", None, "seconds after which nothing new is begun")
-    define("string", "against", None, "another checkout to measure in turns with this one, instead of the sections")
-    define("string", "omiga", None, "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure OMIGA beside, likewise")
+    define("string", "against", None, "another checkout to measure, interleaved with this one, instead of the sections")
+    define(
+        "string", "omiga", None, "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure, interleaved with our OMIGA"
+    )
     define("string", "omiga_python", sys.executable, "the Python that has torch")
-    define("boolean", "missing", False, "list the packages that are not here and how to carry them, and stop")
+    define("boolean", "missing", False, "only list the missing packages and how to carry them here")
     return values
 
 

@@ -225,9 +225,9 @@ def _flags() -> flags.FlagValues:
     define("list", "seeds", ["0", "1", "2", "3", "4", "5"], "seeds of the final runs; the dataset is the same for all")
     define("list", "tuning_seeds", ["100"], "seeds of the runs that settings are chosen by")
     define("integer", "tuning_updates", 0, "updates of a tuning run; 0: as many as of a final one", lower_bound=0)
-    define("string", "directory", "runs/table", "where the runs lie")
+    define("string", "directory", "runs/table", "folder for the runs")
     define("string", "results", "benchmarks/results", "folder of table.csv")
-    define("boolean", "report_only", False, "only the tables, of the rows that are there")
+    define("boolean", "report_only", False, "train nothing, only print the tables of the existing rows")
     return values
 
 

@@ -21,9 +21,9 @@ from omcda_jax.types import ConfigError, suggestion
 def main(argv: list[str]) -> int:
     """Run one command line, with the program's name in `argv[0]`; return the exit status."""
     values, define = new_flags()
-    define("string", "directory", "runs/table", "Of benchmarks.table.")
+    define("string", "directory", "runs/table", "The --directory of benchmarks.table.")
     define("list", "tasks", [], "Presets, with :quality where the table's task has one; none: all that are there.")
-    define("list", "algorithms", [], "Of these; none: all that are there.")
+    define("list", "algorithms", [], "Algorithms; none: all that are there.")
     define("string", "results", "benchmarks/results", "Folder of table.csv.")
     define("string", "zoo", "benchmarks/zoo", "Folder of entries.")
     return frame.main(argv, __doc__, values, _make)

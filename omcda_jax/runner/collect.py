@@ -122,7 +122,7 @@ def _flags() -> flags.FlagValues:
     )
     define("string", "weights", None, "Folder of the stages, as train_behaviour.py made it; by default the package's.")
     define("string", "policy", None, "random, a run, a saved policy, an npz file or module:function; see above.")
-    define("enum", "checkpoint", "latest", ["latest", "best"], "Which one of a run.")
+    define("enum", "checkpoint", "latest", ["latest", "best"], "Which checkpoint of a run.")
     define("boolean", "greedy", False, "Take the likeliest actions instead of drawing them.")
     define("float", "random_share", 0.0, "Chance that an agent acts at random in a step.")
     define("integer", "episodes", None, "Episodes to keep; 1000 if no size is given, except for MuJoCo.")

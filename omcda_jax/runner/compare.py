@@ -104,9 +104,9 @@ def _flags() -> flags.FlagValues:
     )
     define("list", "algorithms", list(ALGORITHMS), "algorithms to compare")
     define("list", "seeds", ["0", "1", "2"], "seeds of each cell; the dataset is the same for all")
-    define("string", "directory", "runs/compare", "where cells and tables lie")
+    define("string", "directory", "runs/compare", "folder for the cells and the tables")
     define("list", "log", [], f"also log to these: {', '.join(sinks.SINKS)}")
-    define("boolean", "report_only", False, "only the tables of what is finished")
+    define("boolean", "report_only", False, "train nothing, only write the tables of what is finished")
     return values
 
 

@@ -1,11 +1,10 @@
 """The presets: a task, how long to learn on it, and the settings that suit each algorithm there.
 
-The algorithms' defaults are published values; their files name the sources. The published returns reach 20 on SMAC.
-SMAX's returns reach 2, and the MuJoCo presets scale every reward by a tenth. Temperatures in units of return are
-therefore a tenth of the published ones, and distances that are added to returns have a tenth of the weight. This holds
-for OMIGA, ComaDICE, and on MuJoCo ICQ's policy and OMAR's actor; the loss is the same up to a factor. The log-sum-exp
-of a penalty has a scale of its own, so penalties are the best of three values a decade apart; on MuJoCo all have CQL's.
-ICQ's other temperatures are the defaults, which were the best of three wherever others were tried.
+The algorithms' defaults are published values; their files name the sources. The SMAX presets scale rewards by ten, so
+that returns reach 20 as they do on SMAC. The MuJoCo presets scale them by a tenth. Temperatures in units of return are
+therefore a tenth of the published ones there, and distances that are added to returns have a tenth of the weight: for
+OMIGA, ComaDICE, ICQ's policy and OMAR's actor. The loss is the same up to a factor. Penalties, and alpha on SMAX, are
+the best of three values a factor of ten apart; on MuJoCo all penalties are CQL's.
 """
 
 import dataclasses

@@ -159,8 +159,8 @@ def _flags() -> flags.FlagValues:
     define("string", "out", None, "File of the page, watch.html in the directory by default.")
     number = "Which of the trials, the first being 0."
     define("integer", "trial", None, number, lower_bound=0)
-    define("enum", "checkpoint", "latest", WHICH, "Which one of a run.")
-    define("string", "environment", None, "Where a saved policy acts, for instance smax/3m.")
-    define("string", "quality", None, "Behaviour that a saved policy is shown beside, for instance medium.")
-    define("string", "data", None, "Dataset whose episodes a saved policy is shown beside.")
+    define("enum", "checkpoint", "latest", WHICH, "Which checkpoint of a run.")
+    define("string", "environment", None, "Environment of a saved policy, for instance smax/3m.")
+    define("string", "quality", None, "Behaviour policy to show beside a saved policy, for instance medium.")
+    define("string", "data", None, "Dataset with episodes to show beside those of a saved policy.")
     return values

@@ -149,23 +149,29 @@ def _flags() -> flags.FlagValues:
     define("string", "config", None, "preset of trials whose grid names no task, with an optional :quality")
     define("multi_string", "grid", [], "settings to vary; several flags are alternatives")
     define("string", "rows", None, "file of settings, a JSON object a line or .csv, each with every point of the grid")
-    define("string", "directory", "runs/sweep", "where the manifest, runs and logs lie; hosts share it")
+    define("string", "directory", "runs/sweep", "folder for the manifest, the runs and the logs; hosts share it")
     define("integer", "population", 16, "largest number of trials that train together in one row", lower_bound=1)
     define("boolean", "distributed", False, "spread every trial over all hosts, which each run this command")
     define("boolean", "dry_run", False, "print rows and what they will cost, and write nothing")
     define("float", "rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
-    define("string", "rates", None, "directory of another sweep, whose rows tell the rate of rows alike")
-    define("enum", "search", None, ["optuna"], "let it choose among what the grid says")
-    define("string", "metric", "evaluation/return_mean", "that --search is by, a mean over seeds; see docs/sweeps.md")
-    define("enum", "direction", "maximize", ["maximize", "minimize"], "of the metric")
+    define("string", "rates", None, "directory of another sweep, to take the rates of rows of the same shape from")
+    define("enum", "search", None, ["optuna"], "let it choose values from the grid")
+    define("string", "metric", "evaluation/return_mean", "what --search goes by, a mean over seeds; see docs/sweeps.md")
+    define(
+        "enum",
+        "direction",
+        "maximize",
+        ["maximize", "minimize"],
+        "whether the metric is better when it is larger or smaller",
+    )
     define("integer", "trials", 32, "settings that --search tries in all", lower_bound=1)
     define("integer", "parallel", 8, "settings that --search tries at a time", lower_bound=1)
-    define("integer", "select_updates", None, "as of a run, for --metric=select/...", lower_bound=0)
+    define("integer", "select_updates", None, "as in a run, for --metric=select/...", lower_bound=0)
     define("string", "status", None, "print where the rows of the sweep in this directory stand")
     define("string", "collect", None, "write the tables of the sweep in this directory")
-    define("enum", "engine", "local", ENGINES, "what works the rows off")
+    define("enum", "engine", "local", ENGINES, "what runs the rows")
     define("list", "engine_options", [], "KEY=VALUE,... of slurm, ray or --emit")
-    define("enum", "emit", None, list(emit.KINDS), "print a file for what starts pods")
+    define("enum", "emit", None, list(emit.KINDS), "print a file for a tool that starts pods")
     define("integer", "jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
     define("integer", "cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
     define("float", "memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
@@ -173,7 +179,7 @@ def _flags() -> flags.FlagValues:
     define("integer", "retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
     define("integer", "host", 0, "which of --hosts this is", lower_bound=0)
     define("integer", "hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
-    define("boolean", "claim", False, "after this host's own rows, take any that nobody is at work on")
+    define("boolean", "claim", False, "after this host's own rows, take any that no other host is working on")
     define("string", "coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
     return values
 
