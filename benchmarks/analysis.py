@@ -170,7 +170,7 @@ def _flags() -> flags.FlagValues:
     define("list", "seeds", ["0", "1", "2"], "seeds of the algorithm")
     define("string", "directory", "runs/analysis", "folder for the runs")
     define("string", "results", "benchmarks/results", "folder of the CSV and the figure")
-    define("boolean", "report_only", False, "only words and figure, of the CSV that is there")
+    define("boolean", "report_only", False, "only the text and the figure of the existing CSV")
     return values
 
 

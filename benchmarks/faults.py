@@ -149,7 +149,7 @@ def _until(process: subprocess.Popen, words: str, surely: bool = True) -> str:
             return said
     if not surely:
         return said
-    raise RuntimeError(f"{words!r} was never said: {process.stderr.read()}")
+    raise RuntimeError(f"{words!r} was never printed: {process.stderr.read()}")
 
 
 def _whole(place: pathlib.Path, **sizes: int) -> Run:
@@ -664,8 +664,8 @@ FAULTS: dict[str, Callable[[pathlib.Path, bool], Outcome]] = {
 }
 
 FLAGS, define = new_flags()
-define("list", "faults", list(FAULTS), "which to do")
-define("boolean", "short", False, "one or a few tries of each")
+define("list", "faults", list(FAULTS), "which faults to try")
+define("boolean", "short", False, "only one or a few tries of each")
 
 
 def do(name: str, full: bool) -> Outcome:

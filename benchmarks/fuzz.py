@@ -70,7 +70,7 @@ def judge(path: pathlib.Path, layout: layouts.Layout, *, harmless: bool) -> Outc
     except Exception as error:
         return Outcome("wrong", f"read, though it cannot be: {type(error).__name__} {error}; {out[:300]}")
     different = _difference(found, expected)
-    return Outcome("wrong", f"read otherwise than it says: {different}") if different else Outcome("read", out)
+    return Outcome("wrong", f"read differently from what it says: {different}") if different else Outcome("read", out)
 
 
 def _verify(path: pathlib.Path) -> tuple[int | str, str, str]:
@@ -166,14 +166,14 @@ def work(values: flags.FlagValues) -> bool:
     table = fuzz(values.mutations, values.seed, values.keep)
     columns = ("read", "refused", "wrong")
     for place, title in enumerate(("format", "fault")):
-        print(f"| {title} | mutations | read rightly | refused in one line | anything else |\n|---|---|---|---|---|")
+        print(f"| {title} | mutations | read correctly | refused in one line | anything else |\n|---|---|---|---|---|")
         for key in dict.fromkeys(pair[place] for pair in table):
             counts = sum((counter for pair, counter in table.items() if pair[place] == key), collections.Counter())
             print(f"| {key.replace('_', ' ')} | {counts.total()} | {' | '.join(str(counts[c]) for c in columns)} |")
         print()
     total = sum(table.values(), collections.Counter())
     print(
-        f"{total.total()} mutations: {total['read']} read rightly, {total['refused']} refused, {total['wrong']} wrong"
+        f"{total.total()} mutations: {total['read']} read correctly, {total['refused']} refused, {total['wrong']} wrong"
     )
     return not total["wrong"]
 

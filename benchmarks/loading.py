@@ -34,7 +34,7 @@ define("list", "data", [], "files to read; none: a million transitions of Hopper
 define("integer", "repeats", 3, "repetitions of every measurement", lower_bound=1)
 define("integer", "batch_size", 128, "transitions of a batch", lower_bound=1)
 define("integer", "updates", 400, "updates of every measurement of throughput", lower_bound=1)
-define("string", "measure", None, "one row, as JSON: what this program asks of itself")
+define("string", "measure", None, "print one row as JSON; the program calls itself with this")
 
 
 def load(path: str, way: str) -> dict[str, float]:

@@ -54,7 +54,7 @@ COLUMNS = (
 
 FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
 define("list", "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py")
-define("string", "algorithm", "omcda", "whose trials")
+define("string", "algorithm", "omcda", "algorithm of the trials")
 define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population")
 define("list", "overrides", [], "further settings of every run, for instance learner.updates=12000")
 define("enum", "select", "dr", ESTIMATES, "the costliest estimate")

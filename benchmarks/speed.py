@@ -65,7 +65,7 @@ class Document:
 
     Args:
         folder: folder of the CSV; rows of other sections stay.
-        limit: seconds until nothing new is begun, or None.
+        limit: seconds until nothing new is started, or None.
 
     Attributes:
         facts: what is measured on, see `timing.facts`.
@@ -83,7 +83,7 @@ class Document:
 
     @property
     def left(self) -> float:
-        """Seconds until nothing new is begun."""
+        """Seconds until nothing new is started."""
         return self._until - time.monotonic()
 
     @property
@@ -327,8 +327,8 @@ def known_flags() -> flags.FlagValues:
     define("string", "results", "benchmarks/results", "folder of the CSV")
     define("integer", "cores", 1, "CPU cores to run on")
     define("integer", "rounds", 5, "measurements of everything")
-    define("float", "seconds", 0.5, "least duration of one measurement")
-    define("float", "limit_s", None, "seconds after which nothing new is begun")
+    define("float", "seconds", 0.5, "shortest duration of one measurement")
+    define("float", "limit_s", None, "seconds after which nothing new is started")
     define("string", "against", None, "another checkout to measure, interleaved with this one, instead of the sections")
     define(
         "string", "omiga", None, "a checkout of github.com/ZhengYinan-AIR/OMIGA to measure, interleaved with our OMIGA"

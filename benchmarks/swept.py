@@ -101,7 +101,7 @@ def host_lost(place: pathlib.Path, hosts: int, rows: int) -> tuple[int, int, str
     own = sum(whole(run) for number, run in enumerate(runs) if not number % hosts)
     again = host(0).wait() == os.EX_OK
     passed = sum(map(whole, runs)) if without and again and theirs == rows - rows // hosts and not own else 0
-    return passed, rows, f"{hosts} hosts, of which one was killed; the others' {theirs} rows ended without it"
+    return passed, rows, f"{hosts} hosts, one of them killed; the others' {theirs} rows ended without it"
 
 
 def _children(pid: int) -> list[int]:

@@ -78,8 +78,8 @@ OWN = {
     "directory": "--directory",
     "learner.mode": "--seeds and --tuning_seeds",
     "learner.trials": "--seeds and --tuning_seeds",
-    "learner.evaluate_every": "learner.updates, of which it is a tenth,",
-    "learner.checkpoint_every": "learner.updates, of which it is a tenth,",
+    "learner.evaluate_every": "learner.updates (it is a tenth of that)",
+    "learner.checkpoint_every": "learner.updates (it is a tenth of that)",
 }
 IN_PROTOCOL = ("learner.updates", "learner.batch_size", "algorithm.hidden_sizes", "evaluation.episodes")
 UNLIKE = RESUMABLE | {*IN_PROTOCOL, "learner.updates_per_call"}  # settings in which trials of one preset may differ

@@ -167,8 +167,8 @@ class Checkpoints:
             whole = steps_in(self.directory)
             raise StorageError(
                 f"{self.directory}: a checkpoint could not be written ({_shortened(error)}): "
-                f"{self._bytes} bytes and some more needed, {_free_bytes(self.directory)} free; "
-                f"{f'step {whole[-1]} is there' if whole else 'no step is there'}"
+                f"more than {self._bytes} bytes needed, {_free_bytes(self.directory)} free; "
+                f"{f'step {whole[-1]} is safe' if whole else 'no step is saved'}"
             ) from error
 
     def _quarantine(self, step: int) -> str:
@@ -307,7 +307,7 @@ def _check_schema(here: str, record: Mapping[str, Any]) -> None:
     if schema != SCHEMA:
         raise ConfigError(
             f"{here}: schema: expected {SCHEMA}, found {schema}; finish the run with the version of omcda-jax that "
-            "began it, or start anew in another directory"
+            "began it, or start again in another directory"
         )
 
 

@@ -68,9 +68,7 @@ def check_axis(batch: Batch, axis_name: str | None) -> None:
     """
     of_shards = getattr(jax.typeof(batch.reward), "manual_axis_type", None)
     if axis_name is not None and axis_name in getattr(of_shards, "varying", ()):
-        raise BatchError(
-            f"axis_name={axis_name!r}: expected jax.shard_map(..., check_vma=False), found its check_vma on"
-        )
+        raise BatchError(f"axis_name={axis_name!r}: expected jax.shard_map(..., check_vma=False), found check_vma=True")
 
 
 def check_observation(obs: Any, avail: Any, spec: EnvSpec) -> None:

@@ -109,7 +109,7 @@ class DataConfig(Repairs):
         given = {key: size for key, size in sizes.items() if size is not None}
         if len(given) != 1:
             found = "both" if given else "neither"
-            raise ConfigError(f"{' and '.join(sizes)}: expected one of the two, the other none, found {found}")
+            raise ConfigError(f"{' and '.join(sizes)}: expected one of the two set and the other none, found {found}")
         for key, size in given.items():
             require(size >= 1, key, "at least 1", size)
         check_seed(self.seed, "data.seed")

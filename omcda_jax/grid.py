@@ -96,7 +96,7 @@ def _product(text: str, flag: str) -> Iterator[dict[str, str]]:
             raise ConfigError(f"{flag}: {key}: expected {span.kind}(low,high,n), with a count, found none")
     if len(set(counts.values())) > 1:
         raise ConfigError(
-            f"{flag}: expected ranges with one number of points, for they are drawn together, found {counts}"
+            f"{flag}: expected ranges with the same number of points, because they are drawn together, found {counts}"
         )
     drawn = [_draw(key, span) for key, span in ranges.items()]
     together = [dict(zip(ranges, values, strict=True)) for values in zip(*drawn, strict=True)] or [{}]

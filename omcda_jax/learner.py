@@ -289,7 +289,7 @@ def make_debug_step(
                 with jax.disable_jit(), jax.debug_nans(True):
                     algorithm.update(state, batch)
                 step = updates_done(state)
-                raise FloatingPointError(f"update {step} gave infinite numbers, or none when compiled")
+                raise FloatingPointError(f"update {step} gave infinite numbers, or NaNs only when compiled")
             state = new
             rows.append(metrics)
         means = jax.tree.map(lambda *values: np.mean(values, axis=0), *rows)

@@ -307,7 +307,7 @@ def exit_status(work: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG
     except Interrupted as signal_name:
-        print(f"stopped by {signal_name}; the same command begins again", file=sys.stderr)
+        print(f"stopped by {signal_name}; the same command starts again", file=sys.stderr)
         return os.EX_TEMPFAIL
     return os.EX_OK
 

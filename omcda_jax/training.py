@@ -171,7 +171,7 @@ def bootstrap(state: TrainState, batch: Batch, next_value: chex.Array) -> chex.A
     if not priming:
         return target
     if batch.return_to_go is None:
-        expected = f"[B] of floats, for {state.config.name} has priming={priming}"
+        expected = f"[B] of floats, because {state.config.name} has priming={priming}"
         raise BatchError(f"batch.return_to_go: expected {expected}, found None; data.returns_to_go makes them")
     primes = (state.step < priming) & jnp.isfinite(batch.return_to_go)
     return jnp.where(primes, batch.return_to_go, target)

@@ -381,7 +381,9 @@ def test_a_primed_critic_learns_the_returns_it_is_given(name):
     np.testing.assert_allclose(target(batch, step=3), bootstrapped, rtol=1e-6)
     partly = target(batch.replace(return_to_go=jnp.where(known, 5.0, jnp.nan)))
     np.testing.assert_allclose(partly, jnp.where(known, 5.0, bootstrapped), rtol=1e-6)
-    with pytest.raises(BatchError, match=rf"batch.return_to_go: expected \[B\] of floats, for {name} has priming=3"):
+    with pytest.raises(
+        BatchError, match=rf"batch.return_to_go: expected \[B\] of floats, because {name} has priming=3"
+    ):
         jax.eval_shape(omcda_jax.update, state, make_batch(0))
 
 
@@ -604,7 +606,7 @@ def test_bad_settings_are_refused_in_one_line(settings, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"priming": 10, "behaviour_updates": 10}, ["priming", "0 or above behaviour_updates=10", "10"]),
+        ({"priming": 10, "behaviour_updates": 10}, ["priming", "0 or more than behaviour_updates=10", "10"]),
         ({"temperature": float("inf")}, ["temperature", "a number >= 0", "inf"]),
     ],
 )

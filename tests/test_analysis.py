@@ -77,7 +77,7 @@ def test_what_varies_is_part_of_the_settings_that_a_later_start_is_compared_with
         (["--preset=ring", "--seeds=a"], "--seeds: expected different whole numbers, found 'a'"),
         (["--preset=ring", "--rules=softmax,fair"], "--rules: expected some of softmax, projected, uniform, random"),
         (["--preset=ring", "--own=0.01"], r"above algorithm\.d_min=0\.006, found 0\.003 nats for an agent"),
-        (["--preset=ring", "--config.seed=1"], "--config.seed: expected --seeds in its place"),
+        (["--preset=ring", "--config.seed=1"], "--config.seed: expected --seeds instead"),
         (["--preset=smac_3m", "--config.algorithm.name=bc"], r"algorithm\.name: expected omcda"),
         (["--preset=ring", "--config.algorithm.name=bc"], r"algorithm\.name: expected omcda, .*found 'bc'"),
         ([], "--preset: expected one of experiments/run.py, or ring or ring_continuous, found None"),

@@ -181,7 +181,7 @@ def test_a_step_that_cannot_be_written_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=f"{tmp_path}/file/c: a checkpoint could not be written") as caught:
         fill(tmp_path / "file" / "c")
-    assert "bytes" in str(caught.value) and "no step is there" in str(caught.value)
+    assert "bytes" in str(caught.value) and "no step is saved" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

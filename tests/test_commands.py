@@ -80,7 +80,7 @@ def test_data_may_move(finished, capsys):
     metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "1.0"}}
     data.write("other.h5", SPEC, episodes(7), metadata)
     assert finished.main(command("--config.data.path=other.h5", updates=100)) == 78
-    assert "began on other data than the file now holds" in capsys.readouterr().err
+    assert "was started on other data than the file now contains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("below", ["checkpoints", "checkpoints/latest", "checkpoints/latest/60/deeper"])
@@ -195,7 +195,7 @@ def test_fewer_updates_than_are_done_are_refused_and_change_nothing(finished, ca
     before = {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")}
     capsys.readouterr()
     assert finished.main(command(updates=40)) == 78
-    assert "learner.updates: expected at least 60, which are done, found 40" in capsys.readouterr().err
+    assert "learner.updates: expected at least 60, which are already done, found 40" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json")} == before
     assert finished.main(command("--mode=eval", updates=40)) == 0
     # as an earlier version left it on disk

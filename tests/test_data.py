@@ -569,7 +569,7 @@ def test_both_parts_of_a_cut_hold_an_episode_and_one_episode_cannot_be_cut():
     for share in (0.01, 0.99):
         assert all(len(part.rows) for part in data.split(two, share))
     one = data.from_arrays(SPEC, make_episodes(lengths=(3,), terminated=(True,)))
-    with pytest.raises(ConfigError, match="^data: expected at least 2 episodes to cut in two, found 1$"):
+    with pytest.raises(ConfigError, match="^data: expected at least 2 episodes to split in two, found 1$"):
         data.split(one, 0.5)
 
 

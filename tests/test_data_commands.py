@@ -57,7 +57,7 @@ def test_entropy_of_continuous_actions_looks_at_an_agents_own_dimensions():
 def test_verify(file, capsys):
     assert command("verify", "data.h5") == 0
     out = capsys.readouterr().out
-    assert "data.h5: whole and sound, format omcda" in out and "transitions      5" in out
+    assert "data.h5: intact, format omcda" in out and "transitions      5" in out
 
 
 def test_verify_compares_with_the_checksums_of_sha256sum(file, capsys):
@@ -103,7 +103,7 @@ def test_card(file, tmp_path, capsys):
 def test_convert_there_and_back(file, capsys):
     assert command("convert", "data.h5", "vault", "--format=vault") == 0
     out = capsys.readouterr().out
-    assert "note: vault: the format has no room for the last observation of 1 episodes cut by the clock" in out
+    assert "note: vault: the format cannot store the last observation of 1 episodes cut by the time limit" in out
     assert command("convert", "vault", "back.h5", "--environment=toy/ring", "--quality=good") == 0
     _, episodes, metadata = data.read("back.h5", environment="toy/ring")
     assert metadata["quality"] == "good" and metadata["description"] == "converted from vault"

@@ -222,7 +222,7 @@ def test_omar_without_states_and_with_agents_of_different_sizes(tmp_path):
     for name in ("obs_1", "next_obs_1", "acs_1"):
         np.save(path / f"{name}.npy", np.load(path / f"{name}.npy")[:, :1])
     found = formats.read(path)
-    assert found.notes == ("no states: all agents' observations make the state",)
+    assert found.notes == ("no states: the observations of all agents form the state",)
     obs = episodes.obs * np.array([[1, 1, 1], [1, 0, 0]], np.float32)
     np.testing.assert_array_equal(found.episodes.obs, obs)
     np.testing.assert_array_equal(found.episodes.global_state, obs.reshape(-1, 6)[:, :4])
@@ -248,7 +248,7 @@ def test_vault_written_by_flashbax(tmp_path, spec):
     found = formats.read(path, spec=spec)
     assert found.format == "vault"
     assert found.notes == (
-        "1 episodes were cut by the clock; what followed their last step is not stored: that step is left out",
+        "1 episodes were cut by the time limit; what followed their last step is not stored: that step is left out",
     )
     assert_equal(found.episodes, as_vaults_keep(episodes))
     with pytest.raises(DatasetError, match="vaults below: Good; name one"):
@@ -260,7 +260,7 @@ def test_vault_for_flashbax(tmp_path, capsys):
 
     episodes, path = make_episodes(DISCRETE), tmp_path / "map.vlt" / "Good"
     lost = formats.write(path, "vault", DISCRETE, episodes, {"environment": "toy/ring", "weights": {"a": "b"}})
-    assert lost == ("which episodes were won", "the last observation of 1 episodes cut by the clock")
+    assert lost == ("which episodes were won", "the last observation of 1 episodes cut by the time limit")
     read = Vault("map.vlt", rel_dir=str(tmp_path), vault_uid="Good").read().experience
     steps = steps_of(episodes)
     np.testing.assert_array_equal(read["observations"][0], episodes.obs[steps])
@@ -277,7 +277,7 @@ def test_madt_written_by_torch():
     found = formats.read(FIXTURES / "madt")
     assert found.format == "madt" and found.spec == DISCRETE
     assert found.notes == (
-        "1 episodes were cut by the clock; what followed their last step is not stored: that step is left out",
+        "1 episodes were cut by the time limit; what followed their last step is not stored: that step is left out",
     )
     episodes = found.episodes
     # in the natural order of the names: 2, 10, 11; rewards count the steps
@@ -439,7 +439,7 @@ def test_time_limits_are_told_of_and_set_right(tmp_path):
     found = formats.read(path)
     assert found.notes == (
         "3 of 4 episodes last 60 steps, the longest, and count as ended by the task: time_limit=60 counts them as cut"
-        " by the clock",
+        " by the time limit",
     )
     assert found.episodes.terminated.all()
     mended = formats.read(path, repairs=Repairs(time_limit=60))

@@ -47,7 +47,7 @@ def test_ranges_are_drawn_together_and_more_points_keep_those_drawn():
         ("a=1; a=2", "--grid: a: expected each key once, found 'a=1; a=2'"),
         ("a=0..x", "--grid: a: expected two whole numbers around '..', found '0..x'"),
         ("a=2..0", "--grid: a: expected a number after '..' that is not below the first, found '2..0'"),
-        ("a=uniform(0,1,2); b=uniform(0,1,3)", "--grid: expected ranges with one number of points"),
+        ("a=uniform(0,1,2); b=uniform(0,1,3)", "--grid: expected ranges with the same number of points"),
         ("a=uniform(1,0,2)", "--grid: a: expected uniform(low,high,n) with low < high"),
         ("a=uniform(0,1,0)", "and n of at least 1, found uniform(0,1,0)"),
         ("a=uniform(0,nan,2)", "with low < high"),

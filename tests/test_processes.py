@@ -53,7 +53,7 @@ def test_what_differs_between_processes_is_refused_in_all(monkeypatch):
 
 def test_a_mistake_of_one_process_ends_the_others(monkeypatch):
     monkeypatch.setattr(processes, "anywhere", lambda condition: True)
-    with pytest.raises(ConfigError, match="another process cannot go on"):
+    with pytest.raises(ConfigError, match="another process cannot continue"):
         processes.by_all(lambda: 3)
     with pytest.raises(DatasetError, match="nothing there"):
         processes.by_all(lambda: (_ for _ in ()).throw(DatasetError("nothing there")))

@@ -77,7 +77,7 @@ def test_agents_that_end_differently_at_one_step_end_the_episode_there(tmp_path,
     # the observation after the last step of these two is not stored, so that step only ends them
     np.testing.assert_array_equal(found.episodes.length, [5, 4, 5, 5, 4, 5])
     np.testing.assert_array_equal(found.episodes.reward[:11], [0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 0])
-    assert "2 episodes end for some agents by the task, for others by the clock: they count as cut" in found.notes
+    assert "2 episodes end by the task for some agents, by the time limit for others: they count as cut" in found.notes
 
 
 def test_only_such_ends_make_cut_episodes_and_a_note(tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_only_such_ends_make_cut_episodes_and_a_note(tmp_path, capsys):
     ended[4::5, 0], cut[4::5, 1:] = True, True
     vault_of(tmp_path / "vault", ended, cut)
     status, out, _ = verify(tmp_path / "vault", capsys)
-    assert status == 0 and "note: " in out and "4 episodes were cut by the clock" in out
+    assert status == 0 and "note: " in out and "4 episodes were cut by the time limit" in out
     episodes = formats.read(tmp_path / "vault").episodes
     assert len(episodes.length) == 4 and not episodes.terminated.any()
 
@@ -136,7 +136,7 @@ def test_ends_of_each_agent_in_pymarls_layout(tmp_path):
     found = formats.read(tmp_path / "map.h5")
     np.testing.assert_array_equal(found.episodes.length, [4, 5])
     np.testing.assert_array_equal(found.episodes.terminated, [True, False])
-    assert "1 episodes end for some agents only: they count as cut by the clock" in found.notes
+    assert "1 episodes end for some agents only: they count as cut by the time limit" in found.notes
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_number_too_large_for_float32_is_named_with_its_place(tmp_path, capsys
 
     written("cfcql", tmp_path / "map.h5", change)
     err = refused(tmp_path / "map.h5", capsys)
-    assert "reward: expected numbers that float32 can hold, found 1e+39 in episode 0, step 0, too large" in err
+    assert "reward: expected numbers that fit in float32, found 1e+39 in episode 0, step 0, which is too large" in err
 
 
 def test_a_sum_over_agents_that_float32_cannot_hold_is_refused(tmp_path, capsys):
@@ -319,7 +319,7 @@ def test_parts_are_joined_in_natural_order(tmp_path):
     (tmp_path / "README.md").write_text("three parts")
     found = formats.read(tmp_path)
     assert found.notes[0] == "3 files read as one dataset: part_10.h5, part_2.h5, part_9.h5"
-    assert found.notes[1].startswith("no part of number 3, 4, 5, 6, 7, 8")
+    assert found.notes[1].startswith("parts missing: 3, 4, 5, 6, 7, 8")
     np.testing.assert_allclose(found.episodes.reward[[0, 11, 22]], episodes.reward[0] + [2, 9, 10], rtol=1e-6)
 
 
@@ -397,7 +397,7 @@ def test_parts_of_other_sizes_formats_and_own_files_are_refused(tmp_path, capsys
     write_omiga(tmp_path / "part_1.h5", make_episodes(CONTINUOUS))
     assert "part_1.h5: expected the format cfcql" in refused(tmp_path, capsys)
     data.write(tmp_path / "part_1.h5", DISCRETE, make_episodes(DISCRETE), {})
-    assert "found the project's own; name one: " in refused(tmp_path, capsys)
+    assert "found the project's own format; name one: " in refused(tmp_path, capsys)
 
 
 def test_one_agent_of_d4rl_trains_like_any_team(tmp_path):
@@ -624,8 +624,8 @@ def test_lists_and_jax_arrays_make_a_dataset(tmp_path, convert):
     ("key", "value", "message"),
     [
         ("obs", [[1.0], [2.0, 3.0]], "obs: expected numbers in rows of one shape"),
-        ("length", [3.5, 1, 4], "length: expected numbers that int32 holds, found 3.5 at 0"),
-        ("reward", [1e39] + [0.0] * 10, "reward: expected numbers that float32 holds, found 1e\\+39 at 0"),
+        ("length", [3.5, 1, 4], "length: expected numbers that fit in int32, found 3.5 at 0"),
+        ("reward", [1e39] + [0.0] * 10, "reward: expected numbers that fit in float32, found 1e\\+39 at 0"),
         ("won", ["yes", "no", "no"], "won: expected bool"),
         ("length", 12, "length: expected an array with rows, found 12"),
         ("length", np.array(12), "length: expected an array with rows, found array\\(12\\)"),
@@ -649,15 +649,15 @@ def test_half_precision_of_jax_becomes_single(tmp_path):
         ({"d": "a\0b"}, "d: expected text or a number, found 'a"),
         ({"d": "\udc80"}, "d: expected text or a number, found "),
         ({"s": 2**70}, "s: expected text or a number, found 11805"),
-        ({1: 2}, "expected a name of text with no empty part beside a dot, found 1"),
-        ({"": 2}, "expected a name of text with no empty part beside a dot, found ''"),
-        ({"a": {2: 3}}, "expected a name of text with no empty part beside a dot, found 2"),
+        ({1: 2}, "expected a name that is text without empty parts around dots, found 1"),
+        ({"": 2}, "expected a name that is text without empty parts around dots, found ''"),
+        ({"a": {2: 3}}, "expected a name that is text without empty parts around dots, found 2"),
         ({"a": 1, "a.b": 2}, "a: expected a value or values below it, found both"),
         ({"a": 1, "b": {"c": 2}, "a.d": 2}, "a: expected a value or values below it, found both"),
         ({"a": {"b": 1}, "a.b": 2}, "a.b: expected one value, found two"),
-        ({"a.": 1}, "expected a name of text with no empty part beside a dot, found 'a.'"),
+        ({"a.": 1}, "expected a name that is text without empty parts around dots, found 'a.'"),
         ({"x.y": {"z": 1}}, "x.y: expected no dot in the name of a mapping"),
-        ({"x" * 70_000: 1}, "expected a name of text with no empty part beside a dot, found 'xxx"),
+        ({"x" * 70_000: 1}, "expected a name that is text without empty parts around dots, found 'xxx"),
     ],
 )
 def test_metadata_that_could_not_be_read_back_are_refused(tmp_path, metadata, message):

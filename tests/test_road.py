@@ -242,12 +242,16 @@ def test_a_function_of_numpy_draws_anew_and_mixes_with_chance(own, tmp_path):
         (
             IN_JAX,
             ["--policy=own_policies:in_numpy"],
-            "in_numpy: expected a function in JAX, as examples.environment_in",
+            "in_numpy: expected a function in JAX, because examples.environment_in",
         ),
-        (IN_JAX, ["--policy=own_policies:illegal"], "illegal: expected a function in JAX, as examples.environment_in"),
+        (
+            IN_JAX,
+            ["--policy=own_policies:illegal"],
+            "illegal: expected a function in JAX, because examples.environment_in",
+        ),
         (IN_JAX, ["--policy=own_policies:broken"], "own_policies:broken(obs, avail, key) failed: "),
         (IN_JAX, ["--policy=own_policies:beyond"], "examples.environment_in_jax/5 beyond, episode 1: action"),
-        (HOST, ["--policy=random", "--greedy"], "--greedy: expected a policy with likelier actions, found random"),
+        (HOST, ["--policy=random", "--greedy"], "--greedy: expected a policy with a likeliest action, found random"),
         (HOST, ["--random_share=1.5", "--policy=random"], "--random_share: expected a number from 0 to 1, found 1.5"),
         (HOST, ["--policy=random", "--weights=."], "--policy, --weights: expected one of them, found both"),
         (HOST, ["--weights=nowhere"], "--weights: expected a folder of behaviour policies, found none at nowhere"),
@@ -300,7 +304,9 @@ def test_data_of_other_policies_do_not_take_the_name_of_the_packages(tmp_path, m
     monkeypatch.setattr(collect, "QUALITIES", {(IN_JAX, "medium"): None})
     words = ["collect.py", f"--environment={IN_JAX}", "--quality=medium", "--policy=random", "--episodes=2"]
     assert collect.main(words) == 78
-    assert "--policy: expected another --quality, or --out, for datasets/examples.environ" in capsys.readouterr().err
+    assert (
+        "--policy: expected another --quality, or --out, because datasets/examples.environ" in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
     assert collect.main([*words, "--out=own.h5"]) == 0
     # a dataset with a name of its own is described by that name

@@ -198,7 +198,7 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
         (["--config.data.path="], "data.path: expected a file or a folder, found ''"),
         (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id, or --distributed, besid"),
-        (["--gpu"], "--gpu: no such flag; JAX takes the accelerator that it finds"),
+        (["--gpu"], "--gpu: no such flag; JAX uses the accelerator that it finds"),
         (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
         (["--mode=eval"], "expected a run to evaluate, found none"),
         (["--config=smac_3n"], "--config: no config 'smac_3n'; did you mean 'smac_3m'?"),
@@ -233,7 +233,7 @@ def test_a_directory_of_another_version_is_refused_with_what_to_do(run, capsys):
     (DIRECTORY / "config.json").write_text(json.dumps(settings))
     assert run.main(command()) == 78
     error = capsys.readouterr().err
-    assert "was begun by another version of omcda-jax, whose settings differ (algorithm.discount)" in error
+    assert "was started by another version of omcda-jax, whose settings differ (algorithm.discount)" in error
     assert "finish it with that version, or choose another --workdir" in error and error.count("\n") == 1
 
 
@@ -249,7 +249,7 @@ def test_other_data_than_the_run_began_with_are_refused(run, capsys):
     data.write("data.h5", SPEC, episodes(7), metadata)
     assert run.main(command(updates=20)) == 78
     captured = capsys.readouterr()
-    assert "began on other data" in captured.err
+    assert "was started on other data" in captured.err
     assert "warning: the data were made with toysim 0.9, evaluation uses 1.0" in captured.out
 
 
@@ -257,12 +257,12 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
     found = episodes()._replace(terminated=np.zeros(6, bool))
     formats.write("vault", "vault", SPEC, found, {})
     assert run.main(command("--config.data.path=vault")) == 0
-    assert "note: vault: 6 episodes were cut by the clock" in capsys.readouterr().out
+    assert "note: vault: 6 episodes were cut by the time limit" in capsys.readouterr().out
     assert result_of()["step"] == 60
     shutil.rmtree("vault")
     formats.write("vault", "vault", SPEC, found._replace(reward=2 * found.reward), {})
     assert run.main(command("--config.data.path=vault", updates=80)) == 78
-    assert "began on other data" in capsys.readouterr().err
+    assert "was started on other data" in capsys.readouterr().err
 
 
 def test_divergence_stops_with_status_1_and_says_where(run, capsys):
@@ -665,7 +665,7 @@ def test_a_full_disk_is_one_line_and_the_step_before_stays(run, monkeypatch, cap
     assert run.main(command()) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "No space left on device" in error and "bytes" in error and "step 20 is there" in error
+    assert "No space left on device" in error and "bytes" in error and "step 20 is safe" in error
     monkeypatch.undo()
 
 

@@ -246,21 +246,24 @@ def test_a_metric_that_no_run_has_can_be_corrected_and_other_settings_are_anothe
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--metric=critic/q"], "--metric: expected --search beside it"),
+        (["--metric=critic/q"], "--metric: expected --search with it"),
         (["--search=optuna", "--grid=seed=0"], "--grid: expected a setting to search"),
         (["--search=optuna"], "--grid: expected one grid without | to search"),
         (["--search=optuna", "--grid=seed=0 | seed=1"], "--grid: expected one grid without | to search"),
         (["--search=optuna", "--grid=task=smac_3m,smac_8m"], "--grid: task: expected a setting of the one task"),
         (["--search=optuna", "--grid=algorithm.d_tot=uniform(-1,1)"], "d_tot"),
-        (["--search=optuna", "--grid=seed=uniform(0,1); algorithm.d_tot=1,2"], "--grid: seed: expected the seeds of"),
+        (
+            ["--search=optuna", "--grid=seed=uniform(0,1); algorithm.d_tot=1,2"],
+            "--grid: seed: expected seeds, the same for every trial",
+        ),
         (["--search=optuna", "--grid=algorithm.d_tot=1,2", "--metric=evaluation/return"], "did you mean 'evaluation/r"),
         (["--search=optuna", "--grid=algorithm.d_tot=1,2", "--metric=select/fqe"], "seed: expected two seeds or more"),
         (["--search=optuna", "--grid=algorithm.gamma=.9,.99", "--metric=select/fqe"], "algorithm.gamma: expected one"),
         (
             ["--search=optuna", "--grid=algorithm.d_tot=1,2", "--engine=slurm"],
-            "an engine that stays until its rows end",
+            "an engine that waits for its rows",
         ),
-        (["--search=optuna", "--grid=algorithm.d_tot=1,2", "--hosts=2"], "an engine that stays until its rows end"),
+        (["--search=optuna", "--grid=algorithm.d_tot=1,2", "--hosts=2"], "an engine that waits for its rows"),
         (["--search=optuna", "--grid=algorithm.d_tot=1,2", "--emit=xpk"], "--emit: expected none with --search"),
         (["--grid=algorithm.d_tot=uniform(0,1)"], "expected uniform(low,high,n), with a count"),
     ],

@@ -84,7 +84,7 @@ def test_a_signal_while_jax_is_imported_ends_in_one_line(tmp_path, start, number
     words = [sys.executable, *start, "run", "--config=list"]
     ended = subprocess.run(words, cwd=ROOT, env=surroundings, capture_output=True, text=True)
     assert ended.returncode == 75
-    assert ended.stderr == f"stopped by {number.name}; the same command begins or resumes\n"
+    assert ended.stderr == f"stopped by {number.name}; the same command starts or resumes\n"
 
 
 def test_a_terminal_that_closes_does_not_keep_a_run_from_saving():

@@ -145,7 +145,7 @@ def test_a_sink_that_fails_ends_with_a_warning_and_training_goes_on(run, monkeyp
     monkeypatch.setitem(sinks.SINKS, "tensorboard", (lambda job, name: sinks.Sink(full, lambda: None), "tensorboardX"))
     assert run.main(command("--log=tensorboard", updates=20)) == 0
     warned = capsys.readouterr().err
-    assert warned.count("warning: --log=tensorboard has ended, metrics.jsonl goes on:") == 1
+    assert warned.count("warning: --log=tensorboard has stopped, metrics.jsonl continues:") == 1
     assert "No space left on device" in warned
     assert [row["step"] for row in read(DIRECTORY / "metrics.jsonl")] == [10, 20]
 

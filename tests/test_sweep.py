@@ -131,8 +131,8 @@ def test_a_path_keeps_its_brackets_and_a_list_needs_none():
     [
         (dict(grids=["algorithm.d_tott=1"]), "algorithm.d_tott: no such key"),
         (dict(grids=["task=smac_4m"]), "--grid: task: no config 'smac_4m'"),
-        (dict(grids=["learner.trials=seed"]), "--grid: learner.trials: expected --grid in its place"),
-        (dict(grids=["seed=1"], assignments=["directory=x"]), "directory: expected --directory in its place"),
+        (dict(grids=["learner.trials=seed"]), "--grid: learner.trials: expected --grid instead"),
+        (dict(grids=["seed=1"], assignments=["directory=x"]), "directory: expected --directory instead"),
         (dict(grids=["distributed=maybe"]), "distributed: expected true or false, found 'maybe'"),
         (dict(grids=["seed=-1"]), "seed: expected a whole number"),
         (dict(grids=["algorithm.d_tot=-1"]), "d_tot"),
@@ -149,7 +149,7 @@ def test_an_order_that_cannot_be_is_refused_in_one_line(order, error):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("[1]\n", "row 1: expected an object"), ("{\n", "expected a JSON object a line"), ("\n", "expected a line of")],
+    [("[1]\n", "row 1: expected an object"), ("{\n", "expected a JSON object per line"), ("\n", "expected a line of")],
 )
 def test_a_file_that_holds_no_rows_is_refused(tmp_path, text, error):
     (tmp_path / "rows.jsonl").write_text(text)
@@ -525,7 +525,7 @@ def test_time_is_estimated_from_rows_of_the_same_program_and_size():
     rates = {(rows[0].program, 4): 10.0}
     assert "no rate known" in check.estimate(rows, {}, None, 1, 0)
     found = check.estimate(rows, rates, None, 2, 4)
-    assert "1m40s of training with 2 rows at a time, 0.22 device hours with 4 devices a row" in found
+    assert "1m40s of training with 2 rows at a time, 0.22 device hours with 4 devices per row" in found
     assert "1 rows without a known rate taken as the mean" in found
     assert "200 s" not in found and "3m20s" in check.estimate(rows, rates, 5.0, 2, 0)
     # three equal rows take two rounds at two places, and one at more places than rows

@@ -75,7 +75,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     shown = read("saved/watch.html")
     assert shown.tables[0][2][1:] == ["1.333", "2, 0, 2", "2 of 3", "4.0", "a policy of two"]
     assert sum("frames" in figure for figure in shown.figures) == 6
-    assert "keeps the episodes that it won only" in shown.text
+    assert "contains only the episodes that it won" in shown.text
 
     # films, with and without graphics
     monkeypatch.setattr(envs, "make", lambda name: on_host())
@@ -104,7 +104,7 @@ def mistakes(monkeypatch, capsys):
         ([str(DIRECTORY), "--trial=1"], "--trial: expected less than 1, the trials of"),
         ([str(DIRECTORY), "--quality=good"], "--quality: expected a saved policy, found"),
         (["saved", "--trial=0"], "--trial: expected a run, found the saved policy saved"),
-        (["saved"], "saved: expected --environment, for the policy lies neither in a run nor in the zoo"),
+        (["saved"], "saved: expected --environment, because the policy is neither in a run nor in the zoo"),
         ([str(DIRECTORY), "--episodes=0"], "episodes"),
         ([str(DIRECTORY), "--out=data.h5/it.html"], "data.h5/it.html: cannot write the page"),
     ):

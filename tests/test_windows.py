@@ -171,14 +171,14 @@ def test_where_data_lie_changes_no_bit(place):
     ]
     assert [run.codes for run in runs] == [[0], [0]], runs[1].err
     assert runs[0].same_end_as(runs[1])
-    assert "windows of the data: 1 an epoch" in runs[1].out[0]
+    assert "windows of the data: 1 per epoch" in runs[1].out[0]
 
 
 def test_learning_from_windows_is_resumed_to_the_bit(place):
     more = ["--config.data.placement=host", "--config.data.window=.0006"]
     whole = Run(place / "whole", *more, updates=100).go()
     assert whole.codes == [0], whole.err
-    assert "windows of the data: 3 an epoch, each for 10 updates" in whole.out[0]
+    assert "windows of the data: 3 per epoch, each for 10 updates" in whole.out[0]
     parts = Run(place / "parts", *more, updates=100)
     parts.go("signal=train:0")
     assert parts.codes == [75], parts.err

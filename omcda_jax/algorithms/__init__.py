@@ -26,7 +26,7 @@ def _complete(algorithm: Algorithm) -> Algorithm:
     def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
         if type(config) is not algorithm.config:
             expected, given = algorithm.config.__qualname__, type(config).__qualname__
-            raise ConfigError(f"{name}: expected settings of class {expected}, found {given}, whose name is the same")
+            raise ConfigError(f"{name}: expected settings of class {expected}, found {given}, which has the same name")
         with jax.enable_x64(False):
             config.validate()
             return algorithm.init(key, spec, config)

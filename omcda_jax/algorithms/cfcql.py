@@ -49,7 +49,7 @@ class CfcqlConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.require(self, "behaviour_updates", lambda x: x >= 0, "a number of updates >= 0")
-        waits = f"0 or above behaviour_updates={self.behaviour_updates}, for which the critic waits"
+        waits = f"0 or more than behaviour_updates={self.behaviour_updates}, during which the critic waits"
         training.require(self, "priming", lambda x: x <= 0 or x > self.behaviour_updates, waits)
         training.check_numbers(self, nonnegative=["penalty", "temperature"], counts=["num_samples"])
 

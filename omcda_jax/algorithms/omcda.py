@@ -102,7 +102,7 @@ class OmcdaConfig(CriticSettings):
         training.require(self, "allocation", lambda x: not self.shares or x == "fixed", "fixed where shares are given")
         training.require(self, "shares", allocation.are_shares, "numbers >= 0 whose sum is 1")
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
-        measures = "0 with critic_warmup=0, for its unit is measured in the warm-up"
+        measures = "0 with critic_warmup=0, because its unit is measured in the warm-up"
         training.require(self, "price", lambda x: (self.critic_warmup > 0) | (x == 0), measures)
         training.require(self, "num_samples", lambda x: x >= 2, "at least 2")
         training.require(self, "d_tot", lambda x: (x > 0) & (x < float("inf")), "a positive number of nats")

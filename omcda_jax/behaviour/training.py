@@ -103,7 +103,7 @@ def train(
             return
         previous = steps
     stage, when = stages[0]
-    raise ConfigError(f"--seed={seed}: {stage} was expected at {when}, never found; try another")
+    raise ConfigError(f"--seed={seed}: expected stage {stage} at {when}, which was never reached; try another seed")
 
 
 def train_by_rule(

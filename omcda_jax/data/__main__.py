@@ -75,7 +75,7 @@ def verify(path: str, values: Any) -> None:
     if sums and os.path.exists(path):
         print(f"{manifest.verify(path, sums)} files match {sums}")
     dataset = _read(path, values)
-    print(f"{path}: whole and sound, format {dataset.format}, checked in {time.monotonic() - began:.1f} s")
+    print(f"{path}: intact, format {dataset.format}, checked in {time.monotonic() - began:.1f} s")
     for key, value in dataset.metadata["statistics"].items():
         print(f"  {key:<16} {value:.6g}")
 
@@ -124,7 +124,7 @@ def convert(path: str, target: str, values: Any) -> None:
     lost = formats.write(target, values.format, dataset.spec, dataset.episodes, metadata)
     print(f"wrote {target}: {len(dataset.episodes.length)} episodes, format {values.format}")
     for what in lost:
-        print(f"note: {target}: the format has no room for {what}")
+        print(f"note: {target}: the format cannot store {what}")
 
 
 def download(name: str, values: Any) -> None:
@@ -142,7 +142,7 @@ def download(name: str, values: Any) -> None:
     if not vaults:
         print(f"note: {name}: no vault in the archive")
     for path in vaults:
-        print(f"{path}: a vault; --config.data.path={path} learns from it")
+        print(f"{path}: a vault; train on it with --config.data.path={path}")
 
 
 def _read(path: str, values: Any) -> formats.Contents:
@@ -163,15 +163,20 @@ def _given(values: Any) -> dict[str, Any]:
 
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
-    define("float", "action_scale", 1.0, "Divide continuous actions by it.")
-    define("boolean", "clip_actions", False, "Bring continuous actions beyond ±1 there.")
+    define("float", "action_scale", 1.0, "Number to divide continuous actions by.")
+    define("boolean", "clip_actions", False, "Clip continuous actions to ±1.")
     define("enum", "rewards", "reward", ["reward", "return_to_go"], "What the file's rewards are.")
     define("enum", "team_reward", None, ["mean", "sum"], "How to combine rewards that differ between agents.")
-    define("integer", "time_limit", None, "Episodes of this many steps were cut by the time limit.")
+    define("integer", "time_limit", None, "Treat episodes of this many steps as cut by the time limit.")
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
-    define("string", "out", None, "Folder of the card, PATH.card by default; of downloads, datasets/REPOSITORY.")
+    define(
+        "string",
+        "out",
+        None,
+        "Folder for the card (default: PATH.card) or for downloads (default: datasets/REPOSITORY).",
+    )
     define("enum", "format", "omcda", list(formats.WRITTEN), "Format to convert to.")
-    define("string", "html", None, "The card as one page, this file; a folder only if --out is given too.")
+    define("string", "html", None, "Write the card as one page to this file; also as a folder only if --out is given.")
     define("string", "environment", None, "Name of the environment, for the converted file or for the page's episodes.")
     define("string", "quality", None, "Name of the quality to write into the converted file.")
     define("string", "repository", hub.REPOSITORY, "Repository of datasets to download from.")

@@ -270,7 +270,7 @@ def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Datas
     rows = np.asarray(dataset.rows)
     episode = np.cumsum(np.asarray(dataset.first))[rows] - 1
     count = int(episode[-1]) + 1
-    require(count >= 2, "data", "at least 2 episodes to cut in two", count)
+    require(count >= 2, "data", "at least 2 episodes to split in two", count)
     order = np.random.default_rng(seed).permutation(count)
     second = np.isin(episode, order[: int(np.clip(round(share * count), 1, count - 1))])
 

@@ -149,7 +149,7 @@ def _as_array(value: Any, kind: Any, source: str, key: str) -> np.ndarray:
         index = tuple(int(i) for i in np.argwhere(~same)[0])
         place = f" at {', '.join(map(str, index))}" if index else ""
         raise DatasetError(
-            f"{source}: {key}: expected numbers that {np.dtype(kind)} holds, found {found[index]:.6g}{place}"
+            f"{source}: {key}: expected numbers that fit in {np.dtype(kind)}, found {found[index]:.6g}{place}"
         )
     return array
 
@@ -226,7 +226,7 @@ def _check_actions(spec: EnvSpec, episodes: Episodes, source: str, where: Where)
     final = final_rows(episodes.length)
     for key in ("action", "reward"):
         if getattr(episodes, key)[final].any():
-            raise DatasetError(f"{source}: {key}: expected zeros on each episode's final row, found others")
+            raise DatasetError(f"{source}: {key}: expected zeros on each episode's final row, found other values")
     stuck = ~episodes.avail.any(axis=-1)
     if spec.discrete and stuck.any():
         row, agent = np.argwhere(stuck)[0]

@@ -159,7 +159,7 @@ def mapped(
             _unpack(file, folder, sizes, attributes, path)
     episodes = _unpacked(folder, attributes)
     if episodes is None:
-        raise DatasetError(f"{folder}: expected the unpacked rows of {path}, found others; remove it")
+        raise DatasetError(f"{folder}: expected the unpacked rows of {path}, found other rows; remove the folder")
     return sizes, episodes, metadata
 
 
@@ -323,7 +323,8 @@ def plain(metadata: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any
         for name in names:
             if not (isinstance(name, str) and _is_storable(name) and all(name.split(".")) and len(name) < 1000):
                 raise DatasetError(
-                    f"{path}: metadata: expected a name of text with no empty part beside a dot, found {name!r:.80}"
+                    f"{path}: metadata: expected a name that is text without empty parts around dots,"
+                    f" found {name!r:.80}"
                 )
         if "." in names[0] and len(names) > 1:
             raise DatasetError(f"{path}: metadata: {names[0]}: expected no dot in the name of a mapping")

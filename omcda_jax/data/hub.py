@@ -155,7 +155,7 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
         if free < size - done:
             raise ConfigError(f"{partial.parent}: expected room for {size - done} bytes, found {free} free")
         words = f"{archive['repository']}/{archive['file']}: {size / 1e6:.1f} MB"
-        log(f"{words}, going on after {done / 1e6:.1f} MB" if done else words)
+        log(f"{words}, resuming after {done / 1e6:.1f} MB" if done else words)
         request = urllib.request.Request(archive["location"], headers={"Range": f"bytes={done}-"})
         for name, value in archive["headers"].items():
             # a server that the hub redirects to must not see our token
@@ -169,7 +169,7 @@ def _transfer(archive: dict[str, Any], partial: Path, log: Callable[[str], None]
     checksum = sha256(partial)
     if checksum != archive["sha256"]:
         partial.unlink()
-        raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {checksum}; begin again")
+        raise DatasetError(f"{archive['file']}: expected SHA-256 {archive['sha256']}, found {checksum}; start again")
 
 
 def _copy(answer: Any, file: Any, done: int, size: int, log: Callable[[str], None]) -> None:

@@ -154,7 +154,7 @@ def find(policy: str, game: Environment | HostEnvironment, checkpoint: str, gree
         kinds = "random, the directory of a run, a saved policy, an npz file of a behaviour policy, or module:function"
         raise ConfigError(f"--policy: expected {kinds}, found {policy!r}")
     if greedy:
-        raise ConfigError(f"--greedy: expected a policy with likelier actions, found {policy}")
+        raise ConfigError(f"--greedy: expected a policy with a likeliest action, found {policy}")
     if policy == "random":
         act = acts.uniform(game.spec.discrete)
         return Source(policy, acts.CHANCE, (), act, None)
@@ -234,7 +234,7 @@ def _of_function(policy: str, function: Callable, game: Environment | HostEnviro
     except Exception as error:  # whatever a user's function raises
         raise ConfigError(f"--policy: {policy}(obs, avail, key) failed: {one_line(error)}") from error
     if not isinstance(game, HostEnvironment):
-        raise ConfigError(f"--policy: {policy}: expected a function in JAX, as {game.name} is in JAX: {reason}")
+        raise ConfigError(f"--policy: {policy}: expected a function in JAX, because {game.name} is in JAX: {reason}")
     _check_choice(policy, chosen, spec)
     return acts.InPython(function, spec.discrete)
 

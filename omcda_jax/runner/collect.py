@@ -57,7 +57,7 @@ def _collect(values: flags.FlagValues) -> None:
     if own and values.out is None and (task(request["environment"]), request["quality"]) in QUALITIES:
         path = data.default_path(**request)
         raise ConfigError(
-            f"--{own}: expected another --quality, or --out, for {path} is for policies that come with the package"
+            f"--{own}: expected another --quality, or --out, because {path} is for policies that come with the package"
         )
     run(request, found, values.out)
 
@@ -118,7 +118,7 @@ def _flags() -> flags.FlagValues:
         "string",
         "quality",
         None,
-        "Of the stages, medium by default, or random; with --policy any name for the dataset.",
+        "A stage (medium by default) or random; with --policy, any name for the dataset.",
     )
     define("string", "weights", None, "Folder of the stages, as train_behaviour.py made it; by default the package's.")
     define("string", "policy", None, "random, a run, a saved policy, an npz file or module:function; see above.")

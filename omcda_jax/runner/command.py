@@ -155,7 +155,7 @@ def read_settings(
     settings = [_assignment(word, known) for word in words]
     for key in (text.partition("=")[0] for text in settings):
         if key in own:
-            raise ConfigError(f"--config.{key}: expected {own[key]} in its place")
+            raise ConfigError(f"--config.{key}: expected {own[key]} instead")
     return settings
 
 
@@ -168,7 +168,7 @@ def _assignment(argument: str, known: Sequence[str]) -> str:
     name = argument.partition("=")[0]
     if name in ("--device", "--gpu", "--tpu", "--cpu"):
         raise ConfigError(
-            f"{name}: no such flag; JAX takes the accelerator that it finds, or JAX_PLATFORMS=cpu the CPU"
+            f"{name}: no such flag; JAX uses the accelerator that it finds, or the CPU with JAX_PLATFORMS=cpu"
         )
     # `--algorithm` is short for a setting of a run; a comparison has the flag `--algorithms`
     setting = "algorithm.name" if name == "--algorithm" else name.removeprefix("--")
@@ -183,7 +183,7 @@ def _flags() -> flags.FlagValues:
     define("string", "config", None, "preset, or `list` to see them all")
     define("enum", "mode", "train", ["train", "eval"], "eval: no training")
     define("string", "workdir", None, "run directory, instead of one named after the config")
-    define("enum", "checkpoint", "latest", WHICH, "which checkpoint --mode=eval takes")
+    define("enum", "checkpoint", "latest", WHICH, "which checkpoint --mode=eval evaluates")
     define("enum", "select", None, ESTIMATES, "choose a trial by the data alone, see docs/selection.md")
     number("select_updates", 10_000, "updates that the critic of --select=fqe and --select=dr is fitted for")
     define("float", "select_gamma", None, "discount factor of that critic; by default the largest of the trials'")
@@ -223,7 +223,7 @@ def _processes(values: flags.FlagValues, config: ExperimentConfig) -> Processes:
         raise ConfigError("--num_processes, --process_id: expected both or neither, found one")
     if processes.coordinator is not None and processes.count is None and not values.distributed:
         beside = "--num_processes and --process_id, or --distributed,"
-        raise ConfigError(f"--coordinator: expected {beside} beside it, found none of them")
+        raise ConfigError(f"--coordinator: expected {beside} with it, found none of them")
     if processes.count is not None and not processes.index < processes.count:
         raise ConfigError(
             f"--process_id: expected less than --num_processes={processes.count}, found {processes.index}"

@@ -32,7 +32,7 @@ def of_dataset(name: str, contents: Contents, environment: Environment | HostEnv
     facts = [[key, str(value)] for key, value in card.facts(numbers, metadata).items()]
     notes = [words(f"Note: {note}.") for note in contents.notes]
     sections = [
-        Section("What it holds", [*notes, table(["what", "which"], facts, f"Format {contents.format}.")]),
+        Section("What it contains", [*notes, table(["fact", "value"], facts, f"Format {contents.format}.")]),
         Section("Episodes", [_figures(_outcomes(episodes))]),
         Section("Rewards", [_figures(_rewards(episodes, steps))]),
         Section("Actions", _actions(episodes, steps, spec.discrete, numbers)),
@@ -46,8 +46,8 @@ def of_dataset(name: str, contents: Contents, environment: Environment | HostEnv
 
 CLOUD = (
     "Principal components: every point is one of the data's moments, projected onto the two directions in which the "
-    "moments, brought to unit spread in every feature, vary most. Where there is no point, the data say nothing; what "
-    "differs in other directions only is not seen here."
+    "moments, brought to unit spread in every feature, vary most. Where there is no point, the data say nothing; "
+    "differences in other directions are not visible."
 )
 
 
@@ -89,7 +89,7 @@ def _actions(episodes: Episodes, steps: np.ndarray, discrete: bool, numbers: Map
         )
     ]
     caption = (
-        f"Share of distinct pairs among all steps: 1 where none comes twice; of state and joint action it is "
+        f"Share of distinct pairs among all steps, 1 if no pair occurs twice; for state and joint action it is "
         f"{numbers['coverage']['joint']:.3f}. Entropy in nats, at most {numbers['largest_entropy']:.3f}."
     )
     heading = ["agent", "distinct pairs of observation and action", "entropy of its actions"]
@@ -110,7 +110,7 @@ def _chosen(action: np.ndarray, avail: np.ndarray) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(legal > 0, taken / legal, np.nan)
     drawn["Share of the steps at which an action was legal"] = show(legal, 1.0)
-    drawn["Share of the steps at which an action was taken, of those at which it was legal"] = show(ratio, 1.0)
+    drawn["Share of the steps at which an action was taken, among those at which it was legal"] = show(ratio, 1.0)
     return drawn
 
 

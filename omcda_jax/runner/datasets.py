@@ -124,7 +124,7 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     if metadata.get("quality", settings.quality) != settings.quality:
         found = metadata["quality"]
         raise DatasetError(
-            f"{path}: quality: expected {settings.quality!r}, found {found!r}; --config.data.quality={found} takes it"
+            f"{path}: quality: expected {settings.quality!r}, found {found!r}; --config.data.quality={found} accepts it"
         )
     totals = metadata["statistics"]
     wins = f", win rate {totals['win_rate']:.3f}" if totals["win_rate"] else ""
@@ -210,7 +210,9 @@ def place(
     if shards > 1:
         owners = [device.process_index for device in jax.devices()]
         if owners != sorted(owners):
-            raise ConfigError(f"data.shards: expected 1 where devices do not follow their processes, found {shards}")
+            raise ConfigError(
+                f"data.shards: expected 1, because the devices are not in the order of their processes, found {shards}"
+            )
     if config.data.placement == "device":
         own = data.shard(dataset, shards, process, processes) if shards > 1 else dataset
         placed = layout.place_dataset(own)
@@ -219,5 +221,5 @@ def place(
     process, processes = (process, processes) if shards > 1 else (0, 1)
     share = {"process": process, "processes": processes, "place": layout.place_dataset}
     windows = data.Windows(dataset, config.data, config.learner, **share)
-    say(f"windows of the data: {windows.count} an epoch, each for {windows.updates} updates")
+    say(f"windows of the data: {windows.count} per epoch, each for {windows.updates} updates")
     return windows

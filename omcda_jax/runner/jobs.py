@@ -229,8 +229,8 @@ def refuse_fewer_updates(job: Job) -> None:
     wanted, done = job.config.learner.updates, max(steps_in(job.checkpoints()), default=0)
     if done > wanted:
         raise ConfigError(
-            f"{job.directory}: learner.updates: expected at least {done}, which are done, found {wanted}; --mode=eval "
-            f"evaluates what is there, and another {job.flag} begins anew"
+            f"{job.directory}: learner.updates: expected at least {done}, which are already done, found {wanted}; "
+            f"--mode=eval evaluates what is there, and another {job.flag} starts a new run"
         )
 
 
@@ -252,8 +252,8 @@ def _refuse_changes(job: Job, saved: Mapping[str, Any]) -> None:
     if same_algorithm and keys(saved) != keys(current):
         unknown = ", ".join(sorted(keys(saved) ^ keys(current)))
         raise ConfigError(
-            f"{job.directory}: was begun by another version of omcda-jax, whose settings differ ({unknown}); finish it "
-            f"with that version, or choose another {job.flag}"
+            f"{job.directory}: was started by another version of omcda-jax, whose settings differ ({unknown}); finish "
+            f"it with that version, or choose another {job.flag}"
         )
     listed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items() if key not in RESUMABLE]
     if listed:

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """End the process at once: before the command begins, after it ends, and at a second signal on the way out."""
     with contextlib.suppress(OSError):
-        os.write(2, f"stopped by {signal.Signals(number).name}; the same command begins or resumes\n".encode())
+        os.write(2, f"stopped by {signal.Signals(number).name}; the same command starts or resumes\n".encode())
     os._exit(os.EX_TEMPFAIL)
 
 

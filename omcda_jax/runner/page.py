@@ -153,7 +153,7 @@ def trial_tables(result: Mapping[str, Any]) -> list[Part]:
     episodes = result["trials"][0]["evaluation"]["episodes"]
     parts = [table(rows[0], rows[1:], f"Every trial: {episodes} greedy episodes after the last update.")]
     if grouped:
-        parts.insert(0, table(grouped[0], grouped[1:], "Trials alike but for their seed."))
+        parts.insert(0, table(grouped[0], grouped[1:], "Trials that differ only in their seed."))
     return parts
 
 
@@ -287,7 +287,7 @@ def made_with(result: Mapping[str, Any]) -> Part:
         *([f"data: {key}", str(data[key])] for key in ("environment", "quality", "digest") if data.get(key)),
         ["seconds of training", f"{result['training_seconds']:.0f}"],
     ]
-    return table(["what", "which"], rows, "")
+    return table(["fact", "value"], rows, "")
 
 
 def words(text: str) -> Part:

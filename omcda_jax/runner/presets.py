@@ -156,12 +156,12 @@ PRESETS: dict[str, Preset] = {
     "mpe_tag": _mpe("mpe/simple_tag", "simple tag: three predators chase a prey that follows a rule"),
     "pettingzoo_spread": _mpe(
         "pettingzoo/mpe2.simple_spread_v3",
-        "simple spread, discrete actions, on a dataset of your own collecting",
+        "simple spread, discrete actions, on a dataset that you collect",
         normalise=False,
     ),
     "pettingzoo_spread_continuous": _mpe(
         "pettingzoo/mpe2.simple_spread_v3?continuous_actions=True",
-        "simple spread, continuous actions, on a dataset of your own collecting",
+        "simple spread, continuous actions, on a dataset that you collect",
     ),
 } | {
     f"mujoco_{name}_{quality}": _mujoco(scenario, quality, description)

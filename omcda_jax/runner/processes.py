@@ -68,7 +68,7 @@ def by_all(work: Callable[[], Any]) -> Any:
     except (ConfigError, DatasetError) as error:
         mistake = error
     if anywhere(mistake is not None):
-        raise mistake or ConfigError("another process cannot go on and says why; the others end with it")
+        raise mistake or ConfigError("another process cannot continue and says why; this one ends too")
     return found
 
 

@@ -113,7 +113,7 @@ class Records:
         try:
             yield
         except OSError as error:
-            next_time = f"goes on from the checkpoint of {self.saved} updates" if self.saved else "begins anew"
+            next_time = f"resumes from the checkpoint of {self.saved} updates" if self.saved else "starts again"
             raise StorageError(
                 f"{self._job.metrics}: could not be written ({error.strerror}); the same command {next_time}"
             ) from error

@@ -56,7 +56,7 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
     except ConfigError as error:
         return Replay(f"No replay: {error}.")
     shown, step = show(seen, environment), updates_done(state)
-    other = "" if step == trial.step else f" The result is that of {trial.step} updates."
+    other = "" if step == trial.step else f" The result was measured after {trial.step} updates."
     return shown._replace(words=f"Greedy episode after {step} updates: {shown.words}{note}{other}")
 
 
@@ -94,7 +94,7 @@ def show(seen: Seen, environment: Environment | HostEnvironment | None) -> Repla
     won = ", won" if seen.won else ""
     words = f"{len(seen.reward)} steps, return {seen.reward.sum():.3g}{won}."
     if len(seen.frames):
-        return Replay(f"{words} Every {_every(environment)} steps a picture.", film=_film(seen.frames))
+        return Replay(f"{words} One picture every {_every(environment)} steps.", film=_film(seen.frames))
     if seen.units is not None:
         return Replay(words, moving(environment.map, seen.units, seen.reward))
     return Replay(words, dataset_figures.timeline(seen.reward, seen.action))

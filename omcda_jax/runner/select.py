@@ -64,10 +64,10 @@ def check(order: Order, job: Job, spec: EnvSpec) -> None:
     require(0 <= gamma < 1, key, f"at least 0 and below 1 for {flag}", gamma)
     if not fits and order.gamma is not None:
         raise ConfigError(
-            f"--select_gamma: expected none with {flag}, whose critics keep their trials' own, found {gamma}"
+            f"--select_gamma: expected none with {flag}, because each critic keeps its trial's own, found {gamma}"
         )
     if not fits and len(gammas) > 1:
-        raise ConfigError(f"{flag}: expected trials of one gamma, for values to compare, found {gammas}")
+        raise ConfigError(f"{flag}: expected trials with one gamma, so that their values compare, found {gammas}")
     template = job.template(spec)
     if order.by == "critic" and not selection.has_critic(template):
         raise ConfigError(f"{flag}: expected an algorithm with a critic, found {name}; --select=fqe fits one")
@@ -356,14 +356,16 @@ def table(result: Mapping[str, Any]) -> str:
         cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
         cells += [f"{one['effective_share']:.1%}"] if share else []
         over = None not in (judged["value"], largest) and judged["value"] > largest
-        note = "above every return-to-go in the data: overestimated, perhaps" if over else ""
+        note = "above every return-to-go in the data: perhaps overestimated" if over else ""
         rows.append([*map(text, one["trial"].values()), *cells, note])
     cells = [""] * (len(rows[0]) - 3)
     whole = result["recorded"] is not None
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}" if whole else "-")
-    rows.append(["data", *cells, "as recorded" if whole else "cut by the time limit, which estimates go on after"])
+    rows.append(["data", *cells, "as recorded" if whole else "cut by the time limit, beyond which estimates continue"])
     who = (
-        "which the policies and their critics learned from too" if by == "critic" else "which no estimate was fitted on"
+        "which the policies and their critics also learned from"
+        if by == "critic"
+        else "which no estimate was fitted on"
     )
     if result["config"]["data"]["held_out"]:
         who = "which no estimate and no policy was fitted on"
@@ -373,7 +375,7 @@ def table(result: Mapping[str, Any]) -> str:
     )
     if result["chosen"] is None:
         why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
-        return f"{heading}\n{align(rows)}\ntake none: no trial has a figure{f', {why}' if by == 'dr' else ''}"
+        return f"{heading}\n{align(rows)}\ntake none: no trial has an estimate{f', {why}' if by == 'dr' else ''}"
     one = trials[result["chosen"]]
     named = ", ".join(f"{key}={text(value)}" for key, value in one["trial"].items())
     return f"{heading}\n{align(rows)}\ntake {named}: the best with probability {one[by]['best']:.2f} by {by}"

@@ -145,7 +145,7 @@ def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
                 return work()
         except Exception as error:
             sinks.pop(name, None)
-            warnings.warn(f"--log={name} has ended, metrics.jsonl goes on: {one_line(error)}", stacklevel=2)
+            warnings.warn(f"--log={name} has stopped, metrics.jsonl continues: {one_line(error)}", stacklevel=2)
             return None
 
     def write(step: int, values: Mapping[str, Any]) -> None:

@@ -157,11 +157,11 @@ def _flags() -> flags.FlagValues:
     values, define = new_flags()
     define("string", "environment", "smax/3m", "Family and scenario, or your module and scenario.")
     define("alias", "scenario", "environment")
-    define("string", "out", "weights", "Folder for the npz files, made if it is not there.")
+    define("string", "out", "weights", "Folder for the npz files, created if it does not exist.")
     define("integer", "seed", 0, "Seed of the training.")
     whole = functools.partial(define, "integer", lower_bound=0)
     whole("episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
-    whole("every", 0, "With a recipe: also save a snapshot about every so many environment steps.")
+    whole("every", 0, "With a recipe: also save a snapshot about every this many environment steps.")
     for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(Settings)))):
         texts = meanings(type(settings))
         for name in shown:

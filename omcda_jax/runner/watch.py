@@ -88,7 +88,7 @@ def find(directory: str, values: flags.FlagValues) -> Watched:
         return _policy(directory, values)
     for flag in ("environment", "quality", "data"):
         if values[flag].present:
-            raise ConfigError(f"--{flag}: expected a saved policy, found {directory}, which says that itself")
+            raise ConfigError(f"--{flag}: expected a saved policy, found {directory}; a run has its own")
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise ConfigError(
             f"{directory}: expected the directory of a run, with config.json, or of a saved policy, with policy.json"
@@ -134,7 +134,7 @@ def _policy(directory: str, values: flags.FlagValues) -> Watched:
         known = load(card)
         data = DataConfig(known["environment"], known["quality"])
     elif values.environment is None:
-        raise ConfigError(f"{directory}: expected --environment, for the policy lies neither in a run nor in the zoo")
+        raise ConfigError(f"{directory}: expected --environment, because the policy is neither in a run nor in the zoo")
     environment = envs.make(values.environment or data.environment)
     given = {"quality": values.quality, "path": values.data}
     given = {key: value for key, value in given.items() if value is not None}
@@ -155,9 +155,9 @@ def _policy(directory: str, values: flags.FlagValues) -> Watched:
 
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
-    define("integer", "episodes", 4, "Episodes of each.", lower_bound=1, upper_bound=32)
+    define("integer", "episodes", 4, "Episodes of the policy and of its data.", lower_bound=1, upper_bound=32)
     define("string", "out", None, "File of the page, watch.html in the directory by default.")
-    number = "Which of the trials, the first being 0."
+    number = "Which of the trials, counted from 0."
     define("integer", "trial", None, number, lower_bound=0)
     define("enum", "checkpoint", "latest", WHICH, "Which checkpoint of a run.")
     define("string", "environment", None, "Environment of a saved policy, for instance smax/3m.")

@@ -101,7 +101,7 @@ def _behaviour(watched: Watched, count: int) -> Side:
         contents = formats.read(path, repairs=data.repairs, mapped=True)
         require_spec(path, watched.environment.spec, contents.spec)
     except (ConfigError, DatasetError) as error:
-        return Side("data", f"nothing, for {path} cannot be read", [], f"none, {error}.")
+        return Side("data", f"nothing, because {path} cannot be read", [], f"none, {error}.")
     map = watched.environment.map if isinstance(watched.environment, Environment) else None
     number = len(contents.episodes.length)
     some = np.sort(np.random.default_rng(watched.evaluation.seed).permutation(number)[:count])
@@ -120,5 +120,5 @@ def _stages(watched: Watched, made: acts.Behaviour, count: int) -> Side:
         found |= dict(zip(places, episodes, strict=True))
     text = made.facts["description"].partition(";")[0]
     if made.recipe.won_only:
-        note += " The dataset keeps the episodes that it won only."
+        note += " The dataset contains only the episodes that it won."
     return Side("behaviour", text, [found[place] for place in range(count)], note)

@@ -210,7 +210,7 @@ def _card(place: Path) -> dict[str, Any]:
     except (OSError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{place}: expected an entry of a zoo with a {CARD}: {one_line(error)}") from error
     if found != FORMAT:
-        raise DatasetError(f"{place}: format: expected {FORMAT}, found {found}; take the version that wrote it")
+        raise DatasetError(f"{place}: format: expected {FORMAT}, found {found}; use the version that wrote it")
     if missing:
         raise DatasetError(f"{place}: {CARD}: expected the keys {', '.join(KEYS)}, found no {missing[0]}")
     return card

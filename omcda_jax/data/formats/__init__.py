@@ -86,7 +86,7 @@ def sniff(path: str | os.PathLike) -> str:
         return "omcda"
     if any(key.startswith("episode_") for key in keys):
         raise DatasetError(
-            f"{path}: expected a dataset, found episodes as Minari keeps them; name the folder around it"
+            f"{path}: expected a dataset, found the episodes of a Minari dataset; name the parent folder"
         )
     raise DatasetError(
         f"{path}: expected the keys of one of omcda ({', '.join(hdf5.KEYS)}), omiga ({', '.join(omiga.KEYS)}), cfcql"
@@ -140,7 +140,8 @@ def _one_format(path: str, parts: list[str]) -> str:
     for part, kind in kinds.items():
         if kind == "omcda":
             raise DatasetError(
-                f"{path}: expected parts of one foreign dataset, found the project's own; name one: {part}"
+                f"{path}: expected parts of a dataset in a foreign format, found the project's own format;"
+                f" name one: {part}"
             )
         if kind != first:
             raise DatasetError(f"{part}: expected the format {first}, as {parts[0]} has, found {kind}")
@@ -217,7 +218,7 @@ def _read_arrays(module: Any, path: str) -> rows.Reading:
     # numbers far apart are dates and the like
     missing = sorted({*range(first, last)} - {*numbers}) if last - first < 10 * len(parts) else []
     if len(numbers) == len(parts) and missing:
-        notes.append(f"no part of number {', '.join(str(number) for number in missing[:8])}")
+        notes.append(f"parts missing: {', '.join(str(number) for number in missing[:8])}")
     return reading._replace(notes=[*notes, *reading.notes])
 
 
@@ -304,7 +305,7 @@ def write(
         if spec.discrete:
             raise ConfigError(f"{path}: format omiga: expected continuous actions, found discrete ones")
         h5.store(path, lambda file: omiga.write(file, episodes))
-        lost = ["whether an episode ended or was cut by the clock", "which episodes were won", "the metadata"]
+        lost = ["whether an episode ended or was cut by the time limit", "which episodes were won", "the metadata"]
         if not episodes.avail.all():
             lost.append("which dimensions of the actions are padding")
         return tuple(lost)
@@ -317,7 +318,7 @@ def write(
     if not spec.discrete and not episodes.avail.all():
         lost.append("which dimensions of the actions are padding")
     if not episodes.terminated.all():
-        lost.append(f"the last observation of {(~episodes.terminated).sum()} episodes cut by the clock")
+        lost.append(f"the last observation of {(~episodes.terminated).sum()} episodes cut by the time limit")
     return tuple(lost)
 
 

@@ -103,7 +103,9 @@ def _lengths(
     )
     if (filled != filled[..., :1]).any():
         wrong = int((filled != filled[..., :1]).any(axis=(1, 2)).argmax())
-        raise DatasetError(f"{source}: filled: expected the same rows of every agent, found others in episode {wrong}")
+        raise DatasetError(
+            f"{source}: filled: expected the same rows for every agent, found different ones in episode {wrong}"
+        )
     filled = filled[..., 0]
     gaps = (np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1)
     if gaps.any():
@@ -115,10 +117,10 @@ def _lengths(
     notes = []
     partly = (terminated & filled[..., None]).any(axis=(1, 2)) & ~ended
     if partly.any():
-        notes.append(f"{partly.sum()} episodes end for some agents only: they count as cut by the clock")
+        notes.append(f"{partly.sum()} episodes end for some agents only: they count as cut by the time limit")
     beyond = ended & (count > length + 1)
     if beyond.any():
-        notes.append(f"{beyond.sum()} episodes fill rows beyond the one after their end: those are left out")
+        notes.append(f"{beyond.sum()} episodes fill rows beyond the one after their end: those rows are left out")
     outside = ~ended & ~partly & terminated.any(axis=(1, 2))
     if outside.any():
         notes.append(

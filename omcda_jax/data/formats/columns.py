@@ -55,7 +55,7 @@ def single(values: np.ndarray, source: str, key: str, where: Where = by_row) -> 
     index = tuple(np.argwhere(~np.isfinite(result))[0])
     found = f"{float(values[index]):.6g} in {where(int(index[0]))}"
     if np.isfinite(values[index]):
-        raise DatasetError(f"{source}: {key}: expected numbers that float32 can hold, found {found}, too large for it")
+        raise DatasetError(f"{source}: {key}: expected numbers that fit in float32, found {found}, which is too large")
     raise DatasetError(f"{source}: {key}: expected finite numbers, found {found}")
 
 

@@ -59,7 +59,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
         breaks = int((closed & ~(ended | cut)[:, 0]).sum())
         if breaks:
             notes.append(
-                f"{breaks} rows are not followed by what they lead to, and nothing ends there: episodes are cut"
+                f"{breaks} rows are not followed by their next_observations, and nothing ends there: episodes are cut"
             )
     else:
         closed = np.zeros(total, bool)

@@ -49,7 +49,7 @@ def parse(arrays: dict[str, np.ndarray], source: str) -> rows.Reading:
         state = columns.single(arrays["states"], source, "states")
     else:
         state = obs.reshape(total, -1)
-        notes.append("no states: all agents' observations make the state")
+        notes.append("no states: the observations of all agents form the state")
     seen = {"obs": obs, "global_state": state}
     count = None
     if "legals" in arrays:

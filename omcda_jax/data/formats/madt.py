@@ -98,7 +98,7 @@ def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
         raise DatasetError(f"{source}: expected a list over agents of lists of steps, found {type(agents).__name__}")
     lengths = {len(steps) for steps in agents}
     if len(lengths) > 1 or 0 in lengths:
-        raise DatasetError(f"{source}: expected as many steps of every agent, found {sorted(lengths)}")
+        raise DatasetError(f"{source}: expected the same number of steps for every agent, found {sorted(lengths)}")
     for agent, steps in enumerate(agents):
         for t, step in enumerate(steps):
             if not isinstance(step, list | tuple) or len(step) != len(_STEP):
@@ -109,7 +109,7 @@ def _episode(agents: Any, source: str) -> tuple[dict[str, Any], int]:
     lead = (len(obs), len(agents))
     for name, values in (("reward", reward), ("done", done)):
         if values.shape[2] != 1:
-            raise DatasetError(f"{source}: {name}: expected one number of an agent and step, found {values.shape[2]}")
+            raise DatasetError(f"{source}: {name}: expected one number per agent and step, found {values.shape[2]}")
     # an agent that is done stays done
     over = np.logical_or.accumulate(columns.flags(done[..., 0], source, "done", at_step), axis=0).all(axis=1)
     length = int(over.argmax()) + 1 if over.any() else len(obs)
@@ -131,15 +131,15 @@ def _column(agents: list[Any], k: int, source: str) -> np.ndarray:
     try:
         entries = [[np.asarray(steps[t][k]) for steps in agents] for t in range(len(agents[0]))]
     except ValueError as error:
-        raise DatasetError(f"{source}: {_STEP[k]}: expected numbers, found lists of several lengths") from error
+        raise DatasetError(f"{source}: {_STEP[k]}: expected numbers, found lists of different lengths") from error
     first = entries[0][0]
     for t, row in enumerate(entries):
         for agent, entry in enumerate(row):
             columns.numbers(entry, source, f"{_STEP[k]} of agent {agent}, step {t}", (0, 1, 2))
             if entry.size != first.size or entry.size == 0:
                 raise DatasetError(
-                    f"{source}: {_STEP[k]}: expected {max(first.size, 1)} numbers, as at first, found {entry.size} of"
-                    f" agent {agent}, step {t}"
+                    f"{source}: {_STEP[k]}: expected {max(first.size, 1)} numbers, as in the first step, found"
+                    f" {entry.size} of agent {agent}, step {t}"
                 )
     return np.array([[entry.reshape(-1) for entry in row] for row in entries])
 
@@ -188,14 +188,14 @@ def _load_legacy(file: BinaryIO) -> Any:
     """Read the layout before torch 1.6: five pickles, then the storages one after another."""
     plain = lambda: _Unpickler(file, _no_storage).load()
     if plain() != _LEGACY_MAGIC:
-        raise pickle.UnpicklingError("another magic number")
+        raise pickle.UnpicklingError("an unknown magic number")
     plain(), plain()
     storages: dict[str, np.ndarray] = {}
     size = os.fstat(file.fileno()).st_size
 
     def storage(kind, key, count):
         if not 0 <= count * kind.dtype.itemsize <= size:
-            raise pickle.UnpicklingError(f"storage {key} of {count} numbers, more than the file holds")
+            raise pickle.UnpicklingError(f"storage {key} of {count} numbers, more than the file contains")
         return storages.setdefault(key, np.zeros(count, kind.dtype))
 
     content = _Unpickler(file, storage).load()
@@ -208,7 +208,7 @@ def _load_legacy(file: BinaryIO) -> Any:
 
 
 def _no_storage(*_):
-    raise pickle.UnpicklingError("a tensor where none belongs")
+    raise pickle.UnpicklingError("a tensor where there must be none")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -268,7 +268,7 @@ def _array_class(*_):
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> np.ndarray:
     if kind is not _array_class:
-        raise pickle.UnpicklingError("an array of another class than NumPy's")
+        raise pickle.UnpicklingError("an array of a class that is not NumPy's")
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 

@@ -55,7 +55,7 @@ def read(path: str) -> rows.Reading:
     if not discrete and not (np.isclose(space.low, -1).all() and np.isclose(space.high, 1).all()):
         bounds = f"{float(np.min(space.low)):.6g}..{float(np.max(space.high)):.6g}"
         notes.append(
-            f"the space of actions is {bounds}, not -1..1: they are taken as they are; action_scale divides them"
+            f"the action space is {bounds}, not -1..1: actions are taken as they are; action_scale divides them"
         )
     if not stored:
         raise DatasetError(f"{path}: expected at least one episode, found none")
@@ -101,7 +101,9 @@ def _flat(observations: Any, source: str, key: str = "observations") -> np.ndarr
     if isinstance(observations, dict):
         parts = [_flat(observations[name], source, f"{key}.{name}") for name in sorted(observations)]
         if not parts or len({len(part) for part in parts}) != 1:
-            raise DatasetError(f"{source}: {key}: expected entries of as many rows each, found others")
+            raise DatasetError(
+                f"{source}: {key}: expected entries with the same number of rows, found different numbers"
+            )
         return np.concatenate(parts, axis=1)
     if isinstance(observations, list | tuple):
         raise DatasetError(f"{source}: {key}: expected a Box or a Dict of them, found a sequence")
@@ -114,7 +116,9 @@ def _flat(observations: Any, source: str, key: str = "observations") -> np.ndarr
 def _together(parts: list[tuple[Any, ...]], notes: list[str], path: str) -> rows.Reading:
     widths = {part[0].shape[1] for part in parts}
     if len(widths) > 1 or 0 in widths:
-        raise DatasetError(f"{path}: observations: expected as many features in all episodes, found {sorted(widths)}")
+        raise DatasetError(
+            f"{path}: observations: expected the same number of features in all episodes, found {sorted(widths)}"
+        )
     terminated, complete = (np.array([part[k] for part in parts]) for k in (3, 4))
     # adds a row for the action and the reward, which a final observation does not have
     grown = lambda k: np.concatenate(

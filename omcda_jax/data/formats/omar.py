@@ -78,7 +78,7 @@ def _observed(
     obs, after = _padded(arrays["obs"]), _padded(arrays["next_obs"])
     if "states" not in arrays:
         state, later = (np.concatenate(arrays[part], axis=1) for part in ("obs", "next_obs"))
-        notes = ["no states: all agents' observations make the state"]
+        notes = ["no states: the observations of all agents form the state"]
         return {"obs": obs, "global_state": state}, {"obs": after, "global_state": later}, notes
     states, nexts = (_padded(arrays[part]) for part in _STATES)
     both = rows.shared_state(np.concatenate([states, nexts]))

@@ -33,7 +33,7 @@ def repaired(
     reward = _team(episodes.reward, repairs.team_reward, source, where)
     final = final_rows(episodes.length)
     if repairs.rewards == "return_to_go":
-        reward = columns.single(reward - np.append(reward[1:], 0.0), source, "reward, without the rewards to come")
+        reward = columns.single(reward - np.append(reward[1:], 0.0), source, "reward from return_to_go")
     reward[final] = 0.0
     action = episodes.action
     continuous = action.dtype.kind == "f"
@@ -90,7 +90,7 @@ def _team(reward: np.ndarray, rule: str | None, source: str, where: Where) -> np
         row = int(different.argmax())
         raise DatasetError(
             f"{source}: reward: expected one reward for the team, found {_listed(reward[row])} in {where(row)};"
-            " team_reward=mean or team_reward=sum says what to make of it"
+            " team_reward=mean or team_reward=sum combines them"
         )
     return reward[:, 0].copy()
 
@@ -113,7 +113,7 @@ def quirks(episodes: Episodes) -> list[str]:
         )
     if _looks_like_return_to_go(episodes):
         notes.append(
-            "rewards never rise within any episode, as returns-to-go do: rewards=return_to_go undoes that, if so"
+            "rewards never rise within any episode: if they are returns-to-go, rewards=return_to_go undoes that"
         )
     longest = int(episodes.length.max(initial=0))
     ended = (episodes.length == longest) & episodes.terminated
@@ -121,7 +121,7 @@ def quirks(episodes: Episodes) -> list[str]:
     if len(ended) > 1 and ended.sum() > max(1, 0.05 * len(ended)) and longest >= 50:
         notes.append(
             f"{ended.sum()} of {len(ended)} episodes last {longest} steps, the longest, and count as ended by the"
-            f" task: time_limit={longest} counts them as cut by the clock"
+            f" task: time_limit={longest} counts them as cut by the time limit"
         )
     return notes
 

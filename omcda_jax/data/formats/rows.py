@@ -111,7 +111,9 @@ def ends(
     if apart:
         notes.append(f"in {apart} episodes agents end at different steps: an episode lasts until all have ended")
     if mixed:
-        notes.append(f"{mixed} episodes end for some agents by the task, for others by the clock: they count as cut")
+        notes.append(
+            f"{mixed} episodes end by the task for some agents, by the time limit for others: they count as cut"
+        )
     return last, terminated, notes
 
 
@@ -189,7 +191,7 @@ def without_successors(
     length = rows - (cut | stored)
     if cut.any():
         notes.append(
-            f"{cut.sum()} episodes were cut by the clock; what followed their last step is not stored:"
+            f"{cut.sum()} episodes were cut by the time limit; what followed their last step is not stored:"
             " that step is left out"
         )
     kept = length > 0
@@ -264,7 +266,9 @@ def joined(readings: Sequence[Reading], names: Sequence[str]) -> Reading:
                     f" found {mine.shape[1:]} and {mine.dtype}"
                 )
         if part.avail.shape[2] != widest:
-            raise DatasetError(f"{name}: avail: expected {widest} actions, as others have, found {part.avail.shape[2]}")
+            raise DatasetError(
+                f"{name}: avail: expected {widest} actions, as the others have, found {part.avail.shape[2]}"
+            )
         parts.append(part)
     return Reading(
         Episodes(*(np.concatenate(field) for field in zip(*parts, strict=True))),

@@ -59,7 +59,7 @@ def read(path: str) -> rows.Reading:
         state = rows.shared_state(state) if state.ndim == 3 else state
     else:
         state = obs.reshape(total, -1)
-        notes.append("no infos.state: all agents' observations make the state")
+        notes.append("no infos.state: the observations of all agents form the state")
     seen, legal = {"obs": obs, "global_state": state}, None
     if "infos.legals" in arrays:
         legals = flat("infos.legals")
@@ -92,7 +92,7 @@ def _episodes(
     if not before:
         raise DatasetError(f"{path}: terminals, truncations: expected an end of at least one episode, found none")
     if before < total:
-        which = "the last" if lanes == 1 else "of all lanes the last"
+        which = "the last" if lanes == 1 else "at the ends of the lanes,"
         notes.append(f"{which} {total - before} rows belong to an episode that does not end: left out")
     if lanes > 1:
         notes.append(f"{lanes} lanes, read one after another")

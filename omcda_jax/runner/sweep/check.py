@@ -100,7 +100,9 @@ def estimate(
     its_rate = lambda row: rates.get((row.program, len(row.trials)), rate)
     known = {row.name: row.updates / its_rate(row) for row in rows if its_rate(row)}
     if not known:
-        return "\n".join([*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP of such rows"])
+        return "\n".join(
+            [*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP with rows of this shape"]
+        )
     mean = sum(known.values()) / len(known)
     seconds = [known.get(row.name, mean) for row in rows]
     ends = [0.0] * at_a_time
@@ -111,6 +113,6 @@ def estimate(
     )
     lines.append(
         f"time: {duration(max(ends))} of training with {at_a_time} rows at a time, "
-        f"{sum(seconds) * max(devices, 1) / PER_HOUR:.2f} device hours with {max(devices, 1)} devices a row{unknown}"
+        f"{sum(seconds) * max(devices, 1) / PER_HOUR:.2f} device hours with {max(devices, 1)} devices per row{unknown}"
     )
     return "\n".join(lines)

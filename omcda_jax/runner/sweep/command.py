@@ -103,14 +103,14 @@ def _search(values: flags.FlagValues, order: plan.Order) -> Search | None:
     if not values.search:
         for name in own:
             if values[name].present:
-                raise ConfigError(f"--{name}: expected --search beside it, found none")
+                raise ConfigError(f"--{name}: expected --search with it, found none")
         return None
     if values.emit or values.rows:
         raise ConfigError(f"--{'emit' if values.emit else 'rows'}: expected none with --search")
     if values.engine == "slurm" or (values.engine == "local" and values.hosts > 1):
         found = f"--engine={values.engine}" + (f" --hosts={values.hosts}" if values.hosts > 1 else "")
         raise ConfigError(
-            f"--search: expected an engine that stays until its rows end, of one host or Ray, found {found}"
+            f"--search: expected an engine that waits for its rows (Ray, or local on one host), found {found}"
         )
     return Search(order, *(values[name].value for name in own))
 
@@ -148,14 +148,19 @@ def _flags() -> flags.FlagValues:
     values, define = new_flags()
     define("string", "config", None, "preset of trials whose grid names no task, with an optional :quality")
     define("multi_string", "grid", [], "settings to vary; several flags are alternatives")
-    define("string", "rows", None, "file of settings, a JSON object a line or .csv, each with every point of the grid")
+    define(
+        "string",
+        "rows",
+        None,
+        "file of settings (a JSON object per line, or .csv), each combined with every point of the grid",
+    )
     define("string", "directory", "runs/sweep", "folder for the manifest, the runs and the logs; hosts share it")
     define("integer", "population", 16, "largest number of trials that train together in one row", lower_bound=1)
-    define("boolean", "distributed", False, "spread every trial over all hosts, which each run this command")
+    define("boolean", "distributed", False, "spread every trial over all hosts; each host runs this command")
     define("boolean", "dry_run", False, "print rows and what they will cost, and write nothing")
-    define("float", "rate", None, "updates a second of one row, for --dry_run", lower_bound=1e-9)
+    define("float", "rate", None, "updates per second of one row, for --dry_run", lower_bound=1e-9)
     define("string", "rates", None, "directory of another sweep, to take the rates of rows of the same shape from")
-    define("enum", "search", None, ["optuna"], "let it choose values from the grid")
+    define("enum", "search", None, ["optuna"], "library that chooses values from the grid")
     define("string", "metric", "evaluation/return_mean", "what --search goes by, a mean over seeds; see docs/sweeps.md")
     define(
         "enum",
@@ -164,20 +169,20 @@ def _flags() -> flags.FlagValues:
         ["maximize", "minimize"],
         "whether the metric is better when it is larger or smaller",
     )
-    define("integer", "trials", 32, "settings that --search tries in all", lower_bound=1)
+    define("integer", "trials", 32, "settings that --search tries in total", lower_bound=1)
     define("integer", "parallel", 8, "settings that --search tries at a time", lower_bound=1)
     define("integer", "select_updates", None, "as in a run, for --metric=select/...", lower_bound=0)
-    define("string", "status", None, "print where the rows of the sweep in this directory stand")
+    define("string", "status", None, "print the state of the rows of the sweep in this directory")
     define("string", "collect", None, "write the tables of the sweep in this directory")
     define("enum", "engine", "local", ENGINES, "what runs the rows")
     define("list", "engine_options", [], "KEY=VALUE,... of slurm, ray or --emit")
     define("enum", "emit", None, list(emit.KINDS), "print a file for a tool that starts pods")
     define("integer", "jobs", 0, "rows at a time; locally 1 unless given", lower_bound=0)
-    define("integer", "cores", 0, "cores of each row; 0 shares those there are", lower_bound=0)
+    define("integer", "cores", 0, "cores of each row; 0 shares all cores among the rows", lower_bound=0)
     define("float", "memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
     define("integer", "devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
     define("integer", "retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
-    define("integer", "host", 0, "which of --hosts this is", lower_bound=0)
+    define("integer", "host", 0, "number of this host, counted from 0", lower_bound=0)
     define("integer", "hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
     define("boolean", "claim", False, "after this host's own rows, take any that no other host is working on")
     define("string", "coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
@@ -232,7 +237,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     programs = {(row.program, len(row.trials)) for row in rows if row.name in statuses}
     say(f"{duration(time.monotonic() - began)} for {len(statuses)} rows of {len(programs)} different programs")
     if ended == os.EX_TEMPFAIL:
-        say("stopped and saved; the same command goes on")
+        say("stopped and saved; the same command resumes")
     return ended
 
 

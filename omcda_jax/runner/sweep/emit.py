@@ -123,7 +123,7 @@ def skypilot(words: Sequence[str], hosts: int, given: Mapping[str, Any]) -> dict
     if spot not in ("true", "false"):
         raise ConfigError(f"--engine_options: spot: expected true or false, found {given['spot']!r}")
     if "--claim" in words:
-        raise ConfigError("--claim: expected none with --emit=skypilot, for hosts cannot lock files in a bucket")
+        raise ConfigError("--claim: expected none with --emit=skypilot, because hosts cannot lock files in a bucket")
     own = '--hosts="$SKYPILOT_NUM_NODES" --host="$SKYPILOT_NODE_RANK"'
     image = {"image_id": f"docker:{given['image']}"} if given["image"] else {}
     install = "" if image else f"pip install 'omcda-jax[smax]' 'jax[{_wheel(given['accelerator'])}]'"

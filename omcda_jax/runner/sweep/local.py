@@ -82,7 +82,7 @@ class Pool:
             words = (f"--coordinator={options.coordinator}", f"--num_processes={options.hosts}")
             words += (f"--process_id={options.host}",)
         part = f"host_{options.host}" if options.host else ""
-        say(f"{row.name}: starting on {options.hosts} hosts, of which this is {options.host}")
+        say(f"{row.name}: starting on {options.hosts} hosts; this is host {options.host}")
         try:
             task = start(self._directory, row, words=words, part=part)
         except Busy as error:

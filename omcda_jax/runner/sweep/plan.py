@@ -85,7 +85,7 @@ def trials(order: Order) -> list[Trial]:
         assignments = [from_anywhere(text) for text in assignments]
         for key in (text.partition("=")[0] for text in assignments):
             if key in OWN:
-                raise ConfigError(f"{place}: {key}: expected {OWN[key]} in its place")
+                raise ConfigError(f"{place}: {key}: expected {OWN[key]} instead")
         spread = point.get("distributed", str(order.distributed).lower())
         if spread not in ("true", "false"):
             raise ConfigError(f"{place}: distributed: expected true or false, found {spread!r}")
@@ -109,7 +109,7 @@ def _points(order: Order) -> Iterator[tuple[str, Mapping[str, str]]]:
         for point in products:
             twice = line.keys() & point.keys()
             if twice:
-                raise ConfigError(f"{place}: {min(twice)}: expected a key that --grid has not, found it in both")
+                raise ConfigError(f"{place}: {min(twice)}: expected a key that is not in --grid, found it in both")
             yield place, line | point
 
 
@@ -123,9 +123,7 @@ def _lines(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     except OSError as error:
         raise ConfigError(f"--rows={path}: {error.strerror}") from error
     except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"--rows={path}: expected a JSON object a line, or CSV in a file of that name ({error})"
-        ) from None
+        raise ConfigError(f"--rows={path}: expected a JSON object per line, or CSV in a .csv file ({error})") from None
     if not lines:
         raise ConfigError(f"--rows={path}: expected a line of settings, found none")
     for number, line in enumerate(lines):

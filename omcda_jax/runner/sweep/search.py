@@ -44,7 +44,7 @@ def ahead(directory: str, search: Search) -> tuple[list[Row], str]:
     asked, ended = _next(study, search), sum(trial.ended for trial in study.trials())
     left = max(0, search.trials - ended)
     rounds = math.ceil(left / search.parallel)
-    said = f"search: {ended} of {search.trials} trials ended; {left} more in {rounds} rounds, of which this is the next"
+    said = f"search: {ended} of {search.trials} trials ended; {left} more in {rounds} rounds; this is the next"
     rows = space.rows([trial.settings for trial in asked], manifest.read(directory)) if asked else []
     return rows, said
 

@@ -84,14 +84,14 @@ def space_of(search: Search) -> Space:
     axes = grid.axes(order.grids[0], "--grid")
     seeds = axes.pop("seed", [])
     if isinstance(seeds, grid.Range):
-        raise ConfigError("--grid: seed: expected the seeds of every trial, found a range")
+        raise ConfigError("--grid: seed: expected seeds, the same for every trial, found a range")
     if not axes:
         raise ConfigError(f"--grid: expected a setting to search, found {order.grids[0]!r}")
     for key in axes:
         if key in ("task", "distributed"):
             raise ConfigError(f"--grid: {key}: expected a setting of the one task to search, found {key}")
         if selects and (key == "algorithm.gamma" or key.startswith("data.")):
-            raise ConfigError(f"--grid: {key}: expected one value for --metric={search.metric}, to compare by")
+            raise ConfigError(f"--grid: {key}: expected one value for --metric={search.metric}, so that trials compare")
     words = [f"--select={search.metric.removeprefix(SELECTION)}"] if selects else []
     if selects and search.select_updates is not None:
         words += [f"--select_updates={search.select_updates}"]
