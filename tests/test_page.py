@@ -423,7 +423,7 @@ def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch, cap
     assert report.main(["report", directory]) == 78
     shown = capsys.readouterr()
     assert "omcda  1.750 ± 0.050" in shown.out, "the table comes all the same"
-    assert re.fullmatch(r"error: no page, it needs a package \(.*\): pip install 'omcda-jax\[report\]'\n", shown.err)
+    assert re.fullmatch(r"error: no page: it needs a package \(.*\): pip install 'omcda-jax\[report\]'\n", shown.err)
 
 
 def with_map():

@@ -99,7 +99,7 @@ def test_which_snapshot_is_which_stage():
     assert training.cut(snapshots, -10.0, 0.5) == {"expert": "e", "medium": "c", "replay_1": "a", "replay_2": "b"}
     assert training.cut(snapshots, -10.0, 0.3)["medium"] == "b"
     assert training.cut(snapshots[4:], -10.0, 0.5) == {"expert": "e", "medium": "e"}
-    with pytest.raises(ConfigError, match=r"better than random play, whose return is 0.000, found at best 0.000"):
+    with pytest.raises(ConfigError, match=r"better than random play, with return 0.000, found 0.000 at best"):
         training.cut(snapshots, 0.0, 0.5)
 
 

@@ -364,7 +364,7 @@ def test_rewards_that_are_not_finite_are_named(run, monkeypatch, capsys):
 
     monkeypatch.setattr(envs, "make", lambda name: dataclasses.replace(toy, step=step))
     assert run.main(command("--config.learner.evaluate_every=0", updates=10)) == 78
-    assert "environment smax/toy: expected finite rewards, found an episode whose return is" in capsys.readouterr().err
+    assert "environment smax/toy: expected finite rewards, found an episode with return" in capsys.readouterr().err
     assert not (DIRECTORY / "result.json").exists()
     assert [path.name for path in (DIRECTORY / "checkpoints" / "latest").iterdir()] == ["10"], "nothing is lost"
     few = "--config.learner.evaluate_every=10", "--config.learner.checkpoint_every=20", "--workdir=few"

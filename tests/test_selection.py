@@ -396,7 +396,7 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     [
         (
             ["--select=fqe"],
-            "--select=fqe: expected --config.learner.mode=trials, whose trials it chooses among, found data",
+            "--select=fqe: expected --config.learner.mode=trials, because it chooses among trials, found data",
         ),
         (
             [TRIALS[0], "--config.learner.trials=seed=3", "--select=fqe"],
@@ -457,7 +457,7 @@ def test_generated_actions_have_no_density():
     config = resolve("mujoco_hopper_medium", ["algorithm.name=bcq"])
     job = Job([config, config], "nowhere", population=True)
     spec = CASES["bcq-continuous"][1]
-    with pytest.raises(ConfigError, match="^--select=dr: expected a policy whose actions have a density, found bcq's"):
+    with pytest.raises(ConfigError, match="^--select=dr: expected a policy with action densities, found bcq's"):
         select.check(select.Order("dr", 1000), job, spec)
     select.check(select.Order("fqe", 1000), job, spec)
 

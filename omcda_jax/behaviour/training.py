@@ -172,8 +172,8 @@ def cut(snapshots: Sequence[tuple[str, float]], chance: float, medium_share: flo
     highest = max(returns)
     if not highest > chance:
         raise ConfigError(
-            f"training: expected a snapshot better than random play, whose return is {chance:.3f}, found at best"
-            f" {highest:.3f}; train longer (--steps) or with other settings"
+            f"training: expected a snapshot better than random play, with return {chance:.3f}, found"
+            f" {highest:.3f} at best; train longer (--steps) or with other settings"
         )
     enough = chance + medium_share * (highest - chance)
     medium = next(index for index, value in enumerate(returns) if value >= enough)

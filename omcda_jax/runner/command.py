@@ -203,7 +203,7 @@ def _selection(values: flags.FlagValues, config: ExperimentConfig) -> Order | No
         return None
     if config.learner.mode != "trials":
         raise ConfigError(
-            f"--select={values.select}: expected --config.learner.mode=trials, whose trials it chooses among, found "
+            f"--select={values.select}: expected --config.learner.mode=trials, because it chooses among trials, found "
             f"{config.learner.mode}"
         )
     if values.num_processes is not None:

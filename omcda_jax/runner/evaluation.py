@@ -56,7 +56,7 @@ def make_judge(job: Job, environment: Environment | HostEnvironment) -> Judge:
 def _require_finite(returns: Sequence[np.ndarray], name: str) -> None:
     odd = [own[~np.isfinite(own)] for own in returns]
     if all(map(len, odd)):
-        raise ConfigError(f"environment {name}: expected finite rewards, found an episode whose return is {odd[0][0]}")
+        raise ConfigError(f"environment {name}: expected finite rewards, found an episode with return {odd[0][0]}")
 
 
 def without_returns(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def importing_pages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"no page, it needs a package ({error}): pip install 'omcda-jax[report]'") from error
+        raise ConfigError(f"no page: it needs a package ({error}): pip install 'omcda-jax[report]'") from error
 
 
 def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callable[..., None], place: str = "") -> int:

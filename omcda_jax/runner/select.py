@@ -72,9 +72,7 @@ def check(order: Order, job: Job, spec: EnvSpec) -> None:
     if order.by == "critic" and not selection.has_critic(template):
         raise ConfigError(f"{flag}: expected an algorithm with a critic, found {name}; --select=fqe fits one")
     if order.by == "dr" and not selection.has_density(jax.eval_shape(jax.vmap(job.algorithm.policy), template)):
-        raise ConfigError(
-            f"{flag}: expected a policy whose actions have a density, found {name}'s; --select=fqe needs none"
-        )
+        raise ConfigError(f"{flag}: expected a policy with action densities, found {name}'s; --select=fqe needs none")
 
 
 class Cut(NamedTuple):

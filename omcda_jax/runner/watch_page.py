@@ -88,7 +88,7 @@ def _behaviour(watched: Watched, count: int) -> Side:
     """What made the data: the policies that come with the package, or else episodes of the dataset."""
     data = watched.data
     if data is None:
-        return Side("behaviour", "nothing", [], "not known; --quality names one, or --data a dataset.")
+        return Side("behaviour", "nothing", [], "not known; name one with --quality, or a dataset with --data.")
     if data.path is None:
         try:
             made = of_stages(watched.environment.name, data.quality)

@@ -338,7 +338,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
-    define("string", "zoo", "benchmarks/zoo", "Folder of entries; a clone's has those of this project.")
+    define("string", "zoo", "benchmarks/zoo", "Folder of entries; that of a clone contains this project's.")
     define("string", "out", "zoo", "Folder that entries are unpacked into.")
     define("string", "name", None, "Name of the new entry; by default PRESET/ALGORITHM.")
     define("integer", "episodes", None, "Episodes of each policy; by default as many as on the card.")

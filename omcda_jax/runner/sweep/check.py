@@ -109,7 +109,9 @@ def estimate(
     for each in seconds:  # a row begins on the place that is free first
         heapq.heapreplace(ends, ends[0] + each)
     unknown = (
-        f", {len(rows) - len(known)} rows without a known rate taken as the mean" if len(known) < len(rows) else ""
+        f", {len(rows) - len(known)} rows without a known rate counted at the mean rate"
+        if len(known) < len(rows)
+        else ""
     )
     lines.append(
         f"time: {duration(max(ends))} of training with {at_a_time} rows at a time, "

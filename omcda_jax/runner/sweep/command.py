@@ -146,7 +146,7 @@ def _options(values: flags.FlagValues) -> machine.Options:
 
 def _flags() -> flags.FlagValues:
     values, define = new_flags()
-    define("string", "config", None, "preset of trials whose grid names no task, with an optional :quality")
+    define("string", "config", None, "preset of trials without a task in the grid, with an optional :quality")
     define("multi_string", "grid", [], "settings to vary; several flags are alternatives")
     define(
         "string",
@@ -161,7 +161,12 @@ def _flags() -> flags.FlagValues:
     define("float", "rate", None, "updates per second of one row, for --dry_run", lower_bound=1e-9)
     define("string", "rates", None, "directory of another sweep, to take the rates of rows of the same shape from")
     define("enum", "search", None, ["optuna"], "library that chooses values from the grid")
-    define("string", "metric", "evaluation/return_mean", "what --search goes by, a mean over seeds; see docs/sweeps.md")
+    define(
+        "string",
+        "metric",
+        "evaluation/return_mean",
+        "metric that --search optimises, a mean over seeds; see docs/sweeps.md",
+    )
     define(
         "enum",
         "direction",
@@ -181,9 +186,9 @@ def _flags() -> flags.FlagValues:
     define("integer", "cores", 0, "cores of each row; 0 shares all cores among the rows", lower_bound=0)
     define("float", "memory", 0.0, "gigabytes of memory of each row; 0 is no limit", lower_bound=0)
     define("integer", "devices", 0, "accelerators of each row; 0 is all there are", lower_bound=0)
-    define("integer", "retries", 2, "how often a row that was killed or crashed starts again", lower_bound=0)
+    define("integer", "retries", 2, "how often to restart a row that was killed or crashed", lower_bound=0)
     define("integer", "host", 0, "number of this host, counted from 0", lower_bound=0)
-    define("integer", "hosts", 1, "hosts that share the rows by their numbers", lower_bound=1)
+    define("integer", "hosts", 1, "how many hosts share the rows, by row number", lower_bound=1)
     define("boolean", "claim", False, "after this host's own rows, take any that no other host is working on")
     define("string", "coordinator", None, "host:port of host 0, for --distributed where JAX detects no cluster")
     return values
