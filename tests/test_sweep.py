@@ -526,7 +526,7 @@ def test_time_is_estimated_from_rows_of_the_same_program_and_size():
     assert "no rate known" in check.estimate(rows, {}, None, 1, 0)
     found = check.estimate(rows, rates, None, 2, 4)
     assert "1m40s of training with 2 rows at a time, 0.22 device hours with 4 devices per row" in found
-    assert "1 rows without a known rate counted at the mean rate" in found
+    assert "1 rows without a known rate taken at the mean" in found
     assert "200 s" not in found and "3m20s" in check.estimate(rows, rates, 5.0, 2, 0)
     # three equal rows take two rounds at two places, and one at more places than rows
     rows = rows_of("seed=0; learner.batch_size=8,16,32", assignments=["learner.updates=1000"])

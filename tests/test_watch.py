@@ -57,7 +57,7 @@ def test_a_policy_is_watched_beside_its_data_and_its_behaviour(run, monkeypatch,
     save_policy("saved", job.algorithm.policy(state))
     watched("saved", "--environment=smax/toy", "--episodes=1")
     shown = read("saved/watch.html")
-    assert titles(shown) == [("Policy", "1")] and "--quality names one, or --data a dataset" in shown.text
+    assert titles(shown) == [("Policy", "1")] and "name one with --quality, or a dataset with --data" in shown.text
     assert float(shown.tables[0][1][1]) == pytest.approx(final)
     watched("saved", "--environment=smax/toy", "--data=data.h5", "--episodes=2", "--out=there/it.html")
     assert titles(read("there/it.html"))[1] == ("Data", "1")

@@ -169,12 +169,7 @@ def _flags() -> flags.FlagValues:
     define("enum", "team_reward", None, ["mean", "sum"], "How to combine rewards that differ between agents.")
     define("integer", "time_limit", None, "Treat episodes of this many steps as cut by the time limit.")
     define("string", "manifest", None, "SHA-256 checksums to compare with; by default PATH.sha256 or SHA256SUMS.")
-    define(
-        "string",
-        "out",
-        None,
-        "Folder for the card (default: PATH.card) or for downloads (default: datasets/REPOSITORY).",
-    )
+    define("string", "out", None, "Folder of the card, by default PATH.card, or of downloads, datasets/REPOSITORY.")
     define("enum", "format", "omcda", list(formats.WRITTEN), "Format to convert to.")
     define("string", "html", None, "Write the card as one page to this file; also as a folder only if --out is given.")
     define("string", "environment", None, "Name of the environment, for the converted file or for the page's episodes.")

@@ -210,9 +210,7 @@ def place(
     if shards > 1:
         owners = [device.process_index for device in jax.devices()]
         if owners != sorted(owners):
-            raise ConfigError(
-                f"data.shards: expected 1, because the devices are not in the order of their processes, found {shards}"
-            )
+            raise ConfigError(f"data.shards: expected 1, because devices are not in process order, found {shards}")
     if config.data.placement == "device":
         own = data.shard(dataset, shards, process, processes) if shards > 1 else dataset
         placed = layout.place_dataset(own)

@@ -361,9 +361,7 @@ def table(result: Mapping[str, Any]) -> str:
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}" if whole else "-")
     rows.append(["data", *cells, "as recorded" if whole else "cut by the time limit, beyond which estimates continue"])
     who = (
-        "which the policies and their critics also learned from"
-        if by == "critic"
-        else "which no estimate was fitted on"
+        "which the policies and their critics learned from too" if by == "critic" else "which no estimate was fitted on"
     )
     if result["config"]["data"]["held_out"]:
         who = "which no estimate and no policy was fitted on"

@@ -161,7 +161,7 @@ def _flags() -> flags.FlagValues:
     define("integer", "seed", 0, "Seed of the training.")
     whole = functools.partial(define, "integer", lower_bound=0)
     whole("episodes", 0, "Episodes a snapshot is evaluated on; 0: as the recipe says, or 100.")
-    whole("every", 0, "With a recipe: also save a snapshot about every this many environment steps.")
+    whole("every", 0, "With a recipe: about how many environment steps lie between additional snapshots.")
     for settings, shown in ((training.Rule(), RULE), (GENERAL, tuple(meanings(Settings)))):
         texts = meanings(type(settings))
         for name in shown:

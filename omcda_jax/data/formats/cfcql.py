@@ -103,9 +103,7 @@ def _lengths(
     )
     if (filled != filled[..., :1]).any():
         wrong = int((filled != filled[..., :1]).any(axis=(1, 2)).argmax())
-        raise DatasetError(
-            f"{source}: filled: expected the same rows for every agent, found different ones in episode {wrong}"
-        )
+        raise DatasetError(f"{source}: filled: expected the same rows for every agent, found others in episode {wrong}")
     filled = filled[..., 0]
     gaps = (np.diff(filled.astype(np.int8), axis=1) > 0).any(axis=1)
     if gaps.any():

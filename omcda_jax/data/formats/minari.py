@@ -101,9 +101,7 @@ def _flat(observations: Any, source: str, key: str = "observations") -> np.ndarr
     if isinstance(observations, dict):
         parts = [_flat(observations[name], source, f"{key}.{name}") for name in sorted(observations)]
         if not parts or len({len(part) for part in parts}) != 1:
-            raise DatasetError(
-                f"{source}: {key}: expected entries with the same number of rows, found different numbers"
-            )
+            raise DatasetError(f"{source}: {key}: expected entries with equally many rows, found others")
         return np.concatenate(parts, axis=1)
     if isinstance(observations, list | tuple):
         raise DatasetError(f"{source}: {key}: expected a Box or a Dict of them, found a sequence")

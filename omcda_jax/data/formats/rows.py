@@ -266,9 +266,7 @@ def joined(readings: Sequence[Reading], names: Sequence[str]) -> Reading:
                     f" found {mine.shape[1:]} and {mine.dtype}"
                 )
         if part.avail.shape[2] != widest:
-            raise DatasetError(
-                f"{name}: avail: expected {widest} actions, as the others have, found {part.avail.shape[2]}"
-            )
+            raise DatasetError(f"{name}: avail: expected {widest} actions, as others have, found {part.avail.shape[2]}")
         parts.append(part)
     return Reading(
         Episodes(*(np.concatenate(field) for field in zip(*parts, strict=True))),

@@ -101,7 +101,7 @@ def estimate(
     known = {row.name: row.updates / its_rate(row) for row in rows if its_rate(row)}
     if not known:
         return "\n".join(
-            [*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP with rows of this shape"]
+            [*lines, "time: no rate known; give --rate=UPDATES_PER_SECOND, or --rates=SWEEP with such rows"]
         )
     mean = sum(known.values()) / len(known)
     seconds = [known.get(row.name, mean) for row in rows]
@@ -109,9 +109,7 @@ def estimate(
     for each in seconds:  # a row begins on the place that is free first
         heapq.heapreplace(ends, ends[0] + each)
     unknown = (
-        f", {len(rows) - len(known)} rows without a known rate counted at the mean rate"
-        if len(known) < len(rows)
-        else ""
+        f", {len(rows) - len(known)} rows without a known rate taken at the mean" if len(known) < len(rows) else ""
     )
     lines.append(
         f"time: {duration(max(ends))} of training with {at_a_time} rows at a time, "

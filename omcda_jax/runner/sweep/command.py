@@ -148,12 +148,7 @@ def _flags() -> flags.FlagValues:
     values, define = new_flags()
     define("string", "config", None, "preset of trials without a task in the grid, with an optional :quality")
     define("multi_string", "grid", [], "settings to vary; several flags are alternatives")
-    define(
-        "string",
-        "rows",
-        None,
-        "file of settings (a JSON object per line, or .csv), each combined with every point of the grid",
-    )
+    define("string", "rows", None, "file of settings (JSON lines or .csv), each combined with every point of the grid")
     define("string", "directory", "runs/sweep", "folder for the manifest, the runs and the logs; hosts share it")
     define("integer", "population", 16, "largest number of trials that train together in one row", lower_bound=1)
     define("boolean", "distributed", False, "spread every trial over all hosts; each host runs this command")
@@ -161,12 +156,7 @@ def _flags() -> flags.FlagValues:
     define("float", "rate", None, "updates per second of one row, for --dry_run", lower_bound=1e-9)
     define("string", "rates", None, "directory of another sweep, to take the rates of rows of the same shape from")
     define("enum", "search", None, ["optuna"], "library that chooses values from the grid")
-    define(
-        "string",
-        "metric",
-        "evaluation/return_mean",
-        "metric that --search optimises, a mean over seeds; see docs/sweeps.md",
-    )
+    define("string", "metric", "evaluation/return_mean", "what --search optimises, mean over seeds; see docs/sweeps.md")
     define(
         "enum",
         "direction",
