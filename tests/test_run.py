@@ -197,7 +197,7 @@ def test_a_finished_run_is_evaluated_again_or_extended(run, capsys):
         (["--config.seed"], "--config.seed: expected --config.seed=VALUE"),
         (["--workdr=x"], "--workdr: no such flag; did you mean '--workdir'?"),
         (["--config.data.path="], "data.path: expected a file or a folder, found ''"),
-        (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id, or --distributed, besid"),
+        (["--coordinator=host:1"], "--coordinator: expected --num_processes and --process_id, or --distributed, with"),
         (["--gpu"], "--gpu: no such flag; JAX uses the accelerator that it finds"),
         (["--mode=evla"], "flag --mode=evla: value should be one of <train|eval>"),
         (["--mode=eval"], "expected a run to evaluate, found none"),
