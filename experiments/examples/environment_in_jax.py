@@ -1,5 +1,4 @@
-"""A simulator in JAX: two agents walk on a line and are rewarded for being close to its middle. Train on the episodes
-in FILE:
+"""A simulator in JAX: two agents walk on a line and are rewarded for being close to its middle. To train on FILE:
 
 python experiments/run.py --config=smac_3m --config.data.path=FILE \\
     --config.data.environment=examples.environment_in_jax/9"""
