@@ -415,7 +415,7 @@ def full_disk(place: pathlib.Path, full: bool) -> Outcome:
         run = Run(disk / "run", *wide, updates=600).go()
         line = run.err[0].strip()
         told = run.codes == [1] and str(disk) in line and "bytes" in line and "\n" not in line
-        named = int(line.split("step ")[-1].split()[0]) if "is there" in line and "no step" not in line else 0
+        named = int(line.split("step ")[-1].split()[0]) if "is safe" in line and "no step" not in line else 0
         honest = named in run.steps
         shutil.copytree(disk / "run", place / "run")
         again = Run(place / "run", *wide, f"--config.data.path={disk / 'data.h5'}", updates=600).go()

@@ -59,7 +59,7 @@ define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.pric
 define("list", "overrides", [], "further settings of every run, for instance learner.updates=12000")
 define("enum", "select", "dr", ESTIMATES, "the costliest estimate")
 define("integer", "select_updates", 10_000, "updates to fit critics for")
-define("float", "select_gamma", None, "discount factor of fitted critics; by default the trials'")
+define("float", "select_gamma", None, "discount factor of fitted critics; by default the largest of the trials'")
 define("string", "directory", "runs/selection", "folder for the runs")
 define("string", "csv", "benchmarks/results/selection.csv", "file for the row of every trial")
 define("boolean", "run", True, "False: only the table of what is finished")

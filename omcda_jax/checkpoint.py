@@ -307,7 +307,7 @@ def _check_schema(here: str, record: Mapping[str, Any]) -> None:
     if schema != SCHEMA:
         raise ConfigError(
             f"{here}: schema: expected {SCHEMA}, found {schema}; finish the run with the version of omcda-jax that "
-            "began it, or start again in another directory"
+            "started it, or start again in another directory"
         )
 
 

@@ -70,7 +70,7 @@ class DataConfig(Repairs):
         environment: `family/scenario`, for instance `smax/5m_vs_6m`.
         quality: name of the behaviour that made the data, for instance `medium`.
         episodes: number of episodes in the dataset, used when it must be collected; if None, `transitions` decides.
-        transitions: least number of transitions in it, in whole episodes; if None, `episodes` decides.
+        transitions: least number of transitions in the dataset, in whole episodes; if None, `episodes` decides.
         seed: seed of the collection, and of the order of windows where data stay on the host.
         path: file to read instead of the default place, or None.
         reward_scale: factor on the file's rewards while learning; reported returns stay in the environment's units.

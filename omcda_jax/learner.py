@@ -29,7 +29,7 @@ _AXIS = "devices"
 
 
 class NonFiniteMetrics(RuntimeError):
-    """Several updates in a row had a metric that was not finite; the message names one such metric and the update."""
+    """Several updates in a row had a metric that was not finite; the message names the first by name and the update."""
 
 
 def initial_state(

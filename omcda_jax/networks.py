@@ -1,4 +1,4 @@
-"""The networks of the matched backbone (OMIGA, Wang et al., NeurIPS 2023): plain MLPs and linear mixers."""
+"""The networks of the common backbone (OMIGA, Wang et al., NeurIPS 2023): plain MLPs and linear mixers."""
 
 import functools
 import itertools
@@ -266,7 +266,7 @@ def action_distribution(network: AgentNetwork, params: Any, obs: chex.Array, ava
 
 
 class Backbone(NamedTuple):
-    """Networks of the matched backbone; an algorithm initialises those that it trains."""
+    """Networks of the common backbone; an algorithm initialises those that it trains."""
 
     policy: AgentNetwork
     critic: MixedCritic

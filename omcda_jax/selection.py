@@ -10,7 +10,7 @@ The first two take the greedy action pi(o), because returns are those of greedy 
 stochastic policy if there is a policy network: w_t is the product, up to step t, of its ratios pi(a|o) / b(a|o) to the
 clone b of the data, divided by its mean over episodes; Q is the fitted one (the weighted estimate of Thomas and
 Brunskill 2016, "Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning"). Fitted Q evaluation is that
-of Le, Voloshin and Yue 2019, "Batch Policy Learning under Constraints", on the matched backbone; it may start from the
+of Le, Voloshin and Yue 2019, "Batch Policy Learning under Constraints", on the common backbone; it may start from the
 data's returns-to-go. Its state is a `TrainState` with the judged policy in `extra`, so that a population of trials is
 one compiled program.
 """
@@ -35,7 +35,7 @@ _IMPOSSIBLE = -1e8  # log ratios below it belong to actions that the policy neve
 
 @flax.struct.dataclass(kw_only=True)
 class FqeConfig(training.CriticSettings):
-    """Settings of fitted Q evaluation: those of the matched backbone."""
+    """Settings of fitted Q evaluation: those of the common backbone."""
 
     name: ClassVar[str] = "fqe"
 

@@ -80,7 +80,7 @@ def test_data_may_move(finished, capsys):
     metadata = {"environment": "smax/toy", "quality": "medium", "versions": {"toysim": "1.0"}}
     data.write("other.h5", SPEC, episodes(7), metadata)
     assert finished.main(command("--config.data.path=other.h5", updates=100)) == 78
-    assert "began on other data than the file now contains" in capsys.readouterr().err
+    assert "was started on other data than the file now contains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("below", ["checkpoints", "checkpoints/latest", "checkpoints/latest/60/deeper"])

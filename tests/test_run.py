@@ -249,7 +249,7 @@ def test_other_data_than_the_run_began_with_are_refused(run, capsys):
     data.write("data.h5", SPEC, episodes(7), metadata)
     assert run.main(command(updates=20)) == 78
     captured = capsys.readouterr()
-    assert "began on other data" in captured.err
+    assert "was started on other data" in captured.err
     assert "warning: the data were made with toysim 0.9, evaluation uses 1.0" in captured.out
 
 
@@ -262,7 +262,7 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
     shutil.rmtree("vault")
     formats.write("vault", "vault", SPEC, found._replace(reward=2 * found.reward), {})
     assert run.main(command("--config.data.path=vault", updates=80)) == 78
-    assert "began on other data" in capsys.readouterr().err
+    assert "was started on other data" in capsys.readouterr().err
 
 
 def test_divergence_stops_with_status_1_and_says_where(run, capsys):

@@ -1,7 +1,7 @@
 """MA-ICQ: implicit constraint Q-learning, weights from a softmax over the batch and no action outside the data.
 
 Source: Yang, Ma, Li, Zheng, Zhang, Huang, Yang, Zhao, "Believe What You See: Implicit Constraint Approach for Offline
-Multi-Agent Reinforcement Learning" (NeurIPS 2021), on the matched backbone: feed-forward, one-step targets, the linear
+Multi-Agent Reinforcement Learning" (NeurIPS 2021), on the common backbone: feed-forward, one-step targets, the linear
 mixer with its bias. rho(X) is B times the softmax of X over the batch, gradient stopped, so the weights average one (in
 the target, over the rows that bootstrap):
 

@@ -67,7 +67,7 @@ class OmcdaConfig(CriticSettings):
         alpha_max: upper end of the search for alpha.
         max_weight: cap on the policy weights.
         num_samples: K, the number of draws from each agent's policy for an expectation over continuous actions.
-        critic_layer_norm: keeps critics from extrapolating in rare states; off in the matched backbone.
+        critic_layer_norm: keeps critics from extrapolating in rare states; off in the common backbone.
     """
 
     name: ClassVar[str] = "omcda"
@@ -180,7 +180,7 @@ class Estimates(NamedTuple):
     deviation_target: chex.Array  # [B, N] targets of Q^{c,i}
     return_advantage: chex.Array  # [M, N] A^r_i = w^r_i (q^r_i - v^r_i)
     deviation_advantage: chex.Array  # [M, N] A^c_i = kappa_i (q^c_i - v^c_i), nats
-    largest_exponent: chex.Array  # [] M, which scales the loss of the in-sample form
+    largest_exponent: chex.Array  # [] it scales the loss of the in-sample form
     weights: chex.Array | None = None  # [M, N] omega_i, from `levels`
 
 

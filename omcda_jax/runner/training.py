@@ -39,7 +39,9 @@ def learn(job: Job, source: Source, saved: Saved, judge: Judge, interruption: In
         NonFiniteMetrics, StorageError: as in `learner.train` and `Checkpoints.save`.
     """
     if saved.metadata and saved.metadata["data"].get("digest") != source.metadata.get("digest"):
-        raise ConfigError(f"{job.directory}: began on other data than the file now contains; choose another {job.flag}")
+        raise ConfigError(
+            f"{job.directory}: was started on other data than the file now contains; choose another {job.flag}"
+        )
     settings, layout = job.config.learner, job.layout()
     state = begin(job, source) if saved.state is None else saved.state
     step = updates_done(state)

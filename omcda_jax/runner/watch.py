@@ -88,7 +88,7 @@ def find(directory: str, values: flags.FlagValues) -> Watched:
         return _policy(directory, values)
     for flag in ("environment", "quality", "data"):
         if values[flag].present:
-            raise ConfigError(f"--{flag}: expected a saved policy, found {directory}; a run has its own")
+            raise ConfigError(f"--{flag}: expected a saved policy, found {directory}; a run has its own {flag}")
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise ConfigError(
             f"{directory}: expected the directory of a run, with config.json, or of a saved policy, with policy.json"

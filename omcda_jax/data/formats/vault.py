@@ -92,7 +92,7 @@ def _episodes(
     if not before:
         raise DatasetError(f"{path}: terminals, truncations: expected an end of at least one episode, found none")
     if before < total:
-        which = "the last" if lanes == 1 else "at the ends of the lanes,"
+        which = "the last" if lanes == 1 else "in all lanes together, the last"
         notes.append(f"{which} {total - before} rows belong to an episode that does not end: left out")
     if lanes > 1:
         notes.append(f"{lanes} lanes, read one after another")
