@@ -59,6 +59,8 @@ def rows(several=None):
             "allocation/budget": spread([0.1 * step, 0.3 * step]),
             "allocation/alpha": spread([0.5, 0.25]),
             "allocation/influence": spread([1.0, 3.0]),
+            "allocation/price": spread(0.25),
+            "policy/divergence": spread([0.1 * step, 0.2 * step]),
             "critic/q_return": spread(step / 100),
             "policy/loss": spread(1 / step),
         }
@@ -212,6 +214,14 @@ def test_the_page_of_a_run_says_what_the_run_left(tmp_path):
     shares = traces(figure_of(shown, "share"))
     np.testing.assert_allclose(numbers(shares["agent 0"]["y"]), [0.25] * 3)
     np.testing.assert_allclose(numbers(shares["agent 1"]["y"]), [0.75] * 3)
+    levels, spent = figure_of(shown, "level"), figure_of(shown, "nats")
+    assert [trace["name"] for trace in levels["data"]] == ["agent 0", "agent 1", "price"]
+    np.testing.assert_allclose(numbers(traces(levels)["price"]["y"]), [0.25] * 3)
+    assert [trace["name"] for trace in spent["data"]] == ["agent 0", "agent 1", "budget", "budget"]
+    for trace, share in zip(spent["data"], (0.1, 0.2, 0.1, 0.3), strict=True):
+        np.testing.assert_allclose(numbers(trace["y"]), share * np.array(STEPS), rtol=1e-6)
+    assert [trace["line"]["dash"] for trace in spent["data"]] == ["solid"] * 2 + ["dot"] * 2
+    assert spent["data"][3]["line"]["color"] == spent["data"][1]["line"]["color"]
     scale = result["config"]["data"]["reward_scale"]
     value = figure_of(shown, "value")
     np.testing.assert_allclose(numbers(traces(value)["policy"]["y"]), np.array(STEPS) / 100 / scale, rtol=1e-6)
@@ -222,7 +232,7 @@ def test_the_page_of_a_run_says_what_the_run_left(tmp_path):
 def test_a_page_stands_alone_and_its_figures_are_plotlys(tmp_path):
     directory, result = leave_run(tmp_path / "run")
     shown = read(page.write(directory, page.of_run(directory, result, with_replay=False)))
-    assert len(shown.figures) == 7, "return, win rate, shares, levels, influence, value, loss"
+    assert len(shown.figures) == 9, "return, win rate, shares, levels, influence, divergence, value, price, loss"
     for figure in shown.figures:
         go.Figure(figure)  # refuses what the library does not know
         assert "template" not in figure["layout"]
@@ -261,7 +271,7 @@ def test_trials_are_drawn_by_setting_and_one_that_diverged_is_left_out(tmp_path)
     levels = figure_of(shown, "level")
     labels = [button["label"] for button in levels["layout"]["updatemenus"][0]["buttons"]]
     assert labels == ["d_tot=0.3", "d_tot=0.6"]
-    assert levels["layout"]["updatemenus"][0]["buttons"][1]["args"][0]["visible"] == [False, False, True, True]
+    assert levels["layout"]["updatemenus"][0]["buttons"][1]["args"][0]["visible"] == [False] * 3 + [True] * 3
 
 
 @pytest.mark.quick

@@ -62,7 +62,9 @@ def values(groups: Groups, keys: Sequence[str], scale: float, largest: float | N
     return figure
 
 
-def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.Figure | None:
+def agents(
+    groups: Groups, key: str, title: str, *, shares: bool = False, limit: tuple[str, str] | None = None
+) -> go.Figure | None:
     """Draw a metric of every agent over training, with a menu of the groups if there are several.
 
     None if no group has two rows. Each agent is a curve or, with more than `MANY` agents, a row of a heat map.
@@ -72,6 +74,7 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
         key: the metric's key.
         title: title of its axis.
         shares: draw shares of the sum; curves are stacked.
+        limit: key and name of a metric that bounds this one, of every agent or of all; dotted beside the curves.
     """
     found = {name: series(trials, key) for name, trials in groups.items()}
     found = {name: one for name, one in found.items() if one is not None and len(one[0]) > 1}
@@ -80,10 +83,13 @@ def agents(groups: Groups, key: str, title: str, *, shares: bool = False) -> go.
     figure = go.Figure()
     agents = [values.shape[1] for _, values in found.values()]
     draw, counts = _rows if max(agents) > MANY else _stack if shares else _lines, []
-    for place, (steps, values) in enumerate(found.values()):
+    curves = sum(agents) * (1 if limit is None else 2)
+    for place, (name, (steps, values)) in enumerate(found.items()):
         values = values / values.sum(axis=1, keepdims=True) if shares else values
-        kept = thinned(len(steps), sum(agents))
+        kept = thinned(len(steps), curves)
         traces = draw(small(steps[kept]), small(values[kept]), place == 0)
+        if limit is not None and draw is _lines:
+            traces += _limits(groups[name], limit, curves, place == 0)
         figure.add_traces(traces)
         counts.append(len(traces))
     lay_out(figure, title)
@@ -282,6 +288,30 @@ def _lines(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scat
     return [
         go.Scatter(x=steps, y=own, name=f"agent {agent}", mode="lines", visible=visible, line=_line(agent))
         for agent, own in enumerate(values.T)
+    ]
+
+
+def _limits(trials: Sequence[Trial], limit: tuple[str, str], curves: int, visible: bool) -> list[go.Scatter]:
+    """A dotted curve of each agent's limit in the agent's colour, or a grey one of a limit that all share."""
+    key, name = limit
+    each, shared = series(trials, key), curve(trials, key)
+    if shared is None:
+        return []
+    steps, values = each or (shared.step, shared.mean[:, None])
+    colours = [_line(agent)["color"] for agent in range(values.shape[1])] if each else ["#8C8C8C"]
+    kept = thinned(len(steps), curves)
+    return [
+        go.Scatter(
+            x=small(steps[kept]),
+            y=small(values[kept, place]),
+            name=name,
+            legendgroup=name,
+            showlegend=place == 0,
+            mode="lines",
+            visible=visible,
+            line={"color": colour, "dash": "dot", "width": 1.5},
+        )
+        for place, colour in enumerate(colours)
     ]
 
 

@@ -33,10 +33,12 @@ Part = dict[str, Any]
 ELSEWHERE = ("step", "evaluation/return_mean", "evaluation/return_se", "evaluation/return_sd", "evaluation/episodes")
 AGENTS = {
     "allocation/budget": ("Shares of the budget", "share"),
-    "allocation/alpha": ("Levels, scaled reward per nat", "level"),
+    "allocation/alpha": ("Levels, scaled reward per nat: what the last nat earns", "level"),
     "allocation/influence": ("Influence, scaled reward per nat", "influence"),
     "policy/divergence": ("Divergence of the policies, nats per step", "nats"),
 }
+# what bounds a metric of the agents, and its name; an agent whose curve lies on it is bound by it
+LIMITS = {"allocation/alpha": ("allocation/price", "price"), "policy/divergence": ("allocation/budget", "budget")}
 MOVES = "Circles are filled by health, lines go from a unit to the one it attacks."
 FLOWS = "Return so far, and below it the action of every agent at every step."
 VALUES = ("critic/q_return", "critic/q")
@@ -179,7 +181,7 @@ def training(groups: figures.Groups, result: Mapping[str, Any]) -> list[Part]:
         ("Win rate", figures.metric(groups, "evaluation/win_rate", "win rate") if _has_goal(groups) else None),
     ]
     drawn += [
-        (title, figures.agents(groups, key, axis, shares=key == "allocation/budget"))
+        (title, figures.agents(groups, key, axis, shares=key == "allocation/budget", limit=LIMITS.get(key)))
         for key, (title, axis) in AGENTS.items()
     ]
     title = "Learned value of the data, and the largest return-to-go in it: a value above it is too high"
