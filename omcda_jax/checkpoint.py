@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,8 +30,12 @@ SCHEMA = 4
 QUARANTINE = "quarantine"
 
 
+# how reading fails where a file is missing, which is damage, and no trouble of the disk or network
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
 class StorageError(RuntimeError):
-    """A checkpoint could not be written; the message names the directory, the bytes and what is still there."""
+    """The disk or network refused to write or read; the message names the directory and what is still there."""
 
 
 class Checkpoints:
@@ -103,6 +108,7 @@ class Checkpoints:
 
         Raises:
             ConfigError: if a whole step contains a state of another structure, shape, dtype or schema.
+            StorageError: files cannot be read. Nothing is put aside, because they may be whole.
         """
         if not os.path.isdir(self.directory):
             return None
@@ -114,9 +120,10 @@ class Checkpoints:
                 record = _read_record(manager, found)
                 self._check_template(found, record, template)
                 leaves = _read_leaves(manager, found, record["leaves"], template)
-            except ConfigError:
+            except (ConfigError, MemoryError):
                 raise
             except Exception as error:  # whatever orbax raises on a damaged file
+                self._check_readable(found, error)
                 aside = self._quarantine(found)
                 warnings.warn(
                     f"checkpoint {self.directory}/{found} is damaged and put aside as {aside}: {_shortened(error)}",
@@ -171,11 +178,32 @@ class Checkpoints:
                 f"{f'step {whole[-1]} is safe' if whole else 'no step is saved'}"
             ) from error
 
+    def put_aside(self) -> list[str]:
+        """Return the folders of the damaged steps that `restore` has put aside, now or earlier."""
+        folder, name = os.path.split(self._aside(""))
+        return [os.path.join(folder, found) for found in sorted(_listed(folder)) if found.startswith(name)]
+
+    def _aside(self, step: int | str) -> str:
+        parent, name = os.path.split(self.directory)
+        return os.path.join(parent, QUARANTINE, f"{name}-{step}")
+
+    def _check_readable(self, step: int, error: Exception) -> None:
+        """Raise StorageError if a step could not be read because the files cannot be read at all."""
+        path = Path(self.directory, str(step))
+        try:
+            if isinstance(error, OSError) and not isinstance(error, MISSING):
+                raise error
+            for file in path.rglob("*"):
+                if file.is_file():
+                    file.read_bytes()
+        except OSError as trouble:
+            raise StorageError(
+                f"checkpoint {path} could not be read ({_shortened(trouble)}); it may be whole, so it stays where it is"
+            ) from error
+
     def _quarantine(self, step: int) -> str:
-        folder = os.path.join(os.path.dirname(self.directory), QUARANTINE)
-        name = f"{os.path.basename(self.directory)}-{step}"
-        aside = os.path.join(folder, name)
-        os.makedirs(folder, exist_ok=True)
+        aside = self._aside(step)
+        os.makedirs(os.path.dirname(aside), exist_ok=True)
         if os.path.exists(aside):
             shutil.rmtree(aside)
         os.rename(os.path.join(self.directory, str(step)), aside)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from omcda_jax import checkpoint
 from omcda_jax.checkpoint import Checkpoints, StorageError, digest
 from omcda_jax.system import check_free, exclusive
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
@@ -139,6 +140,29 @@ def test_all_damaged_restores_nothing(tmp_path):
     with pytest.warns(UserWarning) as caught:
         assert restore(tmp_path / "c") is None
     assert ["30" in str(caught[0].message), "20" in str(caught[1].message)] == [True, True]
+
+
+@pytest.mark.parametrize("reader", ["_read_record", "_read_leaves"])
+def test_a_disk_that_does_not_answer_damages_nothing(tmp_path, monkeypatch, reader):
+    fill(tmp_path / "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, reader, lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(StorageError, match=r"c/30 could not be read \(.*Input/output error\); it may be whole"):
+            restore(tmp_path / "c")
+    assert_same(restore(tmp_path / "c")[0], make_state(30))
+
+
+def test_a_step_whose_files_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    fill(tmp_path / "c")
+    flip_bit(data_file(tmp_path / "c" / "30"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        with pytest.raises(StorageError, match="Stale file handle"):
+            restore(tmp_path / "c")
+    assert (tmp_path / "c" / "30").is_dir() and Checkpoints(tmp_path / "c").put_aside() == []
+    with pytest.warns(UserWarning, match="c/30 is damaged"):
+        assert_same(restore(tmp_path / "c")[0], make_state(20))
+    assert Checkpoints(tmp_path / "c").put_aside() == [str(tmp_path / "quarantine" / "c-30")]
 
 
 def test_another_shape_is_an_error_and_no_damage(tmp_path):

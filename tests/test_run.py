@@ -287,6 +287,19 @@ def test_a_damaged_checkpoint_costs_only_its_steps(run, capsys):
     assert result_of()["evaluation"] == whole["evaluation"]
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(run, capsys):
+    assert run.main(command()) == 0
+    curve = learning_curve()
+    for step in (DIRECTORY / "checkpoints" / "latest").iterdir():
+        shutil.rmtree(step / "state")
+    for _ in range(2):
+        assert run.main(command()) == os.EX_CONFIG
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("error: ") and "every checkpoint is damaged and put aside in" in message
+        assert "choose another --workdir" in message
+    assert learning_curve() == curve
+
+
 def test_without_matplotlib_the_result_stands_and_the_remedy_is_named(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run.main(command(updates=10)) == 0

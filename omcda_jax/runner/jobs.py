@@ -272,13 +272,23 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = N
         step: step of the checkpoint; None: the newest.
 
     Raises:
-        ConfigError: the checkpoint is not a state of this job, or is of a run with other settings.
+        ConfigError: the checkpoint is not a state of this job, or is of a run with other settings, or all that were
+            there are damaged.
+        StorageError: as in `Checkpoints.restore`.
     """
 
     @functools.cache
     def newest():
         with Checkpoints(job.checkpoints(which)) as checkpoints:
-            return checkpoints.restore(job.template(spec), step) or (None, None)
+            found = checkpoints.restore(job.template(spec), step)
+            aside = checkpoints.put_aside()
+        if found is None and step is None and aside:
+            # to begin again would erase the metrics of the updates that were done
+            raise ConfigError(
+                f"{job.directory}: every checkpoint is damaged and put aside in {os.path.dirname(aside[0])}; bring back a "
+                f"copy, or choose another {job.flag} to start again"
+            )
+        return found or (None, None)
 
     metadata = by_first(lambda: newest()[1])
     if metadata is None:
