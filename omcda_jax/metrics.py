@@ -14,6 +14,7 @@ import numpy as np
 
 from omcda_jax.system import replacing
 
+VALUES = ("critic/q_return", "critic/q")  # the learned value of the data, in scaled reward; a row has one at most
 WINDOW = 300.0  # seconds over which updates per second are counted
 
 
@@ -60,6 +61,15 @@ def read(path: str | os.PathLike) -> list[dict]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def learned_value(row: Mapping[str, Any]) -> Any:
+    """Return the learned value of the data's states and actions in a row of metrics, or None if it has none.
+
+    Args:
+        row: metrics by key.
+    """
+    return next((row[key] for key in VALUES if key in row), None)
 
 
 def to_json(value: Any) -> Any:

@@ -537,6 +537,14 @@ def test_smac(smac):
     simulators.close()
 
 
+def test_smac_names_the_newest_installed_build_of_the_game(smac, monkeypatch, tmp_path):
+    monkeypatch.setenv("SC2PATH", str(tmp_path))
+    assert "StarCraft II" not in envs.make("smac/3m").versions
+    for build in ("Base9999", "Base75689", "BaseX"):
+        (tmp_path / "Versions" / build).mkdir(parents=True)
+    assert envs.make("smac/3m").versions["StarCraft II"] == "build 75689"
+
+
 def test_smac_says_what_to_install_and_which_map_it_does_not_know(smac, monkeypatch):
     with pytest.raises(ConfigError, match="smac scenario: expected one of SMAC's maps, found 'nowhere'"):
         envs.make("smac/nowhere")

@@ -44,6 +44,43 @@ def results():
     return {path.parts[-3]: json.loads(path.read_text()) for path in OUT.glob("*/*/*/result.json")}
 
 
+def result_on(simulator, digest, quality="good"):
+    data = {"environment": "mamujoco/Hopper_3x1", "quality": quality}
+    return {"config": {"data": data}, "data": {"digest": digest}, "environment_versions": {"mujoco": simulator}}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([result_on("3.3.0", "aaaa")], ""),
+        ([result_on("4.0.0", "bbbb", "poor")], ""),
+        ([result_on("4.0.0", "aaaa")], "mamujoco/Hopper_3x1 with mujoco 3.3.0 and 4.0.0"),
+        ([result_on("3.3.0", "bbbb")], "mamujoco/Hopper_3x1 with data aaaa and bbbb"),
+    ],
+)
+def test_a_table_warns_of_results_that_are_not_comparable(others, words):
+    warning = tables.incomparable([result_on("3.3.0", "aaaa"), *others])
+    expected = f"Not comparable, because made with different simulators or data: {words}."
+    assert warning == (expected if words else "")
+
+
+def test_the_tables_of_a_comparison_say_what_is_not_comparable_and_how_often_teams_won(compare, capsys):
+    assert compare.main(arguments(updates=10)) == 0
+    path = next(OUT.glob("*/bc/*/result.json"))
+    result = json.loads(path.read_text())
+    result["environment_versions"] = {"toysim": "0.9"}
+    for seed, rate in zip(result["evaluation"], (0.25, 0.75), strict=True):
+        seed["win_rate"] = rate
+    path.write_text(json.dumps(result))
+    assert compare.main(arguments("--report_only", updates=10)) == 0
+    table = (OUT / "comparison.md").read_text()
+    assert (
+        "**Not comparable, because made with different simulators or data: smax/toy with toysim 0.9 and 1.0.**" in table
+    )
+    assert "<br>50% won |" in next(line for line in table.splitlines() if line.startswith("| bc |"))
+
+
 def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
     assert compare.main(arguments()) == 0
     out = capsys.readouterr().out
@@ -61,7 +98,8 @@ def test_a_comparison_trains_every_cell_and_tabulates_it(compare, capsys):
         assert f"{returns.mean():.3f} ± {returns.mean(axis=1).std(ddof=1):.3f}" in row
     assert "| data | 1.500 ± 0.000 |" in table
     assert "after 40 updates, 2 seeds with 32 episodes each" in table
-    assert f"jax {found['bc']['versions']['jax']} on {found['bc']['device']}" in table
+    assert f"jax {found['bc']['versions']['jax']}, toysim 1.0 on {found['bc']['device']}" in table
+    assert "won" not in next(line for line in table.splitlines() if line.startswith("| bc |"))
     assert found["bc"]["data"]["max_return_to_go"] == 1.5, "behaviour cloning discounts nothing"
     # agent 1 plays 1 every other step, so at the first and the third or at the second and the fourth
     assert found["omiga"]["data"]["max_return_to_go"] == pytest.approx(max(discounted(0), discounted(1)), rel=1e-5)

@@ -22,7 +22,7 @@ from stability import missing, missing_metrics
 from benchmarks.toy import SPEC, arguments, environment, episodes, write
 from omcda_jax import data, envs
 from omcda_jax.checkpoint import Checkpoints
-from omcda_jax.data import formats
+from omcda_jax.data import formats, manifest
 from omcda_jax.metrics import MetricsFile, Progress, read
 from omcda_jax.runner import datasets, evaluation, records, report, training
 from omcda_jax.runner import run as runner
@@ -257,12 +257,34 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
     found = episodes()._replace(terminated=np.zeros(6, bool))
     formats.write("vault", "vault", SPEC, found, {})
     assert run.main(command("--config.data.path=vault")) == 0
-    assert "note: vault: 6 episodes were cut by the time limit" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: vault: 6 episodes were cut by the time limit" in out
+    assert "note: the data do not say which simulator made them; evaluation uses toysim 1.0" in out
     assert result_of()["step"] == 60
+    assert result_of()["data"]["statistics"]["win_rate"] is None, "a vault does not say who won"
     shutil.rmtree("vault")
     formats.write("vault", "vault", SPEC, found._replace(reward=2 * found.reward), {})
     assert run.main(command("--config.data.path=vault", updates=80)) == 78
     assert "was started on other data" in capsys.readouterr().err
+
+
+def test_data_that_differ_from_the_checksum_beside_them_are_refused(run, capsys):
+    manifest.write("data.h5")
+    assert run.main(command(updates=10)) == 0
+    assert "data data.h5: 1 files match data.h5.sha256" in capsys.readouterr().out
+    data.write("data.h5", SPEC, episodes(7), {"environment": "smax/toy", "quality": "medium"})
+    assert run.main(command(updates=20)) == os.EX_CONFIG
+    assert "data.h5: expected SHA-256" in capsys.readouterr().err
+
+
+def test_an_evaluation_warns_if_the_data_were_made_in_another_simulator(run, capsys, monkeypatch):
+    assert run.main(command(updates=10)) == 0
+    newer = dataclasses.replace(environment(), versions={"toysim": "1.1"})
+    monkeypatch.setattr(envs, "make", lambda name: newer)
+    capsys.readouterr()
+    for flags in ((), ("--mode=eval",)):
+        assert run.main(command(*flags, updates=10)) == 0
+        assert "warning: the data were made with toysim 1.0, evaluation uses 1.1" in capsys.readouterr().out
 
 
 def test_divergence_stops_with_status_1_and_says_where(run, capsys):
@@ -348,13 +370,28 @@ def test_table_shows_every_agent_and_warns_of_an_overestimating_critic(run):
         ["0", "0.2500", "0.5000"],
         ["1", "4.0000", "0.1250"],
     ]
-    assert "return critic on the data 3.000; largest return-to-go in the data 1.500" in lines[-1]
+    assert "critic on the data 3.000; largest return-to-go in the data 1.500" in lines[-1]
     assert "overestimates" in lines[-1]
+    result["metrics"]["critic/q"] = result["metrics"].pop("critic/q_return")
+    assert report.table(result).splitlines()[-1] == lines[-1], "of any algorithm"
     result["metrics"]["allocation/price"] = 0.25
     rows = [line.split() for line in report.table(result).splitlines()[heading : heading + 3]]
     assert rows[0][-2:] == ["bound", "by"] and [row[-1] for row in rows[1:]] == ["price", "budget"]
     result["metrics"]["policy/divergence"] = [0.5, 0.0]
     assert report.table(result).splitlines()[heading + 2].split()[-1] == "-", "a clone is bound by nothing"
+
+
+def test_training_warns_once_of_a_critic_above_every_return_of_the_data(run, capsys, monkeypatch):
+    monkeypatch.setattr(data, "max_return_to_go", lambda *_: -100.0)
+    some = [f"--config.algorithm.{key}" for key in ("name=omiga", "mixer_hidden=4")]
+    assert run.main(command(*some, updates=30)) == 0
+    warning = "warning: at step 10 the critic values the data above every return in them: they overestimate"
+    assert capsys.readouterr().out.count("above every return") == 1
+    trials = ["--config.learner.mode=trials", "--config.learner.trials=seed=0..1", "--config.learner.evaluate_every=0"]
+    assert run.main(command(*some, *trials, "--workdir=trials", updates=10)) == 0
+    out = capsys.readouterr().out
+    assert warning.replace("critic values", "critics of 2 of 2 trials value") in out
+    assert out.count("the critic overestimates") == 2
 
 
 def test_a_run_within_the_warm_up_is_noted(run, capsys):

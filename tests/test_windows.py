@@ -9,6 +9,7 @@ from benchmarks import toy
 from benchmarks.faults import Run
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig, LearnerConfig
+from omcda_jax.data import formats
 from omcda_jax.data.dataset import arrange
 from omcda_jax.runner import datasets
 from omcda_jax.runner.jobs import Job
@@ -198,3 +199,12 @@ def test_data_larger_than_the_device_are_refused_before_they_are_read(place, mon
     with pytest.raises(ConfigError, match=r"data.placement: .*found 0.0 MB.* --config.data.placement=host keeps them"):
         datasets.require_room(str(place / "data.h5"), "device")
     datasets.require_room(str(place / "data.h5"), "host")
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_foreign_data_larger_than_the_memory_are_refused_wherever_they_are_placed(tmp_path, monkeypatch, placement):
+    formats.write(tmp_path / "vault", "vault", toy.SPEC, toy.episodes(), {})
+    monkeypatch.setattr(datasets, "free_bytes", lambda device: 1000)
+    words = rf"data.placement: expected data that the {placement} has room for, .* omcda-jax data convert, on a larger"
+    with pytest.raises(ConfigError, match=words):
+        datasets.require_room(str(tmp_path / "vault"), placement)

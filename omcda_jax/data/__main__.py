@@ -77,7 +77,7 @@ def verify(path: str, values: Any) -> None:
     dataset = _read(path, values)
     print(f"{path}: intact, format {dataset.format}, checked in {time.monotonic() - began:.1f} s")
     for key, value in dataset.metadata["statistics"].items():
-        print(f"  {key:<16} {value:.6g}")
+        print(f"  {key:<16} {'unknown' if value is None else f'{value:.6g}'}")
 
 
 def describe(path: str, values: Any, write_page: WritePage | None = None) -> None:
@@ -99,7 +99,7 @@ def describe(path: str, values: Any, write_page: WritePage | None = None) -> Non
         print(f"wrote {write_page(values.html, name, dataset, values.environment)}")
         if values.out is None:
             return
-    numbers = card.describe(dataset.spec, dataset.episodes)
+    numbers = card.describe(dataset.spec, dataset.episodes, dataset.metadata["statistics"])
     written = card.write(values.out or f"{os.path.normpath(path)}.card", name, numbers, dataset.metadata, dataset.notes)
     print(card.markdown(name, numbers, dataset.metadata, dataset.notes))
     print(f"wrote {', '.join(str(file) for file in written)}")

@@ -18,7 +18,7 @@ FITTED = 1_000  # number of vectors to which principal directions are fitted
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
-def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
+def describe(spec: EnvSpec, episodes: Episodes, totals: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return a dataset's numbers, JSON-ready; returns are undiscounted and in the environment's own units.
 
     Coverage is the share of distinct pairs among all transitions, as OG-MARL reports it: pairs of state and joint
@@ -28,12 +28,13 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
     Args:
         spec: the task's sizes.
         episodes: the data, checked.
+        totals: their statistics as their reader knows them, who won for instance; None: those of `statistics`.
     """
     steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
     obs, state, action = episodes.obs[steps], episodes.global_state[steps], episodes.action[steps]
     # a dimension that an agent does not have says nothing about the agent
     own = episodes.avail[steps].any(axis=0)
-    total = returns(episodes)
+    earned = returns(episodes)
     return {
         "spec": {
             "agents": spec.num_agents,
@@ -42,9 +43,9 @@ def describe(spec: EnvSpec, episodes: Episodes) -> dict[str, Any]:
             "actions": spec.action_dim,
             "discrete": spec.discrete,
         },
-        "statistics": statistics(episodes),
-        "return_quantiles": {str(q): float(np.percentile(total, q)) for q in QUANTILES},
-        "return_histogram": _histogram(total),
+        "statistics": dict(totals) if totals else statistics(episodes),
+        "return_quantiles": {str(q): float(np.percentile(earned, q)) for q in QUANTILES},
+        "return_histogram": _histogram(earned),
         "length_histogram": _histogram(episodes.length.astype(np.float64)),
         "coverage": {
             "joint": _distinct(state, action),
@@ -138,7 +139,7 @@ def facts(numbers: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "return": f"{totals['return_mean']:.4g} ± {totals['return_sd']:.4g} (sd)",
         "length": f"{totals['length_mean']:.4g}, {totals['length_min']} to {totals['length_max']}",
         "ended by the task": f"{totals['terminated_rate']:.1%}",
-        "won": f"{totals['win_rate']:.1%}",
+        "won": None if totals["win_rate"] is None else f"{totals['win_rate']:.1%}",
     }
     return {key: value for key, value in known.items() if value not in (None, "")}
 

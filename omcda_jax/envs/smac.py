@@ -4,6 +4,9 @@ It follows smac's documented interface and was tested with a stand-in, not with 
 episodes from the seed that it starts with, so here an episode is not a function of its own seed.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from omcda_jax.envs.base import HostEnvironment, TimeStep
@@ -45,8 +48,15 @@ def make(scenario: str) -> HostEnvironment:
         info["episode_limit"],
         build,
         max_return=MAX_RETURN,
-        versions=installed("smac", "pysc2"),
+        versions=installed("smac", "pysc2") | _game(),
     )
+
+
+def _game() -> dict[str, str]:
+    """The newest build of the game that is installed, which is the one that pysc2 starts; nothing if none is found."""
+    folder = Path(os.environ.get("SC2PATH", "~/StarCraftII")).expanduser() / "Versions"
+    builds = [int(path.name.removeprefix("Base")) for path in folder.glob("Base*") if path.name[4:].isdigit()]
+    return {"StarCraft II": f"build {max(builds)}"} if builds else {}
 
 
 class _Single:

@@ -27,7 +27,7 @@ def of_dataset(name: str, contents: Contents, environment: Environment | HostEnv
         environment: the environment it was made in, to draw its episodes; None if that is not known.
     """
     spec, episodes, metadata = contents.spec, contents.episodes, contents.metadata
-    numbers = card.describe(spec, episodes)
+    numbers = card.describe(spec, episodes, metadata.get("statistics"))
     steps = np.delete(np.arange(len(episodes.reward)), final_rows(episodes.length))
     facts = [[key, str(value)] for key, value in card.facts(numbers, metadata).items()]
     notes = [words(f"Note: {note}.") for note in contents.notes]

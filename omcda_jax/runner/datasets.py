@@ -10,6 +10,7 @@ import jax
 
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig
+from omcda_jax.data import formats, manifest
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import Layout
 from omcda_jax.runner.jobs import Job
@@ -74,18 +75,22 @@ def ready(job: Job, environment: Environment | HostEnvironment, source: Source |
             )
     source = source or read(job, path, begins=begins)
     data.require_spec(source.path, environment.spec, source.spec)
-    warn_of_versions("the data", source.metadata.get("versions", {}), environment)
+    warn_of_versions("the data", source.metadata, environment)
     return source
 
 
-def warn_of_versions(what: str, versions: Mapping[str, str], environment: Environment | HostEnvironment) -> None:
-    """Warn if something was made with other versions of the simulator than the ones here.
+def warn_of_versions(what: str, made: Mapping[str, Any], environment: Environment | HostEnvironment) -> None:
+    """Warn if something was made with other versions of the simulator than the ones here, or does not say with which.
 
     Args:
         what: what was made, in the plural.
-        versions: the versions it was made with, by package.
+        made: its metadata; `versions` are the versions it was made with, by package.
         environment: the simulator.
     """
+    versions = made.get("versions", {})
+    if environment.versions and not versions:
+        here = ", ".join(f"{package} {version}" for package, version in environment.versions.items())
+        say(f"note: {what} do not say which simulator made them; evaluation uses {here}")
     for package, version in versions.items():
         here = environment.versions.get(package, version)
         if here != version:
@@ -112,6 +117,9 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     """
     settings = config.data
     require_room(path, settings.placement)
+    sums = f"{os.path.normpath(path)}.sha256"
+    if os.path.isfile(sums):
+        say(f"data {path}: {manifest.verify(path, sums)} files match {sums}")
     dataset, metadata = data.load(
         path,
         environment=settings.environment,
@@ -161,32 +169,37 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
 
 
 def require_room(path: str, placement: str) -> None:
-    """Print how large the data are, and refuse them if the device has no room for them.
+    """Print how large the data are, and refuse them if the device, or the host, has no room for them.
 
     Args:
         path: the file's path.
         placement: as in `DataConfig`.
 
     Raises:
-        ConfigError: they are placed on a device that has no room for them.
+        ConfigError: there is no room where they are placed.
     """
-    stored, device = data.stored_bytes(path), jax.local_devices()[0]
-    free = free_bytes(device)
+    stored, own, devices = data.stored_bytes(path), formats.sniff(path) == "omcda", jax.local_devices()
+    on_cpu = devices[0].platform == "cpu"
+    free = free_bytes(devices[0] if placement == "device" else None)
     # the devices of a CPU share its memory
-    copies = len(jax.local_devices()) if device.platform == "cpu" else 1
-    room = "" if free is None else f", {free / 1e6:.0f} MB free on the device"
+    copies = len(devices) if on_cpu and placement == "device" else 1
+    room = "" if free is None else f", {free / 1e6:.0f} MB free on the {placement}"
     say(f"data {path}: {stored / 1e6:.1f} MB to read{room}")
-    if placement == "device" and free is not None and stored * copies > free:
+    stays_on_disk = own and placement == "host"
+    if not stays_on_disk and free is not None and stored * copies > free:
         each = f" for each of {copies} devices" if copies > 1 else ""
+        remedy = "--config.data.placement=host keeps them on the host"
+        if not own and (on_cpu or placement == "host"):
+            remedy = "omcda-jax data convert, on a larger machine, makes a file that placement=host leaves on the disk"
         raise ConfigError(
-            f"data.placement: expected data that the device has room for, found {stored / 1e6:.1f} MB{each} in {path} "
-            f"and {free / 1e6:.1f} MB free; --config.data.placement=host keeps them on the host"
+            f"data.placement: expected data that the {placement} has room for, found {stored / 1e6:.1f} MB{each} in "
+            f"{path} and {free / 1e6:.1f} MB free; {remedy}"
         )
 
 
-def free_bytes(device: jax.Device) -> int | None:
-    """Return the free memory of a device, for a CPU that of `free_memory`; None if unknown."""
-    memory = device.memory_stats() or {}
+def free_bytes(device: jax.Device | None) -> int | None:
+    """Return the free memory of a device; for a CPU or None that of `free_memory`, the host's; None if unknown."""
+    memory = (device and device.memory_stats()) or {}
     if "bytes_limit" in memory:
         return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
     free = free_memory()

@@ -285,8 +285,8 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = N
         if found is None and step is None and aside:
             # to begin again would erase the metrics of the updates that were done
             raise ConfigError(
-                f"{job.directory}: every checkpoint is damaged and put aside in {os.path.dirname(aside[0])}; bring back a "
-                f"copy, or choose another {job.flag} to start again"
+                f"{job.directory}: every checkpoint is damaged and put aside in {os.path.dirname(aside[0])}; "
+                f"bring back a copy, or choose another {job.flag} to start again"
             )
         return found or (None, None)
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from omcda_jax.config import assignments, differences, to_dict, written
+from omcda_jax.metrics import VALUES
 from omcda_jax.runner import figures, report
 from omcda_jax.runner.outcomes import Trial, best, by_setting, load, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
@@ -41,7 +42,6 @@ AGENTS = {
 LIMITS = {"allocation/alpha": ("allocation/price", "price"), "policy/divergence": ("allocation/budget", "budget")}
 MOVES = "Circles are filled by health, lines go from a unit to the one it attacks."
 FLOWS = "Return so far, and below it the action of every agent at every step."
-VALUES = ("critic/q_return", "critic/q")
 
 
 class Section(NamedTuple):
@@ -145,8 +145,8 @@ def outcome_table(result: Mapping[str, Any]) -> Part:
 
 
 def _outcome(label: str, mean: float, error: float, source: Mapping[str, Any]) -> list[str]:
-    numbers = [f"{value:.3f}" for value in (mean, mean - 1.96 * error, mean + 1.96 * error, source["win_rate"])]
-    return [label, *numbers, f"{source['length_mean']:.1f}", str(source["episodes"])]
+    numbers = [f"{value:.3f}" for value in (mean, mean - 1.96 * error, mean + 1.96 * error)]
+    return [label, *numbers, report.win_rate(source), f"{source['length_mean']:.1f}", str(source["episodes"])]
 
 
 def trial_tables(result: Mapping[str, Any]) -> list[Part]:

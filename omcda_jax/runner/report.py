@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 from omcda_jax.envs.versions import installed
-from omcda_jax.metrics import standard_deviation
+from omcda_jax.metrics import learned_value, standard_deviation
 from omcda_jax.runner import frame, plots
 from omcda_jax.runner.jobs import share_folder
 from omcda_jax.runner.outcomes import load
@@ -34,6 +34,7 @@ AGENT_COLUMNS = {
     "weight divergence": "allocation/weight_divergence",
 }
 WINS = "win rate"  # a column's heading
+OVERESTIMATES = "above what any data episode earned: the critic overestimates"
 # the file that shows what a directory is, if it is not a run's
 KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
@@ -98,11 +99,11 @@ def table(result: Mapping[str, Any]) -> str:
         scale = config["data"]["reward_scale"]
         unit = "reward" if scale == 1 else f"reward x {scale:g}"
         parts += ["", align(agents), f"budget and divergences in nats per step, levels in {unit} per nat"]
-    if "critic/q_return" in result["metrics"] and result["data"].get("max_return_to_go") is not None:
-        value = result["metrics"]["critic/q_return"] / config["data"]["reward_scale"]
-        bound = result["data"]["max_return_to_go"]
-        verdict = "" if not value > bound else "  <- above what any data episode earned: the critic overestimates"
-        parts.append(f"return critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
+    value, bound = learned_value(result["metrics"]), result["data"].get("max_return_to_go")
+    if value is not None and bound is not None:
+        value = value / config["data"]["reward_scale"]
+        verdict = f"  <- {OVERESTIMATES}" if value > bound else ""
+        parts.append(f"critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
     return "\n".join(parts)
 
 
@@ -159,7 +160,10 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
     for one in listed:
         final = one["evaluation"]
         _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
+        value, bound = learned_value(one["metrics"]), result["data"].get("max_return_to_go")
         note = f"diverged: {one['diverged']}" if one["diverged"] else ""
+        if not note and None not in (value, bound) and value > bound * result["config"]["data"]["reward_scale"]:
+            note = "the critic overestimates"
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])
@@ -240,7 +244,16 @@ def share_folders(directory: str, count: int | None = None) -> list[str]:
 
 def _row(label: str, mean: float, error: float, source: Mapping[str, Any], note: str) -> list[str]:
     spread = f"{mean:.3f} ± {error:.3f}"
-    return [label, spread, f"{source['win_rate']:.3f}", f"{source['length_mean']:.1f}", str(source["episodes"]), note]
+    return [label, spread, win_rate(source), f"{source['length_mean']:.1f}", str(source["episodes"]), note]
+
+
+def win_rate(source: Mapping[str, Any]) -> str:
+    """Return a win rate as a table cell: a dash for data that do not say who won.
+
+    Args:
+        source: statistics of a dataset, or the summary of an evaluation.
+    """
+    return "-" if source["win_rate"] is None else f"{source['win_rate']:.3f}"
 
 
 def without_empty_wins(rows: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -135,8 +135,10 @@ def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cell's numbers for the tables; seeds that diverged are counted, and left out of the other numbers."""
     sound = [seed for seed, culprit in zip(result["evaluation"], result["diverged"], strict=True) if not culprit]
     returns = np.array([seed["returns"] for seed in sound])
-    known, versions = result["data"]["statistics"], result["versions"]
+    known = result["data"]["statistics"]
+    versions = {key: result["versions"][key] for key in ("omcda-jax", "jax")} | result["environment_versions"]
     commit = f", commit {result['git'][:9]}{' with changes' if result['git_dirty'] else ''}" if result["git"] else ""
+    software = ", ".join(f"{package} {version}" for package, version in versions.items())
     return {
         "mean": float(returns.mean()),
         "sd": float(standard_deviation(returns.mean(axis=1))),
@@ -150,8 +152,28 @@ def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
         "updates_per_second": result["step"] / result["training_seconds"],
         "data_mean": known["return_mean"],
         "data_sd": known["return_sd"],
-        "made_with": f"omcda-jax {versions['omcda-jax']}, jax {versions['jax']} on {result['device']}{commit}",
+        "made_with": f"{software} on {result['device']}{commit}",
     }
+
+
+def incomparable(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return a warning if results on the same data settings are from different simulators or data, else "".
+
+    Args:
+        results: contents of result.json files.
+    """
+    groups: dict[str, list[dict[str, str]]] = {}
+    for result in results:
+        facts = result["environment_versions"] | {"data": str(result["data"].get("digest"))[:12]}
+        groups.setdefault(json.dumps(result["config"]["data"], sort_keys=True), []).append(facts)
+    found = []
+    for settings, members in groups.items():
+        name = json.loads(settings)["environment"]
+        for fact in dict.fromkeys(fact for facts in members for fact in facts):
+            seen = sorted({facts.get(fact, "unknown") for facts in members})
+            if len(seen) > 1:
+                found.append(f"{name} with {fact} {' and '.join(seen)}")
+    return f"Not comparable, because made with different simulators or data: {'; '.join(found)}." if found else ""
 
 
 def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequence[Cell]) -> str:
@@ -175,7 +197,8 @@ def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequen
             f"Return of the greedy policy after {counts['updates']} updates, {counts['seeds']} seeds with "
             f"{counts['episodes']} episodes each: mean ± standard deviation of the seeds' means; below it the "
             f"interquartile mean of all episodes with its 95 % bootstrap interval ({RESAMPLES} resamples: as many "
-            "seeds with replacement, then as many episodes of each seed drawn). data: mean ± standard deviation of the "
+            "seeds with replacement, then as many episodes of each seed drawn), and the share of episodes won, if any. "
+            "data: mean ± standard deviation of the "
             "dataset's episodes. "
             f"Made with {'; '.join(sorted({entry['made_with'] for entry in entries.values()}))}.",
         ]
@@ -191,8 +214,10 @@ def _shown(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "-"
     p, (low, high) = _places(entry), entry["interval"]
+    won = f"<br>{entry['win_rate']:.0%} won" if entry["win_rate"] else ""
     lost = f"<br>{entry['diverged']} diverged" if entry["diverged"] else ""
-    return f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]{lost}"
+    spread = f"{entry['mean']:.{p}f} ± {entry['sd']:.{p}f}<br>{entry['iqm']:.{p}f} [{low:.{p}f}, {high:.{p}f}]"
+    return f"{spread}{won}{lost}"
 
 
 def _recorded(entry: Mapping[str, Any] | None) -> str:
@@ -223,7 +248,8 @@ def write_tables(cells: Sequence[Cell], directory: str) -> str:
         {"task": task, "algorithm": algorithm, "directory": places[task, algorithm], **entry}
         for (task, algorithm), entry in entries.items()
     ]
-    table = markdown(entries, cells)
+    warning = incomparable(results.values())
+    table = markdown(entries, cells) + (f"\n**{warning}**\n" if warning else "")
     texts = {"md": table, "csv": by_seed, "json": json.dumps(whole, indent=2)}
     write_files(directory, {f"comparison.{extension}": text for extension, text in texts.items()})
     return table

@@ -199,7 +199,9 @@ def read(
         raise DatasetError("; ".join([str(error), *odd])) from error
     if spec is not None:
         hdf5.require_spec(path, spec, sizes)
-    metadata = {"format": kind, "statistics": statistics(episodes), "digest": hdf5.digest(episodes, {})}
+    # no foreign format says which episodes were won
+    totals = statistics(episodes) | {"win_rate": None}
+    metadata = {"format": kind, "statistics": totals, "digest": hdf5.digest(episodes, {})}
     return Contents(kind, sizes, episodes, metadata, (*reading.notes, *left_out, *odd))
 
 

@@ -13,7 +13,14 @@ from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.sweep import search
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import has_diverged, result_of
-from omcda_jax.runner.tables import bootstrap_interval, csv_text, interquartile_mean, markdown_table, write_files
+from omcda_jax.runner.tables import (
+    bootstrap_interval,
+    csv_text,
+    incomparable,
+    interquartile_mean,
+    markdown_table,
+    write_files,
+)
 from omcda_jax.types import ConfigError
 
 Record = dict[str, Any]
@@ -194,5 +201,8 @@ def collect(directory: str, rows: Sequence[Row]) -> str:
     for name, entries in tables.items():
         files |= {f"{name}.csv": csv_text(columns_of(entries), entries), f"{name}.json": json.dumps(entries, indent=2)}
         files[f"{name}.md"] = markdown(entries)
+    warning = incomparable(filter(None, (result_of(directory, row) for row in rows)))
+    if warning:
+        files["seeds.md"] += f"\n**{warning}**\n"
     write_files(directory, files)
-    return markdown(groups)
+    return files["seeds.md"]
