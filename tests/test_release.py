@@ -41,7 +41,12 @@ def test_a_checkout_that_was_never_installed_has_a_version(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("schema", "file"), [("citation-file-format", "CITATION.cff"), ("github-workflows", ".github/workflows/ci.yml")]
+    ("schema", "file"),
+    [
+        ("citation-file-format", "CITATION.cff"),
+        ("github-workflows", ".github/workflows/ci.yml"),
+        ("github-workflows", ".github/workflows/nightly.yml"),
+    ],
 )
 def test_a_file_is_what_its_reader_expects(schema, file):
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(ROOT / file)]

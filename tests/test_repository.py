@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -55,10 +57,12 @@ def test_the_main_command_runs_at_reduced_size(tmp_path):
     assert list(result_file.parent.glob("*.png"))
 
 
-def test_the_continuous_integration_runs_the_readme_test_command():
+@pytest.mark.parametrize(("given", "which"), [([], "test"), (["run command"], "run")])
+def test_the_continuous_integration_runs_the_commands_of_the_readme(given, which):
     script = (ROOT / ".ci" / "run").read_text().split("eval")[0] + "true"
-    printed = subprocess.run(["bash", "-c", script, ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert printed.stdout.strip() == f"+ {command('test')}"
+    line = ["bash", "-c", script, ".ci/run", *given]
+    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == f"+ {command(which)}"
 
 
 def test_style():
