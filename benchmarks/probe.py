@@ -38,6 +38,7 @@ define("enum", "actions", "discrete", list(PROBLEMS), "Kind of the actions.")
 define("integer", "num_samples", 4, "Actions drawn for an expectation, continuous.", lower_bound=2)
 define("integer", "updates", 8_000, "Updates of each run.", lower_bound=40)
 define("integer", "batch_size", 256, "Transitions in a batch.", lower_bound=2)
+define("float", "target_rate", 0.02, "Rate at which the target networks follow.", lower_bound=0.0, upper_bound=1.0)
 define("integer", "episodes", NUM_EPISODES, "Episodes of the data.", lower_bound=1)
 define("enum", "value_target", "expectation", ["expectation", "in_sample"], "Form of the values.")
 define("list", "rules", list(RULES), "Allocation rules to run.")
@@ -237,7 +238,9 @@ def work(values: flags.FlagValues) -> None:
     print(f"{'':<28}{'value':>8}{'gain':>9} |{'alpha':^32} |{'influence':^32} |{'budget':^32} |{'KL':^32}")
     lines = []
     for rule in values.rules:
-        config = settings(rule, values.updates, values.value_target, num_samples=values.num_samples)
+        config = settings(
+            rule, values.updates, values.value_target, num_samples=values.num_samples, target_rate=values.target_rate
+        )
         table = exact.frontier(problem, counted, config.influence_epsilon)
         best = exact_split(table, config)
         learned = train(
