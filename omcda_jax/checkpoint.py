@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from omcda_jax.system import replacing
-from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, TrainState, updates_done
+from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, StorageError, TrainState, updates_done
 
 # If you change what a record or a state's leaves on disk mean, raise this number.
 SCHEMA = 4
@@ -32,10 +32,6 @@ QUARANTINE = "quarantine"
 
 # how reading fails where a file is missing, which is damage, and no trouble of the disk or network
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
-class StorageError(RuntimeError):
-    """The disk or network refused to write or read; the message names the directory and what is still there."""
 
 
 class Checkpoints:
@@ -189,13 +185,14 @@ class Checkpoints:
 
     def _check_readable(self, step: int, error: Exception) -> None:
         """Raise StorageError if a step could not be read because the files cannot be read at all."""
-        path = Path(self.directory, str(step))
+        path = os.path.join(self.directory, str(step))
         try:
             if isinstance(error, OSError) and not isinstance(error, MISSING):
                 raise error
-            for file in path.rglob("*"):
-                if file.is_file():
-                    file.read_bytes()
+            for folder, _, names in os.walk(path, onerror=_refuse):
+                for file in (Path(folder, name) for name in names):
+                    if file.is_file():
+                        file.read_bytes()
         except OSError as trouble:
             raise StorageError(
                 f"checkpoint {path} could not be read ({_shortened(trouble)}); it may be whole, so it stays where it is"
@@ -396,6 +393,10 @@ def _fingerprint(leaf: np.ndarray) -> list:
 
 def _digest_json(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _describe(entry: list | None) -> str:

@@ -72,6 +72,20 @@ def learned_value(row: Mapping[str, Any]) -> Any:
     return next((row[key] for key in VALUES if key in row), None)
 
 
+def overestimates(value: Any, largest: float | None) -> np.ndarray:
+    """Return whether learned values of the data are above the largest return-to-go in them: [] or [P] bool.
+
+    5 % more are allowed, because so much of a return-to-go may be missing where a time limit cut an episode.
+
+    Args:
+        value: from `learned_value`: a number, a list of one per trial, or None.
+        largest: the largest return-to-go in the same unit; None if it is not known.
+    """
+    if value is None or largest is None:
+        return np.zeros((), bool)
+    return np.asarray(np.asarray(value) > largest + max(largest, 0.0) / 19)
+
+
 def to_json(value: Any) -> Any:
     """Return a number, string or array of any shape as a JSON value."""
     return np.asarray(value).tolist()

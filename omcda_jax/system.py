@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import jax
 from absl import flags
 
-from omcda_jax.types import ConfigError, DatasetError, check_seed
+from omcda_jax.types import ConfigError, DatasetError, StorageError, check_seed
 
 PROGRAMS_SIZE = 2 * 1024**3  # bytes of compiled programs that are kept
 EX_DIVERGED = os.EX_DATAERR  # not retried: the same numbers would come again
@@ -295,7 +295,8 @@ def _lacking_device() -> str | None:
 def exit_status(work: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
-    The status is os.EX_CONFIG after an error that the user can fix (one line says what), os.EX_TEMPFAIL after a signal.
+    The status is os.EX_CONFIG after an error that the user can fix, 1 if a disk refuses to read or write (one line says
+    what), and os.EX_TEMPFAIL after a signal.
 
     Args:
         work: the command.
@@ -306,6 +307,9 @@ def exit_status(work: Callable[[], None]) -> int:
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Interrupted as signal_name:
         print(f"stopped by {signal_name}; the same command starts again", file=sys.stderr)
         return os.EX_TEMPFAIL

@@ -26,6 +26,10 @@ class BatchError(ValueError):
     """Arrays that do not fit an update or a policy; one line names the field and what was expected and found."""
 
 
+class StorageError(RuntimeError):
+    """The disk or network refused to write or read; the message names the directory and what is still there."""
+
+
 class DatasetError(ValueError):
     """A dataset that the user can fix; the one-line message names the file, the key and what was expected and found."""
 

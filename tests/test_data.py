@@ -200,6 +200,10 @@ def test_max_return_to_go_stops_at_episode_ends():
     assert data.max_return_to_go(worse, 0.0) == -1
     cut = data.from_arrays(SPEC, make_episodes(terminated=(False, False)))
     assert jnp.isnan(data.max_return_to_go(cut, 0.9))
+    # nine good episodes are cut, and a bad one is not: its return bounds nothing
+    ended = [*[False] * 9, True]
+    mostly_cut = data.from_arrays(SPEC, make_episodes(lengths=(*[20] * 9, 2), terminated=ended))
+    assert jnp.isnan(data.max_return_to_go(mostly_cut, 0.99))
 
 
 @pytest.mark.parametrize("scale", [0.0, float("inf")])

@@ -1,5 +1,7 @@
 import json
+import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from test_formats import CONTINUOUS, write_omiga
 from test_formats import make_episodes as make_continuous
 
 from omcda_jax import data
-from omcda_jax.data import card, manifest
+from omcda_jax.data import card, formats, manifest
 from omcda_jax.data.__main__ import main
 from omcda_jax.data.episodes import final_rows
 from omcda_jax.types import DatasetError
@@ -58,6 +60,20 @@ def test_verify(file, capsys):
     assert command("verify", "data.h5") == 0
     out = capsys.readouterr().out
     assert "data.h5: intact, format omcda" in out and "transitions      5" in out
+
+
+def test_who_won_stays_unknown_when_foreign_data_are_converted(file, capsys):
+    spec, episodes, _ = data.read("data.h5")
+    formats.write("vault", "vault", spec, episodes, {})
+    assert command("convert", "vault", "own.h5") == 0
+    for path in ("vault", "own.h5"):
+        assert command("verify", path) == 0
+        assert re.search(r"win_rate +unknown", capsys.readouterr().out)
+        assert command("card", path, "--out=it") == 0
+        assert "won" not in Path("it/card.md").read_text()
+        assert json.loads(Path("it/card.json").read_text())["statistics"]["win_rate"] is None
+    assert command("verify", "data.h5") == 0
+    assert re.search(r"win_rate +\d", capsys.readouterr().out)
 
 
 def test_verify_compares_with_the_checksums_of_sha256sum(file, capsys):

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,10 +21,10 @@ import pytest
 from stability import missing, missing_metrics
 
 from benchmarks.toy import SPEC, arguments, environment, episodes, write
-from omcda_jax import data, envs
+from omcda_jax import checkpoint, data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats, manifest
-from omcda_jax.metrics import MetricsFile, Progress, read
+from omcda_jax.metrics import MetricsFile, Progress, overestimates, read
 from omcda_jax.runner import datasets, evaluation, records, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
@@ -271,10 +272,15 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
 def test_data_that_differ_from_the_checksum_beside_them_are_refused(run, capsys):
     manifest.write("data.h5")
     assert run.main(command(updates=10)) == 0
-    assert "data data.h5: 1 files match data.h5.sha256" in capsys.readouterr().out
+    assert "data data.h5: as data.h5.sha256 says" in capsys.readouterr().out
+    bsd = f"SHA256 (elsewhere/data.h5) = {Path('data.h5.sha256').read_text().split()[0].upper()}"
+    Path("data.h5.sha256").write_text(bsd)
+    assert manifest.verify_beside("data.h5") == Path("data.h5.sha256")
     data.write("data.h5", SPEC, episodes(7), {"environment": "smax/toy", "quality": "medium"})
     assert run.main(command(updates=20)) == os.EX_CONFIG
-    assert "data.h5: expected SHA-256" in capsys.readouterr().err
+    assert re.search(r"data.h5: expected SHA-256 \w+, as data.h5.sha256 says, found", capsys.readouterr().err)
+    Path("data.h5.sha256").write_text("none")
+    assert manifest.verify_beside("data.h5") is None
 
 
 def test_an_evaluation_warns_if_the_data_were_made_in_another_simulator(run, capsys, monkeypatch):
@@ -318,8 +324,30 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(run, capsy
         assert run.main(command()) == os.EX_CONFIG
         message = capsys.readouterr().err.splitlines()[-1]
         assert message.startswith("error: ") and "every checkpoint is damaged and put aside in" in message
-        assert "choose another --workdir" in message
+        assert f"remove {DIRECTORY.resolve()}/checkpoints/latest to start again" in message
     assert learning_curve() == curve
+    shutil.rmtree(DIRECTORY / "checkpoints" / "latest")
+    assert run.main(command()) == 0
+    assert result_of()["step"] == 60
+
+
+def test_a_damaged_best_checkpoint_leaves_the_latest_as_it_is(run, capsys):
+    assert run.main(command()) == 0
+    for step in (DIRECTORY / "checkpoints" / "best").iterdir():
+        shutil.rmtree(step / "state")
+    assert run.main(command("--mode=eval", "--checkpoint=best")) == os.EX_CONFIG
+    assert "expected a checkpoint to evaluate, found none" in capsys.readouterr().err
+    assert run.main(command("--mode=eval")) == 0
+
+
+def test_a_page_of_a_run_whose_disk_does_not_answer_has_no_replay(run, capsys, monkeypatch):
+    assert run.main(command()) == 0
+    refuse = lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    monkeypatch.setattr(checkpoint, "_read_record", refuse)
+    assert report.main(["report", str(DIRECTORY)]) == 0
+    assert "Input/output error" in (DIRECTORY / "report.html").read_text()
+    assert run.main(command("--mode=eval")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: checkpoint ")
 
 
 def test_without_matplotlib_the_result_stands_and_the_remedy_is_named(run, monkeypatch, capsys):
@@ -385,13 +413,32 @@ def test_training_warns_once_of_a_critic_above_every_return_of_the_data(run, cap
     monkeypatch.setattr(data, "max_return_to_go", lambda *_: -100.0)
     some = [f"--config.algorithm.{key}" for key in ("name=omiga", "mixer_hidden=4")]
     assert run.main(command(*some, updates=30)) == 0
-    warning = "warning: at step 10 the critic values the data above every return in them: they overestimate"
+    warning = "warning: at step 10 the critic values the data above every return in them, which is too high"
     assert capsys.readouterr().out.count("above every return") == 1
     trials = ["--config.learner.mode=trials", "--config.learner.trials=seed=0..1", "--config.learner.evaluate_every=0"]
     assert run.main(command(*some, *trials, "--workdir=trials", updates=10)) == 0
     out = capsys.readouterr().out
     assert warning.replace("critic values", "critics of 2 of 2 trials value") in out
     assert out.count("the critic overestimates") == 2
+
+
+def test_one_bound_serves_trials_of_several_discount_factors(run, capsys):
+    some = [f"--config.algorithm.{key}" for key in ("name=omiga", "mixer_hidden=4", "target_rate=0.5")]
+    trials = ["--config.learner.mode=trials", "--config.learner.trials=algorithm.gamma=0.1,0.99"]
+    assert run.main(command(*some, *trials, "--config.learner.evaluate_every=0", updates=300)) == 0
+    assert "above every return" not in capsys.readouterr().out
+    result = json.loads(next(Path("runs").rglob("result.json")).read_text())
+    low, high = (trial["metrics"]["critic/q"] for trial in result["trials"])
+    bound = result["data"]["max_return_to_go"] * result["config"]["data"]["reward_scale"]
+    assert low < high < 1.06 * bound and bound > 1.4 * result["config"]["data"]["reward_scale"]
+
+
+@pytest.mark.quick
+def test_a_learned_value_may_exceed_the_largest_return_by_what_a_cut_may_hide():
+    assert overestimates([1.0, 10.4, 10.6], 10.0).tolist() == [False, False, True]
+    assert overestimates(-9.9, -10.0) and not overestimates(-10.1, -10.0)
+    assert not overestimates(None, 1.0) and not overestimates([5.0, 6.0], None).any()
+    assert not overestimates(float("nan"), 1.0)
 
 
 def test_a_run_within_the_warm_up_is_noted(run, capsys):

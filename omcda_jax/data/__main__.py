@@ -121,6 +121,8 @@ def convert(path: str, target: str, values: Any) -> None:
     origin = {"description": f"converted from {dataset.format}"} if dataset.format != "omcda" else {}
     metadata = {**dataset.metadata, **origin, **({"repairs": _given(values)} if origin else {}), **given}
     metadata = {key: value for key, value in metadata.items() if key not in ("statistics", "spec", "digest", "format")}
+    if dataset.metadata["statistics"]["win_rate"] is None:
+        metadata["statistics"] = {"win_rate": None}
     lost = formats.write(target, values.format, dataset.spec, dataset.episodes, metadata)
     print(f"wrote {target}: {len(dataset.episodes.length)} episodes, format {values.format}")
     for what in lost:

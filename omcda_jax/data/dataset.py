@@ -351,8 +351,9 @@ def returns_to_go(dataset: Dataset, gammas: Sequence[float]) -> Dataset:
 def max_return_to_go(dataset: Dataset, gamma: float) -> float:
     """Return the largest sum of discounted rewards from a row to its episode's end, in scaled reward units.
 
-    No correct value of the data's policy can be above it, so it bounds what a critic should say about the data. Rows
-    with a sum that a time limit cut short do not count, see `returns_to_go`; nan if there are no other rows.
+    It bounds what a critic should say about the data. Rows with a sum that a time limit cut short do not count, see
+    `returns_to_go`, and other sums may lack 5 %. nan if fewer than a quarter of the rows count, because these may be
+    the bad ones.
 
     Args:
         dataset: the data.
@@ -361,8 +362,8 @@ def max_return_to_go(dataset: Dataset, gamma: float) -> float:
     factors = np.array([gamma], np.float32)
     returns = np.asarray(_returns_to_go(dataset.reward, dataset.discount, dataset.rows, factors))
     known = returns[np.asarray(dataset.rows)]
-    known = known[np.isfinite(known)]
-    return float(known.max()) if known.size else float("nan")
+    finite = np.isfinite(known)
+    return float(known[finite].max()) if finite.size and finite.mean() >= 0.25 else float("nan")
 
 
 def normaliser(dataset: Dataset) -> Normaliser:

@@ -62,7 +62,8 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         path: where to write; its folder is made if missing.
         spec: the task's sizes.
         episodes: the data.
-        metadata: more attributes: text, numbers, booleans, or one level of mappings of these; None is left out.
+        metadata: more attributes: text, numbers, booleans, or one level of mappings of these; None is left out, and so
+            are those of the `statistics` that are None there, as who won may be unknown.
 
     Raises:
         DatasetError: the episodes are not valid, or the disk refuses the file.
@@ -70,8 +71,9 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
     """
     episodes = as_arrays(spec, episodes, str(path))
     check(spec, episodes, str(path))
+    unknown = {key: None for key, value in (metadata.get("statistics") or {}).items() if value is None}
     attributes = plain(
-        {**metadata, "spec": dataclasses.asdict(spec), "statistics": statistics(episodes)}
+        {**metadata, "spec": dataclasses.asdict(spec), "statistics": statistics(episodes) | unknown}
         | {"format": FORMAT, "format_version": VERSION},
         path,
     )

@@ -1,6 +1,7 @@
 """Checksums of data: manifests as sha256sum writes them, one line `<SHA-256>  <path>` per file."""
 
 import os
+import re
 from pathlib import Path
 
 from omcda_jax.system import replacing, sha256
@@ -48,8 +49,37 @@ def verify(path: str | os.PathLike, manifest: str | os.PathLike) -> int:
             raise DatasetError(f"{path}: {name}: expected a line in {manifest}, found none")
         checksum = sha256(file)
         if checksum != listed[name]:
-            raise DatasetError(f"{path}: {name}: expected SHA-256 {listed[name]}, found {checksum}")
+            raise DatasetError(
+                f"{path}: {name}: expected SHA-256 {listed[name]}, as {manifest} lists it, found {checksum}"
+            )
     return len(there)
+
+
+def verify_beside(path: str | os.PathLike) -> Path | None:
+    """Compare a dataset with the checksums in PATH.sha256 and return that file, or None if there is none.
+
+    For a single file, whatever tool wrote the checksum, it only has to be in there.
+
+    Args:
+        path: a file or folder.
+
+    Raises:
+        DatasetError: a file differs; of a folder, also as in `verify`.
+    """
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.sha256")
+    if not beside.is_file():
+        return None
+    if path.is_dir():
+        verify(path, beside)
+        return beside
+    listed = re.findall(r"\b[0-9a-f]{64}\b", beside.read_text(errors="replace").lower())
+    if not listed:
+        return None
+    checksum = sha256(path)
+    if checksum not in listed:
+        raise DatasetError(f"{path}: expected SHA-256 {listed[0]}, as {beside} says, found {checksum}")
+    return beside
 
 
 def write(path: str | os.PathLike) -> Path:

@@ -117,9 +117,9 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     """
     settings = config.data
     require_room(path, settings.placement)
-    sums = f"{os.path.normpath(path)}.sha256"
-    if os.path.isfile(sums):
-        say(f"data {path}: {manifest.verify(path, sums)} files match {sums}")
+    sums = manifest.verify_beside(path)
+    if sums:
+        say(f"data {path}: as {sums} says")
     dataset, metadata = data.load(
         path,
         environment=settings.environment,
@@ -157,7 +157,8 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     """
     config, settings = job.config, job.config.data
     dataset, metadata = load(config, path)
-    largest = data.max_return_to_go(dataset, getattr(config.algorithm, "gamma", 1.0))
+    # one bound for all trials: that of the largest discount factor
+    largest = data.max_return_to_go(dataset, max(getattr(trial.algorithm, "gamma", 1.0) for trial in job.configs))
     metadata["max_return_to_go"] = None if math.isnan(largest) else largest / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))

@@ -282,11 +282,11 @@ def restore(job: Job, spec: EnvSpec, which: str = "latest", step: int | None = N
         with Checkpoints(job.checkpoints(which)) as checkpoints:
             found = checkpoints.restore(job.template(spec), step)
             aside = checkpoints.put_aside()
-        if found is None and step is None and aside:
+        if found is None and step is None and aside and which == "latest" and os.path.isdir(job.checkpoints()):
             # to begin again would erase the metrics of the updates that were done
             raise ConfigError(
                 f"{job.directory}: every checkpoint is damaged and put aside in {os.path.dirname(aside[0])}; "
-                f"bring back a copy, or choose another {job.flag} to start again"
+                f"bring back a copy, or remove {job.checkpoints()} to start again"
             )
         return found or (None, None)
 

@@ -13,10 +13,9 @@ import absl.logging
 import jax
 import numpy as np
 
-from omcda_jax.checkpoint import StorageError
 from omcda_jax.learner import NonFiniteMetrics, anywhere, broadcast
 from omcda_jax.system import EX_DIVERGED, Interrupted, Interruption, computing, one_line
-from omcda_jax.types import ConfigError, DatasetError
+from omcda_jax.types import ConfigError, DatasetError, StorageError
 
 # Seconds without a heartbeat after which a process counts as gone. The others then end and can be started again.
 HEARTBEAT = 20
@@ -38,6 +37,7 @@ def by_first(work: Callable[[], Any]) -> Any:
 
     Raises:
         ConfigError: `work` raised it, or DatasetError, in the first process.
+        StorageError: `work` raised it there.
     """
     if jax.process_count() == 1:
         return work()
@@ -45,14 +45,14 @@ def by_first(work: Callable[[], Any]) -> Any:
     if is_first():
         try:
             answer = {"value": work()}
-        except (ConfigError, DatasetError) as error:
-            answer = {"error": str(error)}
+        except (ConfigError, DatasetError, StorageError) as error:
+            answer = {"error": str(error), "fixable": not isinstance(error, StorageError)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(broadcast(np.array(len(text))))
     text = np.asarray(broadcast(text if is_first() else np.zeros(size, np.uint8)))
     answer = json.loads(text.tobytes())
     if "error" in answer:
-        raise ConfigError(answer["error"])
+        raise (ConfigError if answer["fixable"] else StorageError)(answer["error"])
     return answer["value"]
 
 

@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from omcda_jax.checkpoint import Checkpoints, StorageError
+from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import to_dict
 from omcda_jax.learner import Guard, Report
-from omcda_jax.metrics import MetricsFile, Progress, learned_value, read
+from omcda_jax.metrics import MetricsFile, Progress, learned_value, overestimates, read
 from omcda_jax.runner import sinks
 from omcda_jax.runner.evaluation import SUMMARY, Best, without_returns
 from omcda_jax.runner.jobs import Job
 from omcda_jax.runner.processes import by_first, is_first, say
-from omcda_jax.types import EnvSpec, TrainState
+from omcda_jax.types import EnvSpec, StorageError, TrainState
 
 PROGRESS_METRICS = ("policy/loss", "critic/q_return", "policy/divergence")
 TRACED = (1, 4)  # calls after which the profiler starts and stops
@@ -47,8 +46,8 @@ class Records:
         self._progress = Progress(job.config.learner.updates, start, PROGRESS_METRICS)
         self._logged, self._seconds = start, 0.0
         self._calls, self._tracing = 0, False
-        bound = data.get("max_return_to_go")
-        self._bound = None if bound is None else bound * job.config.data.reward_scale
+        largest = data.get("max_return_to_go")
+        self._bound = None if largest is None else largest * job.config.data.reward_scale
 
     def __enter__(self) -> "Records":
         with contextlib.ExitStack() as files:
@@ -90,13 +89,10 @@ class Records:
         rate = (step - self._logged) / self._seconds
         self._logged, self._seconds = step, 0.0
         self._write(step, {"seconds": time.monotonic() - self._began, "updates_per_second": rate} | report.metrics)
-        value = learned_value(report.metrics)
-        if value is None or self._bound is None:
-            return
-        above = int(np.sum(np.asarray(value) > self._bound))
-        if above:
-            who = f"the critics of {above} of {np.size(value)} trials value" if np.ndim(value) else "the critic values"
-            say(f"warning: at step {step} {who} the data above every return in them: they overestimate")
+        above = overestimates(learned_value(report.metrics), self._bound)
+        if above.any():
+            who = f"the critics of {above.sum()} of {above.size} trials value" if above.ndim else "the critic values"
+            say(f"warning: at step {step} {who} the data above every return in them, which is too high")
             self._bound = None  # once is enough
 
     def save(self, step: int, state: TrainState) -> None:

@@ -19,7 +19,7 @@ from omcda_jax.runner import dataset_figures
 from omcda_jax.runner.jobs import restore_trial
 from omcda_jax.runner.outcomes import Trial
 from omcda_jax.runner.presets import resolve
-from omcda_jax.types import ConfigError, updates_done
+from omcda_jax.types import ConfigError, StorageError, updates_done
 
 FRAMES = 150  # frames in the film of an episode as long as the horizon
 RATE = 15  # frames per second of a film
@@ -53,7 +53,7 @@ def replay(trial: Trial, saved: Mapping[str, Any]) -> Replay:
         job, state = restore_trial(trial, config, environment.spec)
         sizes = {"seed": config.evaluation.seed, "episodes": config.evaluation.episodes}
         (seen,), note = play(greedily(job.algorithm.act), environment, state, **sizes)
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         return Replay(f"No replay: {error}.")
     shown, step = show(seen, environment), updates_done(state)
     other = "" if step == trial.step else f" The result was measured after {trial.step} updates."

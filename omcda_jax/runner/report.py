@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 from omcda_jax.envs.versions import installed
-from omcda_jax.metrics import learned_value, standard_deviation
+from omcda_jax.metrics import learned_value, overestimates, standard_deviation
 from omcda_jax.runner import frame, plots
 from omcda_jax.runner.jobs import share_folder
 from omcda_jax.runner.outcomes import load
@@ -102,7 +102,7 @@ def table(result: Mapping[str, Any]) -> str:
     value, bound = learned_value(result["metrics"]), result["data"].get("max_return_to_go")
     if value is not None and bound is not None:
         value = value / config["data"]["reward_scale"]
-        verdict = f"  <- {OVERESTIMATES}" if value > bound else ""
+        verdict = f"  <- {OVERESTIMATES}" if overestimates(value, bound) else ""
         parts.append(f"critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
     return "\n".join(parts)
 
@@ -157,13 +157,13 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
     listed, data = result["trials"], result["data"]["statistics"]
     varied = list(listed[0]["trial"])
     rows = [[*varied, "return (mean ± se)", WINS, "episode length", "skipped", ""]]
+    largest, scale = result["data"].get("max_return_to_go"), result["config"]["data"]["reward_scale"]
+    bound = None if largest is None else largest * scale
     for one in listed:
         final = one["evaluation"]
         _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
-        value, bound = learned_value(one["metrics"]), result["data"].get("max_return_to_go")
-        note = f"diverged: {one['diverged']}" if one["diverged"] else ""
-        if not note and None not in (value, bound) and value > bound * result["config"]["data"]["reward_scale"]:
-            note = "the critic overestimates"
+        note = "the critic overestimates" if overestimates(learned_value(one["metrics"]), bound) else ""
+        note = f"diverged: {one['diverged']}" if one["diverged"] else note
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")
     rows.append(["data", *[""] * (len(varied) - 1), *numbers, "", "as recorded"])

@@ -29,7 +29,6 @@ from typing import Any
 import jax
 
 from omcda_jax import envs
-from omcda_jax.checkpoint import StorageError
 from omcda_jax.config import expand_trials, to_dict
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import check_video, record_video
@@ -55,7 +54,7 @@ from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.runner.settings import overview
 from omcda_jax.runner.training import learn
 from omcda_jax.system import Interruption
-from omcda_jax.types import ConfigError, TrainState, updates_done
+from omcda_jax.types import ConfigError, StorageError, TrainState, updates_done
 
 Labels = Sequence[Mapping[str, Any]]
 

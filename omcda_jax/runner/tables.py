@@ -164,13 +164,13 @@ def incomparable(results: Iterable[Mapping[str, Any]]) -> str:
     """
     groups: dict[str, list[dict[str, str]]] = {}
     for result in results:
-        facts = result["environment_versions"] | {"data": str(result["data"].get("digest"))[:12]}
+        facts = result["environment_versions"] | {"data": (result["data"].get("digest") or "")[:12]}
         groups.setdefault(json.dumps(result["config"]["data"], sort_keys=True), []).append(facts)
     found = []
     for settings, members in groups.items():
         name = json.loads(settings)["environment"]
         for fact in dict.fromkeys(fact for facts in members for fact in facts):
-            seen = sorted({facts.get(fact, "unknown") for facts in members})
+            seen = sorted({facts[fact] for facts in members if facts.get(fact)})
             if len(seen) > 1:
                 found.append(f"{name} with {fact} {' and '.join(seen)}")
     return f"Not comparable, because made with different simulators or data: {'; '.join(found)}." if found else ""
