@@ -295,8 +295,7 @@ def _lacking_device() -> str | None:
 def exit_status(work: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
-    The status is os.EX_CONFIG after an error that the user can fix, 1 if a disk refuses to read or write (one line says
-    what), and os.EX_TEMPFAIL after a signal.
+    It is os.EX_CONFIG after an error that the user can fix, 1 after a disk's, os.EX_TEMPFAIL after a signal.
 
     Args:
         work: the command.
@@ -304,12 +303,9 @@ def exit_status(work: Callable[[], None]) -> int:
     try:
         with Interruption(), computing():
             work()
-    except (ConfigError, DatasetError) as error:
+    except (ConfigError, DatasetError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return os.EX_CONFIG
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, StorageError) else os.EX_CONFIG
     except Interrupted as signal_name:
         print(f"stopped by {signal_name}; the same command starts again", file=sys.stderr)
         return os.EX_TEMPFAIL

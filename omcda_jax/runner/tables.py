@@ -164,7 +164,7 @@ def incomparable(results: Iterable[Mapping[str, Any]]) -> str:
     """
     groups: dict[str, list[dict[str, str]]] = {}
     for result in results:
-        facts = result["environment_versions"] | {"data": (result["data"].get("digest") or "")[:12]}
+        facts = result.get("environment_versions", {}) | {"data": (result["data"].get("digest") or "")[:12]}
         groups.setdefault(json.dumps(result["config"]["data"], sort_keys=True), []).append(facts)
     found = []
     for settings, members in groups.items():
