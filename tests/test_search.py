@@ -63,9 +63,8 @@ class Engine:
             for said in row.trials
         ]
         result = {"finished": True, "step": 60, "training_seconds": 2.0, "trials": ends}
-        (place / "result.json").write_text(
-            json.dumps(result | {"config": {"data": {"environment": "toy"}}, "data": {"statistics": {"return_mean": 1.0}}})
-        )
+        result |= {"config": {"data": {"environment": "toy"}}, "data": {"statistics": {"return_mean": 1.0}}}
+        (place / "result.json").write_text(json.dumps(result))
         (place / "config.json").write_text(json.dumps({"data": {"environment": "benchmarks.toy/any"}}))
         row_of = {"step": 60, "critic/q": [2 * goodness(said) for said in row.trials]}
         (place / "metrics.jsonl").write_text(json.dumps(row_of | {"level": [[1.0, 2.0] for _ in row.trials]}) + "\n")
