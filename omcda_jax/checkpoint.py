@@ -28,9 +28,7 @@ from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, StorageErro
 # If you change what a record or a state's leaves on disk mean, raise this number.
 SCHEMA = 4
 QUARANTINE = "quarantine"
-
-
-# how reading fails where a file is missing, which is damage, and no trouble of the disk or network
+# A step that lacks a file is damaged. Every other OSError is the disk's or the network's.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -184,7 +182,7 @@ class Checkpoints:
         return os.path.join(parent, QUARANTINE, f"{name}-{step}")
 
     def _check_readable(self, step: int, error: Exception) -> None:
-        """Raise StorageError if a step could not be read because the files cannot be read at all."""
+        """Raise StorageError if `error` came from the disk or the network, so that the step may be whole."""
         path = os.path.join(self.directory, str(step))
         try:
             if isinstance(error, OSError) and not isinstance(error, MISSING):

@@ -72,18 +72,21 @@ def learned_value(row: Mapping[str, Any]) -> Any:
     return next((row[key] for key in VALUES if key in row), None)
 
 
-def overestimates(value: Any, largest: float | None) -> np.ndarray:
-    """Return whether learned values of the data are above the largest return-to-go in them: [] or [P] bool.
+def overestimates(row: Mapping[str, Any], largest: float | None, reward_scale: float) -> np.ndarray:
+    """Return whether the learned value of the data is above the largest return-to-go in them: [], or [P] for P trials.
 
-    5 % more are allowed, because so much of a return-to-go may be missing where a time limit cut an episode.
+    The 5 % that may be missing where a time limit cut an episode are allowed on top. False if either is not known.
 
     Args:
-        value: from `learned_value`: a number, a list of one per trial, or None.
-        largest: the largest return-to-go in the same unit; None if it is not known.
+        row: metrics by key, of a trial or with lists over trials.
+        largest: the largest return-to-go in the environment's units; None if it is not known.
+        reward_scale: factor on the rewards that the value was learned from.
     """
+    value = learned_value(row)
     if value is None or largest is None:
         return np.zeros((), bool)
-    return np.asarray(np.asarray(value) > largest + max(largest, 0.0) / 19)
+    bound = largest * reward_scale
+    return np.asarray(np.asarray(value) > bound + max(bound, 0.0) / 19)
 
 
 def to_json(value: Any) -> Any:

@@ -272,7 +272,7 @@ def test_a_foreign_file_trains_and_its_oddities_are_told(run, capsys):
 def test_data_that_differ_from_the_checksum_beside_them_are_refused(run, capsys):
     manifest.write("data.h5")
     assert run.main(command(updates=10)) == 0
-    assert "data data.h5: as data.h5.sha256 says" in capsys.readouterr().out
+    assert "data data.h5: matches data.h5.sha256" in capsys.readouterr().out
     bsd = f"SHA256 (elsewhere/data.h5) = {Path('data.h5.sha256').read_text().split()[0].upper()}"
     Path("data.h5.sha256").write_text(bsd)
     assert manifest.verify_beside("data.h5") == Path("data.h5.sha256")
@@ -435,10 +435,11 @@ def test_one_bound_serves_trials_of_several_discount_factors(run, capsys):
 
 @pytest.mark.quick
 def test_a_learned_value_may_exceed_the_largest_return_by_what_a_cut_may_hide():
-    assert overestimates([1.0, 10.4, 10.6], 10.0).tolist() == [False, False, True]
-    assert overestimates(-9.9, -10.0) and not overestimates(-10.1, -10.0)
-    assert not overestimates(None, 1.0) and not overestimates([5.0, 6.0], None).any()
-    assert not overestimates(float("nan"), 1.0)
+    assert overestimates({"critic/q": [1.0, 10.4, 10.6]}, 5.0, 2.0).tolist() == [False, False, True]
+    assert overestimates({"critic/q_return": -9.9}, -10.0, 1.0) and not overestimates({"critic/q": -10.1}, -10.0, 1.0)
+    assert overestimates({"critic/q": -9.0}, 10.0, -1.0) and not overestimates({"critic/q": -11.0}, 10.0, -1.0)
+    assert not overestimates({}, 1.0, 1.0) and not overestimates({"critic/q": [5.0, 6.0]}, None, 1.0).any()
+    assert not overestimates({"critic/q": float("nan")}, 1.0, 1.0)
 
 
 def test_a_run_within_the_warm_up_is_noted(run, capsys):

@@ -62,8 +62,8 @@ def write(path: str | os.PathLike, spec: EnvSpec, episodes: Episodes, metadata: 
         path: where to write; its folder is made if missing.
         spec: the task's sizes.
         episodes: the data.
-        metadata: more attributes: text, numbers, booleans, or one level of mappings of these; None is left out, and so
-            are those of the `statistics` that are None there, as who won may be unknown.
+        metadata: more attributes: text, numbers, booleans, or one level of mappings of these; None is left out. The
+            statistics are computed, but those that are None in `metadata["statistics"]` are left out, as unknown.
 
     Raises:
         DatasetError: the episodes are not valid, or the disk refuses the file.

@@ -55,7 +55,8 @@ def make(scenario: str) -> HostEnvironment:
 def _game() -> dict[str, str]:
     """The newest build of the game that is installed, which is the one that pysc2 starts; nothing if none is found."""
     folder = Path(os.environ.get("SC2PATH", "~/StarCraftII")).expanduser() / "Versions"
-    builds = [int(path.name.removeprefix("Base")) for path in folder.glob("Base*") if path.name[4:].isdigit()]
+    names = [path.name.removeprefix("Base") for path in folder.glob("Base*")]
+    builds = [int(name) for name in names if name.isdigit()]
     return {"StarCraft II": f"build {max(builds)}"} if builds else {}
 
 

@@ -216,7 +216,7 @@ def trained(job: Job, environment: Environment | HostEnvironment, judge: Judge, 
     """
     saved = restore(job, environment.spec)
     if saved.state is not None and updates_done(saved.state) >= job.config.learner.updates:
-        datasets.warn_of_versions("the data", saved.metadata["data"], environment)
+        datasets.warn_of_versions("the data", saved.metadata["data"].get("versions", {}), environment)
         return saved
     source = datasets.ready(job, environment, None, begins=saved.state is None)
     return learn(job, source, saved, judge, interruption)

@@ -75,22 +75,21 @@ def ready(job: Job, environment: Environment | HostEnvironment, source: Source |
             )
     source = source or read(job, path, begins=begins)
     data.require_spec(source.path, environment.spec, source.spec)
-    warn_of_versions("the data", source.metadata, environment)
+    warn_of_versions("the data", source.metadata.get("versions", {}), environment)
     return source
 
 
-def warn_of_versions(what: str, made: Mapping[str, Any], environment: Environment | HostEnvironment) -> None:
+def warn_of_versions(what: str, versions: Mapping[str, str], environment: Environment | HostEnvironment) -> None:
     """Warn if something was made with other versions of the simulator than the ones here, or does not say with which.
 
     Args:
         what: what was made, in the plural.
-        made: its metadata; `versions` are the versions it was made with, by package.
+        versions: the versions it was made with, by package; empty if it does not say.
         environment: the simulator.
     """
-    versions = made.get("versions", {})
     if environment.versions and not versions:
-        here = ", ".join(f"{package} {version}" for package, version in environment.versions.items())
-        say(f"note: {what} do not say which simulator made them; evaluation uses {here}")
+        used = ", ".join(f"{package} {version}" for package, version in environment.versions.items())
+        say(f"note: {what} do not say which simulator made them; evaluation uses {used}")
     for package, version in versions.items():
         here = environment.versions.get(package, version)
         if here != version:
@@ -119,7 +118,7 @@ def load(config: ExperimentConfig, path: str) -> tuple[data.Dataset, dict[str, A
     require_room(path, settings.placement)
     sums = manifest.verify_beside(path)
     if sums:
-        say(f"data {path}: as {sums} says")
+        say(f"data {path}: matches {sums}")
     dataset, metadata = data.load(
         path,
         environment=settings.environment,
@@ -199,8 +198,8 @@ def require_room(path: str, placement: str) -> None:
 
 
 def free_bytes(device: jax.Device | None) -> int | None:
-    """Return the free memory of a device; for a CPU or None that of `free_memory`, the host's; None if unknown."""
-    memory = (device and device.memory_stats()) or {}
+    """Return the free memory of a device, or of the host for a CPU and for None; None if unknown."""
+    memory = {} if device is None else device.memory_stats() or {}
     if "bytes_limit" in memory:
         return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
     free = free_memory()

@@ -294,11 +294,13 @@ def _lines(steps: np.ndarray, values: np.ndarray, visible: bool) -> list[go.Scat
 def _limits(trials: Sequence[Trial], limit: tuple[str, str], curves: int, visible: bool) -> list[go.Scatter]:
     """A dotted curve of each agent's limit in the agent's colour, or a grey one of a limit that all share."""
     key, name = limit
-    each, shared = series(trials, key), curve(trials, key)
-    if shared is None:
+    if each := series(trials, key):
+        steps, values = each
+        colours = [_line(agent)["color"] for agent in range(values.shape[1])]
+    elif shared := curve(trials, key):
+        steps, values, colours = shared.step, shared.mean[:, None], ["#8C8C8C"]
+    else:
         return []
-    steps, values = each or (shared.step, shared.mean[:, None])
-    colours = [_line(agent)["color"] for agent in range(values.shape[1])] if each else ["#8C8C8C"]
     kept = thinned(len(steps), curves)
     return [
         go.Scatter(

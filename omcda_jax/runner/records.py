@@ -11,7 +11,7 @@ import jax
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.config import to_dict
 from omcda_jax.learner import Guard, Report
-from omcda_jax.metrics import MetricsFile, Progress, learned_value, overestimates, read
+from omcda_jax.metrics import MetricsFile, Progress, overestimates, read
 from omcda_jax.runner import sinks
 from omcda_jax.runner.evaluation import SUMMARY, Best, without_returns
 from omcda_jax.runner.jobs import Job
@@ -46,8 +46,7 @@ class Records:
         self._progress = Progress(job.config.learner.updates, start, PROGRESS_METRICS)
         self._logged, self._seconds = start, 0.0
         self._calls, self._tracing = 0, False
-        largest = data.get("max_return_to_go")
-        self._bound = None if largest is None else largest * job.config.data.reward_scale
+        self._largest = data.get("max_return_to_go")
 
     def __enter__(self) -> "Records":
         with contextlib.ExitStack() as files:
@@ -89,11 +88,11 @@ class Records:
         rate = (step - self._logged) / self._seconds
         self._logged, self._seconds = step, 0.0
         self._write(step, {"seconds": time.monotonic() - self._began, "updates_per_second": rate} | report.metrics)
-        above = overestimates(learned_value(report.metrics), self._bound)
+        above = overestimates(report.metrics, self._largest, self._job.config.data.reward_scale)
         if above.any():
             who = f"the critics of {above.sum()} of {above.size} trials value" if above.ndim else "the critic values"
             say(f"warning: at step {step} {who} the data above every return in them, which is too high")
-            self._bound = None  # once is enough
+            self._largest = None  # warn once
 
     def save(self, step: int, state: TrainState) -> None:
         """Write a checkpoint in the background."""

@@ -34,7 +34,6 @@ AGENT_COLUMNS = {
     "weight divergence": "allocation/weight_divergence",
 }
 WINS = "win rate"  # a column's heading
-OVERESTIMATES = "above what any data episode earned: the critic overestimates"
 # the file that shows what a directory is, if it is not a run's
 KINDS = {"comparison": "comparison.json", "sweep": "manifest.jsonl"}
 PACKAGES = ("omcda-jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
@@ -94,16 +93,15 @@ def table(result: Mapping[str, Any]) -> str:
         _row("data", data["return_mean"], data_error, data, "as recorded"),
     ]
     parts = [f"{title(config)}, seed {config['seed']}", align(without_empty_wins(rows))]
-    agents = agent_rows(result["metrics"])
+    agents, scale = agent_rows(result["metrics"]), config["data"]["reward_scale"]
     if agents:
-        scale = config["data"]["reward_scale"]
         unit = "reward" if scale == 1 else f"reward x {scale:g}"
         parts += ["", align(agents), f"budget and divergences in nats per step, levels in {unit} per nat"]
-    value, bound = learned_value(result["metrics"]), result["data"].get("max_return_to_go")
-    if value is not None and bound is not None:
-        value = value / config["data"]["reward_scale"]
-        verdict = f"  <- {OVERESTIMATES}" if overestimates(value, bound) else ""
-        parts.append(f"critic on the data {value:.3f}; largest return-to-go in the data {bound:.3f}{verdict}")
+    value, largest = learned_value(result["metrics"]), result["data"].get("max_return_to_go")
+    if value is not None and largest is not None:
+        too_high = overestimates(result["metrics"], largest, scale)
+        verdict = "  <- above what any data episode earned: the critic overestimates" if too_high else ""
+        parts.append(f"critic on the data {value / scale:.3f}; largest return-to-go in the data {largest:.3f}{verdict}")
     return "\n".join(parts)
 
 
@@ -158,11 +156,10 @@ def trial_rows(result: Mapping[str, Any]) -> list[list[str]]:
     varied = list(listed[0]["trial"])
     rows = [[*varied, "return (mean ± se)", WINS, "episode length", "skipped", ""]]
     largest, scale = result["data"].get("max_return_to_go"), result["config"]["data"]["reward_scale"]
-    bound = None if largest is None else largest * scale
     for one in listed:
         final = one["evaluation"]
         _, *numbers, _, _ = _row("", final["return_mean"], final["return_se"], final, "")
-        note = "the critic overestimates" if overestimates(learned_value(one["metrics"]), bound) else ""
+        note = "the critic overestimates" if overestimates(one["metrics"], largest, scale) else ""
         note = f"diverged: {one['diverged']}" if one["diverged"] else note
         rows.append([*map(text, one["trial"].values()), *numbers, str(one["skipped"]), note])
     _, *numbers, _, _ = _row("", data["return_mean"], data["return_sd"] / data["episodes"] ** 0.5, data, "")

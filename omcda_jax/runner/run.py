@@ -107,7 +107,7 @@ def execute(command: Command, interruption: Interruption) -> int:
             raise ConfigError(f"{job.directory}: expected a checkpoint to evaluate, found none; train first")
         else:
             say(f"{job.directory}: evaluating step {updates_done(saved.state)}, no training")
-            datasets.warn_of_versions("the data", saved.metadata["data"], environment)
+            datasets.warn_of_versions("the data", saved.metadata["data"].get("versions", {}), environment)
         result = finish(job, environment, saved, judge, labels, command)
         if is_first():
             show(command, job, environment, saved.state, result)

@@ -162,13 +162,13 @@ def incomparable(results: Iterable[Mapping[str, Any]]) -> str:
     Args:
         results: contents of result.json files.
     """
-    groups: dict[str, list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for result in results:
+        settings = result["config"]["data"]
         facts = result.get("environment_versions", {}) | {"data": (result["data"].get("digest") or "")[:12]}
-        groups.setdefault(json.dumps(result["config"]["data"], sort_keys=True), []).append(facts)
+        groups.setdefault((settings["environment"], json.dumps(settings, sort_keys=True)), []).append(facts)
     found = []
-    for settings, members in groups.items():
-        name = json.loads(settings)["environment"]
+    for (name, _), members in groups.items():
         for fact in dict.fromkeys(fact for facts in members for fact in facts):
             seen = sorted({facts[fact] for facts in members if facts.get(fact)})
             if len(seen) > 1:
@@ -198,8 +198,7 @@ def markdown(entries: Mapping[tuple[str, str], Mapping[str, Any]], cells: Sequen
             f"{counts['episodes']} episodes each: mean ± standard deviation of the seeds' means; below it the "
             f"interquartile mean of all episodes with its 95 % bootstrap interval ({RESAMPLES} resamples: as many "
             "seeds with replacement, then as many episodes of each seed drawn), and the share of episodes won, if any. "
-            "data: mean ± standard deviation of the "
-            "dataset's episodes. "
+            "data: mean ± standard deviation of the dataset's episodes. "
             f"Made with {'; '.join(sorted({entry['made_with'] for entry in entries.values()}))}.",
         ]
     return "\n".join(lines) + "\n"

@@ -299,7 +299,7 @@ def evaluate(place: Path, episodes: int | None = None, seed: int | None = None) 
     card = _card(place)
     recorded = card["evaluation"]
     environment = envs.make(card["environment"])
-    warn_of_versions(f"the policies of {card['name']}", {"versions": card["environment_versions"]}, environment)
+    warn_of_versions(f"the policies of {card['name']}", card["environment_versions"], environment)
     actors = [load_policy(place / folder) for folder in card["policies"]]
     for actor in actors:
         if actor.spec != environment.spec:

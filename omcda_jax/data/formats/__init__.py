@@ -183,8 +183,10 @@ def read(
             raise ConfigError(f"{path}: expected no repairs of the project's own format, found {found}")
         read_own = hdf5.mapped if mapped else hdf5.read
         sizes, episodes, metadata = read_own(path, spec=spec, environment=environment)
-        unknown = {"win_rate": None} if "win_rate" not in metadata.get("statistics", {"win_rate": 0}) else {}
-        return Contents(kind, sizes, episodes, metadata | {"statistics": statistics(episodes) | unknown}, ())
+        totals, recorded = statistics(episodes), metadata.get("statistics")
+        if isinstance(recorded, Mapping) and "win_rate" not in recorded:
+            totals["win_rate"] = None  # the file was converted from a format that does not say who won
+        return Contents(kind, sizes, episodes, metadata | {"statistics": totals}, ())
     reading = _read_arrays(_ARRAYS[kind], path) if kind in _ARRAYS else _FOLDERS[kind].read(path)
     where = by_step(reading.episodes.length, reading.files)
     # if a repair makes a number infinite, `check` finds it and names it
