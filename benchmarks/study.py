@@ -52,6 +52,7 @@ VARIANTS = {
     "in_sample": ["algorithm.value_target=in_sample"],
     "unprimed": ["algorithm.priming=0"],
     "one_critic": ["algorithm.critics=1"],
+    "two_critics": ["algorithm.critics=2"],
     "weighted": ["algorithm.extraction=weighted"],
     "gradient": ["algorithm.extraction=gradient"],
     "unpriced": ["algorithm.price=0"],
