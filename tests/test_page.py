@@ -405,6 +405,17 @@ def test_the_page_of_a_sweep_says_what_its_settings_came_to(tmp_path, capsys):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("leave_results", [leave_comparison, leave_sweep])
+@pytest.mark.parametrize("simulator", ["3.3.0", "4.0.0"])
+def test_the_page_warns_of_results_that_are_not_comparable(tmp_path, leave_results, simulator):
+    directory = leave_results(tmp_path)
+    for path, version in zip(sorted(tmp_path.rglob("result.json")), ("3.3.0", simulator), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"environment_versions": {"game": version}}))
+    assert report.main(["report", directory, "--noreplay"]) == 0
+    assert ("Not comparable" in read(tmp_path / "report.html").text) == (simulator == "4.0.0")
+
+
+@pytest.mark.quick
 def test_the_interval_of_a_profile_resamples_seeds_within_tasks():
     share, low, high = tables.performance_profile(
         [np.array([0.0, 1.0]), np.array([1.0, 1.0])], np.array([-1.0, 0.5, 2.0])

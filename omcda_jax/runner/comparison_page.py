@@ -13,7 +13,7 @@ from omcda_jax.runner.compare import DEFAULTS
 from omcda_jax.runner.outcomes import Trial, best, load, trials_of
 from omcda_jax.runner.page import Page, Part, Section
 from omcda_jax.runner.presets import resolve
-from omcda_jax.runner.tables import performance_profile, probability_of_improvement
+from omcda_jax.runner.tables import incomparable, performance_profile, probability_of_improvement
 from omcda_jax.types import ConfigError
 
 Entry = Mapping[str, Any]
@@ -42,7 +42,7 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
         trials_of(os.path.join(directory, entry["directory"]), result)
         for entry, result in zip(entries, results, strict=True)
     ]
-    sections = [Section("Result", [_table(entries), _intervals(entries)])]
+    sections = [Section("Result", [*warnings(results), _table(entries), _intervals(entries)])]
     scores: dict[str, dict[str, np.ndarray]] = {}
     for entry, trials, result in zip(entries, cells, results, strict=True):
         scores.setdefault(entry["algorithm"], {})[entry["task"]] = normalised(trials, result["data"]["statistics"])
@@ -67,6 +67,16 @@ def of_comparison(directory: str, *, with_replay: bool = True) -> Page:
     sections.append(Section("How it was made", made))
     size = f"{len(entries)} cells, {entries[0]['seeds']} seeds each, {entries[0]['updates']} updates"
     return Page(f"Comparison on {', '.join(tasks)}", size, sections)
+
+
+def warnings(results: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Return what a reader of a table of results has to know first: nothing, or that they are not comparable.
+
+    Args:
+        results: contents of result.json files.
+    """
+    text = incomparable(results)
+    return [page.words(text)] if text else []
 
 
 def _table(entries: Sequence[Entry]) -> Part:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omcda_jax.runner import figures, outcomes, page
-from omcda_jax.runner.comparison_page import across, normalised
+from omcda_jax.runner.comparison_page import across, normalised, warnings
 from omcda_jax.runner.outcomes import Trial, by_setting, trials_of
 from omcda_jax.runner.page import Page, Part, Section
 from omcda_jax.runner.sweep import collect, manifest, search
@@ -42,7 +42,12 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     by_task = {task: by_setting([trial for trial, _ in own]) for task, own in tasks.items()}
     data = {task: own[0][1] for task, own in tasks.items()}
 
-    sections = [Section("Result", [_table(collect.over_seeds(records), "Over seeds."), _warning()])]
+    shown = [
+        *warnings([result for _, result in results]),
+        _table(collect.over_seeds(records), "Over seeds."),
+        _warning(),
+    ]
+    sections = [Section("Result", shown)]
     searched = search.read(directory)
     if searched:
         sections.insert(0, Section("Search", search_parts(searched)))
