@@ -128,7 +128,7 @@ def allocate(
         [N] budgets d, nats.
 
     Raises:
-        ValueError: unknown rule or influence_scale.
+        ValueError: unknown rule or influence_scale, or a number out of its range (unless it is traced).
     """
     influence, previous = _floating(influence, previous)
     chex.assert_rank([influence, previous], 1)
@@ -138,6 +138,10 @@ def allocate(
     if influence_scale not in INFLUENCE_SCALES:
         raise ValueError(f"influence_scale: expected one of {', '.join(INFLUENCE_SCALES)}, found {influence_scale!r}")
     num_agents = influence.shape[0]
+    _check(total_budget, total_budget > 0, "total_budget", "above 0")
+    most = f"from 0 to total_budget / {num_agents}"
+    _check(min_budget, (min_budget >= 0) & (num_agents * min_budget <= total_budget * (1 + 1e-6)), "min_budget", most)
+    _check(temperature, temperature > 0, "temperature", "above 0")
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
     spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
@@ -145,7 +149,8 @@ def allocate(
         beyond = jnp.maximum(previous - min_budget, 0.0)
         whole = jnp.sum(beyond)
         share = jnp.where(whole > 0, beyond / jnp.where(whole > 0, whole, 1.0), 1 / num_agents)
-        return jnp.where(jnp.isclose(jnp.sum(previous), total_budget), previous, min_budget + spread * share)
+        stays = jnp.isclose(jnp.sum(previous), total_budget) & (jnp.min(previous) >= min_budget * (1 - 1e-6))
+        return jnp.where(stays, previous, min_budget + spread * share)
     scaled = jnp.clip(jnp.where(jnp.isfinite(influence), influence, 0.0), -LARGEST_INFLUENCE, LARGEST_INFLUENCE)
     if influence_scale == "relative":
         scaled = _relative(scaled)
@@ -153,6 +158,11 @@ def allocate(
         # the largest is shifted to 0 first, so that the division can overflow for the others only
         return min_budget + spread * jax.nn.softmax((scaled - jnp.max(scaled)) / temperature)
     return min_budget + _projected(previous - min_budget + step_size * (total_budget / num_agents) * scaled, spread)
+
+
+def _check(value, holds, name, expected):
+    if not isinstance(holds, jax.core.Tracer) and not holds:
+        raise ValueError(f"{name}: expected {expected}, found {value}")
 
 
 def _projected(target, total):

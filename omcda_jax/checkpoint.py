@@ -288,9 +288,13 @@ def load_policy(path: str | os.PathLike) -> Actor:
         raise ConfigError(f"{path}: the policy is damaged: its arrays do not match their checksums")
     arrays = jax.tree.map(jnp.asarray, arrays)
     values = {key: tuple(value) if _is_list(value) else value for key, value in record["config"].items()}
+    try:
+        config = _settings(path, record)(**values)
+    except TypeError as error:  # the class has other fields now
+        raise ConfigError(f"{path}: settings: {_shortened(error)}") from error
     return Actor(
         params=arrays["params"],
-        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), _settings(path, record)(**values)),
+        config=jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), config),
         spec=EnvSpec(**record["spec"]),
         normaliser=Normaliser(**arrays["normaliser"]) if "normaliser" in arrays else None,
     )

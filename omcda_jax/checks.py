@@ -56,6 +56,32 @@ def check_batch(batch: Batch, spec: EnvSpec, algorithm: str, needs: Sequence[str
         raise BatchError("batch: expected at least one transition, found none")
 
 
+def check_single(name: str, config: Any) -> None:
+    """Refuse the settings of a population: only below vmap does each trial have its own numbers.
+
+    Args:
+        name: what has the settings, for the message.
+        config: an algorithm's settings.
+
+    Raises:
+        BatchError: a setting is an array.
+    """
+    for path, number in jax.tree_util.tree_leaves_with_path(config):
+        if jnp.ndim(number):
+            key, shape = jax.tree_util.keystr(path), list(jnp.shape(number))
+            raise BatchError(f"{name}: expected one trial, found {key[1:]} of shape {shape}; use jax.vmap over trials")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no PRNG key, such as a seed.
+
+    Raises:
+        TypeError: it is not an array of one.
+    """
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key: expected jax.random.key(seed), found {key!r}")
+
+
 def check_axis(batch: Batch, axis_name: str | None) -> None:
     """Refuse an axis of `jax.shard_map` with check_vma: JAX then sums gradients itself, so they would be summed twice.
 

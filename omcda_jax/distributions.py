@@ -207,6 +207,7 @@ class TanhGaussian:
         actions, log_densities = [uniform], [-jnp.log(2.0) * jnp.sum(avail, axis=-1)]
         for policy, policy_key in zip((self, other), keys[1:], strict=True):
             spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), _at_points(policy))
+            spread = spread.replace(avail=avail)  # at the next state the agent may have ended
             u = spread.mean + jnp.exp(spread.log_std) * jax.random.normal(policy_key, shape)
             actions.append(spread._squash(u))
             log_densities.append(spread._log_density(u))

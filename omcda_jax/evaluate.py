@@ -183,7 +183,7 @@ def summarise(results: EpisodeResults) -> dict[str, float]:
         mean), `win_rate`, `length_mean`, `truncated_rate`.
     """
     returns, won, length, truncated = (np.asarray(values, np.float64) for values in results)
-    spread = float(standard_deviation(returns))
+    spread = standard_deviation(returns)
     return {
         "episodes": returns.size,
         "return_mean": float(returns.mean()),

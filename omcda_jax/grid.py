@@ -111,7 +111,7 @@ def _values(text: str, place: str) -> list[str]:
     if text.endswith(")"):
         raise ConfigError(f"{place}: expected uniform(low,high,n) or loguniform(low,high,n) alone, found {text!r}")
     first, dots, last = text.partition("..")
-    if not dots:
+    if not dots or "/" in text:
         return [text]
     try:
         numbers = range(int(first), int(last) + 1)

@@ -209,8 +209,9 @@ def make_train_step(
     """Return a compiled `(state, dataset) -> (state, report)` that does `updates_per_call` updates.
 
     The state passed in is donated: use the one returned. N devices with B/N rows each do what one device does with B
-    rows. If any metric of an update is not finite, norms of gradients included, all devices skip the update: only the
-    step advances, so the next batch is another one.
+    rows; OMCDA by gradient only if B/N is even, because its policy learns from every second row of each device. If any
+    metric of an update is not finite, norms of gradients included, all devices skip the update: only the step advances,
+    so the next batch is another one.
 
     Args:
         algorithm: the bundle whose `update` is called.

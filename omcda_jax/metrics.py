@@ -169,16 +169,10 @@ def _mean(values: Any) -> float:
     return finite.mean() if finite.size else values.mean()
 
 
-def standard_deviation(values: Any, axis: int | None = None) -> np.ndarray:
-    """Return the sample standard deviation, which divides by n - 1; 0 for a single value.
-
-    Args:
-        values: numbers of any shape.
-        axis: axis to reduce; None: all axes.
-    """
+def standard_deviation(values: Any) -> float:
+    """Return the sample standard deviation of numbers of any shape, which divides by n - 1; 0 for a single value."""
     values = np.asarray(values, np.float64)
-    count = values.size if axis is None else values.shape[axis]
-    return values.std(axis=axis, ddof=1) if count > 1 else np.zeros_like(values.mean(axis=axis))
+    return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
 def duration(seconds: float) -> str:

@@ -210,15 +210,15 @@ def keep_programs() -> None:
     if jax.config.jax_compilation_cache_dir:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "omcda-jax", "programs")
-    try:
+    with contextlib.suppress(OSError):  # another process may be deleting files too
         folder.mkdir(parents=True, exist_ok=True)
-        files = sorted(((entry.stat(), entry) for entry in folder.iterdir()), key=lambda pair: -pair[0].st_atime)
+        there = ((entry.stat(), entry) for entry in folder.iterdir() if entry.is_file())
+        files = sorted(there, key=lambda pair: -pair[0].st_atime)
         for (_, file), size in zip(files, itertools.accumulate(each.st_size for each, _ in files), strict=True):
             if size > PROGRAMS_SIZE:
                 file.unlink(missing_ok=True)
-    except OSError:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if folder.is_dir():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def compiler_options(platform: str, *, once: bool = False) -> dict[str, Any]:

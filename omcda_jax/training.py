@@ -1,6 +1,7 @@
 """What every algorithm's update shares: checked settings, states, keys, per-group optimisers, target networks."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,10 +78,17 @@ def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -
         ConfigError: `ALGORITHM: KEY: expected EXPECTED, found VALUE`.
     """
     value = getattr(config, key)
-    allowed = holds(value)
+    try:
+        allowed = holds(value)
+    except (TypeError, ValueError):  # a text, or a number in place of several
+        allowed = False
     if not isinstance(allowed, jax.core.Tracer) and not np.all(allowed):
         found = list(value) if isinstance(value, tuple) else value
         raise ConfigError(f"{config.name}: {key}: expected {expected}, found {found!r}")
+
+
+def _counts(number: Any) -> bool:
+    return operator.index(number) >= 1
 
 
 def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
@@ -128,9 +136,9 @@ def check_numbers(
     for key in (*shares, *present("gamma")):
         require(config, key, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
     for key in (*counts, *present("mixer_hidden")):
-        require(config, key, lambda x: x >= 1, "at least 1")
+        require(config, key, _counts, "a whole number of at least 1")
     for key in present("hidden_sizes", "vae_hidden"):
-        require(config, key, lambda sizes: min(sizes, default=0) >= 1, "one or more widths of at least 1")
+        require(config, key, lambda widths: widths and all(map(_counts, widths)), "one or more widths of at least 1")
     for key in present("priming"):
         require(config, key, lambda x: x >= 0, "a number of updates >= 0")
 
@@ -253,8 +261,8 @@ def gradient_step(
         state: where to step from.
         batch: B transitions; this device's part of them when `axis_name` is given.
         losses: each `loss(params, state, batch, fixed) -> (losses, statistics)`. Both map names to values per row [B]
-            or per agent [B, N]; per agent, rows without a choice are left out. `params` are differentiated, the
-            parameters in `state` are constants.
+            or per agent [B, N]; per agent, rows without a choice are left out. ceil(B/2) values are of every second
+            row, from the first on. `params` are differentiated, the parameters in `state` are constants.
         fixed: what the losses take as constant; it is passed on to them.
         axis_name: mapped device axis to reduce over.
         groups: groups that take the step; None: all.
@@ -264,9 +272,17 @@ def gradient_step(
         as `gradient/GROUP` the norm of each group's gradient before it is clipped.
 
     Raises:
-        ValueError: two losses have the same name.
+        ValueError: two losses have the same name, or one has another shape.
     """
-    masks = {1: jnp.ones_like(batch.reward, bool), 2: has_choice(batch.avail, state.spec.discrete)}
+    per_agent = has_choice(batch.avail, state.spec.discrete)
+    masks = [mask[::every] for every in (1, 2) for mask in (jnp.ones_like(batch.reward, bool), per_agent)]
+    masks = {mask.shape: mask for mask in masks}
+
+    def share(name, values):
+        if jnp.shape(values) not in masks:
+            expected = f"[B] = {list(batch.reward.shape)} or [B, N] = {list(per_agent.shape)}, not averaged"
+            raise ValueError(f"losses: {name}: expected {expected}, found {list(jnp.shape(values))}")
+        return loss_share(values, masks[values.shape], axis_name)
 
     def objective(chosen):
         by_name, statistics = {}, {}
@@ -275,8 +291,7 @@ def gradient_step(
             if by_name.keys() & more.keys():
                 raise ValueError(f"losses: expected each name once, found {sorted(by_name.keys() & more.keys())} twice")
             by_name, statistics = by_name | more, statistics | more_statistics
-        share = lambda values: loss_share(values, masks[values.ndim], axis_name)
-        by_name, statistics = jax.tree.map(share, (by_name, statistics))
+        by_name, statistics = ({name: share(name, each[name]) for name in each} for each in (by_name, statistics))
         return sum(by_name.values()), by_name | statistics
 
     chosen = {group: state.params[group] for group in (state.params if groups is None else groups)}

@@ -594,6 +594,10 @@ def test_the_penalty_enters_the_one_value_when_not_decoupled():
         ({"critic_warmup": -1}, ["critic_warmup", "-1"]),
         ({"critic_warmup": 0, "price": 0.1}, ["price", "0 with critic_warmup=0", "0.1"]),
         ({"num_samples": 1}, ["num_samples", "at least 2", "1"]),
+        ({"hidden_sizes": 256}, ["hidden_sizes", "one or more widths", "256"]),
+        ({"hidden_sizes": (256.0,)}, ["hidden_sizes", "one or more widths", "256.0"]),
+        ({"critics": 2.0}, ["critics", "a whole number", "2.0"]),
+        ({"learning_rate": "1e-3"}, ["learning_rate", "a positive number", "'1e-3'"]),
         ({"alpha_max": float("inf")}, ["alpha_max", "a number above alpha_min=0.001", "inf"]),
     ],
 )
@@ -607,6 +611,7 @@ def test_bad_settings_are_refused_in_one_line(settings, words):
     "settings, words",
     [
         ({"priming": 10, "behaviour_updates": 10}, ["priming", "0 or more than behaviour_updates=10", "10"]),
+        ({"behaviour_updates": 0, "temperature": 0.5}, ["temperature", "0 with behaviour_updates=0", "0.5"]),
         ({"temperature": float("inf")}, ["temperature", "a number >= 0", "inf"]),
     ],
 )

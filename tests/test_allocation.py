@@ -1,6 +1,7 @@
 """Properties of the core of the paper: influence, the budget simplex, the solved level."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -292,6 +293,27 @@ def test_shares_outlive_a_change_of_the_total(rule):
     shared = lambda previous, total: allocate(np.zeros(3), previous, rule=rule, total_budget=total, min_budget=0.1)
     np.testing.assert_allclose(shared(np.array([0.4, 0.2, 0.1]), 1.5), [0.1 + 0.9, 0.1 + 0.3, 0.1], rtol=1e-6)
     np.testing.assert_allclose(shared(np.full(3, 0.1), 1.5), 0.5, rtol=1e-6, err_msg="nobody had more than the least")
+
+
+@pytest.mark.parametrize("rule", ["random", "fixed"])
+def test_shares_outlive_a_change_of_the_floor(rule):
+    shared = allocate(np.zeros(2), np.array([0.5, 0.1]), rule=rule, total_budget=0.6, min_budget=0.2)
+    np.testing.assert_allclose(shared, [0.4, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"total_budget": -0.6}, "total_budget: expected above 0, found -0.6"),
+        ({"min_budget": 0.5}, "min_budget: expected from 0 to total_budget / 2, found 0.5"),
+        ({"min_budget": -0.1}, "min_budget: expected from 0 to total_budget / 2, found -0.1"),
+        ({"temperature": 0.0}, "temperature: expected above 0, found 0.0"),
+    ],
+)
+def test_numbers_that_no_budgets_can_meet_are_refused(numbers, words):
+    usual = {"rule": "softmax", "total_budget": 0.6, "min_budget": 0.01, "temperature": 1.0}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        allocate(np.zeros(2), np.array([0.5, 0.1]), **(usual | numbers))
 
 
 def test_shares_written_with_few_digits_still_spend_the_whole_budget():

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -490,6 +491,29 @@ def test_ensure_collects_once(toy_shop):
     stamp, told = path.stat().st_mtime_ns, len(lines)
     assert data.ensure("toy/sum", "medium", 12, 5, log=lines.append) == path
     assert path.stat().st_mtime_ns == stamp and len(lines) == told
+
+
+def test_of_two_who_want_a_dataset_one_collects_and_the_other_waits(toy_shop):
+    told, found = [], []
+
+    def ensure(log):
+        found.append(data.ensure("toy/sum", "medium", 12, 5, log=log))
+
+    waits = threading.Event()
+    second = threading.Thread(target=ensure, args=[lambda line: (told.append(line), waits.set())])
+
+    def begin(line):
+        if "collecting" in line:
+            second.start()
+            assert waits.wait(60)
+
+    first = threading.Thread(target=ensure, args=[begin])
+    first.start()
+    first.join(60)
+    second.join(60)
+    assert len(found) == 2 and found[0] == found[1] and found[0].exists()
+    assert len(told) == 1 and "waiting for another process that collects it" in told[0]
+    assert [path.name for path in found[0].parent.iterdir()] == [found[0].name]
 
 
 def test_ensure_counts_transitions(toy_shop):

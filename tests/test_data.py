@@ -86,6 +86,7 @@ def test_returns_to_go_are_sums_to_the_end_and_unknown_near_a_time_limit():
     for gamma, column in ((0.5, 0), (0.1, 1), (1.0, 2), (None, 0)):
         batch = data.gather(dataset, dataset.rows, gamma)
         np.testing.assert_array_equal(batch.return_to_go, dataset.return_to_go[dataset.rows, column])
+    assert np.isnan(data.gather(dataset, dataset.rows, 0.9).return_to_go).all(), "they are of other factors"
     assert data.gather(data.from_arrays(SPEC, make_episodes()), dataset.rows).return_to_go is None
     assert data.max_return_to_go(dataset, 1.0) == 3, "of the episode that was not cut"
     assert data.max_return_to_go(dataset, 0.1) == pytest.approx(5.6)

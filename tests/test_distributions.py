@@ -107,6 +107,15 @@ def test_an_integral_over_the_dimensions_an_agent_has():
     assert abs(np.corrcoef(of_here, of_there)[0, 1]) < 0.03
 
 
+def test_draws_from_a_policy_of_the_next_state_cover_an_agent_that_ends_there():
+    here = policy([[0.4, 0.1]], [[-0.3, 0.0]], jnp.array([[True, True]]))
+    there = policy([[-0.5, 0.2]], [[0.0, 0.0]], jnp.array([[False, False]]))
+    measure = here.measure(here.avail, jax.random.key(0), 20_000, there)
+    # the integral of exp(a_0 + a_1) over the square
+    log_value = log_integral(measure.actions.sum(axis=-1), measure)
+    np.testing.assert_allclose(log_value, 2 * np.log(2 * np.sinh(1)), atol=0.02)
+
+
 def test_an_action_that_is_never_taken_counts_nothing_whatever_its_value():
     legal = jnp.array([True, True, False])
     mean = lambda logits, values: expectation(values, categorical(logits, legal).support())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -202,6 +203,10 @@ def test_a_policy_whose_settings_are_something_else_is_refused(tmp_path):
     with pytest.raises(omcda_jax.ConfigError, match="settings: expected an algorithm's settings, found 'os:system'"):
         checkpoint.load_policy(tmp_path / "policy")
     assert not (tmp_path / "called").exists()
+    values |= {"settings": "omcda_jax.algorithms.bc:BcConfig", "config": {"gone": 1.0}}
+    record.write_text(json.dumps(values | {"sha256": checkpoint._digest_json(values)}))
+    with pytest.raises(omcda_jax.ConfigError, match="policy: settings: .*unexpected keyword argument 'gone'"):
+        checkpoint.load_policy(tmp_path / "policy")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -335,3 +340,58 @@ def test_two_losses_of_one_name_are_refused():
     state = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"])
     with pytest.raises(ValueError, match=r"losses: expected each name once, found \['policy/loss'\] twice"):
         training.descend(state, make_batch(0), [bc.policy_loss, bc.policy_loss], None)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape", [(), (24, 1), (3,), (12, 2)])
+def test_a_loss_that_is_not_one_of_rows_is_refused(shape):
+    state = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"])
+    expected = rf"losses: mine: expected \[B\] = \[24\] or \[B, N\] = \[24, 3\].*found {re.escape(str(list(shape)))}"
+    with pytest.raises(ValueError, match=expected):
+        training.descend(state, make_batch(0), [lambda *_: ({"mine": jnp.zeros(shape)}, {})], None)
+
+
+@pytest.mark.quick
+def test_a_loss_of_every_second_row_is_averaged_over_those_with_a_choice():
+    batch = make_batch(0, size=5)
+    avail = np.ones(batch.avail.shape, bool)
+    avail[1, 0, 1:] = avail[2, 1, 1:] = avail[4, 1, 1:] = False  # agents 0 and 1 have one legal action there
+    batch = batch.replace(avail=avail, action=np.zeros_like(batch.action))
+    values = jnp.arange(9.0).reshape(3, 3)
+    mine = lambda *_: ({"of_agents": values}, {"of_rows": values[:, 0]})
+    _, metrics = training.descend(omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"]), batch, [mine], None)
+    assert metrics["of_agents"] == pytest.approx((0 + 1 + 2 + 3 + 5 + 6 + 8) / 7)
+    assert metrics["of_rows"] == 3
+
+
+@pytest.mark.quick
+def test_a_population_without_vmap_is_refused_in_one_line():
+    begin = lambda rate: omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"].replace(learning_rate=rate))
+    rates, batch = jnp.array([1e-3, 1e-2]), make_batch(0)
+    words = r"expected one trial, found learning_rate of shape \[2\]; use jax.vmap over trials"
+    with pytest.raises(omcda_jax.BatchError, match=f"config: {words}"):
+        begin(rates)
+    stack = jax.vmap(begin)(rates)
+    with pytest.raises(omcda_jax.BatchError, match="state: expected one trial"):
+        omcda_jax.update(stack, batch)
+    for policy in (stack, jax.vmap(omcda_jax.policy)(stack)):
+        with pytest.raises(omcda_jax.BatchError, match="policy: expected one trial"):
+            omcda_jax.act(policy, batch.obs)
+
+
+@pytest.mark.quick
+def test_arguments_of_another_kind_are_named():
+    state, batch = omcda_jax.init(jax.random.key(0), SPEC, CONFIGS["bc"]), make_batch(0)
+    actor = omcda_jax.policy(state)
+    assert omcda_jax.policy(actor) is actor
+    for arguments, words in (
+        ((actor, batch), "state: expected a TrainState, found a Actor"),
+        ((batch, state), "state: expected a TrainState, found a Batch"),
+        ((state, {"obs": batch.obs}), "batch: expected a Batch, found a dict"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            omcda_jax.update(*arguments)
+    with pytest.raises(TypeError, match=r"key: expected jax.random.key\(seed\), found 0"):
+        omcda_jax.init(0, SPEC, CONFIGS["bc"])
+    with pytest.raises(TypeError, match=r"key: expected jax.random.key\(seed\), found 7"):
+        omcda_jax.act(state, batch.obs, batch.avail, 7)

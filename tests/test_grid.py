@@ -21,6 +21,10 @@ def test_every_combination_the_last_key_fastest():
     ]
 
 
+def test_a_path_is_itself():
+    assert points("data.path=../a.h5,b..c/d.h5", "--grid") == [{"data.path": "../a.h5"}, {"data.path": "b..c/d.h5"}]
+
+
 def test_alternatives_are_joined_and_a_point_counts_once():
     found = points("seed=0..2; a=1 | seed=2,3; a=1 | b=x", "--grid")
     assert [one.get("seed") for one in found] == ["0", "1", "2", "3", None]

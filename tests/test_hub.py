@@ -183,8 +183,9 @@ def test_a_broken_transfer_goes_on(server, tmp_path, knows_ranges):
     server.breaks_after, server.knows_ranges = 1000, knows_ranges
     with pytest.raises(DatasetError, match=rf"1000 of {len(server.content)} bytes.*the same command resumes"):
         hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert len(list(tmp_path.rglob("*.lock"))) == 1, "others may be waiting for it"
     assert hub.download(NAME, tmp_path, endpoint=server.endpoint)
-    assert server.ranges == ["bytes=0-", "bytes=1000-"]
+    assert server.ranges == ["bytes=0-", "bytes=1000-"] and not list(tmp_path.rglob("*.lock"))
 
 
 def test_another_archive_under_the_name_is_not_appended_to_the_first(server, tmp_path):
@@ -201,7 +202,7 @@ def test_damaged_bytes_are_refused_and_thrown_away(server, tmp_path):
     server.content = bytes(byte ^ (index == 500) for index, byte in enumerate(server.content))
     with pytest.raises(DatasetError, match=f"expected SHA-256 {server.sha256}, found"):
         hub.download(NAME, tmp_path, endpoint=server.endpoint)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_what_is_no_archive_is_refused(server, tmp_path):

@@ -1,5 +1,6 @@
 """One trial on several processes of this machine, joined by gloo: the same numbers as on one."""
 
+import errno
 import json
 import os
 import stat
@@ -49,6 +50,16 @@ def test_what_differs_between_processes_is_refused_in_all(monkeypatch):
     processes.require_same("settings", {"rate": 0.1, "seed": 0})
     with pytest.raises(ConfigError, match="settings: expected the same in all 1 processes, found others"):
         processes.require_same("settings", {"seed": 1, "rate": 0.1})
+
+
+def test_a_full_disk_is_one_line_and_other_errors_are_not_hidden(capsys):
+    def fail(number):
+        raise OSError(number, os.strerror(number), "runs/state.json")
+
+    assert processes.guarded(lambda _: fail(errno.ENOSPC)) == 1
+    assert capsys.readouterr().err == "error: runs/state.json: No space left on device\n"
+    with pytest.raises(FileNotFoundError):
+        processes.guarded(lambda _: fail(errno.ENOENT))
 
 
 def test_a_mistake_of_one_process_ends_the_others(monkeypatch):

@@ -60,8 +60,9 @@ def test_programs_longest_unused_go_first(unset, monkeypatch):
     for age, name in enumerate(("new", "old", "oldest")):
         (unset / name).write_bytes(bytes(10))
         os.utime(unset / name, (1000 - age, 1000))
+    (unset / "folder_of_jax").mkdir()
     system.keep_programs()
-    assert {file.name for file in unset.iterdir()} == {"new", "old"}
+    assert {file.name for file in unset.iterdir()} == {"new", "old", "folder_of_jax"}
     assert jax.config.jax_compilation_cache_dir == str(unset)
 
 

@@ -25,7 +25,7 @@ from omcda_jax import checkpoint, data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats, manifest
 from omcda_jax.metrics import MetricsFile, Progress, overestimates, read
-from omcda_jax.runner import datasets, evaluation, records, report, training
+from omcda_jax.runner import datasets, evaluation, jobs, records, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
 from omcda_jax.system import exclusive
@@ -433,6 +433,15 @@ def test_one_bound_serves_trials_of_several_discount_factors(run, capsys):
     assert low < high < 1.06 * bound and bound > 1.4 * result["config"]["data"]["reward_scale"]
 
 
+def test_the_bound_of_several_discount_factors_is_the_largest_also_of_punishments(run, monkeypatch):
+    monkeypatch.setattr(data, "max_return_to_go", lambda _, gamma: -1 / (1 - gamma) if gamma < 0.99 else float("nan"))
+    some = ["--config.algorithm.name=omiga", "--config.algorithm.mixer_hidden=4", "--config.learner.mode=trials"]
+    trials = ["--config.learner.trials=algorithm.gamma=0.5,0.9,0.99", "--config.learner.evaluate_every=0"]
+    assert run.main(command(*some, *trials, updates=10)) == 0
+    result = json.loads(next(Path("runs").rglob("result.json")).read_text())
+    assert result["data"]["max_return_to_go"] == pytest.approx(-2 / result["config"]["data"]["reward_scale"])
+
+
 @pytest.mark.quick
 def test_a_learned_value_may_exceed_the_largest_return_by_what_a_cut_may_hide():
     assert overestimates({"critic/q": [1.0, 10.4, 10.6]}, 5.0, 2.0).tolist() == [False, False, True]
@@ -737,6 +746,15 @@ def test_equal_runs_have_equal_fingerprints(run):
         found.append([result_of(Path(directory))[key] for key in ("state_sha256", "metrics_sha256")])
     assert found[0] == found[1]
     assert all(a != b for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_a_fingerprint_is_of_a_state_and_the_metrics_before_it(run):
+    assert run.main(command(updates=20)) == 0
+    _, state = jobs.load_run(str(DIRECTORY))
+    job, result = jobs.job_of_run(str(DIRECTORY)), result_of(DIRECTORY)
+    with (DIRECTORY / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 30, "policy/loss": 0.0}) + "\n")
+    assert jobs.fingerprints(job, state)["metrics_sha256"] == result["metrics_sha256"]
 
 
 def test_debugging_stops_at_the_operation_that_gave_no_number(run):

@@ -132,6 +132,16 @@ def test_a_sink_that_comes_late_is_given_what_was_logged_before(run, offline):
     assert timeless(of_tensorboard(DIRECTORY)) == rows
 
 
+def test_another_run_in_the_same_folder_is_logged_from_its_start(run, offline):
+    assert run.main(command("--log=tensorboard", updates=20)) == 0
+    first, before = expected(DIRECTORY), json.loads((DIRECTORY / "logged.json").read_text())
+    shutil.rmtree(DIRECTORY / "checkpoints")
+    assert run.main(command("--log=tensorboard", "--config.algorithm.learning_rate=0.02", updates=40)) == 0
+    assert json.loads((DIRECTORY / "logged.json").read_text())["tensorboard"]["id"] != before["tensorboard"]["id"]
+    found, second = timeless(of_tensorboard(DIRECTORY)), expected(DIRECTORY)
+    assert len(found) == len(first) + len(second) and all(row in found for row in second)
+
+
 def test_a_comparison_logs_every_trial(run, offline):
     assert comparison.main(arguments("--log=tensorboard", algorithms="bc", updates=20)) == 0
     cell = Path("runs/compare/smac_3m/bc/seeds_0-3")

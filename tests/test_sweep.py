@@ -1,5 +1,7 @@
 """Sweeps: what becomes a row, and how rows are run by processes that finish, crash, wait or are killed."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -303,6 +305,37 @@ def test_a_row_that_takes_more_memory_than_it_may_fails_and_says_so(tmp_path, st
     assert "of memory, more than --memory=0.2" in state.state_of(str(tmp_path), rows[0]).why
 
 
+def test_a_disk_that_is_full_stops_all_rows_and_they_save(tmp_path, stubs, monkeypatch):
+    rows, finish = stubs("wait", "fine"), Task.finish
+
+    def finish_unless_full(task, why=""):
+        if task.row.name == rows[1].name:
+            task.poll()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return finish(task, why)
+
+    monkeypatch.setattr(Task, "finish", finish_unless_full)
+    with pytest.raises(OSError, match="No space left"):
+        work(tmp_path, rows, jobs=2)
+    assert state.state_of(str(tmp_path), rows[0]).kind != "running"
+    assert not (tmp_path / rows[0].directory / "result.json").exists()
+
+
+def test_memory_that_holds_files_is_free(monkeypatch):
+    texts = {
+        "/proc/meminfo": "MemTotal: 64000000 kB\nMemAvailable:   60000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "16000000000\n",
+        "/sys/fs/cgroup/memory.current": "14000000000\n",
+        "/sys/fs/cgroup/memory.stat": "file 13000000000\nactive_file 1\ninactive_file 12000000000\n",
+    }
+    monkeypatch.setattr(machine, "open", lambda path, **_: io.StringIO(texts[path]), raising=False)
+    assert machine.free_memory() == 14e9
+    texts["/sys/fs/cgroup/memory.stat"] = ""
+    assert machine.free_memory() == 2e9
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert machine.free_memory() == 60_000_000 * 1024
+
+
 def test_rows_have_cores_and_devices_of_their_own(tmp_path, stubs, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     cores = sorted(os.sched_getaffinity(0))
@@ -502,6 +535,11 @@ def test_seeds_that_diverged_are_counted_and_left_out():
     [
         (["--grid=algorithm.name=bc; algorithm.d_tot=1"], "algorithm.d_tot: no such key"),
         (["--config.data.path=gone.h5"], "gone.h5: no such file"),
+        (["--grid=algorithm.name=bc; data.path=data.h5,gone.h5"], "gone.h5: no such file"),
+        (
+            ["--population=1", "--grid=algorithm.d_min=0.2; algorithm.d_tot=1.2,0.3"],
+            "d_tot: expected at least num_agents",
+        ),
         (["--config.data.environment=nowhere/4m"], "00000-smac_3m-omcda: environment: expected smax/<scenario>"),
         (["--host=2", "--hosts=2"], "--host: expected less than --hosts=2, found 2"),
         (["--status=nowhere"], "nowhere: expected a sweep, found no manifest.jsonl"),

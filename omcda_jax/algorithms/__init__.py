@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from omcda_jax.algorithms import bc, bcq, cfcql, comadice, cql, icq, omar, omcda, omiga
-from omcda_jax.checks import check_axis, check_batch, check_observation
+from omcda_jax.checks import check_axis, check_batch, check_key, check_observation, check_single
 from omcda_jax.types import Actor, Algorithm, Batch, ConfigError, EnvSpec, Metrics, Normaliser, TrainState, suggestion
 
 
@@ -24,14 +24,17 @@ def _complete(algorithm: Algorithm) -> Algorithm:
     name = algorithm.config.name
 
     def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
+        check_key(key)
         if type(config) is not algorithm.config:
             expected, given = algorithm.config.__qualname__, type(config).__qualname__
             raise ConfigError(f"{name}: expected settings of class {expected}, found {given}, which has the same name")
+        check_single("config", config)
         with jax.enable_x64(False):
             config.validate()
             return algorithm.init(key, spec, config)
 
     def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        check_single("state", state.config)
         check_batch(batch, state.spec, name, algorithm.needs)
         check_axis(batch, axis_name)
         with jax.enable_x64(False):
@@ -39,6 +42,9 @@ def _complete(algorithm: Algorithm) -> Algorithm:
             return algorithm.update(state, batch, axis_name=axis_name)
 
     def act(policy, obs, avail=None, key=None):
+        check_single("policy", policy.config)
+        if key is not None:
+            check_key(key)
         actor = algorithm.policy(policy) if isinstance(policy, TrainState) else policy
         check_observation(obs, avail, actor.spec)
         with jax.enable_x64(False):
@@ -121,7 +127,8 @@ def init(key: chex.PRNGKey, spec: EnvSpec, config: Any) -> TrainState:
 
     Raises:
         ConfigError: a setting out of its range, or settings that do not fit the task.
-        TypeError: `config` is not an algorithm's settings.
+        BatchError: a setting is an array of numbers.
+        TypeError: `config` is not an algorithm's settings, or `key` is not a key.
     """
     if isinstance(config, type) or not isinstance(getattr(config, "name", None), str):
         found = f"the class {config.__name__}" if isinstance(config, type) else type(config).__name__
@@ -146,18 +153,23 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
         own state (levels, budgets, influence) after it.
 
     Raises:
-        BatchError: while tracing, for the first field with a wrong shape or kind of numbers, or for check_vma left on.
+        BatchError: while tracing, for the first field with a wrong shape or kind of numbers, for a stack of states
+            outside of vmap, or for check_vma left on.
+        TypeError: `state` or `batch` is something else.
     """
+    for name, value, expected in (("state", state, TrainState), ("batch", batch, Batch)):
+        if not isinstance(value, expected):
+            raise TypeError(f"{name}: expected a {expected.__name__}, found a {type(value).__name__}")
     return find(state.config.name).update(state, batch, axis_name=axis_name)
 
 
-def policy(state: TrainState) -> Actor:
+def policy(state: TrainState | Actor) -> Actor:
     """Cut out the part of a state that acts, without optimiser moments and target critics, to save, ship or export.
 
     Args:
-        state: trained state.
+        state: trained state, or what was cut out of one before.
     """
-    return find(state.config.name).policy(state)
+    return state if isinstance(state, Actor) else find(state.config.name).policy(state)
 
 
 def act(
@@ -176,7 +188,9 @@ def act(
         [..., N] int32, or [..., N, A] float32 in [-1, 1].
 
     Raises:
-        BatchError: while tracing, if a shape or the kind of numbers is wrong.
+        BatchError: while tracing, if a shape or the kind of numbers is wrong, or for a stack of policies outside of
+            vmap.
+        TypeError: `key` is not a key.
     """
     return find(policy.config.name).act(policy, obs, avail, key)
 

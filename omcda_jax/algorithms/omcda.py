@@ -99,7 +99,8 @@ class OmcdaConfig(CriticSettings):
     def validate(self) -> None:
         """Raise ConfigError for the first setting out of its range."""
         training.check_choices(self)
-        training.require(self, "allocation", lambda x: not self.shares or x == "fixed", "fixed where shares are given")
+        fits = lambda rule: len(self.shares) == 0 or rule == "fixed"
+        training.require(self, "allocation", fits, "fixed where shares are given")
         training.require(self, "shares", allocation.are_shares, "numbers >= 0 whose sum is 1")
         training.require(self, "critic_warmup", lambda x: x >= 0, "a number of updates >= 0")
         measures = "0 with critic_warmup=0, because its unit is measured in the warm-up"
@@ -330,8 +331,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
     """Return the loss that moves the policy towards pi*_i = b_i exp z_i: [B, N].
 
     Weighted: -omega_i log pi_i(a_i|o_i). By gradient: KL_i - E_pi z_i, which is KL(pi_i || pi*_i) up to a constant.
-    E_pi z_i is taken to first order around the policy in `estimates`. If every second row is left out, the rest count
-    twice.
+    E_pi z_i is taken to first order around the policy in `estimates`. B are the rows that the policy learns from.
     """
     network, learned = _networks(state.spec, state.config).policy, learned_from(state, batch)
     policy = networks.action_distribution(network, params["policy"], learned.obs, learned.avail)
@@ -341,8 +341,7 @@ def policy_loss(params: Params, state: TrainState, batch: Batch, estimates: Esti
     gain = lambda part: moved_expectation(part.support, part.slope, estimates.support, support) - part.state
     exponent = estimates.return_weights * jnp.exp(-state.extra.log_alpha) * gain(estimates.returns)
     exponent = exponent + estimates.coupling * gain(estimates.deviations)
-    rows, loss = len(batch.reward), policy.kl(estimates.behaviour) - exponent
-    return {"policy/loss": jnp.repeat(loss, -(-rows // len(loss)), axis=0)[:rows]}, {}
+    return {"policy/loss": policy.kl(estimates.behaviour) - exponent}, {}
 
 
 def return_loss(params: Params, state: TrainState, batch: Batch, estimates: Estimates) -> Losses:

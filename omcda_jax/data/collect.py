@@ -16,7 +16,7 @@ from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import require_folder, sha256
+from omcda_jax.system import locked, require_folder, sha256
 from omcda_jax.types import ConfigError, check_seed
 
 TRIES_PER_EPISODE = 100  # episodes played for each one wanted before a filter counts as hopeless
@@ -170,6 +170,8 @@ def ensure(
 ) -> Path:
     """Return the path of a dataset file, collecting it first if there is none.
 
+    If several processes want the same file at once, one collects it and the others wait.
+
     Args:
         environment: for instance `smax/3m`.
         quality: one of `policies.QUALITIES`, such as `medium`, or `random`; with a behaviour, any name.
@@ -194,16 +196,21 @@ def ensure(
     if behaviour is None:
         behaviour = of_chance(simulator) if quality == "random" else of_stages(environment, quality)
     require_folder(path.parent)
-    log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
-    began = time.monotonic()
-    sizes = {"episodes": episodes, "transitions": transitions}
-    request = {"seed": seed, "act": behaviour.act, **sizes, "progress": _Progress(unit, log)}
-    data, metadata = collect(simulator, behaviour.params, behaviour.recipe, **request)
-    words = [f"--environment={shlex.quote(environment)}", *behaviour.flags, f"--{unit}={size}", f"--seed={seed}"]
-    generator = " ".join(["python experiments/collect.py", *words])
-    metadata |= {"quality": quality, "generator": generator, **behaviour.facts}
-    hdf5.write(path, simulator.spec, data, metadata)
-    log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - began:.0f} s")
+    lock = path.with_name(f"{path.name}.lock")
+    with locked(lock, lambda holder: log(f"waiting for another process that collects it ({holder})")):
+        if not path.exists():
+            log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
+            began = time.monotonic()
+            sizes = {"episodes": episodes, "transitions": transitions}
+            request = {"seed": seed, "act": behaviour.act, **sizes, "progress": _Progress(unit, log)}
+            data, metadata = collect(simulator, behaviour.params, behaviour.recipe, **request)
+            words = [f"--environment={shlex.quote(environment)}", *behaviour.flags, f"--{unit}={size}"]
+            generator = " ".join(["python experiments/collect.py", *words, f"--seed={seed}"])
+            metadata |= {"quality": quality, "generator": generator, **behaviour.facts}
+            hdf5.write(path, simulator.spec, data, metadata)
+            log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - began:.0f} s")
+        # only now: whoever waits for the file that is removed finds the dataset
+        lock.unlink(missing_ok=True)
     return path
 
 

@@ -62,14 +62,16 @@ def gather(dataset: Dataset, rows: chex.Array, gamma: chex.Numeric | None = None
     Args:
         dataset: the data.
         rows: [B] int32, entries of `dataset.rows`.
-        gamma: discount factor of the returns-to-go, if the dataset has them; None: the first one.
+        gamma: discount factor of the returns-to-go, if the dataset has them; None: the first one. They are nan if the
+            dataset has them for other factors only, so nothing is primed with them.
     """
     chex.assert_rank(rows, 1)
     after = rows + 1
     returns = None
     if dataset.return_to_go is not None:
-        column = 0 if gamma is None else jnp.argmin(jnp.abs(dataset.gammas - gamma))
-        returns = dataset.return_to_go[rows, column]
+        away = jnp.zeros(1) if gamma is None else jnp.abs(dataset.gammas - gamma)
+        column = jnp.argmin(away)
+        returns = jnp.where(away[column] < 1e-6, dataset.return_to_go[rows, column], jnp.nan)
     return Batch(
         obs=dataset.obs[rows],
         global_state=dataset.global_state[rows],

@@ -99,7 +99,7 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
         "episodes": len(episodes.length),
         "transitions": int(episodes.length.sum()),
         "return_mean": float(total.mean()),
-        "return_sd": float(standard_deviation(total)),
+        "return_sd": standard_deviation(total),
         "return_min": float(total.min()),
         "return_max": float(total.max()),
         "win_rate": float(episodes.won.mean()),

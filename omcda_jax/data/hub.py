@@ -69,12 +69,11 @@ def download(
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = partial.with_suffix(".lock")
             with locked(lock, lambda holder: log(f"waiting for another process that fetches it ({holder})")):
-                try:
-                    if not target.is_dir():
-                        _transfer(archive, partial, log)
-                        _unpack(archive, partial, target)
-                finally:
-                    lock.unlink(missing_ok=True)
+                if not target.is_dir():
+                    _transfer(archive, partial, log)
+                    _unpack(archive, partial, target)
+                # only now: whoever waits for the file that is removed finds the folder
+                lock.unlink(missing_ok=True)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             done = partial.stat().st_size if partial.exists() else 0
             raise DatasetError(

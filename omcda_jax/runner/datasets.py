@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from omcda_jax import data
 from omcda_jax.config import DataConfig, ExperimentConfig
@@ -156,8 +157,9 @@ def read(job: Job, path: str, *, begins: bool) -> Source:
     """
     config, settings = job.config, job.config.data
     dataset, metadata = load(config, path)
-    # one bound for all trials: that of the largest discount factor
-    largest = data.max_return_to_go(dataset, max(getattr(trial.algorithm, "gamma", 1.0) for trial in job.configs))
+    # one bound for all trials; if rewards are negative, the largest discount factor does not give the largest sum
+    gammas = sorted({getattr(trial.algorithm, "gamma", 1.0) for trial in job.configs})
+    largest = float(np.fmax.reduce([data.max_return_to_go(dataset, gamma) for gamma in gammas]))
     metadata["max_return_to_go"] = None if math.isnan(largest) else largest / settings.reward_scale
     if getattr(config.algorithm, "priming", 0):
         dataset = data.returns_to_go(dataset, sorted({trial.algorithm.gamma for trial in job.configs}))

@@ -34,7 +34,7 @@ from omcda_jax.metrics import read
 from omcda_jax.runner.outcomes import Trial, load
 from omcda_jax.runner.processes import by_first, is_first
 from omcda_jax.system import check_free, exclusive, one_line, replacing
-from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState
+from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState, updates_done
 
 TIMES = ("seconds", "updates_per_second")
 # settings of the learner: how long a run is, and how often it is logged, saved and evaluated
@@ -380,5 +380,10 @@ def load_run(directory: str, *, checkpoint: str = "latest", trial: int = 0) -> t
 
 def fingerprints(job: Job, state: TrainState) -> dict[str, str]:
     """Return the SHA-256 of a state and of the metrics up to it, without times: equal runs have equal fingerprints."""
-    rows = [{key: np.asarray(row[key]) for key in row if key not in TIMES} for row in read(job.metrics)]
+    done = updates_done(state)
+    rows = [
+        {key: np.asarray(row[key]) for key in row if key not in TIMES}
+        for row in read(job.metrics)
+        if row["step"] <= done
+    ]
     return {"state_sha256": digest(state), "metrics_sha256": digest(rows)}

@@ -246,17 +246,12 @@ def settings(config: Mapping[str, Any]) -> Part:
     return table(["setting", "value", "the preset's, where it differs"], rows, "")
 
 
-def _changed(config: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from those of the preset for the algorithm; all settings if there is no such preset.
-
-    Args:
-        config: settings.
-        more: further assignments to apply to the preset first.
-    """
+def _changed(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from those of the preset for the algorithm; all settings if there is no such preset."""
     if config["name"] not in PRESETS:
         return differences({}, config)
-    given = [f"algorithm.name={config['algorithm']['name']}", *more]
-    return differences(to_dict(resolve(config["name"], given)), config)
+    usual = resolve(config["name"], [f"algorithm.name={config['algorithm']['name']}"])
+    return differences(to_dict(usual), config)
 
 
 def command(config: Mapping[str, Any]) -> str:

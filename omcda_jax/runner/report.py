@@ -21,6 +21,7 @@ from absl import flags
 from omcda_jax.envs.versions import installed
 from omcda_jax.metrics import learned_value, overestimates, standard_deviation
 from omcda_jax.runner import frame, plots
+from omcda_jax.runner.evaluation import without_returns
 from omcda_jax.runner.jobs import share_folder
 from omcda_jax.runner.outcomes import load
 from omcda_jax.system import new_flags
@@ -122,7 +123,7 @@ def trials(
     return [
         {
             "trial": dict(label),
-            "evaluation": {key: value for key, value in evaluation.items() if key != "returns"},
+            "evaluation": without_returns(evaluation),
             "metrics": {key: value[trial] if isinstance(value, list) else value for key, value in metrics.items()},
             "skipped": guard["skipped"][trial],
             "diverged": guard["culprits"][trial],

@@ -19,11 +19,9 @@ TPU pods, ...), and --coordinator, --num_processes and --process_id describe the
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -50,6 +48,7 @@ from omcda_jax.runner.jobs import (
     share_folder,
     write_json,
 )
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.processes import by_first, is_first, say
 from omcda_jax.runner.settings import overview
 from omcda_jax.runner.training import learn
@@ -201,8 +200,8 @@ def finish(
 
 def _recorded(path: str) -> int | None:
     """The number of updates in the existing result, if it can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(Path(path).read_text()).get("step")
+    with contextlib.suppress(ConfigError):
+        return load(path).get("step")
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omcda_jax.config import to_dict
+from omcda_jax.config import RESUMABLE, differences, to_dict
 from omcda_jax.metrics import read
 from omcda_jax.runner.jobs import Job, write_json
 from omcda_jax.runner.outcomes import load
@@ -136,6 +136,10 @@ def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """
     path = os.path.join(job.directory, "logged.json")
     logged: dict[str, Any] = load(path) if os.path.exists(path) else {}
+    current = to_dict(job.config)
+    if differences(logged.get("settings", current), current).keys() - RESUMABLE:
+        logged = {}  # another run was here, of which no checkpoint is left
+    logged["settings"] = current
     names, sinks = job.switches.log, {}
 
     def attempt(name: str, work: Callable[[], Any]) -> Any:

@@ -141,7 +141,7 @@ def statistics(result: Mapping[str, Any]) -> dict[str, Any]:
     software = ", ".join(f"{package} {version}" for package, version in versions.items())
     return {
         "mean": float(returns.mean()),
-        "sd": float(standard_deviation(returns.mean(axis=1))),
+        "sd": standard_deviation(returns.mean(axis=1)),
         "iqm": interquartile_mean(returns),
         "interval": bootstrap_interval(returns),
         "win_rate": float(np.mean([seed["win_rate"] for seed in sound])),

@@ -38,6 +38,7 @@ from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.datasets import warn_of_versions
 from omcda_jax.runner.evaluation import EPISODES_AT_ONCE
 from omcda_jax.runner.jobs import Job, job_of_run, restore
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.report import align, provenance
 from omcda_jax.system import check_free, new_flags, one_line, read_flags, replacing, sha256
@@ -84,7 +85,7 @@ def play(actors: Sequence[Actor], environment: Environment | HostEnvironment, ep
         returns += [*results.returns]
     # the episodes are the same for all policies, so their returns vary together
     own = np.mean(returns, axis=0, dtype=np.float64)
-    return Played(summaries, float(own.mean()), float(standard_deviation(own)) / math.sqrt(episodes))
+    return Played(summaries, float(own.mean()), standard_deviation(own) / math.sqrt(episodes))
 
 
 def add(job: Job, zoo: str | os.PathLike, name: str, trained_with: Any = None) -> Path:
@@ -409,10 +410,7 @@ def _add(values: Any, names: Sequence[str]) -> int:
 
 def _trained_with(directory: str) -> dict[str, Any] | None:
     """What a run's result.json says about where it was trained."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(os.path.join(directory, "result.json"), encoding="utf-8") as file,
-    ):
-        result = json.load(file)
+    with contextlib.suppress(ConfigError):
+        result = load(os.path.join(directory, "result.json"))
         return {key: result.get(key) for key in ("versions", "platform", "device", "git", "git_dirty")}
     return None

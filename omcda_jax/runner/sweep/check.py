@@ -42,12 +42,14 @@ def check(directory: str, rows: Sequence[Row]) -> None:
             ordered = parse(["omcda-jax run", *command(row, directory)[4:]])
             job, _ = job_of(ordered)
             refuse_other_settings(job)
-            if (row.program, row.updates) in seen:
-                continue
-            seen.add((row.program, row.updates))
             data = ordered.config.data
             if data.path is not None and not os.path.exists(data.path):
                 raise DatasetError(f"{data.path}: no such file")
+            # what the rest depends on: rows that differ in seeds only need one check
+            kind = repr((data, ordered.config.learner, [trial.algorithm for trial in job.configs], ordered.select))
+            if kind in seen:
+                continue
+            seen.add(kind)
             if data.environment not in specs:
                 specs[data.environment] = envs.make(data.environment).spec
             job.template(specs[data.environment])

@@ -112,7 +112,7 @@ def over_seeds(records: Sequence[Record]) -> list[Record]:
         if sound:
             returns = np.array([[record["return_mean"]] for record in sound])
             low, high = bootstrap_interval(returns)
-            entry |= {"mean": float(returns.mean()), "sd": float(standard_deviation(returns))}
+            entry |= {"mean": float(returns.mean()), "sd": standard_deviation(returns)}
             entry |= {"iqm": interquartile_mean(returns), "low": low, "high": high}
             entry |= {"win_rate": float(np.mean([record["win_rate"] for record in sound]))}
         of_data = [record["data_mean"] for record in members if record["data_mean"] != ""]

@@ -61,18 +61,20 @@ class Pool:
         waiting, later = deque([*own, *others]), deque()
         mine, seen = {row.name for row in own}, set()
         looked = time.monotonic()
-        while (waiting or later or self._tasks) and not interruption.requested:
-            if later and time.monotonic() - looked > AGAIN:
-                waiting, later, looked = waiting + later, deque(), time.monotonic()
-            while waiting and len(self._tasks) < self._options.jobs and self._has_room() and not interruption.requested:
-                row = waiting.popleft()
-                # other hosts' rows are tried twice, in case another host was only trying them too
-                if not self._start(row) and (row.name in mine or row.name not in seen):
-                    later.append(row)
-                seen.add(row.name)
-            waiting += self._reap()
-            time.sleep(POLL)
-        self._end()
+        try:
+            while (waiting or later or self._tasks) and not interruption.requested:
+                if later and time.monotonic() - looked > AGAIN:
+                    waiting, later, looked = waiting + later, deque(), time.monotonic()
+                while waiting and self._has_room() and not interruption.requested:
+                    row = waiting.popleft()
+                    # other hosts' rows are tried twice, in case another host was only trying them too
+                    if not self._start(row) and (row.name in mine or row.name not in seen):
+                        later.append(row)
+                    seen.add(row.name)
+                waiting += self._reap()
+                time.sleep(POLL)
+        finally:
+            self._end()
         return self.statuses
 
     def together(self, row: Row, interruption: Interruption) -> int:
@@ -95,7 +97,8 @@ class Pool:
 
     def _has_room(self) -> bool:
         needed = self._options.memory * 1e9
-        return not needed or not self._tasks or machine.free_memory() >= needed
+        fits = not needed or not self._tasks or machine.free_memory() >= needed
+        return len(self._tasks) < self._options.jobs and fits
 
     def _start(self, row: Row) -> bool:
         """Start a row unless it is done; False if another process has it."""

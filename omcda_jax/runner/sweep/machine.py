@@ -87,7 +87,11 @@ def free_memory() -> float:
     free = _number("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", 1024)
     # a container may have less than its machine
     limit, taken = (_number(f"/sys/fs/cgroup/memory.{name}", r"(\d+)", 1) for name in ("max", "current"))
-    return min(free, limit - taken if limit < math.inf > taken else math.inf)
+    if not limit < math.inf > taken:
+        return free
+    # files that were read count as taken until another process needs the memory
+    files = _number("/sys/fs/cgroup/memory.stat", r"(?m)^inactive_file (\d+)", 1)
+    return min(free, limit - taken + (files if files < math.inf else 0))
 
 
 def memory_of(pid: int) -> float:

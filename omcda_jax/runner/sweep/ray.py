@@ -12,6 +12,7 @@ from typing import Any
 
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.jobs import write_json
+from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.processes import is_first, say
 from omcda_jax.runner.sweep.machine import Options
 from omcda_jax.runner.sweep.manifest import Row
@@ -119,7 +120,7 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
     except Exception as error:  # Ray wraps a worker's exception in classes of several modules
         say(f"{row.name}: {one_line(error)}")
         return 1
-    return os.EX_OK if result_of(directory, row) else os.EX_CONFIG
+    return os.EX_OK if result_of(directory, row) else load(outcome_path(directory, row))["status"]
 
 
 def _loop(settings: Mapping[str, Any]) -> None:
