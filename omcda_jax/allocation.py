@@ -138,19 +138,13 @@ def allocate(
     if influence_scale not in INFLUENCE_SCALES:
         raise ValueError(f"influence_scale: expected one of {', '.join(INFLUENCE_SCALES)}, found {influence_scale!r}")
     num_agents = influence.shape[0]
-    _check(total_budget, total_budget > 0, "total_budget", "above 0")
-    most = f"from 0 to total_budget / {num_agents}"
-    _check(min_budget, (min_budget >= 0) & (num_agents * min_budget <= total_budget * (1 + 1e-6)), "min_budget", most)
-    _check(temperature, temperature > 0, "temperature", "above 0")
+    _require_numbers(num_agents, total_budget, min_budget, temperature)
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
     spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
     if rule in ("random", "fixed"):
-        beyond = jnp.maximum(previous - min_budget, 0.0)
-        whole = jnp.sum(beyond)
-        share = jnp.where(whole > 0, beyond / jnp.where(whole > 0, whole, 1.0), 1 / num_agents)
         stays = jnp.isclose(jnp.sum(previous), total_budget) & (jnp.min(previous) >= min_budget * (1 - 1e-6))
-        return jnp.where(stays, previous, min_budget + spread * share)
+        return jnp.where(stays, previous, min_budget + spread * _shares(previous - min_budget))
     scaled = jnp.clip(jnp.where(jnp.isfinite(influence), influence, 0.0), -LARGEST_INFLUENCE, LARGEST_INFLUENCE)
     if influence_scale == "relative":
         scaled = _relative(scaled)
@@ -160,9 +154,22 @@ def allocate(
     return min_budget + _projected(previous - min_budget + step_size * (total_budget / num_agents) * scaled, spread)
 
 
-def _check(value, holds, name, expected):
-    if not isinstance(holds, jax.core.Tracer) and not holds:
-        raise ValueError(f"{name}: expected {expected}, found {value}")
+def _require_numbers(num_agents, total_budget, min_budget, temperature):
+    fits = (min_budget >= 0) & (num_agents * min_budget <= total_budget * (1 + 1e-6))
+    for name, value, holds, expected in (
+        ("total_budget", total_budget, total_budget > 0, "above 0"),
+        ("min_budget", min_budget, fits, f"from 0 to total_budget / {num_agents}"),
+        ("temperature", temperature, temperature > 0, "above 0"),
+    ):
+        if not isinstance(holds, jax.core.Tracer) and not holds:
+            raise ValueError(f"{name}: expected {expected}, found {value}")
+
+
+def _shares(beyond):
+    """Return each agent's share of what [N] exceeds 0; even shares if nothing does."""
+    beyond = jnp.maximum(beyond, 0.0)
+    whole = jnp.sum(beyond)
+    return jnp.where(whole > 0, beyond / jnp.where(whole > 0, whole, 1.0), 1 / beyond.shape[0])
 
 
 def _projected(target, total):

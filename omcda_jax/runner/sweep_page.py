@@ -42,12 +42,7 @@ def of_sweep(directory: str, rows: Sequence[manifest.Row], *, with_replay: bool 
     by_task = {task: by_setting([trial for trial, _ in own]) for task, own in tasks.items()}
     data = {task: own[0][1] for task, own in tasks.items()}
 
-    shown = [
-        *warnings([result for _, result in results]),
-        _table(collect.over_seeds(records), "Over seeds."),
-        _warning(),
-    ]
-    sections = [Section("Result", shown)]
+    sections = [Section("Result", _outcome(records, results))]
     searched = search.read(directory)
     if searched:
         sections.insert(0, Section("Search", search_parts(searched)))
@@ -96,11 +91,15 @@ def _label(record: collect.Record, left_out: set[str]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value != "" and key not in {"task", *left_out}}
 
 
-def _warning() -> Part:
-    return page.words(
+def _outcome(
+    records: Sequence[collect.Record], results: Sequence[tuple[manifest.Row, Mapping[str, Any]]]
+) -> list[Part]:
+    tuned_online = page.words(
         "The returns come from the simulator. A setting chosen by them was tuned online, which a report of offline "
         "learning has to say."
     )
+    table = _table(collect.over_seeds(records), "Over seeds.")
+    return [*warnings([result for _, result in results]), table, tuned_online]
 
 
 def search_parts(searched: Mapping[str, Any]) -> list[Part]:
