@@ -12,6 +12,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from omcda_jax.reductions import batch_log_weights, masked_mean
@@ -138,7 +139,7 @@ def allocate(
     if influence_scale not in INFLUENCE_SCALES:
         raise ValueError(f"influence_scale: expected one of {', '.join(INFLUENCE_SCALES)}, found {influence_scale!r}")
     num_agents = influence.shape[0]
-    _require_numbers(num_agents, total_budget, min_budget, temperature)
+    _require_numbers(num_agents, total_budget, min_budget, temperature if rule == "softmax" else 1.0)
     if rule == "uniform":
         return jnp.broadcast_to(jnp.asarray(total_budget, previous.dtype) / num_agents, previous.shape)
     spread = jnp.maximum(total_budget - num_agents * min_budget, jnp.finfo(previous.dtype).tiny)
@@ -161,7 +162,7 @@ def _require_numbers(num_agents, total_budget, min_budget, temperature):
         ("min_budget", min_budget, fits, f"from 0 to total_budget / {num_agents}"),
         ("temperature", temperature, temperature > 0, "above 0"),
     ):
-        if not isinstance(holds, jax.core.Tracer) and not holds:
+        if not isinstance(holds, jax.core.Tracer) and not np.all(holds):
             raise ValueError(f"{name}: expected {expected}, found {value}")
 
 
@@ -247,7 +248,7 @@ def price_of_a_nat(config: Any, state: AllocationState, warms: chex.Array) -> ch
 
 def are_shares(shares: Sequence[chex.Numeric]) -> chex.Numeric:
     """Return whether no number is negative and the sum is 1 within 0.002; True also for an empty sequence."""
-    holds = not shares or abs(sum(shares) - 1) < 2e-3
+    holds = len(shares) == 0 or abs(sum(shares) - 1) < 2e-3
     for share in shares:
         holds = holds & (share >= 0)
     return holds

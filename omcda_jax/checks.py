@@ -1,5 +1,6 @@
 """Checks of the inputs of `update` and `act` while tracing: shapes and kinds of numbers, at no cost at run time."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,22 +65,26 @@ def check_single(name: str, config: Any) -> None:
         config: an algorithm's settings.
 
     Raises:
-        BatchError: a setting is an array.
+        BatchError: a field that is a single number by default is an array.
     """
-    for path, number in jax.tree_util.tree_leaves_with_path(config):
-        if jnp.ndim(number):
-            key, shape = jax.tree_util.keystr(path), list(jnp.shape(number))
-            raise BatchError(f"{name}: expected one trial, found {key[1:]} of shape {shape}; use jax.vmap over trials")
+    for field in dataclasses.fields(config):
+        shape = jnp.shape(getattr(config, field.name)) if isinstance(field.default, float) else ()
+        if shape:
+            found = f"{field.name} of shape {list(shape)}"
+            raise BatchError(f"{name}: expected one trial, found {found}; use jax.vmap over trials")
 
 
 def check_key(key: Any) -> None:
-    """Refuse what is no PRNG key, such as a seed.
+    """Refuse what is no PRNG key, such as a seed; keys of `jax.random.PRNGKey` are keys.
 
     Raises:
-        TypeError: it is not an array of one.
+        TypeError: it is something else, or several keys.
     """
-    if not hasattr(key, "dtype"):
-        raise TypeError(f"key: expected jax.random.key(seed), found {key!r}")
+    kind, shape = getattr(key, "dtype", jnp.int32), jnp.shape(key)
+    typed = jnp.issubdtype(kind, jax.dtypes.prng_key) and len(shape) == 0
+    if not typed and not (kind == jnp.uint32 and len(shape) == 1):
+        found = key if len(shape) == 0 else f"{kind} of shape {list(shape)}"
+        raise TypeError(f"key: expected jax.random.key(seed), found {found!r}")
 
 
 def check_axis(batch: Batch, axis_name: str | None) -> None:

@@ -1,6 +1,7 @@
 """System functions that several rooms need: command lines, signals, exit statuses; whole files, locks, checksums."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from omcda_jax.types import ConfigError, DatasetError, StorageError, check_seed
 
 PROGRAMS_SIZE = 2 * 1024**3  # bytes of compiled programs that are kept
 EX_DIVERGED = os.EX_DATAERR  # not retried: the same numbers would come again
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}  # errors of a disk, whatever the program does
 EX_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 
@@ -176,6 +178,7 @@ def computing() -> Iterator[None]:
 
     Raises:
         ConfigError: JAX has no device of the requested kind.
+        StorageError: a disk is full or broken.
     """
     if jax.config.jax_disable_jit:
         print("warning: JAX_DISABLE_JIT has no effect, commands run compiled programs", file=sys.stderr, flush=True)
@@ -189,6 +192,10 @@ def computing() -> Iterator[None]:
         if reason is None:
             raise
         raise ConfigError(reason) from error
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise StorageError(f"{error.filename or 'the disk'}: {error.strerror}") from error
 
 
 def cores() -> list[int]:
@@ -217,7 +224,7 @@ def keep_programs() -> None:
         for (_, file), size in zip(files, itertools.accumulate(each.st_size for each, _ in files), strict=True):
             if size > PROGRAMS_SIZE:
                 file.unlink(missing_ok=True)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
@@ -283,23 +290,14 @@ def _lacking_device() -> str | None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
         why = f" ({one_line(error)})" if str(error) else ""
-        return (
-            f"JAX_PLATFORMS={wanted}: expected a device of this kind, found none{why}; install JAX for it, or set "
-            "JAX_PLATFORMS=cpu"
-        )
+        expected = f"JAX_PLATFORMS={jax.config.jax_platforms}: expected a device of this kind, found none{why}"
+        return f"{expected}; install JAX for it, or set JAX_PLATFORMS=cpu"
     return None
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Run a command and return its exit status.
-
-    It is os.EX_CONFIG after an error that the user can fix, 1 after a disk's, os.EX_TEMPFAIL after a signal.
-
-    Args:
-        work: the command.
-    """
+    """Run a command and return its status: EX_CONFIG if the user can fix it, 1 for a disk, EX_TEMPFAIL for a signal."""
     try:
         with Interruption(), computing():
             work()

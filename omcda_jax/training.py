@@ -81,14 +81,16 @@ def require(config: Any, key: str, holds: Callable[[Any], Any], expected: str) -
     try:
         allowed = holds(value)
     except (TypeError, ValueError):  # a text, or a number in place of several
+        if isinstance(value, jax.core.Tracer):
+            raise
         allowed = False
     if not isinstance(allowed, jax.core.Tracer) and not np.all(allowed):
         found = list(value) if isinstance(value, tuple) else value
         raise ConfigError(f"{config.name}: {key}: expected {expected}, found {found!r}")
 
 
-def _counts(number: Any) -> bool:
-    return operator.index(number) >= 1
+def _counts(number: Any) -> Any:
+    return (number if isinstance(number, jax.core.Tracer) else operator.index(number)) >= 1
 
 
 def require_choice(config: Any, key: str, choices: Sequence[str]) -> None:
@@ -121,7 +123,7 @@ def check_numbers(
         nonnegative: fields that must be 0 or more, and finite.
         rates: fields that must be in (0, 1].
         shares: fields that must be in [0, 1].
-        counts: fields that must be at least 1.
+        counts: fields that must be whole numbers of at least 1.
 
     Raises:
         ConfigError: naming the first field out of its range.
@@ -138,7 +140,8 @@ def check_numbers(
     for key in (*counts, *present("mixer_hidden")):
         require(config, key, _counts, "a whole number of at least 1")
     for key in present("hidden_sizes", "vae_hidden"):
-        require(config, key, lambda widths: widths and all(map(_counts, widths)), "one or more widths of at least 1")
+        fits = lambda widths: len(widths) > 0 and all(map(_counts, widths))
+        require(config, key, fits, "one or more widths of at least 1")
     for key in present("priming"):
         require(config, key, lambda x: x >= 0, "a number of updates >= 0")
 
@@ -280,7 +283,7 @@ def gradient_step(
 
     def share(name, values):
         if jnp.shape(values) not in masks:
-            expected = f"[B] = {list(batch.reward.shape)} or [B, N] = {list(per_agent.shape)}, not averaged"
+            expected = f"[B] = {list(batch.reward.shape)} or [B, N] = {list(per_agent.shape)}, or of every second row"
             raise ValueError(f"losses: {name}: expected {expected}, found {list(jnp.shape(values))}")
         return loss_share(values, masks[values.shape], axis_name)
 

@@ -391,7 +391,9 @@ def test_arguments_of_another_kind_are_named():
     ):
         with pytest.raises(TypeError, match=words):
             omcda_jax.update(*arguments)
-    with pytest.raises(TypeError, match=r"key: expected jax.random.key\(seed\), found 0"):
-        omcda_jax.init(0, SPEC, CONFIGS["bc"])
+    for seed in (0, np.int64(0), jnp.int32(0), jax.random.split(jax.random.key(0))):
+        with pytest.raises(TypeError, match=r"key: expected jax.random.key\(seed\), found"):
+            omcda_jax.init(seed, SPEC, CONFIGS["bc"])
+    assert omcda_jax.init(jax.random.PRNGKey(0), SPEC, CONFIGS["bc"]).step == 0
     with pytest.raises(TypeError, match=r"key: expected jax.random.key\(seed\), found 7"):
         omcda_jax.act(state, batch.obs, batch.avail, 7)

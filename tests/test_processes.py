@@ -11,6 +11,7 @@ import pytest
 from benchmarks import toy
 from benchmarks.faults import Run
 from omcda_jax.runner import processes
+from omcda_jax.system import exit_status
 from omcda_jax.types import ConfigError, DatasetError
 
 
@@ -56,8 +57,9 @@ def test_a_full_disk_is_one_line_and_other_errors_are_not_hidden(capsys):
     def fail(number):
         raise OSError(number, os.strerror(number), "runs/state.json")
 
-    assert processes.guarded(lambda _: fail(errno.ENOSPC)) == 1
-    assert capsys.readouterr().err == "error: runs/state.json: No space left on device\n"
+    for run in (processes.guarded, exit_status):
+        assert run(lambda *_: fail(errno.ENOSPC)) == 1
+        assert capsys.readouterr().err == "error: runs/state.json: No space left on device\n"
     with pytest.raises(FileNotFoundError):
         processes.guarded(lambda _: fail(errno.ENOENT))
 

@@ -1,5 +1,6 @@
 """Compiled programs are kept for the next process."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -66,8 +67,11 @@ def test_programs_longest_unused_go_first(unset, monkeypatch):
     assert jax.config.jax_compilation_cache_dir == str(unset)
 
 
-def test_a_folder_that_cannot_be_made_is_done_without(unset):
+@pytest.mark.parametrize("error", [None, PermissionError(errno.EACCES, "Permission denied")])
+def test_a_folder_that_cannot_be_made_is_done_without(unset, monkeypatch, error):
     unset.parent.write_text("a file")
+    if error:
+        monkeypatch.setattr(pathlib.Path, "stat", lambda *_, **__: (_ for _ in ()).throw(error))
     system.keep_programs()
     assert jax.config.jax_compilation_cache_dir is None
     assert jnp.ones(2).sum() == 2

@@ -39,7 +39,7 @@ def test_a_task_has_no_size_of_zero(name):
             r"omcda: hidden_sizes: expected one or more widths of at least 1, found \[0\]",
         ),
         (OmcdaConfig(hidden_sizes=()), r"omcda: hidden_sizes: expected one or more widths of at least 1, found \[\]"),
-        (OmcdaConfig(mixer_hidden=0), r"omcda: mixer_hidden: expected at least 1, found 0"),
+        (OmcdaConfig(mixer_hidden=0), r"omcda: mixer_hidden: expected a whole number of at least 1, found 0"),
         (BcqConfig(vae_hidden=(8, -1)), r"bcq: vae_hidden: expected one or more widths of at least 1, found \[8, -1\]"),
     ],
 )

@@ -306,19 +306,19 @@ def test_a_row_that_takes_more_memory_than_it_may_fails_and_says_so(tmp_path, st
 
 
 def test_a_disk_that_is_full_stops_all_rows_and_they_save(tmp_path, stubs, monkeypatch):
-    rows, finish = stubs("wait", "fine"), Task.finish
+    rows, finish = stubs("wait", "wait", "fine"), Task.finish
 
-    def finish_unless_full(task, why=""):
-        if task.row.name == rows[1].name:
-            task.poll()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return finish(task, why)
+    def finish_where_full(task, why=""):
+        while not all((tmp_path / row.directory / "at_work").exists() for row in rows[:2]):
+            time.sleep(0.05)
+        finish(task, why)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Task, "finish", finish_unless_full)
+    monkeypatch.setattr(Task, "finish", finish_where_full)
+    monkeypatch.setattr(machine, "shares_of_cores", lambda jobs, each: [()] * jobs)
     with pytest.raises(OSError, match="No space left"):
-        work(tmp_path, rows, jobs=2)
-    assert state.state_of(str(tmp_path), rows[0]).kind != "running"
-    assert not (tmp_path / rows[0].directory / "result.json").exists()
+        work(tmp_path, rows, jobs=3)
+    assert all((tmp_path / row.directory / "saved").exists() for row in rows[:2])
 
 
 def test_memory_that_holds_files_is_free(monkeypatch):

@@ -1,5 +1,6 @@
 """Datasets of whole episodes, made by rolling out behaviour policies in a simulator."""
 
+import contextlib
 import os
 import shlex
 import time
@@ -197,7 +198,12 @@ def ensure(
         behaviour = of_chance(simulator) if quality == "random" else of_stages(environment, quality)
     require_folder(path.parent)
     lock = path.with_name(f"{path.name}.lock")
-    with locked(lock, lambda holder: log(f"waiting for another process that collects it ({holder})")):
+    with contextlib.ExitStack() as held:
+        try:
+            wait = lambda holder: log(f"waiting for another process that collects it ({holder})")
+            held.enter_context(locked(lock, wait))
+        except OSError as error:
+            raise ConfigError(f"{lock}: cannot lock it: {error.strerror}") from error
         if not path.exists():
             log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
             began = time.monotonic()

@@ -1,6 +1,5 @@
 """Processes that share a run: which process prints, what the first decides for all, and how a process ends."""
 
-import errno
 import functools
 import hashlib
 import json
@@ -20,8 +19,6 @@ from omcda_jax.types import ConfigError, DatasetError, StorageError
 
 # Seconds without a heartbeat after which a process counts as gone. The others then end and can be started again.
 HEARTBEAT = 20
-# what a disk refuses with, whatever the program does
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 def say(*words: Any) -> None:
@@ -148,11 +145,6 @@ def guarded(work: Callable[[Interruption], int]) -> int:
         return EX_DIVERGED
     except StorageError as error:
         complain(f"error: {error}")
-        return 1
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        complain(f"error: {error.filename or 'the disk'}: {error.strerror}")
         return 1
     except Interrupted as signal_name:
         complain(f"stopped by {signal_name} with nothing more to save; the same command resumes")

@@ -138,7 +138,7 @@ def opened(job: Job) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     logged: dict[str, Any] = load(path) if os.path.exists(path) else {}
     current = to_dict(job.config)
     if differences(logged.get("settings", current), current).keys() - RESUMABLE:
-        logged = {}  # another run was here, of which no checkpoint is left
+        logged = {}  # of another run, of which no checkpoint is left
     logged["settings"] = current
     names, sinks = job.switches.log, {}
 

@@ -46,7 +46,8 @@ def check(directory: str, rows: Sequence[Row]) -> None:
             if data.path is not None and not os.path.exists(data.path):
                 raise DatasetError(f"{data.path}: no such file")
             # what the rest depends on: rows that differ in seeds only need one check
-            kind = repr((data, ordered.config.learner, [trial.algorithm for trial in job.configs], ordered.select))
+            algorithms = [(trial.algorithm.name, trial.algorithm) for trial in job.configs]
+            kind = repr((data, ordered.config.learner, algorithms, ordered.select))
             if kind in seen:
                 continue
             seen.add(kind)

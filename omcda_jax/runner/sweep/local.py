@@ -1,5 +1,6 @@
 """The default engine: rows as processes on this machine, one or several at a time."""
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -146,6 +147,7 @@ class Pool:
     def _end(self) -> None:
         for task in self._tasks.values():
             task.stop()
-        for task in self._tasks.values():
-            self._ended(task)
+        with contextlib.ExitStack() as each:  # it goes on after an error, and raises it at the end
+            for task in self._tasks.values():
+                each.callback(self._ended, task)
         self._tasks = {}

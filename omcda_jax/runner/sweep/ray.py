@@ -120,7 +120,7 @@ def _train(directory: str, row: Row, options: Options, described: Mapping[str, s
     except Exception as error:  # Ray wraps a worker's exception in classes of several modules
         say(f"{row.name}: {one_line(error)}")
         return 1
-    return os.EX_OK if result_of(directory, row) else load(outcome_path(directory, row))["status"]
+    return os.EX_OK if result_of(directory, row) else load(outcome_path(directory, row))["status"] or 1
 
 
 def _loop(settings: Mapping[str, Any]) -> None:
