@@ -306,18 +306,20 @@ def test_a_row_that_takes_more_memory_than_it_may_fails_and_says_so(tmp_path, st
 
 
 def test_a_disk_that_is_full_stops_all_rows_and_they_save(tmp_path, stubs, monkeypatch):
-    rows, finish = stubs("wait", "wait", "fine"), Task.finish
+    rows, finish, ended = stubs("wait", "wait", "fine"), Task.finish, set()
 
     def finish_where_full(task, why=""):
         while not all((tmp_path / row.directory / "at_work").exists() for row in rows[:2]):
             time.sleep(0.05)
         finish(task, why)
+        ended.add(task.row.name)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Task, "finish", finish_where_full)
     monkeypatch.setattr(machine, "shares_of_cores", lambda jobs, each: [()] * jobs)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path, rows, jobs=3)
+    assert ended == {row.name for row in rows}, "all are waited for"
     assert all((tmp_path / row.directory / "saved").exists() for row in rows[:2])
 
 
