@@ -398,7 +398,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_first_method(fake, t
 
 def test_settings_are_checked_before_the_first_method_of_a_task_is_trained(fake, capsys):
     assert table.main(words("--config.algorithm.critics=0", algorithms="omcda")) == 78
-    assert "critics: expected at least 1" in capsys.readouterr().err and not fake.trained
+    assert "critics: expected a whole number of at least 1" in capsys.readouterr().err and not fake.trained
 
 
 # Words
