@@ -385,9 +385,9 @@ def test_arguments_of_another_kind_are_named():
     actor = omcda_jax.policy(state)
     assert omcda_jax.policy(actor) is actor
     for arguments, words in (
-        ((actor, batch), "state: expected a TrainState, found a Actor"),
-        ((batch, state), "state: expected a TrainState, found a Batch"),
-        ((state, {"obs": batch.obs}), "batch: expected a Batch, found a dict"),
+        ((actor, batch), "state: expected TrainState, found Actor"),
+        ((batch, state), "state: expected TrainState, found Batch"),
+        ((state, {"obs": batch.obs}), "batch: expected Batch, found dict"),
     ):
         with pytest.raises(TypeError, match=words):
             omcda_jax.update(*arguments)

@@ -159,7 +159,7 @@ def update(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> 
     """
     for name, value, expected in (("state", state, TrainState), ("batch", batch, Batch)):
         if not isinstance(value, expected):
-            raise TypeError(f"{name}: expected a {expected.__name__}, found a {type(value).__name__}")
+            raise TypeError(f"{name}: expected {expected.__name__}, found {type(value).__name__}")
     return find(state.config.name).update(state, batch, axis_name=axis_name)
 
 

@@ -52,10 +52,8 @@ class CfcqlConfig(CriticSettings):
         waits = f"0 or more than behaviour_updates={self.behaviour_updates}, during which the critic waits"
         training.require(self, "priming", lambda x: x <= 0 or x > self.behaviour_updates, waits)
         training.check_numbers(self, nonnegative=["penalty", "temperature"], counts=["num_samples"])
-        cloned = lambda x: (x == 0) | (self.behaviour_updates > 0)
-        training.require(
-            self, "temperature", cloned, "0 with behaviour_updates=0, which trains no clone to compare with"
-        )
+        cloned = "0 with behaviour_updates=0, which trains no clone to compare with"
+        training.require(self, "temperature", lambda x: (x == 0) | (self.behaviour_updates > 0), cloned)
 
 
 def init(key: chex.PRNGKey, spec: EnvSpec, config: CfcqlConfig) -> TrainState:

@@ -1,7 +1,7 @@
 """Loggers that also get the rows of metrics.jsonl: TensorBoard, Weights & Biases, trackio. The file is authoritative.
 
 A run that resumes logs nothing twice, although it repeats updates that a crash lost. `logged.json`, in the same folder
-as the metrics, records which rows each sink was given; it is written before the sinks are.
+as the metrics, records which rows each sink was given, and of which settings; it is written before the sinks are.
 """
 
 import contextlib

@@ -98,8 +98,9 @@ class Pool:
 
     def _has_room(self) -> bool:
         needed = self._options.memory * 1e9
-        fits = not needed or not self._tasks or machine.free_memory() >= needed
-        return len(self._tasks) < self._options.jobs and fits
+        if len(self._tasks) >= self._options.jobs:
+            return False
+        return not needed or not self._tasks or machine.free_memory() >= needed
 
     def _start(self, row: Row) -> bool:
         """Start a row unless it is done; False if another process has it."""
