@@ -3,9 +3,10 @@
     python -m benchmarks.selection --presets=smac_5m6m,mujoco_hopper_medium_replay \\
         --trials='seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006' --overrides=learner.updates=12000
 
-Each preset is one run of `experiments/run.py` in its own directory, with its output in log.txt there. A finished run is
-not run again and an interrupted run resumes, so the same command continues a study. It writes one row for every trial
-to --csv, where rows of other tasks and algorithms stay. The exit status is 1 if a run failed. Prints Markdown, with a
+A preset may have `:quality` for another dataset. Each is one run of `experiments/run.py` in its own directory, with its
+output in log.txt there. A finished run is not run again and an interrupted run resumes, so the same command continues a
+study. It writes one row for every trial to --csv, where rows of other tasks and algorithms stay. The exit status is 1
+if a run failed. Prints Markdown, with a
 row for each estimate and task:
 
     rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
@@ -29,7 +30,7 @@ import scipy.stats
 from absl import flags
 
 from benchmarks.children import Child, run_all
-from benchmarks.command import main
+from benchmarks.command import check_data, main
 from benchmarks.rows import check_writable, put, read
 from omcda_jax.config import to_dict
 from omcda_jax.runner.command import parse
@@ -53,7 +54,12 @@ COLUMNS = (
 )
 
 FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
-define("list", "presets", ["smac_5m6m", "mujoco_hopper_medium_replay"], "presets of experiments/run.py")
+define(
+    "list",
+    "presets",
+    ["smac_5m6m", "mujoco_hopper_medium_replay"],
+    "presets of experiments/run.py, each with an optional :quality",
+)
 define("string", "algorithm", "omcda", "algorithm of the trials")
 define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population")
 define("list", "overrides", [], "further settings of every run, for instance learner.updates=12000")
@@ -73,6 +79,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def read_finished(
     directory: pathlib.Path,
+    task: str,
     by: str,
     updates: int,
     gamma: float | None = None,
@@ -90,7 +97,7 @@ def read_finished(
         return None
     return [
         {
-            "task": result["config"]["name"],
+            "task": task,
             "algorithm": result["config"]["algorithm"]["name"],
             "update": result["step"],
             "trial": " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in true["trial"].items()),
@@ -106,9 +113,12 @@ def read_finished(
     ]
 
 
-def words(preset: str, directory: pathlib.Path, values: flags.FlagValues) -> list[str]:
-    """The command line of `experiments/run.py` for one preset's population."""
-    settings = [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
+def words(task: str, directory: pathlib.Path, values: flags.FlagValues) -> list[str]:
+    """The command line of `experiments/run.py` for one task's population."""
+    preset, _, quality = task.partition(":")
+    resolve(preset, [], "--presets")  # the run would name the flag --config
+    settings = [f"data.quality={quality}"] if quality else []
+    settings += [f"algorithm.name={values.algorithm}", "learner.mode=trials", f"learner.trials={values.trials}"]
     found = [f"--config={preset}", f"--workdir={directory}"]
     found += [f"--select={values.select}", f"--select_updates={values.select_updates}"]
     found += [f"--select_gamma={values.select_gamma}"] if values.select_gamma is not None else []
@@ -140,16 +150,17 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def work(values: flags.FlagValues) -> bool:
     """Run what is missing, write the CSV and print the table; return whether every run finished."""
     orders, children = {}, []
-    for preset in dict.fromkeys(values.presets):
-        directory = pathlib.Path(values.directory) / preset / values.algorithm
-        given = words(preset, directory, values)
-        resolve(preset, [], "--presets")  # the run would name the flag --config
+    for task in dict.fromkeys(values.presets):
+        directory = pathlib.Path(values.directory) / task.replace(":", "-") / values.algorithm
+        given = words(task, directory, values)
         job, _ = job_of(parse(["run.py", *given]))
-        ordered = (directory, values.select, values.select_updates, values.select_gamma, to_dict(job.config))
-        orders[preset] = functools.partial(read_finished, *ordered)
+        ordered = (directory, task, values.select, values.select_updates, values.select_gamma, to_dict(job.config))
+        orders[task] = functools.partial(read_finished, *ordered)
         command = [sys.executable, str(ROOT / "experiments" / "run.py"), *given]
-        is_done = lambda order=orders[preset]: order() is not None
-        children.append(Child(preset, command, directory / "log.txt", is_done))
+        is_done = lambda order=orders[task]: order() is not None
+        children.append(Child(task, command, directory / "log.txt", is_done))
+        if values.run and not is_done():
+            check_data(job.config.data)
     read(values.csv, COLUMNS)
     check_writable(values.csv)
     succeeded = not values.run or run_all(child for child in children if not child.done())

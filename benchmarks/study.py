@@ -32,7 +32,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.children import Child, run_all
-from benchmarks.command import main
+from benchmarks.command import check_data, main
 from benchmarks.rows import Row, check_writable, put, read
 from omcda_jax.config import require, to_dict
 from omcda_jax.metrics import standard_deviation
@@ -199,8 +199,10 @@ def work(values: flags.FlagValues) -> bool:
     succeeded = True
     if values.run:
         check_writable(values.csv)
-        missing = [child_of(cell) for cell in cells if cell.key not in there and not keep(cell)]
-        succeeded = run_all(missing, sorted(os.sched_getaffinity(0))[: values.jobs])
+        missing = [cell for cell in cells if cell.key not in there and not keep(cell)]
+        for cell in missing:
+            check_data(resolve(cell.preset, cell.settings, "--presets").data)
+        succeeded = run_all(map(child_of, missing), sorted(os.sched_getaffinity(0))[: values.jobs])
     titles = ["task", "variant", "seeds", "return", "return, last half", "win rate", "data"]
     titles += ["Q^r / bound", "max Q^c", "spent / budget", "KL / budget"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from benchmarks import standings
+from benchmarks.command import check_data
 from benchmarks.rows import check_writable
 from benchmarks.standings import Cell, Row
-from omcda_jax import data, envs
+from omcda_jax import envs
 from omcda_jax.algorithms import ALGORITHMS
-from omcda_jax.behaviour import policies
-from omcda_jax.config import RESUMABLE, DataConfig, ExperimentConfig, replace_settings, require
+from omcda_jax.config import RESUMABLE, ExperimentConfig, replace_settings, require
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.learner import NonFiniteMetrics
 from omcda_jax.metrics import read
@@ -251,18 +251,6 @@ def _method(task: str, name: str, given: Sequence[str], tuning_updates: int) -> 
     return Method(task, name, tuning, final, grid, base)
 
 
-def _check_quality(settings: DataConfig) -> None:
-    """Refuse data that are missing and cannot be collected, before another task is trained.
-
-    Raises:
-        ConfigError: as in `policies.quality`.
-    """
-    sizes = settings.episodes, settings.seed, settings.transitions
-    path = settings.path or data.default_path(settings.environment, settings.quality, *sizes)
-    if settings.quality != "random" and not os.path.exists(path):
-        policies.quality(settings.environment, settings.quality)
-
-
 def _of_length(config: ExperimentConfig, updates: int, flag: str) -> ExperimentConfig:
     """Return settings with this many updates, evaluated and saved every tenth of them."""
     learner = config.learner
@@ -307,7 +295,7 @@ def execute(command: Command, interruption: Interruption) -> int:
     if not command.report_only:
         for method in command.methods:
             if next_cell(command, method, rows):
-                _check_quality(method.final.data)
+                check_data(method.final.data)
         check_writable(command.csv)
     for task in [] if command.report_only else dict.fromkeys(method.task for method in command.methods):
         methods = [method for method in command.methods if method.task == task]

@@ -375,13 +375,13 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     assert judged["dr"]["value"] == pytest.approx(1.3, abs=0.3)
     assert "effective episodes" in capsys.readouterr().out
 
-    rows = study.read_finished(DIRECTORY, "dr", 400)
+    rows = study.read_finished(DIRECTORY, "smac_3m", "dr", 400)
     assert [row["return_mean"] for row in rows] == returns and rows[1]["fqe"] == values[1]
-    assert study.read_finished(DIRECTORY, "dr", 500) is None
+    assert study.read_finished(DIRECTORY, "smac_3m", "dr", 500) is None
     config = json.loads((DIRECTORY / "result.json").read_text())["config"]
-    assert study.read_finished(DIRECTORY, "dr", 400, None, config) == rows
+    assert study.read_finished(DIRECTORY, "smac_3m", "dr", 400, None, config) == rows
     other = config | {"learner": config["learner"] | {"trials": "seed=5..8"}}
-    assert study.read_finished(DIRECTORY, "dr", 400, None, other) is None
+    assert study.read_finished(DIRECTORY, "smac_3m", "dr", 400, None, other) is None
     assert "| smac_3m | fqe | 2 | 1.00 | learning_rate=0.01 | 2.00 | 2.00 | 0.00 | 0% | 50% |" in study.lines(rows)
 
     shutil.move("data.h5", "other.h5")
@@ -501,6 +501,7 @@ def test_regret_of_a_choice():
     ("word", "message"),
     [
         ("--presets=smac_3m,nope", "--presets: no config 'nope'"),
+        ("--presets=smac_3m:nope", "quality: expected one of poor, medium, good, random, found 'nope' of 'smax/3m'"),
         ("--overrides=learner.updtes=1", "learner.updtes: no such key; did you mean 'learner.updates'?"),
         ("--csv=/proc/nope/rows.csv", "expected a folder to write to"),
         ("--csv=others.csv", "others.csv, line 1: expected the columns task,algorithm,"),
@@ -528,6 +529,22 @@ def test_a_run_that_failed_ends_the_study_with_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "run_all", lambda children: False)
     assert study.main(words, study.__doc__, study.FLAGS, study.work) == 1
     assert [child.log for child in started] == [Path("runs/selection/smac_3m/omcda/log.txt")]
+
+
+@pytest.mark.quick
+def test_a_task_may_name_another_dataset(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(study, "run_all", lambda children: started.extend(children) is None)
+    study.FLAGS.unparse_flags()
+    words = ["selection", "--presets=smac_3m,smac_3m:poor", "--trials=seed=0..1", "--csv=rows.csv"]
+    assert study.main(words, study.__doc__, study.FLAGS, study.work) == 0
+    medium, poor = started
+    assert poor.log == Path("runs/selection/smac_3m-poor/omcda/log.txt") != medium.log
+    assert set(poor.command) - set(medium.command) == {
+        "--config.data.quality=poor",
+        "--workdir=runs/selection/smac_3m-poor/omcda",
+    }
 
 
 @pytest.mark.quick

@@ -99,6 +99,7 @@ def test_a_run_of_other_settings_gives_no_row(order, monkeypatch):
         ("--variants=softmx", "--variants: expected some of bc, softmax"),
         ("--variants=", "--presets, --variants: expected at least one of each, found none"),
         ("--presets=smac_3m,nope", "--presets: no config 'nope'"),
+        ("--quality=nope", "quality: expected one of poor, medium, good, random, found 'nope' of 'smax/3m'"),
         ("--presets=nope --norun", "--presets: no config 'nope'"),
         ("--seeds=0,0", "--seeds: expected different numbers, found '0,0'"),
         ("--seeds=0,x", "--seeds: expected numbers separated by commas, found '0,x'"),
