@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omcda_jax.files import locked, replacing, require_folder
 from omcda_jax.runner.tables import csv_text
-from omcda_jax.system import locked, replacing, require_folder
 from omcda_jax.types import ConfigError
 
 Row = Mapping[str, Any]

@@ -41,8 +41,9 @@ from absl import flags
 from benchmarks import rivals
 from benchmarks.rows import put
 from omcda_jax.config import require
+from omcda_jax.files import require_folder
 from omcda_jax.runner.frame import main as run_command
-from omcda_jax.system import new_flags, printing, require_folder
+from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMING = ROOT / "benchmarks" / "timing.py"

@@ -29,9 +29,9 @@ import scipy.integrate
 import scipy.stats
 
 from benchmarks.rows import read
+from omcda_jax.files import replacing
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.tables import csv_text, markdown_table
-from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
 TEXTS, COUNTS = ("task", "source", "sweep", "rule"), ("swept", "seed", "agent")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import Actor, ConfigError, EnvSpec, Normaliser, StorageError, TrainState, updates_done
 
 # If you change what a record or a state's leaves on disk mean, raise this number.

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 
 VALUES = ("critic/q_return", "critic/q")  # the learned value of the data, in scaled reward; a row has one at most
 WINDOW = 300.0  # seconds over which updates per second are counted

@@ -26,7 +26,7 @@ MATHEMATICS = [
 ]
 MACHINERY = [
     {"types"},
-    {"system", "grid"},
+    {"system", "files", "grid"},
     {"config", "envs", "checkpoint", "metrics"},
     {"behaviour"},
     {"data"},

@@ -10,7 +10,7 @@ import pytest
 
 from omcda_jax import checkpoint
 from omcda_jax.checkpoint import Checkpoints, StorageError, digest
-from omcda_jax.system import check_free, exclusive
+from omcda_jax.files import check_free, exclusive
 from omcda_jax.types import ConfigError, EnvSpec, TrainState
 
 SPEC = EnvSpec(num_agents=2, obs_dim=3, state_dim=4, action_dim=5, discrete=True)

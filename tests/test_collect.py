@@ -17,9 +17,9 @@ from omcda_jax.behaviour import acts, policies
 from omcda_jax.data import rollouts
 from omcda_jax.data.episodes import check
 from omcda_jax.envs.base import Environment, HostEnvironment, Simulators, TimeStep
+from omcda_jax.files import sha256
 from omcda_jax.runner import behaviours
 from omcda_jax.runner import collect as script
-from omcda_jax.system import sha256
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 collect = importlib.import_module("omcda_jax.data.collect")

@@ -12,9 +12,10 @@ import pytest
 from test_sweep import ROOT, STUB, kinds, stubs, tries_of
 
 from benchmarks.toy import arguments, write
+from omcda_jax.files import exclusive
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.sweep import machine, slurm, task
-from omcda_jax.system import Interruption, exclusive
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError
 
 __all__ = ["STUB", "stubs"]  # fixture

@@ -155,6 +155,14 @@ def test_a_folder_that_is_there_is_not_fetched_again(server, tmp_path):
     assert len(server.ranges) == 1
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_download(server, tmp_path):
+    (tmp_path / NAME).parent.mkdir(parents=True)
+    (tmp_path / NAME).write_text("")
+    with pytest.raises(ConfigError, match="tiny: expected a folder or nothing, found a file"):
+        hub.download(NAME, tmp_path, endpoint=server.endpoint)
+    assert not server.ranges
+
+
 def test_of_two_downloads_at_once_one_fetches_and_the_other_waits(server, tmp_path):
     found, told = [], []
     server.goes_on.clear()

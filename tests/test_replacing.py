@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import ConfigError
 
 

@@ -24,11 +24,11 @@ from benchmarks.toy import SPEC, arguments, environment, episodes, write
 from omcda_jax import checkpoint, data, envs
 from omcda_jax.checkpoint import Checkpoints
 from omcda_jax.data import formats, manifest
+from omcda_jax.files import exclusive
 from omcda_jax.metrics import MetricsFile, Progress, overestimates, read
 from omcda_jax.runner import datasets, evaluation, jobs, records, report, training
 from omcda_jax.runner import run as runner
 from omcda_jax.runner.presets import PRESETS
-from omcda_jax.system import exclusive
 
 MAKE = envs.make
 ROOT = Path(__file__).parent.parent

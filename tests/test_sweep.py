@@ -18,6 +18,7 @@ from stability import missing
 from benchmarks.toy import arguments, write
 from omcda_jax.algorithms import ALGORITHMS
 from omcda_jax.config import expand_trials
+from omcda_jax.files import exclusive
 from omcda_jax.metrics import read
 from omcda_jax.runner.command import parse as parse_run
 from omcda_jax.runner.outcomes import short_names
@@ -26,7 +27,7 @@ from omcda_jax.runner.run import job_of
 from omcda_jax.runner.sweep import check, collect, local, machine, manifest, plan, state
 from omcda_jax.runner.sweep import command as sweep
 from omcda_jax.runner.sweep.task import Busy, Task
-from omcda_jax.system import Interruption, exclusive
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError
 
 ROOT = Path(__file__).parent.parent

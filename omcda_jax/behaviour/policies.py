@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omcda_jax.envs.base import task
-from omcda_jax.system import one_line, replacing
+from omcda_jax.files import replacing
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, EnvSpec
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -26,7 +26,7 @@ from omcda_jax.behaviour.settings import Settings
 from omcda_jax.config import require
 from omcda_jax.envs import smax
 from omcda_jax.envs.base import Environment, HostEnvironment
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import ConfigError
 
 LOG_EVERY = 100_000  # environment steps

@@ -17,7 +17,7 @@ from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs import make
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.envs.versions import installed
-from omcda_jax.system import locked, require_folder, sha256
+from omcda_jax.files import made_once, require_folder, sha256
 from omcda_jax.types import ConfigError, check_seed
 
 TRIES_PER_EPISODE = 100  # episodes played for each one wanted before a filter counts as hopeless
@@ -201,10 +201,10 @@ def ensure(
     with contextlib.ExitStack() as held:
         try:
             wait = lambda holder: log(f"waiting for another process that collects it ({holder})")
-            held.enter_context(locked(lock, wait))
+            missing = held.enter_context(made_once(path, lock, wait))
         except OSError as error:
             raise ConfigError(f"{lock}: cannot lock it: {error.strerror}") from error
-        if not path.exists():
+        if missing:
             log(f"no dataset at {path}: collecting {size} {unit} of {environment} ({behaviour.facts['description']})")
             began = time.monotonic()
             sizes = {"episodes": episodes, "transitions": transitions}
@@ -215,8 +215,6 @@ def ensure(
             metadata |= {"quality": quality, "generator": generator, **behaviour.facts}
             hdf5.write(path, simulator.spec, data, metadata)
             log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - began:.0f} s")
-        # only now: whoever waits for the file that is removed finds the dataset
-        lock.unlink(missing_ok=True)
     return path
 
 

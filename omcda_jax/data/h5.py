@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from omcda_jax.data import guess
-from omcda_jax.system import one_line, replacing
+from omcda_jax.files import replacing
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 

@@ -45,7 +45,7 @@ from omcda_jax.data import guess, h5
 from omcda_jax.data.dataset import aligned
 from omcda_jax.data.episodes import Episodes, as_arrays, check, statistics
 from omcda_jax.envs.base import task
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import DatasetError, EnvSpec
 
 FORMAT = "omcda-jax-dataset"

@@ -19,7 +19,8 @@ from typing import Any
 
 from omcda_jax.data import manifest
 from omcda_jax.data.formats import vault
-from omcda_jax.system import locked, one_line, replacing, sha256
+from omcda_jax.files import made_once, replacing, sha256
+from omcda_jax.system import one_line
 from omcda_jax.types import ConfigError, DatasetError
 
 REPOSITORY = "InstaDeepAI/og-marl"
@@ -62,18 +63,18 @@ def download(
     if not name or ".." in Path(name).parts:
         raise ConfigError(f"NAME: expected an archive's path such as core/smac_v1/5m_vs_6m, found {name!r}")
     target = Path(out) / name
+    if target.is_file():
+        raise ConfigError(f"{target}: expected a folder or nothing, found a file")
     if not target.is_dir():
         archive = _find(hub, name, repository, revision, endpoint)
         partial = target.with_name(f"{target.name}.{archive['sha256'][:16]}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            lock = partial.with_suffix(".lock")
-            with locked(lock, lambda holder: log(f"waiting for another process that fetches it ({holder})")):
-                if not target.is_dir():
+            wait = lambda holder: log(f"waiting for another process that fetches it ({holder})")
+            with made_once(target, partial.with_suffix(".lock"), wait) as missing:
+                if missing:
                     _transfer(archive, partial, log)
                     _unpack(archive, partial, target)
-                # only now: whoever waits for the file that is removed finds the folder
-                lock.unlink(missing_ok=True)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             done = partial.stat().st_size if partial.exists() else 0
             raise DatasetError(

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from omcda_jax.system import replacing, sha256
+from omcda_jax.files import replacing, sha256
 from omcda_jax.types import DatasetError
 
 

@@ -17,8 +17,9 @@ from omcda_jax.behaviour import acts, policies
 from omcda_jax.checkpoint import digest, load_policy
 from omcda_jax.data.collect import describe, of_stages
 from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.files import sha256
 from omcda_jax.runner.jobs import job_of_run, load_run
-from omcda_jax.system import one_line, sha256
+from omcda_jax.system import one_line
 from omcda_jax.types import Actor, ConfigError, EnvSpec, updates_done
 
 

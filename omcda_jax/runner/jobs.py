@@ -29,11 +29,12 @@ from omcda_jax.config import (
     replace_settings,
     to_dict,
 )
+from omcda_jax.files import check_free, exclusive, replacing
 from omcda_jax.learner import Layout, broadcast, initial_population, initial_state
 from omcda_jax.metrics import read
 from omcda_jax.runner.outcomes import Trial, load
 from omcda_jax.runner.processes import by_first, is_first
-from omcda_jax.system import check_free, exclusive, one_line, replacing
+from omcda_jax.system import one_line
 from omcda_jax.types import Algorithm, ConfigError, EnvSpec, TrainState, updates_done
 
 TIMES = ("seconds", "updates_per_second")

@@ -19,12 +19,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from omcda_jax.config import assignments, differences, to_dict, written
+from omcda_jax.files import replacing
 from omcda_jax.metrics import VALUES
 from omcda_jax.runner import figures, report
 from omcda_jax.runner.outcomes import Trial, best, by_setting, load, trials_of
 from omcda_jax.runner.presets import PRESETS, resolve
 from omcda_jax.runner.replay import Replay, replay
-from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
 NAME = "report.html"

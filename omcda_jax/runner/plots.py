@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omcda_jax import metrics
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import ConfigError
 
 MANY = 12  # more agents are rows of a heat map, as so many curves cannot be told apart

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omcda_jax.config import ExperimentConfig
+from omcda_jax.files import replacing
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.evaluation import SUMMARY
 from omcda_jax.runner.outcomes import load
-from omcda_jax.system import replacing
 from omcda_jax.types import ConfigError
 
 RESAMPLES = 2_000

@@ -34,9 +34,10 @@ from omcda_jax.behaviour.settings import Settings
 from omcda_jax.data.collect import collect
 from omcda_jax.data.rollouts import Request, player
 from omcda_jax.envs.base import Environment, HostEnvironment
+from omcda_jax.files import require_folder
 from omcda_jax.runner import frame
 from omcda_jax.runner.settings import meanings
-from omcda_jax.system import new_flags, require_folder
+from omcda_jax.system import new_flags
 from omcda_jax.types import ConfigError
 
 RULE = tuple(field.name for field in dataclasses.fields(training.Rule) if field.name != "episodes")

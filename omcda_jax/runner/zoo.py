@@ -34,6 +34,7 @@ from omcda_jax.config import to_dict
 from omcda_jax.data import hub, manifest
 from omcda_jax.envs.base import Environment, HostEnvironment
 from omcda_jax.evaluate import make_evaluate, summarise
+from omcda_jax.files import check_free, replacing, sha256
 from omcda_jax.metrics import standard_deviation
 from omcda_jax.runner.datasets import warn_of_versions
 from omcda_jax.runner.evaluation import EPISODES_AT_ONCE
@@ -41,7 +42,7 @@ from omcda_jax.runner.jobs import Job, job_of_run, restore
 from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.processes import guarded, say
 from omcda_jax.runner.report import align, provenance
-from omcda_jax.system import check_free, new_flags, one_line, read_flags, replacing, sha256
+from omcda_jax.system import new_flags, one_line, read_flags
 from omcda_jax.types import Actor, ConfigError, DatasetError, updates_done
 
 COMMANDS = {"list": "", "get": "NAME", "evaluate": "NAME ...", "add": "RUN"}

@@ -30,7 +30,7 @@ from omcda_jax.data.dataset import Dataset, arrange, put
 from omcda_jax.data.episodes import Episodes, as_arrays, by_step, check, statistics
 from omcda_jax.data.formats import cfcql, d4rl, madiff, madt, minari, npy, omar, omiga, rows, vault
 from omcda_jax.data.formats.repair import quirks, repaired
-from omcda_jax.system import replacing
+from omcda_jax.files import replacing
 from omcda_jax.types import ConfigError, DatasetError, EnvSpec
 
 NAMES = ("omcda", "omiga", "cfcql", "d4rl", "omar", "madiff", "vault", "madt", "minari")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omcda_jax.system import locked, replacing
+from omcda_jax.files import locked, replacing
 from omcda_jax.types import ConfigError
 
 FLAG = "--directory"

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from omcda_jax.files import exclusive
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.outcomes import load, trials_of
 from omcda_jax.runner.processes import say
@@ -20,7 +21,7 @@ from omcda_jax.runner.sweep import check, manifest, plan
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import FINAL, has_diverged, is_over, result_of, selection_path
 from omcda_jax.runner.sweep.study import SELECTION, Asked, Search, Space, Study, described, space_of
-from omcda_jax.system import Interruption, exclusive
+from omcda_jax.system import Interruption
 from omcda_jax.types import ConfigError, suggestion
 
 # what to call a search, by whether its metric is made from the data alone

@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from omcda_jax.files import check_free
 from omcda_jax.metrics import duration, read
 from omcda_jax.runner.outcomes import load
 from omcda_jax.runner.report import align
 from omcda_jax.runner.sweep.manifest import Row
-from omcda_jax.system import EX_DIVERGED, check_free
+from omcda_jax.system import EX_DIVERGED
 from omcda_jax.types import ConfigError
 
 KINDS = ("done", "running", "waiting", "failed")

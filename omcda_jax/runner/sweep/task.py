@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from omcda_jax.files import exclusive
 from omcda_jax.runner.jobs import write_json
 from omcda_jax.runner.sweep.manifest import Row
 from omcda_jax.runner.sweep.state import outcome_path, result_of
-from omcda_jax.system import exclusive
 from omcda_jax.types import ConfigError
 
 REASON = 300  # characters of a reason that are kept
