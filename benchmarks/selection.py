@@ -49,9 +49,15 @@ COLUMNS = (
     "return_se",
     "gamma",
     *ESTIMATES,
+    "departure",
     "effective_share",
     "recorded",
 )
+
+REASONS = {  # why no trial has an estimate: a share of each, which of them comes nearest to the limit, and words
+    "fqe": ("departure", min, "off the data at {:.1%} of the steps at least"),
+    "dr": ("effective_share", max, "weights of {:.1%} of the episodes at most"),
+}
 
 FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
 define(
@@ -105,7 +111,7 @@ def read_finished(
             "return_se": true["evaluation"]["return_se"],
             "gamma": selection["gamma"],
             **{name: judged[name]["value"] for name in ESTIMATES if name in judged},
-            "effective_share": judged.get("effective_share"),
+            **{name: judged.get(name) for name in ("departure", "effective_share")},
             "recorded": selection["recorded"],
         }
         for true, judged in zip(result["trials"], selection["trials"], strict=True)
@@ -133,9 +139,10 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in ESTIMATES:
         has = [index for index, row in enumerate(rows) if row.get(name) is not None]
         if not has:
-            shares = [row["effective_share"] for row in rows if name == "dr" and row["effective_share"] is not None]
+            column, nearest, why = REASONS.get(name, ("", max, ""))
+            shares = [row[column] for row in rows if row.get(column) is not None]
             if shares:
-                found.append(f"| {rows[0]['task']} | dr | 0, weights of {max(shares):.1%} of the episodes at most |")
+                found.append(f"| {rows[0]['task']} | {name} | 0, {why.format(nearest(shares))} |")
             continue
         estimates = np.array([rows[index][name] for index in has])
         chosen = has[int(estimates.argmax())]

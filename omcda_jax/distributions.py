@@ -80,6 +80,10 @@ class Categorical:
         """Return the log-probability in nats of `action` [...] int: [...]."""
         return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
 
+    def relative_log_prob(self, action: chex.Array) -> chex.Array:
+        """Return log p(action) - log p(likeliest action) in nats, at most 0: [...]."""
+        return self.log_prob(action) - jnp.max(self.log_probs, axis=-1)
+
     def sample(self, key: chex.PRNGKey) -> chex.Array:
         """Draw one action from each: [...] int32."""
         return jax.random.categorical(key, self.log_probs).astype(jnp.int32)
@@ -156,8 +160,15 @@ class TanhGaussian:
 
     def log_prob(self, action: chex.Array) -> chex.Array:
         """Return the log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
-        limit = 1.0 - ACTION_MARGIN
-        return self._log_density(jnp.arctanh(jnp.clip(action, -limit, limit)))
+        return self._log_density(_unsquashed(action))
+
+    def relative_log_prob(self, action: chex.Array) -> chex.Array:
+        """Return the log-density of u = arctanh(action) minus that at the mode, in nats, at most 0: [...].
+
+        Both are clipped as in `log_prob`, so two actions at the same bound are equal.
+        """
+        distance = (_unsquashed(action) - _unsquashed(self.mode())) * jnp.exp(-self.log_std)
+        return -0.5 * jnp.sum(jnp.where(self.avail, jnp.square(distance), 0.0), axis=-1)
 
     def _log_density(self, u):
         """Return the log-density of tanh(u)."""
@@ -216,6 +227,11 @@ class TanhGaussian:
 
     def _squash(self, u):
         return jnp.where(self.avail, jnp.tanh(u), 0.0)
+
+
+def _unsquashed(action: chex.Array) -> chex.Array:
+    limit = 1.0 - ACTION_MARGIN
+    return jnp.arctanh(jnp.clip(action, -limit, limit))
 
 
 def _at_points(policy: TanhGaussian) -> TanhGaussian:

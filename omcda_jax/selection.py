@@ -13,6 +13,9 @@ Brunskill 2016, "Data-Efficient Off-Policy Policy Evaluation for Reinforcement L
 of Le, Voloshin and Yue 2019, "Batch Policy Learning under Constraints", on the common backbone; it may start from the
 data's returns-to-go. Its state is a `TrainState` with the judged policy in `extra`, so that a population of trials is
 one compiled program.
+
+No estimate knows what happens where the data never went. There critics extrapolate, mostly upwards, so the policy that
+leaves the data most often may have the highest value. `departs` tells how often a policy does.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -28,6 +31,8 @@ from omcda_jax.distributions import Policy, expectation, greedy, has_choice, sup
 from omcda_jax.types import Actor, Algorithm, Batch, Losses, Metrics, Params, TrainState
 
 NUM_SAMPLES = 16  # actions drawn for an expectation over a stochastic policy, where they are continuous
+LEAST_LIKELY = 0.2  # an action leaves the data if the clone's likeliest is more than five times as likely
+LARGEST_DEPARTURE = 0.05  # share of steps; critics know too little of a policy that leaves the data more often
 LEAST_EFFECTIVE_SHARE = 0.1  # below this share, importance weights leave too few episodes to say anything
 RESAMPLES = 2_000
 _IMPOSSIBLE = -1e8  # log ratios below it belong to actions that the policy never takes
@@ -136,6 +141,19 @@ def distribution(policy: Actor, batch: Batch) -> Policy:
     network = networks.policy_network(policy.spec, policy.config.hidden_sizes)
     obs = algorithms.normalise(policy, batch).obs
     return networks.action_distribution(network, policy.params["policy"], obs, batch.avail)
+
+
+def departs(policy: Actor, behaviour: Actor, batch: Batch) -> jax.Array:
+    """Return whether some agent's greedy action leaves the data, [B] bool: a rare one in the data's policy.
+
+    Args:
+        policy: the judged policy; its actions need no densities.
+        behaviour: clone of the data's policy.
+        batch: B transitions, raw.
+    """
+    action = algorithms.act(policy, batch.obs, batch.avail)
+    rare = distribution(behaviour, batch).relative_log_prob(action) < jnp.log(LEAST_LIKELY)
+    return jnp.any(rare & has_choice(batch.avail, policy.spec.discrete), axis=-1)
 
 
 class Terms(NamedTuple):

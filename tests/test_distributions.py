@@ -147,3 +147,25 @@ def test_continuous_critics_value_each_action_on_its_own():
         one = networks.action_values(critic, params, obs, support.actions[..., k, :])
         np.testing.assert_allclose(at_support[..., k], one, atol=1e-6)
     np.testing.assert_allclose(at_support, networks.support_values(critic, params, obs, support), atol=1e-6)
+
+
+@pytest.mark.quick
+def test_relative_log_probability_is_zero_at_the_mode_and_nowhere_above(random):
+    logits = random.normal(size=(5, 4)).astype(np.float32)
+    avail = np.ones((5, 4), bool)
+    avail[:, 0] = False
+    policy = categorical(logits, avail)
+    action = np.array([1, 2, 3, 1, 2])
+    expected = logits[np.arange(5), action] - logits[:, 1:].max(axis=1)
+    np.testing.assert_allclose(policy.relative_log_prob(action), expected, atol=1e-6)
+    np.testing.assert_array_equal(policy.relative_log_prob(policy.mode()), 0.0)
+
+    mean, log_std = (random.normal(size=(5, 3)).astype(np.float32) for _ in range(2))
+    normal = tanh_gaussian(mean, log_std, np.broadcast_to(np.arange(3) < 2, (5, 3)))
+    u = random.normal(size=(5, 3))
+    found = normal.relative_log_prob(np.tanh(u).astype(np.float32))
+    distance = (u - np.asarray(normal.mean)) / np.exp(np.asarray(normal.log_std))
+    np.testing.assert_allclose(found, -0.5 * np.square(distance[:, :2]).sum(axis=1), rtol=1e-3)
+    np.testing.assert_allclose(normal.relative_log_prob(normal.mode()), 0.0, atol=1e-3)
+    far = tanh_gaussian(np.full((1, 1), 30.0), np.zeros((1, 1)), np.ones((1, 1), bool))
+    assert far.relative_log_prob(np.ones((1, 1))) == 0.0, "at the bound every action is the bound"

@@ -391,6 +391,46 @@ def test_the_trial_that_learnt_is_chosen_among_two(run, capsys):
     assert read_selection() == again
 
 
+def test_a_trial_that_leaves_the_data_has_no_estimate(run, monkeypatch, capsys):
+    """The data play the paid action three times as often as each other one, which the untrained trial plays."""
+    monkeypatch.setattr(selection, "LEAST_LIKELY", 0.5)
+    words = (*TRIALS, "--config.evaluation.episodes=1", "--select=dr", "--select_updates=400")
+    assert run(*words) == 0
+    untrained, learnt = read_selection()["trials"]
+    assert untrained["departure"] > selection.LARGEST_DEPARTURE and learnt["departure"] == 0.0
+    assert untrained["fqe"]["value"] is untrained["dr"]["value"] is None
+    assert (untrained["fqe"]["best"], learnt["fqe"]["best"]) == (0.0, 1.0)
+    out = capsys.readouterr().out
+    assert "off the data" in out and "leaves the data at more than 5% of the steps: no estimate" in out
+
+    monkeypatch.setattr(selection, "LEAST_LIKELY", 1.01)
+    assert run(*words) == 0
+    assert read_selection()["chosen"] is None and not (DIRECTORY / "selected").exists()
+    assert "take none: no trial has an estimate, all leave the data at more than 5% of" in capsys.readouterr().out
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_a_policy_leaves_the_data_where_its_action_is_rare(kind):
+    """Both policies walk home; where they disagree, the other's likeliest action is e^10 or many deviations away."""
+    problem = PROBLEMS[kind](gamma=GAMMA, scales=(1.0, 0.5))
+    dataset = probe.rollouts(problem, episodes=8)
+    actor, _ = table_policy(dataset.spec, problem)
+    batch = data.gather(dataset, np.asarray(dataset.rows))
+    judge = jax.jit(selection.departs)
+    assert not judge(actor, actor, batch).any()
+    layers = actor.params["policy"]["params"]
+    moved = layers["Dense_1"]["kernel"].at[3].set(layers["Dense_1"]["kernel"][7])  # at place 3 the other way round
+    other = actor.replace(
+        params={"policy": {"params": layers | {"Dense_1": {"kernel": moved, "bias": layers["Dense_1"]["bias"]}}}}
+    )
+    there = (np.asarray(batch.obs).argmax(axis=-1) == 3).any(axis=1)
+    assert there.any() and not there.all()
+    np.testing.assert_array_equal(judge(other, actor, batch), there)
+    nowhere = batch.replace(avail=np.zeros_like(batch.avail))
+    assert not judge(other, actor, nowhere).any(), "agents without a choice"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -494,6 +534,9 @@ def test_regret_of_a_choice():
         "| t | fqe | 2 | -1.00 | b | 3.00 | 5.00 | 2.00 | 50% | 50% |",
         "| t | dr | 0, weights of 2.0% of the episodes at most |",
     ]
+    for row, share in zip(rows, (0.3, 0.1, 0.2), strict=True):
+        row.update(fqe=None, departure=share)
+    assert "| t | fqe | 0, off the data at 10.0% of the steps at least |" in study.lines(rows)
 
 
 @pytest.mark.quick

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -195,6 +195,26 @@ def start_values(function: Any, states: TrainState, parts: Cut) -> np.ndarray:
     return np.asarray(one_by_one(states, parts.starts), np.float64)
 
 
+def departures(policies: Actor, clone: Actor, parts: Cut) -> np.ndarray:
+    """Return the share of the held-out steps at which policies [P] leave the data, [P]."""
+    judge = jax.jit(
+        lambda policies, batch: jax.lax.map(lambda policy: selection.departs(policy, clone, batch), policies)
+    )
+    return in_blocks(lambda batch, _: judge(policies, batch), parts.held_out, parts.held_out.rows).mean(axis=1)
+
+
+def in_blocks(function: Callable[[Batch, int], Any], dataset: data.Dataset, rows: np.ndarray) -> Any:
+    """Return `function(batch, block)` on R rows, block by block, as arrays [P, R] joined along the rows.
+
+    The last block is filled up, so that all have one shape.
+    """
+    blocks = []
+    for block, start in enumerate(range(0, len(rows), ROWS)):
+        chosen = np.asarray(rows)[np.minimum(np.arange(start, start + ROWS), len(rows) - 1)]
+        blocks.append(jax.tree.map(np.asarray, function(data.gather(dataset, chosen), block)))
+    return jax.tree.map(lambda *values: np.concatenate(values, axis=1)[:, : len(rows)], *blocks)
+
+
 def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the doubly robust estimate of each episode [P F, E], and the effective share of the episodes [P F].
 
@@ -212,17 +232,14 @@ def doubly_robust(states: TrainState, clone: Actor, parts: Cut, seed: int) -> tu
         lambda states, batch, keys: jax.lax.map(lambda state: selection.terms(state, clone, batch, keys), states)
     )
 
-    def of(chosen, afterwards=False):
-        blocks = []
-        for block, start in enumerate(range(0, len(chosen), ROWS)):
-            batch = data.gather(held_out, chosen[np.minimum(np.arange(start, start + ROWS), len(chosen) - 1)])
-            if afterwards:
-                batch = batch.replace(obs=batch.next_obs, global_state=batch.next_global_state, avail=batch.next_avail)
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), block), ROWS)
-            blocks.append(jax.tree.map(np.asarray, judge(states, batch, keys)))
-        return jax.tree.map(lambda *values: np.concatenate(values, axis=1)[:, : len(chosen)], *blocks)
+    def terms(batch, block):
+        return judge(states, batch, jax.random.split(jax.random.fold_in(jax.random.key(seed), block), ROWS))
 
-    inside, after = of(rows), of(rows[ends], afterwards=True)
+    def terms_afterwards(batch, block):
+        after = batch.replace(obs=batch.next_obs, global_state=batch.next_global_state, avail=batch.next_avail)
+        return terms(after, block)
+
+    inside, after = in_blocks(terms, held_out, rows), in_blocks(terms_afterwards, held_out, rows[ends])
     reward, goes_on = np.asarray(held_out.reward)[rows], np.asarray(held_out.discount)[rows[ends]]
 
     def spread(values, extra=0):
@@ -245,10 +262,12 @@ class Estimates(NamedTuple):
 
     Attributes:
         values: by estimate, [P, F, E] for P trials, F fits and E held-out episodes; nan where there is no number.
+        departure: share of the held-out steps at which an agent leaves the data, [P]; or None.
         effective_share: share of the episodes that remains effective under the doubly robust weights, [P]; or None.
     """
 
     values: dict[str, np.ndarray]
+    departure: np.ndarray | None = None
     effective_share: np.ndarray | None = None
 
 
@@ -268,16 +287,18 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
     config = dataclasses.replace(job.config, learner=learner, data=dataclasses.replace(job.config.data, shards=1))
     fitted, finite = fit_values(job, state, parts, config)
     by_fit = lambda found: np.where(finite[:, None], found, np.nan).reshape(trials, FITS, -1) / scale
-    values["fqe"] = by_fit(start_values(selection.value, fitted, parts))
-    if order.by == "fqe":
-        return Estimates(values)
     clone = fit_clone(state, parts, config)
+    departure = departures(jax.vmap(job.algorithm.policy)(state), clone, parts)
+    near = departure <= selection.LARGEST_DEPARTURE
+    values["fqe"] = np.where(near[:, None, None], by_fit(start_values(selection.value, fitted, parts)), np.nan)
+    if order.by == "fqe":
+        return Estimates(values, departure)
     found, shares = doubly_robust(fitted, clone, parts, config.data.seed)
     # the importance weights do not depend on the fit
     share = shares.reshape(trials, FITS).min(axis=1)
-    sane = share >= selection.LEAST_EFFECTIVE_SHARE
+    sane = near & (share >= selection.LEAST_EFFECTIVE_SHARE)
     values["dr"] = np.where(sane[:, None, None], by_fit(found), np.nan)
-    return Estimates(values, share)
+    return Estimates(values, departure, share)
 
 
 def select(job: Job, labels: Labels, saved: Saved, order: Order) -> dict[str, Any]:
@@ -332,9 +353,8 @@ def _entry(
     entry = {"trial": label}
     for name, table in compared.items():
         entry[name] = {key: plain(column[trial]) for key, column in table._asdict().items()}
-    if found.effective_share is not None:
-        entry["effective_share"] = float(found.effective_share[trial])
-    return entry
+    shares = {"departure": found.departure, "effective_share": found.effective_share}
+    return entry | {name: float(values[trial]) for name, values in shares.items() if values is not None}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -345,17 +365,16 @@ def table(result: Mapping[str, Any]) -> str:
     """
     by, trials, largest = result["by"], result["trials"], result["largest_return_to_go"]
     others = [name for name in ESTIMATES if name in trials[0] and name != by]
-    share = ["effective episodes"] if "effective_share" in trials[0] else []
-    rows = [[*trials[0]["trial"], f"{by} [95 % interval]", "best", *others, *share, ""]]
+    shares = {"departure": "off the data", "effective_share": "effective episodes"}
+    shares = {key: title for key, title in shares.items() if key in trials[0]}
+    rows = [[*trials[0]["trial"], f"{by} [95 % interval]", "best", *others, *shares.values(), ""]]
     for one in trials:
         judged = one[by]
         figure = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**judged) if judged["value"] is not None else "-"
         cells = [figure, f"{judged['best']:.0%}"]
         cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
-        cells += [f"{one['effective_share']:.1%}"] if share else []
-        over = None not in (judged["value"], largest) and judged["value"] > largest
-        note = "above every return-to-go in the data: perhaps overestimated" if over else ""
-        rows.append([*map(text, one["trial"].values()), *cells, note])
+        cells += [f"{one[key]:.1%}" for key in shares]
+        rows.append([*map(text, one["trial"].values()), *cells, _note(one, judged["value"], largest)])
     cells = [""] * (len(rows[0]) - 3)
     whole = result["recorded"] is not None
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}" if whole else "-")
@@ -370,8 +389,24 @@ def table(result: Mapping[str, Any]) -> str:
         f"discounted by {result['gamma']:g}"
     )
     if result["chosen"] is None:
-        why = f"the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
-        return f"{heading}\n{align(rows)}\ntake none: no trial has an estimate{f', {why}' if by == 'dr' else ''}"
+        why = ""
+        if all(map(_departed, trials)):
+            why = f", all leave the data at more than {selection.LARGEST_DEPARTURE:.0%} of the steps"
+        elif by == "dr":
+            why = f", the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
+        return f"{heading}\n{align(rows)}\ntake none: no trial has an estimate{why}"
     one = trials[result["chosen"]]
     named = ", ".join(f"{key}={text(value)}" for key, value in one["trial"].items())
     return f"{heading}\n{align(rows)}\ntake {named}: the best with probability {one[by]['best']:.2f} by {by}"
+
+
+def _departed(one: Mapping[str, Any]) -> bool:
+    return one.get("departure", 0.0) > selection.LARGEST_DEPARTURE
+
+
+def _note(one: Mapping[str, Any], value: float | None, largest: float | None) -> str:
+    """What to know of a trial's estimate."""
+    if _departed(one):
+        return f"leaves the data at more than {selection.LARGEST_DEPARTURE:.0%} of the steps: no estimate"
+    over = None not in (value, largest) and value > largest
+    return "above every return-to-go in the data: perhaps overestimated" if over else ""
