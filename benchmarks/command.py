@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from omcda_jax import data
 from omcda_jax.behaviour import policies
 from omcda_jax.config import DataConfig
-from omcda_jax.runner import frame
+from omcda_jax.runner import datasets, frame
+from omcda_jax.types import ConfigError
 
 
 def main(argv: Sequence[str], usage: str, values: flags.FlagValues, work: Callable[[flags.FlagValues], bool]) -> int:
@@ -22,9 +22,12 @@ def check_data(settings: DataConfig) -> None:
     """Refuse data that are missing and cannot be collected, before anything is trained.
 
     Raises:
-        ConfigError: as in `policies.quality`.
+        ConfigError: there is nothing at `data.path`, or as in `policies.quality`.
     """
-    sizes = settings.episodes, settings.seed, settings.transitions
-    path = settings.path or data.default_path(settings.environment, settings.quality, *sizes)
-    if settings.quality != "random" and not os.path.exists(path):
+    path = datasets.path_of(settings)
+    if os.path.exists(path):
+        return
+    if settings.path is not None:
+        raise ConfigError(f"{path}: expected a dataset file, found nothing there")
+    if settings.quality != "random":
         policies.quality(settings.environment, settings.quality)

@@ -3,11 +3,10 @@
     python -m benchmarks.selection --presets=smac_5m6m,mujoco_hopper_medium_replay \\
         --trials='seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006' --overrides=learner.updates=12000
 
-A preset may have `:quality` for another dataset. Each is one run of `experiments/run.py` in its own directory, with its
-output in log.txt there. A finished run is not run again and an interrupted run resumes, so the same command continues a
-study. It writes one row for every trial to --csv, where rows of other tasks and algorithms stay. The exit status is 1
-if a run failed. Prints Markdown, with a
-row for each estimate and task:
+A preset may have `:quality` for another dataset. Each population is one run of `experiments/run.py` in its own
+directory, with its output in log.txt there. A finished run is not run again and an interrupted run resumes, so the same
+command continues a study. It writes one row for every trial to --csv, where rows of other tasks and algorithms stay.
+The exit status is 1 if a run failed. Prints Markdown, with a row for each estimate and task:
 
     rank correlation   Spearman's, of the estimate with the mean greedy return in the simulator
     regret             return of the best trial minus that of the trial with the highest estimate
@@ -32,11 +31,13 @@ from absl import flags
 from benchmarks.children import Child, run_all
 from benchmarks.command import check_data, main
 from benchmarks.rows import check_writable, put, read
+from benchmarks.table import TASKS
 from omcda_jax.config import to_dict
 from omcda_jax.runner.command import parse
 from omcda_jax.runner.presets import resolve
 from omcda_jax.runner.run import job_of
 from omcda_jax.runner.select import ESTIMATES
+from omcda_jax.selection import LARGEST_DEPARTURE
 from omcda_jax.system import new_flags, printing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -54,17 +55,12 @@ COLUMNS = (
     "recorded",
 )
 
-REASONS = {  # why no trial has an estimate: a share of each, which of them comes nearest to the limit, and words
-    "fqe": ("departure", min, "off the data at {:.1%} of the steps at least"),
-    "dr": ("effective_share", max, "weights of {:.1%} of the episodes at most"),
-}
-
 FLAGS, define = new_flags()  # flags of its own: tests import several benchmarks
 define(
     "list",
     "presets",
-    ["smac_5m6m", "mujoco_hopper_medium_replay"],
-    "presets of experiments/run.py, each with an optional :quality",
+    list(TASKS),
+    "presets of experiments/run.py, each with an optional :quality; by default the tasks of benchmarks.table",
 )
 define("string", "algorithm", "omcda", "algorithm of the trials")
 define("string", "trials", "seed=0..1; algorithm.d_tot=0.3,1.2,3; algorithm.price=0,0.006", "the population")
@@ -101,6 +97,8 @@ def read_finished(
         return None
     if settings is not None and result["config"] != settings:
         return None
+    if by != "critic" and "departure" not in selection["trials"][0]:
+        return None  # an older version chose, which gave every trial an estimate
     return [
         {
             "task": task,
@@ -139,10 +137,8 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in ESTIMATES:
         has = [index for index, row in enumerate(rows) if row.get(name) is not None]
         if not has:
-            column, nearest, why = REASONS.get(name, ("", max, ""))
-            shares = [row[column] for row in rows if row.get(column) is not None]
-            if shares:
-                found.append(f"| {rows[0]['task']} | {name} | 0, {why.format(nearest(shares))} |")
+            if why := _why_none(name, rows):
+                found.append(f"| {rows[0]['task']} | {name} | 0, {why} |")
             continue
         estimates = np.array([rows[index][name] for index in has])
         chosen = has[int(estimates.argmax())]
@@ -152,6 +148,16 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells += [f"{regret / scale:.0%}", f"{(best - returns.mean()) / scale:.0%}"]
         found.append(f"| {' | '.join(cells)} |")
     return found
+
+
+def _why_none(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no trial has an estimate: by how much the nearest one misses the limit; None if this is not known."""
+    departures, shares = (
+        [row[key] for row in rows if row.get(key) is not None] for key in ("departure", "effective_share")
+    )
+    if name != "critic" and departures and min(departures) > LARGEST_DEPARTURE:
+        return f"{min(departures):.1%} of the actions leave the data at least"
+    return f"weights of {max(shares):.1%} of the episodes at most" if name == "dr" and shares else None
 
 
 def work(values: flags.FlagValues) -> bool:

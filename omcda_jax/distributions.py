@@ -9,6 +9,7 @@ ILLEGAL_LOGIT = -1e9
 MAX_MEAN = 9.0
 LOG_STD_BOUNDS = (-5.0, 2.0)
 ACTION_MARGIN = 1e-6
+BOUND_MARGIN = 1e-2  # two actions that are both this near to a bound are not told apart
 
 
 @flax.struct.dataclass
@@ -81,7 +82,7 @@ class Categorical:
         return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
 
     def relative_log_prob(self, action: chex.Array) -> chex.Array:
-        """Return log p(action) - log p(likeliest action) in nats, at most 0: [...]."""
+        """Return log p(action) - log p(likeliest action) in nats, at most 0: [...]; see `TanhGaussian`'s."""
         return self.log_prob(action) - jnp.max(self.log_probs, axis=-1)
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:
@@ -160,15 +161,17 @@ class TanhGaussian:
 
     def log_prob(self, action: chex.Array) -> chex.Array:
         """Return the log-density in nats of `action` [..., A], clipped to +-(1 - ACTION_MARGIN): [...]."""
-        return self._log_density(_unsquashed(action))
+        return self._log_density(_unsquashed(action, ACTION_MARGIN))
 
     def relative_log_prob(self, action: chex.Array) -> chex.Array:
         """Return the log-density of u = arctanh(action) minus that at the mode, in nats, at most 0: [...].
 
-        Both are clipped as in `log_prob`, so two actions at the same bound are equal.
+        It is the mean over an agent's dimensions, so that one limit suits any number of them. Both actions are clipped
+        to +-(1 - BOUND_MARGIN), so two actions at the same bound are equal.
         """
-        distance = (_unsquashed(action) - _unsquashed(self.mode())) * jnp.exp(-self.log_std)
-        return -0.5 * jnp.sum(jnp.where(self.avail, jnp.square(distance), 0.0), axis=-1)
+        steps = _unsquashed(action, BOUND_MARGIN) - _unsquashed(self.mode(), BOUND_MARGIN)
+        each = jnp.where(self.avail, jnp.square(steps * jnp.exp(-self.log_std)), 0.0)
+        return -0.5 * jnp.sum(each, axis=-1) / jnp.maximum(jnp.sum(self.avail, axis=-1), 1)
 
     def _log_density(self, u):
         """Return the log-density of tanh(u)."""
@@ -229,9 +232,8 @@ class TanhGaussian:
         return jnp.where(self.avail, jnp.tanh(u), 0.0)
 
 
-def _unsquashed(action: chex.Array) -> chex.Array:
-    limit = 1.0 - ACTION_MARGIN
-    return jnp.arctanh(jnp.clip(action, -limit, limit))
+def _unsquashed(action: chex.Array, margin: float) -> chex.Array:
+    return jnp.arctanh(jnp.clip(action, margin - 1.0, 1.0 - margin))
 
 
 def _at_points(policy: TanhGaussian) -> TanhGaussian:

@@ -88,7 +88,8 @@ def made_once(path: Path, lock: Path, busy: Callable[[str], None]) -> Iterator[b
 
     Args:
         path: the file or folder to make.
-        lock, busy: as in `locked`; the lock file is removed at the end.
+        lock: the lock file, removed at the end.
+        busy: as in `locked`.
     """
     with locked(lock, busy):
         yield not path.exists()

@@ -15,7 +15,7 @@ data's returns-to-go. Its state is a `TrainState` with the judged policy in `ext
 one compiled program.
 
 No estimate knows what happens where the data never went. There critics extrapolate, mostly upwards, so the policy that
-leaves the data most often may have the highest value. `departs` tells how often a policy does.
+leaves the data most often may have the highest value. `departs` finds the steps at which a policy does.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -32,7 +32,7 @@ from omcda_jax.types import Actor, Algorithm, Batch, Losses, Metrics, Params, Tr
 
 NUM_SAMPLES = 16  # actions drawn for an expectation over a stochastic policy, where they are continuous
 LEAST_LIKELY = 0.2  # an action leaves the data if the clone's likeliest is more than five times as likely
-LARGEST_DEPARTURE = 0.05  # share of steps; critics know too little of a policy that leaves the data more often
+LARGEST_DEPARTURE = 0.02  # share of actions; critics know too little of a policy that leaves the data more often
 LEAST_EFFECTIVE_SHARE = 0.1  # below this share, importance weights leave too few episodes to say anything
 RESAMPLES = 2_000
 _IMPOSSIBLE = -1e8  # log ratios below it belong to actions that the policy never takes
@@ -144,7 +144,7 @@ def distribution(policy: Actor, batch: Batch) -> Policy:
 
 
 def departs(policy: Actor, behaviour: Actor, batch: Batch) -> jax.Array:
-    """Return whether some agent's greedy action leaves the data, [B] bool: a rare one in the data's policy.
+    """Return where greedy actions leave the data, [B, N]: 1 if rare in the data's policy, else 0; nan without choice.
 
     Args:
         policy: the judged policy; its actions need no densities.
@@ -153,7 +153,7 @@ def departs(policy: Actor, behaviour: Actor, batch: Batch) -> jax.Array:
     """
     action = algorithms.act(policy, batch.obs, batch.avail)
     rare = distribution(behaviour, batch).relative_log_prob(action) < jnp.log(LEAST_LIKELY)
-    return jnp.any(rare & has_choice(batch.avail, policy.spec.discrete), axis=-1)
+    return jnp.where(has_choice(batch.avail, policy.spec.discrete), rare.astype(jnp.float32), jnp.nan)
 
 
 class Terms(NamedTuple):

@@ -18,7 +18,7 @@ from test_algorithms import CASES, make_batch
 import omcda_jax
 from benchmarks import exact, probe, toy
 from benchmarks import selection as study
-from benchmarks.rows import put
+from benchmarks.rows import put, read
 from omcda_jax import data, envs, selection
 from omcda_jax.algorithms import bc
 from omcda_jax.checkpoint import load_policy
@@ -109,8 +109,9 @@ def test_every_algorithm_can_be_judged(name):
         found = [selection.value(state, batch)]
         if selection.has_critic(trained):
             found.append(selection.critic_value(trained, batch))
+        clone = omcda_jax.policy(omcda_jax.init(key, spec, bc.BcConfig(hidden_sizes=(8,))))
+        assert selection.departs(policy, clone, batch).shape == (rows, spec.num_agents)
         if selection.has_density(policy):
-            clone = omcda_jax.policy(omcda_jax.init(key, spec, bc.BcConfig(hidden_sizes=(8,))))
             found += list(selection.terms(state, clone, batch, jax.random.split(key, rows)))
         return found, metrics
 
@@ -160,11 +161,12 @@ def test_estimates_of_raw_batches_agree_with_numpy(random):
     def judge(state, trained, batch):
         found = selection.terms(state, clone, batch, jax.random.split(jax.random.key(0), 24))
         _, metrics = selection.update(state, batch)
-        return found, selection.value(state, batch), metrics["fqe/td"], selection.critic_value(trained, batch)
+        values = selection.value(state, batch), selection.critic_value(trained, batch)
+        return found, *values, metrics["fqe/td"], selection.departs(policy, clone, batch)
 
     targets = omcda_jax.init(jax.random.key(4), spec, CASES["omcda"][0]).target_params
     trained = trained.replace(target_params=wider(targets), normaliser=policy.normaliser)
-    found, value, error, by_critic = judge(state, trained, batch)
+    found, value, by_critic, error, departs = judge(state, trained, batch)
 
     obs = lambda actor, obs: (obs - actor.normaliser.obs_shift) * actor.normaliser.obs_factor
     scale = policy.normaliser
@@ -184,6 +186,10 @@ def test_estimates_of_raw_batches_agree_with_numpy(random):
     close(found.state_value, team(critic, reference.expectation(pi, q)))
     close(found.log_ratio, (reference.take(pi, batch.action) - reference.take(b, batch.action)).sum(axis=-1))
     close(value, team(critic, reference.take(q, pi.argmax(axis=-1))))
+    rare = b.max(axis=-1) - reference.take(b, pi.argmax(axis=-1)) > np.log(5)
+    choice = np.asarray(batch.avail).sum(axis=-1) > 1
+    assert 0 < rare[choice].sum() < choice.sum()
+    np.testing.assert_array_equal(departs, np.where(choice, rare, np.nan))
 
     next_action = log_probs(policy, batch.next_obs, batch.next_avail).argmax(axis=-1)
     next_value = team(critic, reference.take(local_network(critic["local"], then), next_action), at=1)
@@ -401,12 +407,13 @@ def test_a_trial_that_leaves_the_data_has_no_estimate(run, monkeypatch, capsys):
     assert untrained["fqe"]["value"] is untrained["dr"]["value"] is None
     assert (untrained["fqe"]["best"], learnt["fqe"]["best"]) == (0.0, 1.0)
     out = capsys.readouterr().out
-    assert "off the data" in out and "leaves the data at more than 5% of the steps: no estimate" in out
+    assert "off the data" in out and "no estimate: more than 2% of the actions leave the data" in out
 
     monkeypatch.setattr(selection, "LEAST_LIKELY", 1.01)
     assert run(*words) == 0
     assert read_selection()["chosen"] is None and not (DIRECTORY / "selected").exists()
-    assert "take none: no trial has an estimate, all leave the data at more than 5% of" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("no estimate: more than 2%") == 2 and "take none: no trial has an estimate" in out
 
 
 @pytest.mark.quick
@@ -418,17 +425,17 @@ def test_a_policy_leaves_the_data_where_its_action_is_rare(kind):
     actor, _ = table_policy(dataset.spec, problem)
     batch = data.gather(dataset, np.asarray(dataset.rows))
     judge = jax.jit(selection.departs)
-    assert not judge(actor, actor, batch).any()
+    np.testing.assert_array_equal(judge(actor, actor, batch), 0.0)
     layers = actor.params["policy"]["params"]
     moved = layers["Dense_1"]["kernel"].at[3].set(layers["Dense_1"]["kernel"][7])  # at place 3 the other way round
     other = actor.replace(
         params={"policy": {"params": layers | {"Dense_1": {"kernel": moved, "bias": layers["Dense_1"]["bias"]}}}}
     )
-    there = (np.asarray(batch.obs).argmax(axis=-1) == 3).any(axis=1)
+    there = np.asarray(batch.obs).argmax(axis=-1) == 3
     assert there.any() and not there.all()
     np.testing.assert_array_equal(judge(other, actor, batch), there)
     nowhere = batch.replace(avail=np.zeros_like(batch.avail))
-    assert not judge(other, actor, nowhere).any(), "agents without a choice"
+    assert np.isnan(judge(other, actor, nowhere)).all(), "agents without a choice"
 
 
 @pytest.mark.parametrize(
@@ -536,7 +543,14 @@ def test_regret_of_a_choice():
     ]
     for row, share in zip(rows, (0.3, 0.1, 0.2), strict=True):
         row.update(fqe=None, departure=share)
-    assert "| t | fqe | 0, off the data at 10.0% of the steps at least |" in study.lines(rows)
+    why = "10.0% of the actions leave the data at least"
+    assert study.lines(rows) == [f"| t | fqe | 0, {why} |", f"| t | dr | 0, {why} |"]
+
+
+@pytest.mark.quick
+def test_the_measured_rows_are_read():
+    rows = read("benchmarks/results/selection.csv", study.COLUMNS)
+    assert all(float(row["departure"]) <= selection.LARGEST_DEPARTURE for row in rows if row["fqe"])
 
 
 @pytest.mark.quick

@@ -27,7 +27,7 @@ ESTIMATES = ("critic", "fqe", "dr")  # from cheap to costly; an estimate include
 HELD_OUT = 0.2  # share of the episodes that no estimate is fitted on, unless data.held_out says otherwise
 FITS = 2  # fits per trial, with different networks and batches
 LARGEST_RATE = 0.05  # largest target rate that `fqe_settings` chooses
-ROWS = 1024  # rows that the doubly robust estimate handles at a time
+ROWS = 1024  # rows of the held-out episodes that are judged at a time
 
 Labels = Sequence[Mapping[str, Any]]
 
@@ -177,7 +177,7 @@ def fit_values(job: Job, state: TrainState, parts: Cut, config: ExperimentConfig
 
 
 def fit_clone(state: TrainState, parts: Cut, config: ExperimentConfig) -> Actor:
-    """Clone the behaviour policy on the same part of the data, for the ratios of the doubly robust estimate."""
+    """Clone the behaviour policy on the same part of the data, for departures and the doubly robust estimate."""
     algorithm, own = find("bc"), getattr(config.algorithm, "hidden_sizes", None)
     settings = algorithm.config() if own is None else algorithm.config(hidden_sizes=own)
     fresh = initial_state(algorithm, config.data.seed, parts.fitted.spec, settings)
@@ -196,21 +196,22 @@ def start_values(function: Any, states: TrainState, parts: Cut) -> np.ndarray:
 
 
 def departures(policies: Actor, clone: Actor, parts: Cut) -> np.ndarray:
-    """Return the share of the held-out steps at which policies [P] leave the data, [P]."""
+    """Return the share of the agents' actions in the held-out episodes by which policies [P] leave the data, [P]."""
     judge = jax.jit(
         lambda policies, batch: jax.lax.map(lambda policy: selection.departs(policy, clone, batch), policies)
     )
-    return in_blocks(lambda batch, _: judge(policies, batch), parts.held_out, parts.held_out.rows).mean(axis=1)
+    found = in_blocks(lambda batch, _: judge(policies, batch), parts.held_out, np.asarray(parts.held_out.rows))
+    return np.nan_to_num(np.nanmean(found, axis=(1, 2)))
 
 
 def in_blocks(function: Callable[[Batch, int], Any], dataset: data.Dataset, rows: np.ndarray) -> Any:
-    """Return `function(batch, block)` on R rows, block by block, as arrays [P, R] joined along the rows.
+    """Return `function(batch, block)` on R rows, block by block, as arrays [P, R, ...] joined along the rows.
 
     The last block is filled up, so that all have one shape.
     """
     blocks = []
     for block, start in enumerate(range(0, len(rows), ROWS)):
-        chosen = np.asarray(rows)[np.minimum(np.arange(start, start + ROWS), len(rows) - 1)]
+        chosen = rows[np.minimum(np.arange(start, start + ROWS), len(rows) - 1)]
         blocks.append(jax.tree.map(np.asarray, function(data.gather(dataset, chosen), block)))
     return jax.tree.map(lambda *values: np.concatenate(values, axis=1)[:, : len(rows)], *blocks)
 
@@ -262,7 +263,7 @@ class Estimates(NamedTuple):
 
     Attributes:
         values: by estimate, [P, F, E] for P trials, F fits and E held-out episodes; nan where there is no number.
-        departure: share of the held-out steps at which an agent leaves the data, [P]; or None.
+        departure: share of the agents' actions that leave the data, [P]; or None.
         effective_share: share of the episodes that remains effective under the doubly robust weights, [P]; or None.
     """
 
@@ -275,7 +276,7 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
     """Judge all trials by the requested estimate and the cheaper ones, as far as the algorithm has them.
 
     Raises:
-        NonFiniteMetrics: no fit stayed finite.
+        NonFiniteMetrics: no fit stayed finite, or the clone did not.
     """
     trials, scale = len(job.configs), job.config.data.reward_scale
     values: dict[str, np.ndarray] = {}
@@ -285,11 +286,11 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
         return Estimates(values)
     learner = dataclasses.replace(job.config.learner, updates=order.updates)
     config = dataclasses.replace(job.config, learner=learner, data=dataclasses.replace(job.config.data, shards=1))
-    fitted, finite = fit_values(job, state, parts, config)
-    by_fit = lambda found: np.where(finite[:, None], found, np.nan).reshape(trials, FITS, -1) / scale
     clone = fit_clone(state, parts, config)
     departure = departures(jax.vmap(job.algorithm.policy)(state), clone, parts)
     near = departure <= selection.LARGEST_DEPARTURE
+    fitted, finite = fit_values(job, state, parts, config)
+    by_fit = lambda found: np.where(finite[:, None], found, np.nan).reshape(trials, FITS, -1) / scale
     values["fqe"] = np.where(near[:, None, None], by_fit(start_values(selection.value, fitted, parts)), np.nan)
     if order.by == "fqe":
         return Estimates(values, departure)
@@ -374,7 +375,7 @@ def table(result: Mapping[str, Any]) -> str:
         cells = [figure, f"{judged['best']:.0%}"]
         cells += ["-" if one[name]["value"] is None else f"{one[name]['value']:.3f}" for name in others]
         cells += [f"{one[key]:.1%}" for key in shares]
-        rows.append([*map(text, one["trial"].values()), *cells, _note(one, judged["value"], largest)])
+        rows.append([*map(text, one["trial"].values()), *cells, _note(one, by, largest)])
     cells = [""] * (len(rows[0]) - 3)
     whole = result["recorded"] is not None
     cells.insert(len(trials[0]["trial"]) - 1, f"{result['recorded']:.3f}" if whole else "-")
@@ -389,24 +390,18 @@ def table(result: Mapping[str, Any]) -> str:
         f"discounted by {result['gamma']:g}"
     )
     if result["chosen"] is None:
-        why = ""
-        if all(map(_departed, trials)):
-            why = f", all leave the data at more than {selection.LARGEST_DEPARTURE:.0%} of the steps"
-        elif by == "dr":
-            why = f", the weights amount to less than {selection.LEAST_EFFECTIVE_SHARE:.0%} of the episodes"
-        return f"{heading}\n{align(rows)}\ntake none: no trial has an estimate{why}"
+        return f"{heading}\n{align(rows)}\ntake none: no trial has an estimate"
     one = trials[result["chosen"]]
     named = ", ".join(f"{key}={text(value)}" for key, value in one["trial"].items())
     return f"{heading}\n{align(rows)}\ntake {named}: the best with probability {one[by]['best']:.2f} by {by}"
 
 
-def _departed(one: Mapping[str, Any]) -> bool:
-    return one.get("departure", 0.0) > selection.LARGEST_DEPARTURE
-
-
-def _note(one: Mapping[str, Any], value: float | None, largest: float | None) -> str:
+def _note(one: Mapping[str, Any], by: str, largest: float | None) -> str:
     """What to know of a trial's estimate."""
-    if _departed(one):
-        return f"leaves the data at more than {selection.LARGEST_DEPARTURE:.0%} of the steps: no estimate"
+    value, most, least = one[by]["value"], selection.LARGEST_DEPARTURE, selection.LEAST_EFFECTIVE_SHARE
+    if one.get("departure", 0.0) > most:
+        return f"no estimate: more than {most:.0%} of the actions leave the data"
+    if by == "dr" and one["effective_share"] < least:
+        return f"no estimate: the weights amount to less than {least:.0%} of the episodes"
     over = None not in (value, largest) and value > largest
     return "above every return-to-go in the data: perhaps overestimated" if over else ""
