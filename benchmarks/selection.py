@@ -156,7 +156,7 @@ def _why_none(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
         [row[key] for row in rows if row.get(key) is not None] for key in ("departure", "effective_share")
     )
     if name != "critic" and departures and min(departures) > LARGEST_DEPARTURE:
-        return f"{min(departures):.1%} of the actions leave the data at least"
+        return f"at least {min(departures):.1%} of the actions leave the data"
     return f"weights of {max(shares):.1%} of the episodes at most" if name == "dr" and shares else None
 
 

@@ -82,7 +82,7 @@ class Categorical:
         return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
 
     def relative_log_prob(self, action: chex.Array) -> chex.Array:
-        """Return log p(action) - log p(likeliest action) in nats, at most 0: [...]; see `TanhGaussian`'s."""
+        """Return log p(action) - log p(likeliest action) in nats, at most 0: [...]."""
         return self.log_prob(action) - jnp.max(self.log_probs, axis=-1)
 
     def sample(self, key: chex.PRNGKey) -> chex.Array:

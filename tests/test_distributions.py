@@ -156,6 +156,7 @@ def test_relative_log_probability_is_zero_at_the_mode_and_nowhere_above(random):
     avail[:, 0] = False
     policy = categorical(logits, avail)
     action = np.array([1, 2, 3, 1, 2])
+    assert (policy.relative_log_prob(action) <= 0.0).all()
     expected = logits[np.arange(5), action] - logits[:, 1:].max(axis=1)
     np.testing.assert_allclose(policy.relative_log_prob(action), expected, atol=1e-6)
     np.testing.assert_array_equal(policy.relative_log_prob(policy.mode()), 0.0)
@@ -165,6 +166,7 @@ def test_relative_log_probability_is_zero_at_the_mode_and_nowhere_above(random):
     u = random.uniform(-2, 2, size=(5, 3))
     found = normal.relative_log_prob(np.tanh(u).astype(np.float32))
     distance = (u - np.asarray(normal.mean)) / np.exp(np.asarray(normal.log_std))
+    assert (found <= 0.0).all()
     np.testing.assert_allclose(found, -0.5 * np.square(distance[:, :2]).mean(axis=1), rtol=1e-3)
     np.testing.assert_allclose(normal.relative_log_prob(normal.mode()), 0.0, atol=1e-3)
     near_bound = tanh_gaussian(np.full((1, 1), 3.0), np.full((1, 1), -1.0), np.ones((1, 1), bool))

@@ -164,10 +164,10 @@ def fit(
     return layout.collect(state), guard
 
 
-def fit_values(job: Job, state: TrainState, parts: Cut, config: ExperimentConfig) -> tuple[TrainState, np.ndarray]:
-    """Fit a critic to every trial's policy FITS times; return states [P F] and whether each stayed finite."""
+def fit_values(job: Job, policies: Actor, parts: Cut, config: ExperimentConfig) -> tuple[TrainState, np.ndarray]:
+    """Fit a critic to each of policies [P] FITS times; return states [P F] and whether each stayed finite."""
     settings, trials = fqe_settings(config, parts.gamma, config.learner.updates), len(job.configs)
-    policies = jax.tree.map(lambda leaf: jnp.repeat(leaf, FITS, axis=0), jax.vmap(job.algorithm.policy)(state))
+    policies = jax.tree.map(lambda leaf: jnp.repeat(leaf, FITS, axis=0), policies)
     keys = jax.random.split(jax.random.key(config.data.seed), FITS)[jnp.tile(jnp.arange(FITS), trials)]
     fresh = jax.vmap(lambda key, policy: selection.init(key, policy, settings))(keys, policies)
     fresh = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), fresh)
@@ -286,10 +286,10 @@ def estimate(job: Job, state: TrainState, parts: Cut, order: Order) -> Estimates
         return Estimates(values)
     learner = dataclasses.replace(job.config.learner, updates=order.updates)
     config = dataclasses.replace(job.config, learner=learner, data=dataclasses.replace(job.config.data, shards=1))
-    clone = fit_clone(state, parts, config)
-    departure = departures(jax.vmap(job.algorithm.policy)(state), clone, parts)
+    policies, clone = jax.vmap(job.algorithm.policy)(state), fit_clone(state, parts, config)
+    departure = departures(policies, clone, parts)
     near = departure <= selection.LARGEST_DEPARTURE
-    fitted, finite = fit_values(job, state, parts, config)
+    fitted, finite = fit_values(job, policies, parts, config)
     by_fit = lambda found: np.where(finite[:, None], found, np.nan).reshape(trials, FITS, -1) / scale
     values["fqe"] = np.where(near[:, None, None], by_fit(start_values(selection.value, fitted, parts)), np.nan)
     if order.by == "fqe":
@@ -366,7 +366,7 @@ def table(result: Mapping[str, Any]) -> str:
     """
     by, trials, largest = result["by"], result["trials"], result["largest_return_to_go"]
     others = [name for name in ESTIMATES if name in trials[0] and name != by]
-    shares = {"departure": "off the data", "effective_share": "effective episodes"}
+    shares = {"departure": "departure", "effective_share": "effective episodes"}
     shares = {key: title for key, title in shares.items() if key in trials[0]}
     rows = [[*trials[0]["trial"], f"{by} [95 % interval]", "best", *others, *shares.values(), ""]]
     for one in trials:
